@@ -1,0 +1,41 @@
+# make demo   install, then let the embedded model draw, edit, answer and think; writes demo/index.html
+# make test   install, then lint, format, types and the fast tests
+# make slow   the slow tests
+# make clean  remove what the others made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The exact version is named on pip's command line, and first: a range would let pip take another build of PyTorch.
+TORCH := $(shell grep -E '^torch==' constraints.txt)
+
+.PHONY: venv demo test slow clean
+.DEFAULT_GOAL := test
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH) -c constraints.txt
+	$(BIN)/python -m pip install $(TORCH) -c constraints.txt -e ".[dev,train]"
+	@touch $@
+
+demo: venv
+	$(BIN)/bagel demo
+
+test: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+# pytest's status 5 says that no test is marked slow, which is no failure.
+slow: venv
+	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find bagel tests -name __pycache__ -type d -prune -exec rm -rf {} +

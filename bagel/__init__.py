@@ -1,0 +1,64 @@
+"""BAGEL: one model that reads and writes text and pictures in one sequence.
+
+    from bagel import Bagel
+    bagel = Bagel.from_pretrained("mini")
+    image = bagel.generate("a red car under a yellow sun", seed=0)
+
+Everything here but the errors is imported on first use, so that `import bagel` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bagel.errors import (
+    BagelError,
+    CheckpointError,
+    ContextLengthError,
+    DataError,
+    DeviceError,
+    ImageError,
+    PromptError,
+    RecipeError,
+    SettingError,
+    SizeError,
+    TokenizerError,
+)
+
+if TYPE_CHECKING:
+    from bagel.inference.api import Bagel
+    from bagel.inference.session import Session
+
+__version__ = "0.1.0"
+
+_LAZY = {"Bagel": "bagel.inference.api", "Session": "bagel.inference.session"}
+
+__all__ = [
+    "Bagel",
+    "BagelError",
+    "CheckpointError",
+    "ContextLengthError",
+    "DataError",
+    "DeviceError",
+    "ImageError",
+    "PromptError",
+    "RecipeError",
+    "Session",
+    "SettingError",
+    "SizeError",
+    "TokenizerError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

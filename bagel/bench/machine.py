@@ -1,0 +1,94 @@
+"""What the measurements run on: configurations, the processor, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bagel.checkpoint.official import read_config
+from bagel.config import NAMED_CONFIGS, BagelConfig, DecoderConfig
+from bagel.errors import SettingError
+
+_GOLDEN = BagelConfig(
+    decoder=DecoderConfig(
+        hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=160, vocab_size=424
+    )
+)
+
+
+def config_named(name: str) -> BagelConfig:
+    """A configuration by name (`0.5b`, `7b`, `mini`, `golden`), or of a checkpoint folder.
+
+    Raises:
+        SettingError: there is no such name or folder.
+    """
+    if name == "golden":
+        return _GOLDEN
+    if name in NAMED_CONFIGS:
+        return NAMED_CONFIGS[name]
+    folder = Path(__file__).parents[1] / "mini" / "weights" if name == "mini" else Path(name)
+    if not folder.is_dir():
+        known = ", ".join(sorted({*NAMED_CONFIGS, "mini", "golden"}))
+        raise SettingError(f"there is no configuration {name!r}: give {known}, or a checkpoint folder.")
+    return read_config(folder)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    facts: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if hasattr(os, "getloadavg"):
+        facts["load_before"] = os.getloadavg()[0]
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes taken so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that can still be taken."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2
+
+
+def layers_that_fit(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """How many decoder layers take no more than half of the free memory, at least one."""
+    d = config.decoder
+    attention = d.hidden_size * d.head_dim * (2 * d.num_heads + 2 * d.num_kv_heads)
+    layer = 2 * (attention + 3 * d.hidden_size * d.intermediate_size)
+    size = torch.finfo(dtype).bits // 8
+    room = free_memory(device) / 2 - 2 * d.vocab_size * d.hidden_size * size
+    return max(1, min(d.num_layers, int(room / (layer * size))))

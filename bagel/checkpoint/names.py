@@ -1,0 +1,65 @@
+"""Tensor names: ours on one side, those of the official layout on the other. The only place that knows both."""
+
+from __future__ import annotations
+
+import re
+
+# Within a decoder layer: our name, the official name of the und expert, where the gen expert's suffix goes.
+_EXPERT = {
+    "input_norm": "input_layernorm{}",
+    "q": "self_attn.q_proj{}",
+    "k": "self_attn.k_proj{}",
+    "v": "self_attn.v_proj{}",
+    "o": "self_attn.o_proj{}",
+    "q_norm": "self_attn.q_norm{}",
+    "k_norm": "self_attn.k_norm{}",
+    "mlp_norm": "post_attention_layernorm{}",
+    "gate": "mlp{}.gate_proj",
+    "up": "mlp{}.up_proj",
+    "down": "mlp{}.down_proj",
+}
+_VIT_LAYER = {
+    "norm1": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+_PLAIN = {
+    "decoder.embed_tokens": "language_model.model.embed_tokens",
+    "decoder.norm": "language_model.model.norm",
+    "decoder.norm_gen": "language_model.model.norm_moe_gen",
+    "decoder.lm_head": "language_model.lm_head",
+    "vit.patch_embedding": "vit_model.vision_model.embeddings.patch_embedding",
+    "vit.position_embedding": "vit_model.vision_model.embeddings.position_embedding",
+    "vit.post_norm": "vit_model.vision_model.post_layernorm",
+    "connector.fc1": "connector.fc1",
+    "connector.fc2": "connector.fc2",
+    "time_embedding.fc1": "time_embedder.mlp.0",
+    "time_embedding.fc2": "time_embedder.mlp.2",
+    "latent_in": "vae2llm",
+    "latent_out": "llm2vae",
+}
+POSITION_TABLES = {"latent_pos_embed": "latent_pos_embed.pos_embed", "vit_pos_embed": "vit_pos_embed.pos_embed"}
+
+_DECODER_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(und|gen)\.(\w+)\.(\w+)")
+_VIT_LAYER_NAME = re.compile(r"vit\.layers\.(\d+)\.(\w+)\.(\w+)")
+
+
+def official_name(name: str) -> str:
+    """The official name of a tensor of `BagelModel`, e.g. `decoder.layers.0.gen.q.weight` ->
+    `language_model.model.layers.0.self_attn.q_proj_moe_gen.weight`."""
+    if name in POSITION_TABLES:
+        return POSITION_TABLES[name]
+    if match := _DECODER_LAYER.fullmatch(name):
+        layer, expert, module, kind = match.groups()
+        suffix = "_moe_gen" if expert == "gen" else ""
+        return f"language_model.model.layers.{layer}.{_EXPERT[module].format(suffix)}.{kind}"
+    if match := _VIT_LAYER_NAME.fullmatch(name):
+        layer, module, kind = match.groups()
+        return f"vit_model.vision_model.encoder.layers.{layer}.{_VIT_LAYER[module]}.{kind}"
+    module, _, kind = name.rpartition(".")
+    return f"{_PLAIN[module]}.{kind}"

@@ -1,0 +1,125 @@
+"""Filling packs: samples of many lengths into rows of fixed size, in the background, resumable to the sample.
+
+Rows have two capacities, und and gen slots. A sample goes into the first row with room for both; one that fits nowhere waits in
+a buffer and is tried first in the next pack. A sample larger than a whole row is left out and counted, never an error.
+
+The state of the stream is a handful of integers: documents are made from their index, so the buffer is a list of indices.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bagel.data.documents import Builder, RawSample, Source
+
+
+@dataclass(frozen=True)
+class PackShape:
+    """Rows of one pack and the slots of each."""
+
+    rows: int
+    und: int
+    gen: int
+    buffer: int = 64
+
+
+@dataclass
+class RawPack:
+    """Samples by row, and the state of the stream just after they were taken."""
+
+    rows: list[list[RawSample]]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class PackStream:
+    """Endless packs from a source."""
+
+    def __init__(self, source: Source, builder: Builder, shape: PackShape, seed: int) -> None:
+        self.source, self.builder, self.shape, self.seed = source, builder, shape, seed
+        self.next_index = 0
+        self.too_large = 0
+        self.waiting: list[RawSample] = []
+
+    def sample(self, index: int) -> RawSample:
+        """The sample of an index: always the same."""
+        return self.builder(index, self.source(index), random.Random(self.seed * 1_000_003 + index))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "next_index": self.next_index,
+            "too_large": self.too_large,
+            "waiting": [sample.index for sample in self.waiting],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next_index, self.too_large = state["next_index"], state["too_large"]
+        self.waiting = [self.sample(index) for index in state["waiting"]]
+
+    def next_pack(self) -> RawPack:
+        """The next pack. It is full when the buffer is: nothing that waits fits any row."""
+        shape = self.shape
+        rows: list[list[RawSample]] = [[] for _ in range(shape.rows)]
+        und = [shape.und] * shape.rows
+        gen = [shape.gen] * shape.rows
+
+        def place(sample: RawSample) -> bool:
+            for row in range(shape.rows):
+                if sample.und_len <= und[row] and sample.gen_len <= gen[row]:
+                    rows[row].append(sample)
+                    und[row] -= sample.und_len
+                    gen[row] -= sample.gen_len
+                    return True
+            return False
+
+        self.waiting = [sample for sample in self.waiting if not place(sample)]
+        misses = 0
+        while misses <= shape.rows and len(self.waiting) <= shape.buffer:
+            sample = self.sample(self.next_index)
+            self.next_index += 1
+            if sample.und_len > shape.und or sample.gen_len > shape.gen:
+                self.too_large += 1
+            elif not place(sample):
+                self.waiting.append(sample)
+                misses += 1
+        return RawPack(rows, self.state_dict())
+
+
+class Prefetcher:
+    """Runs `produce` in a thread, a few results ahead. An error in the thread is raised where the result is taken."""
+
+    def __init__(self, produce: Callable[[], RawPack], ahead: int = 2) -> None:
+        self._queue: queue.Queue[RawPack | BaseException] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self._produce = produce
+        self._thread = threading.Thread(target=self._run, daemon=True, name="packer")
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                item: RawPack | BaseException = self._produce()
+            except BaseException as error:
+                item = error
+            while not self._stop.is_set():
+                try:
+                    self._queue.put(item, timeout=0.1)
+                    break
+                except queue.Full:
+                    continue
+            if isinstance(item, BaseException):
+                return
+
+    def get(self) -> RawPack:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)

@@ -1,0 +1,50 @@
+"""Errors a user can cause: one type per kind of bad input, all of them `BagelError`.
+
+Each message is one sentence that says what was wrong, the value found, and what would be right.
+"""
+
+from __future__ import annotations
+
+
+class BagelError(ValueError):
+    """Base of every error that BAGEL raises for bad input; catch this one to catch them all."""
+
+
+class ImageError(BagelError):
+    """A picture cannot be used: unreadable, truncated, of an unknown format, empty, or with too many pixels."""
+
+
+class PromptError(BagelError):
+    """A prompt or question cannot be used: empty, of the wrong type, or without the picture it needs."""
+
+
+class SizeError(BagelError):
+    """A width, height or tensor shape does not fit: no multiple of the stride, or beyond the position table."""
+
+
+class SettingError(BagelError):
+    """A setting is unknown, of the wrong type, or out of its range; also an inconsistent model configuration."""
+
+
+class ContextLengthError(BagelError):
+    """A context (prompt, pictures and what is to be generated) is longer than the model allows."""
+
+
+class CheckpointError(BagelError):
+    """A checkpoint folder lacks a file, or a tensor in it is missing, superfluous, misshapen or damaged."""
+
+
+class TokenizerError(CheckpointError):
+    """The tokenizer files of a checkpoint are missing, unreadable, or lack a token that the model needs."""
+
+
+class RecipeError(BagelError):
+    """A training recipe cannot be read, has an unknown key, or asks for something impossible."""
+
+
+class DataError(BagelError):
+    """Training or evaluation data is missing, unreadable, or not in the documented on-disk format."""
+
+
+class DeviceError(BagelError):
+    """A device or precision was asked for that this machine, or this build of PyTorch, does not offer."""

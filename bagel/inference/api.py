@@ -1,0 +1,348 @@
+"""`Bagel`: a loaded checkpoint that draws, edits and answers. All through one engine, lists as one batch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bagel.checkpoint.official import Checkpoint
+from bagel.errors import PromptError, SettingError
+from bagel.images import ImageSource, open_image
+from bagel.inference.batch import as_batch, open_once, pair, spread, with_progress
+from bagel.inference.defaults import Defaults, check_grid, check_size, official_defaults, read_defaults
+from bagel.inference.engine import Engine, Handle
+from bagel.inference.loading import compile_experts, load
+from bagel.inference.requests import Item, Recorder, Runtime, cost_of
+from bagel.inference.result import Result
+from bagel.inference.session import Session
+from bagel.inference.settings import GenerationSettings, Task, resolve
+from bagel.inference.tasks import Media, Order, one_shot, system_prompt
+
+Progress = Callable[[int, int], None]
+OnText = Callable[[str], None]
+
+
+class Bagel:
+    """One model that reads and writes text and pictures.
+
+    Make it with `Bagel.from_pretrained`. Every method takes the settings of `bagel.inference.settings` by name; a list
+    gives one value to each request of a batch.
+
+    Attributes:
+        config: the model's.
+        tokenizer: the model's.
+        engine: runs all requests; `engine.stats` counts what it did.
+        defaults: default settings and picture sizes of this checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, defaults: Defaults | None = None, compile: bool = False) -> None:
+        """
+        Args:
+            checkpoint: loaded.
+            defaults: the official ones if not given.
+            compile: run `torch.compile` on the experts; the first calls then take minutes, the others less.
+        """
+        self.checkpoint = checkpoint
+        self.config = checkpoint.config
+        self.tokenizer = checkpoint.tokenizer
+        self.defaults = official_defaults(checkpoint.config) if defaults is None else defaults
+        if compile:
+            compile_experts(checkpoint.model)
+        self.engine = Engine(checkpoint.model, checkpoint.autoencoder, checkpoint.special)
+        self.runtime = Runtime(
+            engine=self.engine,
+            config=checkpoint.config,
+            tokenizer=checkpoint.tokenizer,
+            special=checkpoint.special,
+            vae_transform=self.defaults.vae_transform,
+            vit_transform=self.defaults.vit_transform,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = "mini",
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        compile: bool = False,
+    ) -> Bagel:
+        """Loads a checkpoint.
+
+        Args:
+            name: "mini" (the embedded model), a folder in the official layout, or a hub id such as
+                "ByteDance-Seed/BAGEL-7B-MoT", which is downloaded once.
+            dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on accelerators and for checkpoints above 1 GB.
+            device: "cpu", "cuda", "cuda:1", "mps", or "auto": the best there is.
+            compile: as in `__init__`.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is damaged.
+            DeviceError: the device or precision is unknown, or not to be had here.
+        """
+        checkpoint, folder = load(name, dtype, device)
+        return cls(checkpoint, defaults=read_defaults(folder, checkpoint.config), compile=compile)
+
+    @property
+    def device(self) -> torch.device:
+        return self.checkpoint.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.checkpoint.model.dtype
+
+    # ------------------------------------------------------------------------------------------------ the three tasks
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        n: int = 1,
+        progress: Progress | None = None,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Draws pictures from texts.
+
+        Args:
+            prompt: a text, or a list of texts that run as one batch.
+            n: pictures for each prompt, with seeds counting up from the one given.
+            progress: called with the denoising steps done and in all, over the whole batch.
+            on_text: called with the pieces of the thinking, for a single request.
+            return_result: give `Result`s instead of pictures.
+            **settings: by name; a list gives one value for each prompt (or makes a batch of a single prompt).
+
+        Returns: a PIL image for a single request, else a list, the pictures of one prompt side by side.
+
+        Raises:
+            PromptError, SizeError, SettingError, ContextLengthError: before anything runs.
+        """
+        inputs, single = as_batch(prompt)
+        return self._batch("generate", "image", inputs, single, settings, n, progress, on_text, return_result)
+
+    def edit(
+        self,
+        image: ImageSource | Sequence[Any],
+        instruction: str | Sequence[str],
+        *,
+        n: int = 1,
+        progress: Progress | None = None,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Draws pictures from pictures and instructions.
+
+        Args:
+            image: a picture; or a list of pictures that one instruction is about; or, with a list of instructions, a
+                list with a picture or a list of pictures for each. A single picture serves all instructions.
+            instruction: a text, or a list of texts that run as one batch.
+            n, progress, on_text, return_result, **settings: as in `generate`. The size is that of the (last) picture,
+                resized for the model, unless `size` is given.
+
+        Returns and raises: as `generate`; also ImageError.
+        """
+        inputs, single = pair(image, instruction)
+        if any(len(own) < 2 for own in inputs):
+            raise PromptError("there is no picture to edit: give one, or use generate.")
+        return self._batch("edit", "image", inputs, single, settings, n, progress, on_text, return_result)
+
+    def ask(
+        self,
+        image: ImageSource | Sequence[Any] | None,
+        question: str | Sequence[str],
+        *,
+        stream: bool = False,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Answers questions about pictures, or without any.
+
+        Args:
+            image: as in `edit`; or None.
+            question: a text, or a list of texts that run as one batch.
+            stream: give an iterator over the pieces of the answer, for a single request. With `think` they include the
+                thinking as the model writes it.
+            on_text, return_result, **settings: as in `generate`.
+
+        Returns: the answer (without its thinking) for a single request, else a list.
+
+        Raises: as `edit`.
+        """
+        inputs, single = pair(image, question)
+        if stream:
+            return self._stream(inputs, single, settings)
+        return self._batch("ask", "text", inputs, single, settings, 1, None, on_text, return_result)
+
+    def interleave(
+        self,
+        inputs: Sequence[str | ImageSource],
+        *,
+        output: Media = "image",
+        noise: Tensor | None = None,
+        recorder: Recorder | None = None,
+        progress: Progress | None = None,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Continues texts and pictures in any order with a picture or a text: what `generate`, `edit` and `ask` do.
+
+        Args:
+            inputs: texts (every `str` is one) and pictures (paths as `Path`).
+            output: "image" or "text".
+            noise: (rows·columns, latent_dim) to start the picture from, instead of that from the seed.
+            recorder: is filled with the tokens, logits and latent on the way.
+            progress, on_text, return_result, **settings: as in `generate`. Defaults are those of "edit" where a picture
+                is among the inputs of a picture.
+
+        Raises: as `edit`.
+        """
+        if output not in ("image", "text"):
+            raise SettingError(f"output is {output!r}: it must be 'image' or 'text'.")
+        pictures = any(not isinstance(item, str) for item in inputs)
+        task: Task = "ask" if output == "text" else "edit" if pictures else "generate"
+        extra = {"noise": noise, "recorder": recorder}
+        return self._batch(task, output, [list(inputs)], True, settings, 1, progress, on_text, return_result, extra)
+
+    # ------------------------------------------------------------------------------------------------------- sessions
+
+    def session(self, *, think: bool = False, understanding: bool = False) -> Session:
+        """An interleaved conversation whose cache is kept between turns.
+
+        Args:
+            think: put the system prompt for thinking first, and think before each picture and answer.
+            understanding: pictures are only asked about, never drawn; they then cost half the tokens.
+        """
+        return Session(self, think=think, understanding=understanding)
+
+    def load_session(self, folder: str | os.PathLike[str]) -> Session:
+        """A session that `Session.save` wrote."""
+        return Session.load(self, folder)
+
+    # ------------------------------------------------------------------------------------------------- what they share
+
+    def check_items(self, inputs: Sequence[str | ImageSource], output: Media) -> list[Item]:
+        """Opens and checks what is given, before any work.
+
+        Raises:
+            PromptError, ImageError, SizeError: it cannot be used.
+        """
+        items: list[Item] = []
+        for value in inputs:
+            if isinstance(value, str):
+                if not value.strip():
+                    raise PromptError(f"the text is {value!r}: write something that the model can go by.")
+                items.append(("text", value))
+                continue
+            image = open_image(value)
+            resized = self.runtime.vae_transform.size(*image.size)
+            if output == "image":
+                check_size(resized, self.config, "the picture, resized for the model,")
+            check_grid(self.runtime.vit_transform.size(*resized), self.config, self.config.vit.patch_size)
+            items.append(("image", image))
+        if not items:
+            raise PromptError("there is neither text nor picture: give at least one.")
+        return items
+
+    def picture_size(self, settings: GenerationSettings, items: Sequence[Item]) -> tuple[int, int]:
+        """Width and height of the picture to be drawn: as set, or that of the last picture, or the checkpoint's
+            default.
+
+        Raises:
+            SizeError: the model cannot draw that size.
+        """
+        last = next((content for _, content in reversed(items) if isinstance(content, Image.Image)), None)
+        if settings.size is not None:
+            size = settings.size
+        elif last is not None:
+            return self.runtime.vae_transform.size(*last.size)
+        else:
+            size = self.defaults.of("generate").get("size") or official_defaults(self.config).of("generate")["size"]
+        check_size(size, self.config)
+        return size
+
+    def order(self, task: Task, values: dict[str, Any], items: Sequence[Item], **extra: Any) -> Order:
+        """Validates the settings of one request; a picture's size is found from `items`."""
+        settings = resolve(task, values, self.defaults.of(task))
+        seed = secrets.randbits(32) if settings.seed is None else settings.seed
+        size = None if task == "ask" else self.picture_size(settings, items)
+        noise = extra.get("noise")
+        if noise is not None and size is not None:
+            stride = self.config.latent_stride
+            wanted = (size[0] // stride) * (size[1] // stride), self.config.latent_dim
+            if tuple(noise.shape) != wanted:
+                raise SettingError(
+                    f"the noise is {tuple(noise.shape)}: a picture of {size[0]}×{size[1]} needs {wanted}."
+                )
+        return Order(task, settings, seed, size, **extra)
+
+    def _submit(self, items: list[Item], output: Media, order: Order) -> Handle[Result]:
+        text = order.settings.max_new_tokens if output == "text" else 0
+        text = order.settings.max_think_tokens if output == "image" and order.settings.think else text
+        reserve = cost_of(self.runtime, items, None, 0) + min(text, 256) + 2
+        cost = cost_of(self.runtime, items, order.size, text)
+        return self.engine.submit(one_shot(self.runtime, items, output, order, reserve), cost)
+
+    def _batch(
+        self,
+        task: Task,
+        output: Media,
+        inputs: list[list[Any]],
+        single: bool,
+        settings: dict[str, Any],
+        n: int,
+        progress: Progress | None,
+        on_text: OnText | None,
+        return_result: bool,
+        extra: dict[str, Any] | None = None,
+    ) -> Any:
+        """Checks everything, then runs all requests together."""
+        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+            raise SettingError(f"n is {n!r}: it must be a whole number, at least 1.")
+        inputs, values, single = spread(inputs, settings, single)
+        prepared: list[tuple[list[Item], Order]] = []
+        for given, own in zip(open_once(inputs), values, strict=True):
+            items = self.check_items(given, output)
+            for i in range(n):
+                order = self.order(task, own, items, on_text=on_text, **(extra or {}))
+                if i and own.get("seed") is not None:
+                    order = self.order(task, {**own, "seed": order.seed + i}, items, on_text=on_text, **(extra or {}))
+                self._check_room(items, output, order)
+                prepared.append((items, order))
+        single = single and n == 1
+        if on_text is not None and len(prepared) > 1:
+            raise SettingError(f"on_text follows a single request: this is a batch of {len(prepared)}.")
+        if progress is not None and output == "image":
+            prepared = with_progress(prepared, progress)
+        handles = [self._submit(items, output, order) for items, order in prepared]
+        self.engine.run_until(handles)
+        results = [handle.result() for handle in handles]
+        found = results if return_result else [result.value for result in results]
+        return found[0] if single else found
+
+    def _stream(self, inputs: list[list[Any]], single: bool, settings: dict[str, Any]) -> Iterator[str]:
+        inputs, values, single = spread(inputs, settings, single)
+        if not single:
+            raise SettingError(f"stream follows a single question: these are {len(inputs)}.")
+        pieces: deque[str] = deque()
+        items = self.check_items(inputs[0], "text")
+        order = self.order("ask", values[0], items, on_text=pieces.append)
+        self._check_room(items, "text", order)
+        return self._stream_handle(items, order, pieces)
+
+    def _stream_handle(self, items: list[Item], order: Order, pieces: deque[str]) -> Iterator[str]:
+        yield from self.engine.stream(self._submit(items, "text", order), pieces)
+
+    def _check_room(self, items: list[Item], output: Media, order: Order) -> None:
+        first = [system_prompt(output)] if order.settings.think else []
+        self.runtime.check_room(0, self.runtime.positions([*first, *items], latents=output == "image"))

@@ -1,0 +1,397 @@
+"""The engine: all active requests advance together, one packed forward pass a step.
+
+A request is a generator. It yields a list of work and is sent the list of results; what it returns is its result:
+
+    logits, = yield [Row(context, (segment,), Output.LOGITS)]        # a prefill, or one token
+    hidden = yield [Row(c, (noised,), Output.HIDDEN, tail=t) for …]    # one denoising step, all guidance branches
+    latents = yield [Encode(pixels) for pixels in pictures]
+
+Each step gathers the work of all requests, whatever their kinds, sizes and settings; packs all rows into one sequence
+and runs the model once; runs pictures of one size through the autoencoder together; and hands each request its results.
+Requests join and leave between steps. A request that fails does so alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from bagel.model.attention import CachedAttention, CachedSample
+from bagel.model.bagel import BagelModel
+from bagel.model.cache import Context, Tail
+from bagel.model.vae import Autoencoder
+from bagel.sequence import PackSpec, Sample, Segment, SpecialTokens, pack, segment_length
+
+T = TypeVar("T")
+
+
+class Output(Enum):
+    """What a row of work results in."""
+
+    NONE = "nothing"  # None: the context has grown
+    LOGITS = "logits"  # (vocab,) of what follows the row's last token
+    HIDDEN = "hidden"  # (N, hidden) of the last segment's latents, before the final norm
+
+
+@dataclass(eq=False)
+class Row:
+    """Segments to be read behind a context.
+
+    Attributes:
+        context: what they follow. Within one step no context may stand in two rows that append.
+        segments: what to read.
+        output: what is wanted.
+        tail: scratch to use; the context then stays as it is. None: the segments become part of the context.
+        record: whether the context keeps an entry for each segment.
+    """
+
+    context: Context
+    segments: tuple[Segment, ...]
+    output: Output = Output.NONE
+    tail: Tail | None = None
+    record: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return sum(segment_length(segment) for segment in self.segments)
+
+
+@dataclass(eq=False)
+class Encode:
+    """Pixels (3, H, W) in [-1, 1] -> scaled latent (z, h, w), float32 on the model's device."""
+
+    pixels: Tensor
+
+
+@dataclass(eq=False)
+class Decode:
+    """Scaled latent (z, h, w) -> pixels (3, H, W), float32 on the CPU."""
+
+    latent: Tensor
+
+
+Work = Row | Encode | Decode
+Request = Generator[list[Work], list[Any], T]
+
+
+@dataclass
+class EngineStats:
+    """What an engine has done since it was made."""
+
+    steps: int = 0
+    forwards: int = 0
+    rows: int = 0
+    prefill_tokens: int = 0  # read into contexts
+    written_tokens: int = 0  # of texts being written, one a forward pass
+    noised_tokens: int = 0  # of denoising steps, image markers included
+    encoded: int = 0  # pictures
+    decoded: int = 0
+
+
+class Handle(Generic[T]):
+    """A submitted request."""
+
+    def __init__(self, request: Request[T], cost: int, lock: threading.RLock) -> None:
+        self._request = request
+        self._lock = lock
+        self.cost = cost
+        self._work: list[Work] | None = None  # None: not begun
+        self._running = False
+        self._cancelled = False
+        self._value: T | None = None
+        self.error: BaseException | None = None
+        self.done = False
+
+    def result(self) -> T:
+        """What the request returned.
+
+        Raises:
+            RuntimeError: it is not done yet.
+            CancelledError: it was cancelled.
+            Exception: what the request raised.
+        """
+        if not self.done:
+            raise RuntimeError("the request is not done: run the engine first")
+        if self.error is not None:
+            raise self.error
+        return self._value  # type: ignore[return-value]  # set when done without an error
+
+    def cancel(self) -> None:
+        """Ends the request at once, or, when called from inside it, as soon as it waits; its memory is free again."""
+        with self._lock:
+            self._cancelled = True
+            if not self._running and not self.done:
+                self._close()
+
+    def _close(self) -> None:
+        self._request.close()
+        self._finish(error=CancelledError())
+
+    def _finish(self, value: T | None = None, error: BaseException | None = None) -> None:
+        self._value, self.error, self.done = value, error, True
+        self._work = None
+
+    def _advance(self, results: list[Any] | None, error: Exception | None = None) -> None:
+        """Runs the request to its next work or its end. What it raises is kept in the handle."""
+        self._running = True
+        try:
+            if error is not None:
+                self._work = self._request.throw(error)
+            else:
+                self._work = next(self._request) if results is None else self._request.send(results)
+            while not self._work:
+                self._work = self._request.send([])
+        except StopIteration as stop:
+            self._finish(stop.value)
+        except BaseException as raised:
+            self._finish(error=raised)
+            if not isinstance(raised, Exception):  # an interrupt ends this request, and everybody's step
+                raise
+        finally:
+            self._running = False
+        if self._cancelled and not self.done:
+            self._close()
+
+
+@dataclass(eq=False)
+class _Item:
+    """One piece of work in a step, and what became of it."""
+
+    owner: Handle[Any]
+    work: Work
+    result: Any = None
+    error: Exception | None = None
+
+
+class Engine:
+    """Runs requests together. Safe to use from several threads: whoever waits for a result drives all requests.
+
+    Args:
+        model, autoencoder: loaded, in evaluation mode, on one device.
+        special: ids of the special tokens.
+        max_step_tokens: the most tokens of one forward pass; a step with more takes several.
+        max_active_cost: requests wait while those running have this much cost (in tokens) in all.
+        max_step_pixels: the most pixels of one autoencoder pass.
+    """
+
+    def __init__(
+        self,
+        model: BagelModel,
+        autoencoder: Autoencoder,
+        special: SpecialTokens,
+        *,
+        max_step_tokens: int = 32768,
+        max_active_cost: int = 262144,
+        max_step_pixels: int = 4 * 1024 * 1024,
+    ) -> None:
+        self.model, self.autoencoder = model, autoencoder
+        self.spec = PackSpec.of(model.config, special)
+        self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
+        self.max_step_pixels = max_step_pixels
+        self.stats = EngineStats()
+        self._lock = threading.RLock()
+        self._waiting: deque[Handle[Any]] = deque()
+        self._active: list[Handle[Any]] = []
+        self._stepping = False
+
+    def new_context(self, reserve: int = 0) -> Context:
+        """An empty context; `reserve` tokens are expected in all."""
+        return Context(self.model.config.decoder, self.model.dtype, self.model.device, reserve)
+
+    def submit(self, request: Request[T], cost: int = 0) -> Handle[T]:
+        """Takes a request in; it begins with the next step that has room.
+
+        Args:
+            request: a generator, not yet begun.
+            cost: tokens of cache that it will hold.
+        """
+        handle = Handle(request, cost, self._lock)
+        with self._lock:
+            self._waiting.append(handle)
+        return handle
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is left."""
+        return not self._active and not self._waiting
+
+    def step(self) -> None:
+        """Advances every active request by one piece of work.
+
+        Raises:
+            RuntimeError: called by a request, or by one of its callbacks.
+        """
+        with self._lock, torch.inference_mode():
+            if self._stepping:
+                raise RuntimeError("a request or its callback cannot run the engine that runs it")
+            self._stepping = True
+            try:
+                self._step()
+            finally:
+                self._stepping = False
+
+    def _step(self) -> None:
+        self._admit()
+        items = [_Item(handle, work) for handle in self._active for work in handle._work or ()]
+        if items:
+            self.stats.steps += 1
+        rows = [item for item in items if isinstance(item.work, Row)]
+        for batch in _batches(rows, lambda item: item.work.tokens, self.max_step_tokens):
+            self._attempt(self._forward, batch)
+        for kind, run in ((Encode, self._encode), (Decode, self._decode)):
+            pictures = [item for item in items if isinstance(item.work, kind)]
+            pictures.sort(key=_shape)
+            for _, group in groupby(pictures, key=_shape):
+                for batch in _batches(list(group), self._pixels, self.max_step_pixels):
+                    self._attempt(run, batch)
+        self._deliver(items)
+
+    def run_until(self, handles: Iterable[Handle[Any]]) -> None:
+        """Steps until all of `handles` are done, however that ends. If interrupted, they are cancelled."""
+        handles = list(handles)
+        try:
+            for handle in handles:
+                while not handle.done:
+                    self._step_for(handle)
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    def stream(self, handle: Handle[Any], pieces: deque[str]) -> Iterator[str]:
+        """Steps while a request writes into `pieces`, and gives them out. If abandoned, the request is cancelled.
+
+        Raises: what the request raised.
+        """
+        try:
+            while not handle.done:
+                self._step_for(handle)
+                while pieces:
+                    yield pieces.popleft()
+            yield from pieces  # of a last step that another thread took
+            handle.result()
+        finally:
+            handle.cancel()
+
+    def _step_for(self, handle: Handle[Any]) -> None:
+        with self._lock:
+            if handle.done:  # by another thread, while this one waited
+                return
+            if handle not in self._active and handle not in self._waiting:
+                raise RuntimeError("the request was not submitted to this engine")
+            self.step()
+
+    def _admit(self) -> None:
+        self._active = [handle for handle in self._active if not handle.done]
+        cost = sum(handle.cost for handle in self._active)
+        while self._waiting:
+            handle = self._waiting[0]
+            if self._active and cost + handle.cost > self.max_active_cost:
+                return
+            self._waiting.popleft()
+            if not handle.done:
+                handle._advance(None)
+            if not handle.done:
+                self._active.append(handle)
+                cost += handle.cost
+
+    def _deliver(self, items: list[_Item]) -> None:
+        for handle, group in groupby(items, key=lambda item: item.owner):
+            own = list(group)
+            if handle.done:  # cancelled by another request's callback
+                continue
+            error = next((item.error for item in own if item.error is not None), None)
+            handle._advance([item.result for item in own], error)
+        self._active = [handle for handle in self._active if not handle.done]
+
+    def _attempt(self, run: Callable[[list[_Item]], None], batch: list[_Item]) -> None:
+        """Runs a batch; if it fails, each request's part on its own, so that only the culprits fail."""
+        try:
+            run(batch)
+        except Exception as error:
+            owners = [list(group) for _, group in groupby(batch, key=lambda item: item.owner)]
+            if len(owners) == 1:
+                for item in batch:
+                    item.error = error
+            else:
+                for own in owners:
+                    self._attempt(run, own)
+
+    def _forward(self, batch: list[_Item]) -> None:
+        rows: list[Row] = [item.work for item in batch if isinstance(item.work, Row)]
+        packed = pack([[Sample(row.segments, row.context.position) for row in rows]], self.spec)
+        tails = [row.tail or row.context.allocate(row.tokens) for row in rows]
+        attend = CachedAttention([CachedSample(s, t) for s, t in zip(packed.spans, tails, strict=True)])
+        und, gen = self.model(packed.to(self.model.device), attend)
+        last = [
+            spans[-1].und[1] - 1 for row, spans in zip(rows, packed.spans, strict=True) if row.output is Output.LOGITS
+        ]
+        logits = iter(self.model.logits(und[last]).float() if last else ())
+        self.stats.forwards += 1
+        for item, row, spans, tail in zip(batch, rows, packed.spans, tails, strict=True):
+            if row.output is Output.LOGITS:
+                item.result = next(logits)
+            elif row.output is Output.HIDDEN:
+                item.result = gen[slice(*spans[-1].gen)]
+            if row.tail is None:
+                row.context.commit(tail, row.segments, record=row.record)
+                if row.record:
+                    self.stats.prefill_tokens += row.tokens
+                else:
+                    self.stats.written_tokens += row.tokens
+            else:
+                self.stats.noised_tokens += row.tokens
+            self.stats.rows += 1
+
+    def _encode(self, batch: list[_Item]) -> None:
+        pixels = torch.stack([item.work.pixels for item in batch if isinstance(item.work, Encode)])
+        latents = self.autoencoder.encode(pixels.to(self.model.device, self._picture_dtype)).float()
+        for item, latent in zip(batch, latents, strict=True):
+            item.result = latent
+        self.stats.encoded += len(batch)
+
+    def _decode(self, batch: list[_Item]) -> None:
+        latents = torch.stack([item.work.latent for item in batch if isinstance(item.work, Decode)])
+        pixels = self.autoencoder.decode(latents.to(self.model.device, self._picture_dtype)).float().cpu()
+        for item, picture in zip(batch, pixels, strict=True):
+            item.result = picture
+        self.stats.decoded += len(batch)
+
+    @property
+    def _picture_dtype(self) -> torch.dtype:
+        return self.autoencoder.encoder.conv_in.weight.dtype
+
+    def _pixels(self, item: _Item) -> int:
+        *_, height, width = _shape(item)
+        scale = self.model.config.vae.downsample if isinstance(item.work, Decode) else 1
+        return height * width * scale**2
+
+
+def _shape(item: _Item) -> tuple[int, ...]:
+    work = item.work
+    return tuple(
+        work.pixels.shape if isinstance(work, Encode) else work.latent.shape if isinstance(work, Decode) else ()
+    )
+
+
+def _batches(items: list[_Item], size: Callable[[Any], int], limit: int) -> Iterator[list[_Item]]:
+    """Neighbours together, as many as have no more than `limit` in all; at least one."""
+    batch: list[_Item] = []
+    total = 0
+    for item in items:
+        if batch and total + size(item) > limit:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch

@@ -1,0 +1,106 @@
+"""From a name to a loaded checkpoint: the embedded model, a folder, or the hub; device and precision."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from bagel.checkpoint.official import AUTOENCODER_FILE, Checkpoint, load_checkpoint, model_file
+from bagel.errors import CheckpointError, DeviceError
+from bagel.inference.defaults import DEFAULTS_FILE
+from bagel.model.bagel import BagelModel
+
+MINI = "mini"
+MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
+_LARGE = 10**9  # bytes
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_HUB_FILES = ["*.json", "merges.txt", "ema.safetensors", "model.safetensors", AUTOENCODER_FILE, DEFAULTS_FILE]
+
+
+def find_folder(name: str | os.PathLike[str]) -> Path:
+    """The local folder of a checkpoint: "mini", a folder, or a hub id, which is downloaded where it is not cached.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be downloaded.
+    """
+    text = os.fspath(name)
+    if text == MINI:
+        if not MINI_FOLDER.is_dir():
+            raise CheckpointError(f"the embedded model is missing from {MINI_FOLDER}: install the package anew.")
+        return MINI_FOLDER
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(name, str) and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", text):
+        return _download(text)
+    raise CheckpointError(f"{text!r} is no folder: give 'mini', a checkpoint folder, or a hub id such as 'owner/name'.")
+
+
+def _download(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
+    except Exception as error:  # of many types: no network, no such repository, no access, a full disk
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{repository!r} is no folder here and could not be downloaded from the hub ({reason}): "
+            "check the name and the network, or download it elsewhere and give the folder."
+        ) from error
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """
+    Raises:
+        DeviceError: unknown, or not to be had here.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device is {device!r}: it must be 'auto', 'cpu', 'cuda', 'cuda:0' or 'mps'.") from error
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (chosen.index or 0) >= count:
+            raise DeviceError(f"device is {str(chosen)!r}, but PyTorch finds {count} CUDA devices here; try 'cpu'.")
+    elif chosen.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("device is 'mps', but this machine or build of PyTorch does not offer it; try 'cpu'.")
+    elif chosen.type != "cpu":
+        raise DeviceError(f"device is {str(chosen)!r}: it must be 'auto', 'cpu', 'cuda' or 'mps'.")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
+    """
+    Raises:
+        DeviceError: unknown.
+    """
+    if dtype == "auto":
+        large = model_file(folder).stat().st_size > _LARGE
+        return torch.float32 if device.type == "cpu" and not large else torch.bfloat16
+    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in _DTYPES.values():
+        raise DeviceError(f"dtype is {dtype!r}: it must be 'auto', {', '.join(map(repr, _DTYPES))}.")
+    return chosen
+
+
+def load(name: str | os.PathLike[str], dtype: str | torch.dtype, device: str | torch.device) -> tuple[Checkpoint, Path]:
+    """Loads a checkpoint, and says in which folder it is. Arguments and errors as `Bagel.from_pretrained`."""
+    where = choose_device(device)
+    folder = find_folder(name)
+    return load_checkpoint(folder, dtype=choose_dtype(dtype, where, folder), device=where), folder
+
+
+def compile_experts(model: BagelModel) -> None:
+    """Runs `torch.compile` on everything in a layer but the softmax; the number of tokens stays free."""
+    for layer in model.decoder.layers:
+        for expert in (layer.und, layer.gen):
+            for method in ("project", "finish"):
+                setattr(expert, method, torch.compile(getattr(expert, method), dynamic=True))

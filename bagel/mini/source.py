@@ -1,0 +1,66 @@
+"""The picture world as a source of training documents."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from bagel.data.documents import Document, PicturePart, TextPart
+from bagel.mini.documents import Say, Show, sample_document
+from bagel.mini.draw import draw
+
+# Tasks whose pictures are drawn from conditions that dropout may remove. Where an answer is to be given about a picture, or a
+# plan follows a prompt, removing the condition would teach guessing.
+_DROPPABLE = ("draw", "edit", "chain")
+_ONE_COPY = ("chain", "session")  # long documents
+
+
+class MiniSource:
+    """Documents by index, at one picture size."""
+
+    def __init__(
+        self,
+        seed: int,
+        *,
+        side: int = 64,
+        mix: Mapping[str, float] | None = None,
+        copies: int = 1,
+        unconditional_thinking: float = 0.1,
+    ) -> None:
+        """
+        Args:
+            seed: of the whole supply.
+            side: pixels of a picture's side.
+            mix: weight of each task; None for the default.
+            copies: noised copies of each target in short documents.
+            unconditional_thinking: share of thinking documents that lose prompt and plan together, so that guidance has its
+                context of the system prompt (and pictures) alone.
+        """
+        self.seed, self.side, self.mix, self.copies = seed, side, mix, copies
+        self.unconditional_thinking = unconditional_thinking
+
+    def __call__(self, index: int) -> Document:
+        rng = random.Random(self.seed * 7_368_787 + index)
+        task, parts = sample_document(rng, self.mix)
+        if task in ("think_draw", "think_edit") and rng.random() < self.unconditional_thinking:
+            system = parts[0]
+            parts = (system, *(part for part in parts[1:] if isinstance(part, Show)))
+        droppable = task in _DROPPABLE
+        draws = any(isinstance(part, Show) and part.target for part in parts)
+        document: list[TextPart | PicturePart] = []
+        for number, part in enumerate(parts):
+            if isinstance(part, Say):
+                document.append(TextPart(part.text, loss=part.loss, droppable=droppable))
+                continue
+            followed = number + 1 < len(parts)
+            document.append(
+                PicturePart(
+                    draw(part.scene, self.side),
+                    target=part.target,
+                    vae=followed and draws,
+                    vit=followed,
+                    copies=1 if task in _ONE_COPY else self.copies,
+                    droppable=droppable,
+                )
+            )
+        return document

@@ -1,0 +1,186 @@
+"""Attention of both experts' tokens in one softmax.
+
+The decoder hands over queries, keys and values of und and gen slots; an *attend* object knows who sees whom:
+
+- `MaskedAttention` for training: rows of slots under one mask, through SDPA, or FlexAttention where that is faster (CUDA);
+- `CachedAttention` for inference: each sample's new tokens against its own context, whose cache is appended in place.
+
+Grouped queries are folded into the sequence axis, (kv_heads, group·n, head_dim), so that keys and values are never repeated.
+Nothing here needs flash-attn or any other package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel.model.cache import Tail
+from bagel.sequence import CAUSAL, PackedSequence, SegmentSpan
+
+Pair = tuple[Tensor, Tensor]  # of und slots (S, heads, head_dim) and gen slots (G, heads, head_dim)
+
+
+class Attend(Protocol):
+    """One layer's attention: queries, keys and values of all slots in, attended values out."""
+
+    def __call__(self, query: Pair, key: Pair, value: Pair) -> Pair: ...
+
+
+class Attention(Protocol):
+    """Who sees whom, for all layers of one forward pass."""
+
+    def for_layer(self, layer: int) -> Attend: ...
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+class MaskedAttention:
+    """Attention over the rows of a pack. `mask` is (rows, L, L) bool, True = may attend (`PackedSequence.mask`)."""
+
+    def __init__(self, packed: PackedSequence, mask: Tensor | None = None) -> None:
+        self.rows, self.und_len, self.gen_len = packed.rows, packed.und_len, packed.gen_len
+        self.mask = (packed.mask() if mask is None else mask)[:, None]  # (rows, 1, L, L)
+
+    def for_layer(self, layer: int) -> Attend:
+        return self
+
+    def __call__(self, query: Pair, key: Pair, value: Pair) -> Pair:
+        return masked_attention(self.rows, self.mask, query, key, value)
+
+
+def masked_attention(rows: int, mask: Tensor, query: Pair, key: Pair, value: Pair) -> Pair:
+    """SDPA over rows under a (rows, 1, L, L) mask."""
+    heads, dim = query[0].shape[1:]
+    kv_heads = key[0].shape[1]
+    group = heads // kv_heads
+
+    def by_row(pair: Pair) -> Tensor:  # -> (rows, L, heads, head_dim)
+        return torch.cat([part.view(rows, -1, *part.shape[1:]) for part in pair], dim=1)
+
+    q, k, v = by_row(query), by_row(key), by_row(value)
+    length = q.shape[1]
+    q = q.view(rows, length, kv_heads, group, dim).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, group * length, dim)
+    mask = mask.repeat(1, 1, group, 1) if group > 1 else mask
+    out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    out = out.view(rows, kv_heads, group, length, dim).permute(0, 3, 1, 2, 4).reshape(rows, length, heads, dim)
+    und_len = query[0].shape[0] // rows
+    return out[:, :und_len].flatten(0, 1), out[:, und_len:].flatten(0, 1)
+
+
+# --------------------------------------------------------------------------------------------------------- inference
+
+
+@dataclass(frozen=True)
+class CachedSample:
+    """One sample of an inference pack: where its new tokens stand, and the room for their keys and values."""
+
+    spans: list[SegmentSpan]
+    tail: Tail
+
+
+class CachedAttention:
+    """Each sample's new tokens against its context and themselves.
+
+    A full or noised segment sees everything up to its own end; a text sees everything before it and, causally, itself. Both are
+    contiguous stretches of the cache, so no mask is needed except a small one for a text behind a context.
+    """
+
+    def __init__(self, samples: list[CachedSample]) -> None:
+        self.samples = samples
+
+    def for_layer(self, layer: int) -> Attend:
+        return partial(self._attend, layer)
+
+    def _attend(self, layer: int, query: Pair, key: Pair, value: Pair) -> Pair:
+        und_out, gen_out = torch.empty_like(query[0]), torch.empty_like(query[1])
+        for sample in self.samples:
+            tail = sample.tail
+            for span in sample.spans:
+                und, gen = slice(*span.und), slice(*span.gen)
+                n_und = span.und[1] - span.und[0]
+                tail.write(layer, span.start, key[0][und], value[0][und])
+                if span.gen[1] > span.gen[0]:
+                    tail.write(layer, span.start + n_und, key[1][gen], value[1][gen])
+                    q = torch.cat([query[0][und], query[1][gen]])
+                else:
+                    q = query[0][und]
+                parts = tail.visible(layer, span.start + span.length)
+                out = attend_parts(q, parts, causal=span.mode == CAUSAL)
+                und_out[und] = out[:n_und]
+                if span.gen[1] > span.gen[0]:
+                    gen_out[gen] = out[n_und:]
+        return und_out, gen_out
+
+
+def attend_parts(query: Tensor, parts: list[tuple[Tensor, Tensor]], *, causal: bool) -> Tensor:
+    """Attention of `query` (n, heads, head_dim) over keys and values that lie in several pieces of memory.
+
+    Args:
+        query: the last n tokens of what `parts` hold.
+        parts: (keys, values), each (kv_heads, length, head_dim). The queries' own keys end the last part.
+        causal: whether the queries see one another causally; else fully.
+
+    Returns: (n, heads, head_dim)
+    """
+    n, heads, dim = query.shape
+    kv_heads = parts[0][0].shape[0]
+    group = heads // kv_heads
+    causal = causal and n > 1
+    last = parts[-1][0].shape[1]
+    if causal and len(parts) == 1 and last == n:
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None], parts[0][0][None], parts[0][1][None], is_causal=True, enable_gqa=group > 1
+        )
+        return out[0].transpose(0, 1)
+    folded = query.view(n, kv_heads, group, dim).permute(1, 2, 0, 3).reshape(1, kv_heads, group * n, dim)
+    mask = None
+    if causal:
+        mask = torch.ones(n, last, dtype=torch.bool, device=query.device).tril(last - n).repeat(group, 1)[None, None]
+    if len(parts) == 1:
+        out = F.scaled_dot_product_attention(folded, parts[0][0][None], parts[0][1][None], attn_mask=mask)
+    else:
+        out = _attend_and_merge(folded, parts, mask)
+    return out.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
+
+
+def _attend_and_merge(query: Tensor, parts: list[tuple[Tensor, Tensor]], last_mask: Tensor | None) -> Tensor:
+    """Softmax over all parts, from the parts' own softmaxes and their log-sum-exps (as flash decoding does)."""
+    if not _has_partial(query):
+        keys = torch.cat([k for k, _ in parts], dim=1)[None]
+        values = torch.cat([v for _, v in parts], dim=1)[None]
+        if last_mask is not None:
+            before = keys.shape[2] - last_mask.shape[-1]
+            last_mask = F.pad(last_mask, (before, 0), value=True)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=last_mask)
+    masks = [None] * (len(parts) - 1) + [last_mask]
+    pieces = [_partial(query, k[None], v[None], m) for (k, v), m in zip(parts, masks, strict=True)]
+    total = torch.logsumexp(torch.stack([lse for _, lse in pieces]), dim=0)
+    out = sum((o * (lse - total).exp()[..., None] for o, lse in pieces), torch.zeros((), device=query.device))
+    return out.to(query.dtype)
+
+
+def _has_partial(query: Tensor) -> bool:
+    return query.device.type in ("cpu", "cuda")
+
+
+def _partial(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One part's attention (float or half) and its log-sum-exp (1, heads, n) in float32."""
+    if query.device.type == "cpu":
+        bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
+        return out, lse
+    if mask is None and query.dtype != torch.float32:
+        result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+        return result[0], result[1]
+    # Few queries behind a mask, or float32: plain matmuls are exact and their scores small.
+    scores = (query.float() @ key.float().transpose(-1, -2)) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    lse = scores.logsumexp(-1)
+    return (scores - lse[..., None]).exp() @ value.float(), lse

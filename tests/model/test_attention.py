@@ -1,0 +1,118 @@
+"""Attention over a cache in several pieces, against a softmax in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bagel.config import BagelConfig, DecoderConfig, VitConfig
+from bagel.model import attention
+from bagel.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_parts
+from bagel.model.cache import Context
+from bagel.sequence import PackSpec, Sample, SpecialTokens, TextSegment, VaeSegment, VitSegment, pack, segment_length
+
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def reference(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
+    """Plain softmax attention in float64: (n, heads, dim) over (kv_heads, length, dim)."""
+    n, heads, dim = query.shape
+    q = query.double().transpose(0, 1)
+    k = keys.double().repeat_interleave(heads // keys.shape[0], 0)
+    v = values.double().repeat_interleave(heads // keys.shape[0], 0)
+    scores = q @ k.transpose(1, 2) * dim**-0.5
+    if causal:
+        length = keys.shape[1]
+        hidden = torch.ones(n, length, dtype=torch.bool).triu(length - n + 1)
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(0, 1)
+
+
+def split(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
+    """Pieces of (kv_heads, length, dim), each a stretch of a larger buffer, as in a cache."""
+    pieces = []
+    for piece in x.split(sizes, dim=1):
+        buffer = torch.full((x.shape[0], piece.shape[1] + 5, x.shape[2]), float("nan"), dtype=x.dtype)
+        buffer[:, : piece.shape[1]] = piece
+        pieces.append(buffer[:, : piece.shape[1]])
+    return pieces
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["merged", "concatenated"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("n", "sizes"), [(1, (1,)), (7, (7,)), (1, (20,)), (5, (40,)), (1, (9, 1)), (6, (3, 11, 8)), (30, (64, 1, 33))]
+)
+def test_pieces_against_float64(
+    n: int,
+    sizes: tuple[int, ...],
+    heads: tuple[int, int],
+    causal: bool,
+    dtype: torch.dtype,
+    whole: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if whole:
+        monkeypatch.setattr(attention, "_has_partial", lambda query: False)
+    length = sum(sizes)
+    query = torch.randn(n, heads[0], 8).to(dtype)
+    keys, values = (torch.randn(heads[1], length, 8).to(dtype) for _ in range(2))
+    got = attend_parts(query, list(zip(split(keys, sizes), split(values, sizes), strict=True)), causal=causal)
+    expected = reference(query, keys, values, causal)
+    assert got.shape == query.shape
+    assert got.dtype == dtype
+    assert ((got.double() - expected).norm() / expected.norm()) < TOLERANCE[dtype]
+
+
+def test_extreme_scores_stay_finite() -> None:
+    query = torch.full((1, 2, 8), 40.0)
+    keys = torch.cat([torch.full((2, 4, 8), -40.0), torch.full((2, 4, 8), 40.0)], dim=1)
+    values = torch.randn(2, 8, 8)
+    parts = list(zip(split(keys, (4, 4)), split(values, (4, 4)), strict=True))
+    assert torch.allclose(attend_parts(query, parts, causal=False).double(), reference(query, keys, values, False))
+
+
+def test_cached_equals_masked() -> None:
+    """Reading a sample piece by piece into a cache gives what one masked pass over all of it gives."""
+    decoder = DecoderConfig(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2, vocab_size=9)
+    config = BagelConfig(decoder=decoder, vit=VitConfig(hidden_size=8, num_layers=1, num_heads=1))
+    spec = PackSpec.of(config, SpecialTokens(1, 2, 3, 4))
+    samples = [
+        (
+            TextSegment((1, 5, 6, 2)),
+            VaeSegment(torch.zeros(6, spec.latent_dim), (2, 3)),
+            VitSegment(torch.zeros(4, spec.patch_dim), (2, 2)),
+            TextSegment((1, 7, 8, 5, 2)),
+            VaeSegment(torch.zeros(4, spec.latent_dim), (2, 2), noised=True, timestep=0.5),
+        ),
+        (TextSegment((1, 8, 2)), VaeSegment(torch.zeros(2, spec.latent_dim), (1, 2), noised=True, timestep=0.1)),
+    ]
+    whole = pack([[Sample(s) for s in samples]], spec)
+    und, gen = whole.und_len, whole.gen_len
+
+    def draw(heads: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(und, heads, 8), torch.randn(gen, heads, 8)
+
+    query, key, value = draw(4), draw(2), draw(2)
+    expected = MaskedAttention(whole).for_layer(0)(query, key, value)
+
+    contexts = [Context(decoder, torch.float32, torch.device("cpu")) for _ in samples]
+    for step in range(max(map(len, samples))):
+        active = [i for i, s in enumerate(samples) if step < len(s)]
+        part = pack([[Sample((samples[i][step],), contexts[i].position) for i in active]], spec)
+        tails = [contexts[i].allocate(segment_length(samples[i][step])) for i in active]
+        spans = [whole.spans[i][step] for i in active]
+
+        def gather(pair: tuple[Tensor, Tensor], spans: list = spans) -> tuple[Tensor, Tensor]:
+            und_part = torch.cat([pair[0][slice(*s.und)] for s in spans])
+            return und_part, torch.cat([pair[1][slice(*s.gen)] for s in spans])
+
+        attend = CachedAttention([CachedSample(s, t) for s, t in zip(part.spans, tails, strict=True)])
+        got = attend.for_layer(0)(gather(query), gather(key), gather(value))
+        for mine, theirs in zip(got, gather(expected), strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-6)
+        for i, tail in zip(active, tails, strict=True):
+            contexts[i].commit(tail, (samples[i][step],))
