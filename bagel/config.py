@@ -36,7 +36,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise CheckpointError(
-                f"num_attention_heads is {self.num_heads}, which num_key_value_heads {self.num_kv_heads} does not divide"
+                f"num_attention_heads is {self.num_heads}, "
+                f"which num_key_value_heads {self.num_kv_heads} does not divide"
             )
         if not self.head_dim:
             if self.hidden_size % self.num_heads:
@@ -138,7 +139,16 @@ _VIT_KEYS = {
     "num_channels": "num_channels",
     "layer_norm_eps": "layer_norm_eps",
 }
-_VAE_KEYS = ("resolution", "in_channels", "ch", "out_ch", "num_res_blocks", "z_channels", "scale_factor", "shift_factor")
+_VAE_KEYS = (
+    "resolution",
+    "in_channels",
+    "ch",
+    "out_ch",
+    "num_res_blocks",
+    "z_channels",
+    "scale_factor",
+    "shift_factor",
+)
 _TOP_KEYS = (
     "latent_patch_size",
     "max_latent_size",
@@ -186,7 +196,9 @@ def load_config(folder: Path | str) -> BagelConfig:
         elif isinstance(top.get(part), dict):
             parts[part] = top[part]
         else:
-            raise CheckpointError(f"{path} is missing; the official layout has config.json, llm_config.json, vit_config.json")
+            raise CheckpointError(
+                f"{path} is missing; the official layout has config.json, llm_config.json, vit_config.json"
+            )
     return parse_config(top, parts["llm_config"], parts["vit_config"])
 
 

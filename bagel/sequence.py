@@ -1,14 +1,14 @@
 """Segments and their packing into one sequence.
 
-A sample is a list of segments: text, ViT images and VAE images. `pack` lays the tokens of many samples out for one forward
-pass. Three orders of the same tokens matter:
+A sample is a list of segments: text, ViT images and VAE images. `pack` lays the tokens of many samples out for one
+forward pass. Three orders of the same tokens matter:
 
 - **sequence order** is the order of the sample: it decides who sees whom and where keys stand in a cache;
-- **slots** are where tokens are computed: within each row first all tokens of the *und* expert (text, ViT, image markers), then
-  all tokens of the *gen* expert (VAE latents), so that each expert's matmuls run on one contiguous slice. Tokens are brought
-  into slots once, here, and never moved inside a layer;
-- **rows** are independent stretches of attention. The published layout is one long row; many short rows cost less attention
-  where no block-sparse kernel exists.
+- **slots** are where tokens are computed: within each row first all tokens of the *und* expert (text, ViT, image
+  markers), then all tokens of the *gen* expert (VAE latents), so that each expert's matmuls run on one contiguous
+  slice. Tokens are brought into slots once, here, and never moved inside a layer;
+- **rows** are independent stretches of attention. The published layout is one long row; many short rows cost less
+  attention where no block-sparse kernel exists.
 
 Nothing here knows of networks: the result is plain tensors.
 """
@@ -32,8 +32,8 @@ CAUSAL, FULL, NOISED = 0, 1, 2
 class TextSegment:
     """Text tokens as they are fed, the start and end tokens included.
 
-    `labels`, where given, are the targets: `labels[i]` is to be predicted at `ids[i]`. They are one fewer than the ids: start and
-    ids predict ids and end, and at the end nothing is predicted.
+    `labels`, where given, are the targets: `labels[i]` is to be predicted at `ids[i]`. They are one fewer than the
+    ids: start and ids predict ids and end, and at the end nothing is predicted.
     """
 
     ids: tuple[int, ...]
@@ -79,10 +79,11 @@ class VaeSegment:
     """A picture as latent tokens: a clean condition (`timestep` 0), or noised and being predicted.
 
     Attributes:
-        latent: (rows·columns, latent_dim) tokens, as `bagel.images.latent_to_tokens` makes them. For a training target these are the
-            clean ones: the objective noises them.
+        latent: (rows·columns, latent_dim) tokens, as `bagel.images.latent_to_tokens` makes them. For a training
+            target these are the clean ones: the objective noises them.
         grid: (rows, columns) of tokens.
-        noised: whether it is being predicted. Nobody outside a noised segment sees it, and it does not move the position.
+        noised: whether it is being predicted. Nobody outside a noised segment sees it, and it does not move the
+            position.
         timestep: in [0, 1], 1 being pure noise.
     """
 
@@ -170,16 +171,14 @@ class PackSpec:
 def table_index(rows: int, columns: int, side: int, interpolate: bool = False) -> Tensor:
     """Where the patches of a (rows, columns) grid stand in a position table of side·side entries, in reading order.
 
-    Plain mode is `row * side + column`. With `interpolate` the grid is stretched over the table: fractional coordinates are
-    sorted into `side` buckets (in float32, as recorded outputs need).
+    Plain mode is `row * side + column`. With `interpolate` the grid is stretched over the table: fractional
+    coordinates are sorted into `side` buckets (in float32, as recorded outputs need).
 
     Returns: (rows·columns,) int64.
     """
     if interpolate:
         edges = torch.arange(1 / side, 1.0, 1 / side)
-        row, column = (
-            torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / n), edges, right=True) for n in (rows, columns)
-        )
+        row, column = (torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / n), edges, right=True) for n in (rows, columns))
     else:
         if rows > side or columns > side:
             raise SizeError(f"a {rows}×{columns} grid does not fit a position table of {side}×{side}")
@@ -261,8 +260,8 @@ class PackedSequence:
     def mask(self) -> Tensor:
         """Who may attend to whom: (rows, L, L) bool over the slots of each row, L = und_len + gen_len, True = may.
 
-        A token sees earlier tokens of its sample and, in a full or noised segment, all of its own segment; nobody outside a
-        noised segment sees it. Padding sees itself alone, so that its softmax stays finite.
+        A token sees earlier tokens of its sample and, in a full or noised segment, all of its own segment; nobody
+        outside a noised segment sees it. Padding sees itself alone, so that its softmax stays finite.
         """
         place, segment, mode = self.place, self.segment, self.mode
         same_segment = segment[:, :, None] == segment[:, None, :]
@@ -298,7 +297,8 @@ def pack(
     Args:
         rows: the samples of each row.
         spec: the model's packing facts.
-        und_len, gen_len: slots per row for each expert; by default what the fullest row needs. Fixed numbers keep shapes
+        und_len, gen_len: slots per row for each expert; by default what the fullest row needs. Fixed numbers keep
+        shapes
             static from step to step.
 
     Raises:

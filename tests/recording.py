@@ -6,18 +6,21 @@ import json
 import math
 import shutil
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from reference import GOLDEN, D, Piece, Reference, Shape, cut, fit, glue, pixels_of, random_weights, resize_rule
+from reference import Piece, Reference
+from reference_parts import D, Shape, cut, fit, glue, pixels_of, random_weights, renorm, resize_rule, taylor
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 TEXTS = ["a red circle", "What is in the image?", "make it 12 times darker", "", "画 naïve\n\n  x"]
+GOLDEN = Path(__file__).parent / "golden"
 PROMPTS = json.loads((GOLDEN / "system_prompts.json").read_text(encoding="utf-8"))
 
 
@@ -98,7 +101,7 @@ class Recorder:
 
             return self.ref.velocity(taylor(histories[branch], run) if q.get("enable_taylorseer") else run())
 
-        for now, then in zip(t[:-1], t[1:], strict=True):
+        for now, then in pairwise(t):
             v = guided = velocity(0, now)
             if q["cfg_text_scale"] > 1 and q["cfg_interval"][0] < now <= q["cfg_interval"][1]:
                 kind, low = q["cfg_renorm_type"], q["cfg_renorm_min"]
@@ -163,7 +166,9 @@ class Recorder:
         for name in ("alpha", "wide"):
             image = fit(open_rgb(name), self.limits["vae"])
             vae, vit = (pixels_of(fit(image, self.limits[kind])) for kind in ("vae", "vit"))
-            self.keep(f"transform_{name}", vae=vae, vit=vit, vit_direct=pixels_of(fit(open_rgb(name), self.limits["vit"])))
+            self.keep(
+                f"transform_{name}", vae=vae, vit=vit, vit_direct=pixels_of(fit(open_rgb(name), self.limits["vit"]))
+            )
             self.cases.append({"name": f"transform_{name}", "kind": "transform", "image": name})
         piece = self.vit_piece(open_rgb("wide"))
         features = r.vit(piece.content, piece.grid)
@@ -179,7 +184,7 @@ class Recorder:
     # --------------------------------------------------------------------------------------------- training
 
     def train(self) -> None:
-        """All kinds of sample in one pack: `loss` says what is learnt; a picture is (height, width) in strides or patches."""
+        """All kinds of sample in one pack: `loss` says what is learnt; pictures are (rows, columns)."""
         r, s = self.ref, self.shape
         plans = {
             "t2i": [("text", 5, 0), ("vae_image", (2, 3), 1)],
@@ -274,10 +279,19 @@ class Recorder:
                     self.keep("train", **{f"grad/{name}": gradient})
             w.requires_grad_(False)
         vit = self.out["train/vit_token_seqlens"] = torch.tensor(
-            [plan["size"][0] * plan["size"][1] // s.vit_patch**2 for p in listing.values() for plan in p if plan["type"] == "vit_image"]
+            [
+                plan["size"][0] * plan["size"][1] // s.vit_patch**2
+                for p in listing.values()
+                for plan in p
+                if plan["type"] == "vit_image"
+            ]
         )
         case = {"name": "train", "kind": "train", "samples": listing, "sample_lens": lengths, "sequence_length": start}
-        case |= {"latent_shapes": [list(grid) for grid in shapes], "vit_token_seqlens": vit.tolist(), "loss": loss.item()}
+        case |= {
+            "latent_shapes": [list(grid) for grid in shapes],
+            "vit_token_seqlens": vit.tolist(),
+            "loss": loss.item(),
+        }
         layout = {"split_lens": [*splits, 7], "attn_modes": [*modes, "causal"], "sample_lens": [*lengths, 7]}
         self.cases += [case, {"name": "layout", "kind": "pack", "max_num_tokens": start + 7, **layout}]
 
@@ -334,7 +348,9 @@ def record(folder: Path, shape: Shape, seed: int = 0) -> Path:
         r.interleave("read_think", [("image", "tall"), ("text", "How many?")], **read, think=True)
         r.interleave("draw", [("text", TEXTS[0])], **draw, image_shapes=size)
         r.interleave("draw_no_cfg", [("text", TEXTS[0])], **{**draw, "cfg_text_scale": 1.0}, image_shapes=size)
-        r.interleave("draw_both", [("text", "x")], **{**draw, "cfg_img_scale": 1.5, "cfg_renorm_min": 0.4}, image_shapes=size)
+        r.interleave(
+            "draw_both", [("text", "x")], **{**draw, "cfg_img_scale": 1.5, "cfg_renorm_min": 0.4}, image_shapes=size
+        )
         think = {"think": True, "max_think_token_n": 6, "do_sample": False}
         r.interleave("draw_think", [("text", TEXTS[0])], **draw, **think, image_shapes=size)
         taylor_seer = {**draw, "num_timesteps": 14, "enable_taylorseer": True}
@@ -373,28 +389,3 @@ def _write(folder: Path, r: Recorder) -> Path:
     (folder / "cases.json").write_text(json.dumps({**document, "cases": r.cases}), encoding="utf-8")
     save_file({name: value.contiguous() for name, value in r.out.items()}, folder / "expected.safetensors")
     return folder
-
-
-def renorm(v: Tensor, guided: Tensor, low: float, each: bool) -> Tensor:
-    if each:
-        before, after = v.norm(dim=-1, keepdim=True), guided.norm(dim=-1, keepdim=True)
-    else:
-        before, after = v.norm(), guided.norm()
-    return guided * (before / (after + 1e-8)).clamp(low, 1.0)
-
-
-def taylor(history: list[dict[str, Any]], run: Any) -> Tensor:
-    """Evaluation k of a branch: full for k ≤ 4 and every third one after, else a Taylor series around the last full one."""
-    k = len(history)
-    full = [h for h in history if h["full"]]
-    if k <= 4 or (k - 4) % 3 == 0:
-        terms = [run()]
-        if k >= 4:
-            last = full[-1]
-            for i in range(min(len(last["terms"]), 6)):
-                terms.append((terms[i] - last["terms"][i]) / (k - last["k"]))
-        history.append({"full": True, "k": k, "terms": terms})
-        return terms[0]
-    history.append({"full": False})
-    x = k - full[-1]["k"]
-    return sum(d * x**i / math.factorial(i) for i, d in enumerate(full[-1]["terms"]))

@@ -1,11 +1,11 @@
 """`bagel bench`: how fast this machine runs a model of a given shape, against its own matmuls and against a plain loop.
 
-Weights are random: only shapes matter. Every quantity is measured three ways in turn, round after round, so that whatever else
-the machine does meets all of them alike, and the least time of each counts:
+Weights are random: only shapes matter. Every quantity is measured three ways in turn, round after round, so that
+whatever else the machine does meets all of them alike, and the least time of each counts:
 
 - `ours`: through the engine (or, for training, the training objective);
-- `matmul`: the matmuls of the same work alone, with the same weights. `share` is the rate of arithmetic that ours reaches, its
-  attention included, as a share of the rate of these matmuls;
+- `matmul`: the matmuls of the same work alone, with the same weights. `share` is the rate of arithmetic that ours
+  reaches, its attention included, as a share of the rate of these matmuls;
 - `plain`: a loop over the same weights that works as the published code does (`bagel.bench.plain`).
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bagel.bench import ours, plain
-from bagel.bench.floor import Work, flops, floor, matmul_flops
+from bagel.bench.floor import Work, floor, flops, matmul_flops
 from bagel.bench.machine import config_named, free_memory, layers_that_fit, machine, peak_memory
 from bagel.config import BagelConfig, VaeConfig, VitConfig
 from bagel.inference.engine import Engine
@@ -33,6 +33,7 @@ from bagel.sequence import Sample, SpecialTokens, TextSegment, VaeSegment, pack,
 
 Calls = dict[str, Callable[[], object]]
 _PROMPT = 64  # text tokens in the context of a picture
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,7 +75,7 @@ class Measured:
 
 
 def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> BagelModel:
-    """The decoder and its heads with random weights; the vision transformer is reduced to a stub, for nothing here runs it."""
+    """The decoder and its heads with random weights; the vision transformer, which nothing here runs, is a stub."""
     tiny = VitConfig(hidden_size=8, num_layers=1, num_heads=1, intermediate_size=8, patch_size=2, image_size=4)
     with torch.device("meta"):
         model = BagelModel(replace(config, vit=tiny, vit_max_num_patch_per_side=2))
@@ -243,7 +244,9 @@ class _Bench:
         outside = sum(p.numel() for n, p in model.named_parameters() if ".layers." not in n)
         inside = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n) // self.layers
         size = torch.finfo(model.dtype).bits // 8
-        room = 0.7 * free_memory(self.device) / (4 * size)  # parameters: gradients, two moments, as much again in flight
+        room = (
+            0.7 * free_memory(self.device) / (4 * size)
+        )  # parameters: gradients, two moments, as much again in flight
         layers = min(self.layers, int((room - outside) / inside))
         if layers < 1:
             self.say("no memory for a training step")
@@ -257,7 +260,7 @@ class _Bench:
         noised = add_noise(packed, torch.tensor([0.5]), torch.randn_like(packed.latents))
         noised.packed, noised.target = noised.packed.to(self.device), noised.target.to(self.device)
         model.requires_grad_(True)
-        optimizers = Optimizers(model.named_parameters(), OptimizerRecipe(name="adamw", lr=1e-6))
+        optimizers = Optimizers(model.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
 
         def gradients() -> None:
             losses = compute_losses(model, noised, MaskedAttention(noised.packed))
@@ -324,7 +327,9 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, float]:
         three = steps.get((tokens, 3), {}).get("seconds", {}).get("plain")
         if branches == 2 and three is not None:
             # The published text to image runs three branches where two suffice.
-            summary[f"text to image, {tokens} image tokens: plain 3 branches / ours 2"] = three / entry["seconds"]["ours"]
+            summary[f"text to image, {tokens} image tokens: plain 3 branches / ours 2"] = (
+                three / entry["seconds"]["ours"]
+            )
     decoded = sorted((r for r in results if "context" in r), key=lambda r: r["context"])
     if len(decoded) > 1:
         short, long = decoded[0], decoded[-1]

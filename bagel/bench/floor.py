@@ -1,4 +1,4 @@
-"""What the machine itself can do: the matmuls of a forward pass, of exactly the same shapes and weights, and nothing else."""
+"""What the machine itself can do: the matmuls of a forward pass alone, of exactly the same shapes and weights."""
 
 from __future__ import annotations
 
@@ -70,9 +70,12 @@ def matmul_flops(model: BagelModel, work: Work) -> float:
 def floor(model: BagelModel, work: Work) -> Callable[[], None]:
     """A call that runs the matmuls of `work` and nothing else. Inputs are made beforehand, one for each width."""
     listed = matmuls(model, work)
-    like = {"dtype": model.dtype, "device": model.device}
-    inputs = {(tokens, w.shape[1]): torch.randn(tokens, w.shape[1], **like) for tokens, w in listed}
-    outputs = {(tokens, w.shape[0]): torch.randn(tokens, w.shape[0], **like) for tokens, w in listed if work.backward}
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, dtype=model.dtype, device=model.device)
+
+    inputs = {(tokens, w.shape[1]): random(tokens, w.shape[1]) for tokens, w in listed}
+    outputs = {(tokens, w.shape[0]): random(tokens, w.shape[0]) for tokens, w in listed if work.backward}
 
     def run() -> None:
         for tokens, weight in listed:

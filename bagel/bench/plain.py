@@ -1,10 +1,10 @@
 """The other side of the comparison: a plain loop over the same weights, working as the published code does.
 
 What is typical of it, and what ours does otherwise:
-- tokens stand in the order of the sample, and each expert's are gathered by index tensors, computed, and scattered back, around
-  every norm and every matmul of every layer;
-- the cache of a layer is built anew whenever tokens are added to what it holds, also for those that are forgotten right after (a
-  denoising step) and for each single token of a text: a fresh tensor, old and new keys put in place by index;
+- tokens stand in the order of the sample, and each expert's are gathered by index tensors, computed, and scattered
+  back, around every norm and every matmul of every layer;
+- the cache of a layer is built anew whenever tokens are added to what it holds, also for those that are forgotten right
+  after (a denoising step) and for each single token of a text: a fresh tensor, old and new keys put in place by index;
 - each guidance branch is a forward pass of its own, and text to image runs three of them.
 
 It gives the same numbers, which a test checks: only how they are come by differs. Attention is PyTorch's, as ours is.
@@ -70,9 +70,7 @@ def _by_expert(x: Tensor, query: PlainQuery, und: torch.nn.Module, gen: torch.nn
     return out
 
 
-def _layer(
-    layer: DecoderLayer, index: int, x: Tensor, cos_sin: Rope, query: PlainQuery, cache: PlainCache
-) -> Tensor:
+def _layer(layer: DecoderLayer, index: int, x: Tensor, cos_sin: Rope, query: PlainQuery, cache: PlainCache) -> Tensor:
     und, gen = layer.und, layer.gen
     heads, kv_heads, dim = und.heads, und.kv_heads, und.head_dim
     hidden = x.shape[-1]

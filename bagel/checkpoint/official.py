@@ -5,9 +5,9 @@
     ae.safetensors                                  the autoencoder
     tokenizer.json vocab.json merges.txt tokenizer_config.json
 
-Reading is strict: a missing, extra or misshapen tensor is an error that names it. Only the two fixed position tables may be
-missing (they are rebuilt from their formula); where they are present they are checked against it. Files are memory-mapped and
-cast tensor by tensor, so that loading needs little more memory than the result.
+Reading is strict: a missing, extra or misshapen tensor is an error that names it. Only the two fixed position tables
+may be missing (they are rebuilt from their formula); where they are present they are checked against it. Files are
+memory-mapped and cast tensor by tensor, so that loading needs little more memory than the result.
 """
 
 from __future__ import annotations
@@ -111,16 +111,27 @@ def load_checkpoint(
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {config.decoder.vocab_size} rows"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"the embedding only {config.decoder.vocab_size} rows"
         )
     with torch.device("meta"):
         model = BagelModel(config)
-        autoencoder = Autoencoder(config.vae)
     load_tensors(model, model_file(folder), dtype=dtype, device=device, name_of=official_name)
-    if not (folder / AUTOENCODER_FILE).exists():
+    autoencoder = load_autoencoder(folder, dtype=dtype, device=device)
+    return Checkpoint(config, model.eval(), autoencoder, tokenizer)
+
+
+def load_autoencoder(
+    folder: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Autoencoder:
+    """The autoencoder of a folder that holds config.json and ae.safetensors, with or without a model beside it."""
+    path = Path(folder) / AUTOENCODER_FILE
+    if not path.exists():
         raise CheckpointError(f"{folder} has no {AUTOENCODER_FILE} (the autoencoder); the official layout needs it")
-    load_tensors(autoencoder, folder / AUTOENCODER_FILE, dtype=dtype, device=device)
-    return Checkpoint(config, model.eval(), autoencoder.eval(), tokenizer)
+    with torch.device("meta"):
+        autoencoder = Autoencoder(load_config(folder).vae)
+    load_tensors(autoencoder, path, dtype=dtype, device=device)
+    return autoencoder.eval()
 
 
 def load_tensors(
@@ -144,7 +155,9 @@ def load_tensors(
             if theirs in present:
                 found = tuple(file.get_slice(theirs).get_shape())
                 if found != shape:
-                    raise CheckpointError(f"{path}: {theirs} is {list(found)}; the configuration makes it {list(shape)}")
+                    raise CheckpointError(
+                        f"{path}: {theirs} is {list(found)}; the configuration makes it {list(shape)}"
+                    )
                 tensor = file.get_tensor(theirs)
                 if ours in POSITION_TABLES:
                     _check_table(path, theirs, tensor)
@@ -157,14 +170,18 @@ def load_tensors(
 def _refuse(path: Path, what: str, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise CheckpointError(f"{path} {what}: {names[0]}{more}; the configuration and the weights do not belong together")
+        raise CheckpointError(
+            f"{path} {what}: {names[0]}{more}; the configuration and the weights do not belong together"
+        )
 
 
 def _check_table(path: Path, name: str, table: Tensor) -> None:
     formula = sincos_table(isqrt(table.shape[0]), table.shape[1])
     error = (table.float() - formula).abs().max().item()
     if error > _TABLE_TOLERANCE.get(table.dtype, 1e-2):
-        raise CheckpointError(f"{path}: {name} is off its formula by {error:.2g}; fixed position tables are never trained")
+        raise CheckpointError(
+            f"{path}: {name} is off its formula by {error:.2g}; fixed position tables are never trained"
+        )
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:

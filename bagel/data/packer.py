@@ -1,9 +1,11 @@
 """Filling packs: samples of many lengths into rows of fixed size, in the background, resumable to the sample.
 
-Rows have two capacities, und and gen slots. A sample goes into the first row with room for both; one that fits nowhere waits in
-a buffer and is tried first in the next pack. A sample larger than a whole row is left out and counted, never an error.
+Rows have two capacities, und and gen slots. A sample goes into the first row with room for both; one that fits
+nowhere waits in a buffer and is tried first in the next pack. A sample larger than a whole row is left out and
+counted, never an error.
 
-The state of the stream is a handful of integers: documents are made from their index, so the buffer is a list of indices.
+The state of the stream is a handful of integers: documents are made from their index, so the buffer is a list of
+indices.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ class Session:
         """
         Args:
             bagel: the model.
-            think: the system prompt for thinking stands first, and pictures and answers are thought about by default.
+            think: the system prompt for thinking stands first (that for drawing, in a session for understanding that
+                for answering), and pictures and answers are thought about by default.
             understanding: no pictures will be drawn.
         """
         self.bagel, self.think, self.understanding = bagel, think, understanding

@@ -57,7 +57,9 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
     assert size is not None, "a picture needs a size"
     text = ""
     if settings.think:
-        limit = settings.max_think_tokens
+        # The thought is read again between its start and end token, and the picture takes a position too.
+        room = runtime.config.decoder.max_position_embeddings - history.context.position - 3
+        limit = min(settings.max_think_tokens, max(room, 1))
         text = yield from write(
             runtime, history, settings, order.seed, limit, recorder=order.recorder, on_text=order.on_text
         )

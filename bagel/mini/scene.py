@@ -46,7 +46,7 @@ WORLD = 64
 """Side of the world in world pixels."""
 MAX_THINGS = 4
 MAX_JITTER = 2
-DIAMETER: dict[str, int] = {"small": 13, "medium": 19, "large": 26}
+DIAMETER: dict[str, int] = {"small": 15, "medium": 20, "large": 27}
 """Widest extent of a thing, outline included, in world pixels."""
 CENTRE: dict[str, tuple[int, int]] = {
     "top left": (16, 16),

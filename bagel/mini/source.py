@@ -9,8 +9,8 @@ from bagel.data.documents import Document, PicturePart, TextPart
 from bagel.mini.documents import Say, Show, sample_document
 from bagel.mini.draw import draw
 
-# Tasks whose pictures are drawn from conditions that dropout may remove. Where an answer is to be given about a picture, or a
-# plan follows a prompt, removing the condition would teach guessing.
+# Tasks whose pictures are drawn from conditions that dropout may remove. Where an answer is to be given about a
+# picture, or a plan follows a prompt, removing the condition would teach guessing.
 _DROPPABLE = ("draw", "edit", "chain")
 _ONE_COPY = ("chain", "session")  # long documents
 
@@ -33,7 +33,8 @@ class MiniSource:
             side: pixels of a picture's side.
             mix: weight of each task; None for the default.
             copies: noised copies of each target in short documents.
-            unconditional_thinking: share of thinking documents that lose prompt and plan together, so that guidance has its
+            unconditional_thinking: share of thinking documents that lose prompt and plan together, so that guidance
+            has its
                 context of the system prompt (and pictures) alone.
         """
         self.seed, self.side, self.mix, self.copies = seed, side, mix, copies

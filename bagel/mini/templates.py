@@ -17,7 +17,7 @@ from bagel.mini.scene import BACKGROUNDS, COLOURS, KINDS, SIZES, SceneError
 FEATURES = 8
 """Values a pixel in `features`: difference (3), difference·background (1), background (3), background² (1)."""
 
-CHUNK: dict[str, int] = {size: next(n for n in (200, 196) if BOX[size] ** 2 * FEATURES % n == 0) for size in SIZES}
+CHUNK: dict[str, int] = {size: max(n for n in range(1, 201) if BOX[size] ** 2 * FEATURES % n == 0) for size in SIZES}
 """Features to a chunk of the rough search. Small products stay on one thread: handing them to several costs more than
 it saves, and very much more on a busy machine."""
 

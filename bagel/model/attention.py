@@ -2,11 +2,12 @@
 
 The decoder hands over queries, keys and values of und and gen slots; an *attend* object knows who sees whom:
 
-- `MaskedAttention` for training: rows of slots under one mask, through SDPA, or FlexAttention where that is faster (CUDA);
+- `MaskedAttention` for training: rows of slots under one mask, through SDPA, or FlexAttention where that is faster
+  (CUDA);
 - `CachedAttention` for inference: each sample's new tokens against its own context, whose cache is appended in place.
 
-Grouped queries are folded into the sequence axis, (kv_heads, group·n, head_dim), so that keys and values are never repeated.
-Nothing here needs flash-attn or any other package.
+Grouped queries are folded into the sequence axis, (kv_heads, group·n, head_dim), so that keys and values are never
+repeated. Nothing here needs flash-attn or any other package.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ class CachedSample:
 class CachedAttention:
     """Each sample's new tokens against its context and themselves.
 
-    A full or noised segment sees everything up to its own end; a text sees everything before it and, causally, itself. Both are
-    contiguous stretches of the cache, so no mask is needed except a small one for a text behind a context.
+    A full or noised segment sees everything up to its own end; a text sees everything before it and, causally,
+    itself. Both are contiguous stretches of the cache, so no mask is needed except a small one for a text behind a
+    context.
     """
 
     def __init__(self, samples: list[CachedSample]) -> None:
@@ -175,7 +177,7 @@ def _partial(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
         bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
         return out, lse
-    if mask is None and query.dtype != torch.float32:
+    if mask is None and query.dtype != torch.float32 and query.shape[-1] % 8 == 0:
         result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
         return result[0], result[1]
     # Few queries behind a mask, or float32: plain matmuls are exact and their scores small.

@@ -28,8 +28,8 @@ _TIME_FREQUENCIES = 256
 def sincos_table(side: int, size: int) -> Tensor:
     """The fixed 2-D position table: (side², size) float32, computed in float64.
 
-    The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of frequencies
-    10000^(−i/(size/4)).
+    The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of
+    frequencies 10000^(−i/(size/4)).
     """
     if size % 4:
         raise ValueError(f"a sin-cos table needs a width divisible by 4, not {size}")
@@ -59,7 +59,9 @@ class TimestepEmbedding(nn.Module):
 
 
 class BagelModel(nn.Module):
-    """The network without the autoencoder. Call it on a `PackedSequence`; then take `logits` or `velocity` where needed."""
+    """The network without the autoencoder. Call it on a `PackedSequence`; then take `logits` or `velocity` where
+    needed.
+    """
 
     latent_pos_embed: Tensor  # (max_latent_size², hidden), fixed
     vit_pos_embed: Tensor  # (vit_max_num_patch_per_side², hidden), fixed

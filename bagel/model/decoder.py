@@ -113,7 +113,9 @@ class Decoder(nn.Module):
         self.norm_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, und: Tensor, gen: Tensor, positions: tuple[Tensor, Tensor], attend: Attention) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, und: Tensor, gen: Tensor, positions: tuple[Tensor, Tensor], attend: Attention
+    ) -> tuple[Tensor, Tensor]:
         """All layers, without the final norms.
 
         Args:

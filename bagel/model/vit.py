@@ -1,7 +1,7 @@
 """The SigLIP vision transformer at native resolution, and the connector into the decoder.
 
-Pictures of any grid run together: attention is full within each picture. The learned positions stand in a square table, indexed
-by row and column.
+Pictures of any grid run together: attention is full within each picture. The learned positions stand in a square
+table, indexed by row and column.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Checkpoints of a run: whole or not there at all.
 
-A checkpoint is a folder `step-00001000` in the official layout (weights averaged by EMA, ready for `Bagel.from_pretrained`) plus
-`training_state.pt`, which holds what resuming needs. It is written under a temporary name and renamed when complete.
+A checkpoint is a folder `step-00001000` in the official layout (weights averaged by EMA, ready for
+`Bagel.from_pretrained`) plus `training_state.pt`, which holds what resuming needs. It is written under a temporary
+name and renamed when complete.
 """
 
 from __future__ import annotations
@@ -56,4 +57,6 @@ def load_latest(run: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise RecipeError(f"{path} could not be read ({error}); remove {folders[-1]} to resume from the one before") from error
+        raise RecipeError(
+            f"{path} could not be read ({error}); remove {folders[-1]} to resume from the one before"
+        ) from error

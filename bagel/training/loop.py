@@ -1,8 +1,8 @@
 """The training loop: one for everything that is trained.
 
-A `Task` says what a step's batches are, what they count and what they lose; the loop adds accumulation, clipping, schedule, EMA,
-checkpoints, metrics and exact resuming. Losses are sums and counts: a step's loss is `Σ weight · (Σ sum / Σ count)` over all its
-packs, so accumulation gives what one large pack would.
+A `Task` says what a step's batches are, what they count and what they lose; the loop adds accumulation, clipping,
+schedule, EMA, checkpoints, metrics and exact resuming. Losses are sums and counts: a step's loss is `Σ weight · (Σ
+sum / Σ count)` over all its packs, so accumulation gives what one large pack would.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bagel.errors import DeviceError
 from bagel.training import checkpoints
 from bagel.training.metrics import Metrics
 from bagel.training.optimizer import Ema, Optimizers, schedule_factor
@@ -63,28 +62,11 @@ class Task(ABC, Generic[Batch]):
         """Writes the averaged weights in the official layout."""
 
     @abstractmethod
-    def write_samples(self, path: Path, weights: dict[str, Tensor]) -> None:
-        """Draws a sheet of samples with the averaged weights."""
+    def write_samples(self, path: Path, checkpoint: Path) -> None:
+        """Draws a sheet of samples with a checkpoint's weights."""
 
-    def close(self) -> None:  # noqa: B027 - most tasks hold nothing to close
+    def close(self) -> None:
         """Ends background work."""
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`, or a device by name.
-
-    Raises: DeviceError if this machine does not have it.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(f"device {name!r} is not available here ({error}); use cpu, cuda or mps") from error
-    return device
 
 
 @contextlib.contextmanager
@@ -182,10 +164,11 @@ def train(recipe: Recipe, task: Task[Any], *, stop_after: int | None = None) -> 
                     metrics.report(step)
                 finished = step == recipe.steps
                 stopping = stop[0] or (stop_after is not None and step - first >= stop_after)
-                if step % recipe.save_every == 0 or finished or stopping:
+                sampling = step % recipe.sample_every == 0 or finished
+                if step % recipe.save_every == 0 or sampling or stopping:
                     last = save()
-                if step % recipe.sample_every == 0 or finished:
-                    task.write_samples(run / "samples" / f"step-{step:08d}.png", ema.average)
+                    if sampling:
+                        task.write_samples(run / "samples" / f"step-{step:08d}.png", last)
                 if stopping:
                     metrics.note(f"stopped at step {step}; run the same command to go on")
                     break

@@ -1,8 +1,8 @@
 """The training objective: cross-entropy on text, rectified flow on latents.
 
-For a picture with clean latent x₀, noise ε and one timestep t the network sees x_t = (1−t)·x₀ + t·ε and predicts the velocity
-ε − x₀. Losses are returned as sums with their counts, so that they can be normalised over a whole optimiser step whatever the
-number of packs and ranks in it.
+For a picture with clean latent x₀, noise ε and one timestep t the network sees x_t = (1−t)·x₀ + t·ε and predicts the
+velocity ε − x₀. Losses are returned as sums with their counts, so that they can be normalised over a whole optimiser
+step whatever the number of packs and ranks in it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def shift_timesteps(t: Tensor, shift: float) -> Tensor:
 def draw_timesteps(images: int, shift: float, generator: torch.Generator) -> Tensor:
     """One timestep per image, (images,): a standard normal through the sigmoid, then shifted.
 
-    The normals are stratified over the images of a pack: each is distributed as if drawn alone, but together they cover the range
-    evenly, which lowers the variance of the gradient.
+    The normals are stratified over the images of a pack: each is distributed as if drawn alone, but together they
+    cover the range evenly, which lowers the variance of the gradient.
     """
     uniform = (torch.randperm(images, generator=generator) + torch.rand(images, generator=generator)) / max(images, 1)
     normal = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))

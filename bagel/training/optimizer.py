@@ -60,8 +60,8 @@ class Optimizers:
 
     def step(self, factor: float) -> float:
         """Clips, updates and clears the gradients; returns their norm before clipping."""
-        # A pack without a picture, or without text, leaves parts of the network without gradient: treat it as zero, so that
-        # moments decay and an update does not depend on which pack came before.
+        # A pack without a picture, or without text, leaves parts of the network without gradient: treat it as zero,
+        # so that moments decay and an update does not depend on which pack came before.
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -75,6 +75,7 @@ class AutoencoderRecipe(Recipe):
     side: int = Field(64, gt=0)
     batch_size: int = Field(32, gt=0)
     kl_weight: float = Field(1e-4, ge=0)
+    thing_weight: float = Field(1.0, ge=1)  # of the error at a pixel where a thing is
     model: AutoencoderModelRecipe = AutoencoderModelRecipe()
 
 

@@ -1,9 +1,9 @@
 """`bagel verify`: does this code compute what was recorded?
 
-A folder of recorded cases holds a small checkpoint, pictures, `cases.json` (what was done) and `expected.safetensors` (what came
-out, as tensors named "CASE/QUANTITY"); `tests/golden/README.md` describes it. Every case is computed anew by the very code that
-serves users and trains, and every recorded quantity becomes one `Row`. A recorded tensor that no row looked at is a failing row,
-as is a case of a kind that is not known: nothing passes by being skipped.
+A folder of recorded cases holds a small checkpoint, pictures, `cases.json` (what was done) and `expected.safetensors`
+(what came out, as tensors named "CASE/QUANTITY"); `tests/golden/README.md` describes it. Every case is computed anew by
+the very code that serves users and trains, and every recorded quantity becomes one `Row`. A recorded tensor that no row
+looked at is a failing row, as is a case of a kind that is not known: nothing passes by being skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 from bagel.checkpoint.official import load_checkpoint
-from bagel.errors import DeviceError
+from bagel.inference.api import Bagel
+from bagel.inference.defaults import Defaults
+from bagel.inference.loading import choose_device
 from bagel.sequence import PackSpec
 from bagel.verify import parts, training
 from bagel.verify.interleave import check_interleave
@@ -90,10 +92,12 @@ def verify(
         DataError, CheckpointError: the folder lacks a file, or one is damaged.
         DeviceError: this machine has no such device.
     """
-    device = _available(device)
+    device = choose_device(device)
     recorded = Recorded(folder)
     checkpoint = load_checkpoint(recorded.folder / "checkpoint", dtype=dtype, device=device)
-    subject = Subject(recorded, checkpoint, PackSpec.of(checkpoint.config, checkpoint.special))
+    spec = PackSpec.of(checkpoint.config, checkpoint.special)
+    defaults = Defaults(vae_transform=recorded.transforms["vae"], vit_transform=recorded.transforms["vit"])
+    subject = Subject(recorded, checkpoint, spec, Bagel(checkpoint, defaults=defaults))
     report = Report(str(folder), str(device), str(dtype).removeprefix("torch."), tolerance)
     seen: set[str] = set()
     with _exact_float32():
@@ -124,23 +128,13 @@ def _run(run: Callable[[Subject, Checker], None], subject: Subject, check: Check
         check.fail("case", f"{type(error).__name__}: {error}")
 
 
-def _available(device: torch.device | str) -> torch.device:
-    try:
-        torch.empty(1, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise DeviceError(f"device {str(device)!r} is not available here ({error}); use cpu, cuda or mps") from error
-
-
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """Without TF32, whose ten bits of mantissa would pass for float32 on CUDA."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32
     try:
-        for backend in backends:
-            backend.allow_tf32 = False
+        matmul.allow_tf32 = convolution.allow_tf32 = False
         yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            backend.allow_tf32 = value
+        matmul.allow_tf32, convolution.allow_tf32 = before

@@ -8,6 +8,7 @@ import torch
 
 from bagel.checkpoint.official import Checkpoint
 from bagel.images import patchify
+from bagel.inference.api import Bagel
 from bagel.sequence import PackSpec, Sample, VitSegment, pack
 from bagel.verify.records import Checker, Recorded, Row, image_transform
 
@@ -19,6 +20,7 @@ class Subject:
     recorded: Recorded
     checkpoint: Checkpoint
     spec: PackSpec
+    bagel: Bagel
 
     @property
     def device(self) -> torch.device:

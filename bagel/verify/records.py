@@ -28,7 +28,8 @@ class Row:
     """One quantity of one case.
 
     Attributes:
-        error: relative for floats, the number of differing entries for what must be equal, None where nothing was compared.
+        error: relative for floats, the number of differing entries for what must be equal, None where nothing was
+            compared.
         note: why it failed, or what the error means where that is not plain.
     """
 
@@ -59,7 +60,9 @@ class Recorded:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise DataError(f"{self.folder} is not a folder; a folder with cases.json and expected.safetensors is expected")
+            raise DataError(
+                f"{self.folder} is not a folder; a folder with cases.json and expected.safetensors is expected"
+            )
         document = self._read_cases()
         self.cases: list[Case] = document["cases"]
         self.transforms = {name: image_transform(document, f"{name}_transform") for name in ("vae", "vit")}
@@ -156,6 +159,10 @@ class Checker:
         self.seen.add(key)
         return self.tensors[key]
 
+    def recorded_or_none(self, quantity: str) -> Tensor | None:
+        """A recorded tensor to look at; this does not count as comparing it."""
+        return self.tensors.get(f"{self.name}/{quantity}")
+
     def given(self, quantity: str) -> Tensor:
         """A recorded tensor that the case starts from: it is used, not compared, and its row says so."""
         tensor = self.take(quantity)
@@ -165,7 +172,8 @@ class Checker:
     def close(self, quantity: str, got: Tensor | float, *, largest: float = 0.0) -> None:
         """Floats: ‖got − expected‖ / ‖expected‖ within the tolerance.
 
-        What was recorded as less than a millionth of `largest` is zero but for rounding, and measured against `largest`.
+        What was recorded as less than a millionth of `largest` is zero but for rounding, and measured against
+        `largest`.
         """
         with self._row(quantity):
             self._close(quantity, torch.as_tensor(got), self.take(quantity), largest)

@@ -35,7 +35,7 @@ _MODE_NAMES = {CAUSAL: "causal", FULL: "full", NOISED: "noise"}
 
 
 def check_train(subject: Subject, check: Checker) -> None:
-    """One pack of all samples: every packed tensor, the masks, the losses, and the gradients of the summed mean losses."""
+    """One pack of all samples: every packed tensor, the masks, the losses, and the gradients."""
     packed = pack([_samples(subject, check)], subject.spec)
     _check_layout(check, packed)
     normals = check.take("packed_timesteps")  # before the sigmoid; −inf on conditions
@@ -202,7 +202,7 @@ def _check_layout(check: Checker, packed: PackedSequence) -> None:
 
 
 def _mask_by_split(splits: list[int], modes: list[str], samples: list[int]) -> Tensor:
-    """The rule by block: (causal, or the same full or noised split) and not (key in another noised split) and the same sample."""
+    """The rule by block: (causal or same full/noised split) and not (key in another noised split) and same sample."""
     total = sum(splits)
     split = torch.arange(len(splits)).repeat_interleave(torch.tensor(splits))
     sample = torch.arange(len(samples)).repeat_interleave(torch.tensor(samples))
@@ -228,7 +228,8 @@ def _check_gradients(check: Checker, model: BagelModel) -> None:
     """Norms of all gradients, and whole gradients where they were recorded.
 
     A key bias of the ViT adds one number to all scores of a query, which softmax ignores: its gradient is zero in exact
-    arithmetic, and what was recorded is rounding. The error of such a one is measured against the case's largest gradient.
+    arithmetic, and what was recorded is rounding. The error of such a one is measured against the case's largest
+    gradient.
     """
     largest = max((float(check.tensors[f"{check.name}/{name}"]) for name in check.recorded("grad_norm/")), default=0.0)
     gradients = {official_name(name): p.grad for name, p in model.named_parameters()}

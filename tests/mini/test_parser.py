@@ -85,22 +85,22 @@ def test_nearly_right_pictures_are_rejected(name: str, damage: ModuleType) -> No
 
 @pytest.mark.slow
 def test_fresh_scenes_in_numbers() -> None:
-    assert recovered(4000, 5, 64, None) >= 0.999
-    assert recovered(1000, 6, 128, None) >= 0.999
+    assert recovered(2500, 5, 64, None) >= 0.999
+    assert recovered(600, 6, 128, None) >= 0.999
 
 
 @pytest.mark.slow
 def test_damaged_scenes_in_numbers(damage: ModuleType) -> None:
-    assert recovered(2000, 7, 64, damage) >= 0.97
-    assert recovered(1000, 8, 64, damage, 0.5) >= 0.995
-    assert recovered(500, 9, 128, damage) >= 0.97
+    assert recovered(1200, 7, 64, damage) >= 0.97
+    assert recovered(600, 8, 64, damage, 0.5) >= 0.995
+    assert recovered(300, 9, 128, damage) >= 0.97
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NEARLY_RIGHT)
 def test_nearly_right_pictures_in_numbers(name: str, damage: ModuleType) -> None:
-    assert rejected(name, 400, damage, 0.0) >= 0.95
-    assert rejected(name, 400, damage, 0.5) >= 0.94
+    assert rejected(name, 200, damage, 0.0) >= 0.95
+    assert rejected(name, 200, damage, 0.5) >= 0.94
 
 
 def test_another_scene_is_not_the_same() -> None:

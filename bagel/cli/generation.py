@@ -1,0 +1,176 @@
+"""`bagel generate`, `edit` and `ask`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bagel.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    command,
+    load,
+    notes,
+    step_bar,
+    with_settings,
+    write_json,
+)
+from bagel.errors import BagelError, PromptError, SettingError
+
+if TYPE_CHECKING:
+    from bagel.inference.result import Result
+
+OutputOption = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="The picture's file (.png, .jpg, .webp); several get numbers.", metavar="FILE"),
+]
+CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, with seeds counting up.", min=1)]
+
+
+@command
+@with_settings("generate")
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to draw; several prompts run as one batch.", metavar="PROMPT...")
+    ],
+    output: OutputOption = Path("out.png"),
+    n: CountOption = 1,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json: JsonOption = None,
+    **settings: Any,
+) -> None:
+    """Draw pictures from texts.
+
+    bagel generate "a red car under a yellow sun" -o car.png --seed 0
+    """
+    _check_output(output)
+    bagel = load(checkpoint, device, dtype)
+    with step_bar("drawing") as progress:
+        results = bagel.generate(list(prompts), n=n, progress=progress, return_result=True, **settings)
+    _deliver(results, output, json)
+
+
+@command
+@with_settings("edit")
+def edit(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(help="One or more pictures, then what to do with them.", metavar="IMAGE... INSTRUCTION"),
+    ],
+    output: OutputOption = Path("out.png"),
+    n: CountOption = 1,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json: JsonOption = None,
+    **settings: Any,
+) -> None:
+    """Change a picture as a text says.
+
+    bagel edit car.png "make it night" -o night.png
+    """
+    *images, instruction = arguments
+    if not images:
+        raise PromptError(f"there is only {instruction!r}: give one or more pictures, then the instruction.")
+    _check_output(output)
+    bagel = load(checkpoint, device, dtype)
+    with step_bar("drawing") as progress:
+        results = bagel.edit([list(images)], [instruction], n=n, progress=progress, return_result=True, **settings)
+    _deliver(results, output, json)
+
+
+@command
+@with_settings("ask")
+def ask(
+    arguments: Annotated[
+        list[str], typer.Argument(help="Pictures, if any, then a question about them.", metavar="[IMAGE]... QUESTION")
+    ],
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json: JsonOption = None,
+    **settings: Any,
+) -> None:
+    """Ask about pictures. The answer is printed as it is written; with --think, the thinking on standard error.
+
+    bagel ask car.png "How many cars are there?"
+    """
+    *images, question = arguments
+    bagel = load(checkpoint, device, dtype)
+    quiet, thinking = json == "-", bool(settings.get("think"))
+    result = bagel.ask(
+        list(images) or None,
+        question,
+        on_text=None if quiet else _print_thought if thinking else _print_piece,
+        return_result=True,
+        **settings,
+    )
+    if thinking and not quiet:
+        print(file=sys.stderr)
+    if not quiet:
+        print(result.text if thinking else "")
+    write_json(json, _facts(result))
+
+
+def _print_piece(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _print_thought(piece: str) -> None:
+    notes().print(piece, end="", style="dim", markup=False, soft_wrap=True)
+
+
+def _check_output(path: Path) -> None:
+    """Before minutes of work: can the picture be written there?
+
+    Raises:
+        SettingError: the name's ending is no picture format.
+    """
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise SettingError(f"output is {str(path)!r}: its name must end in .png, .jpg or .webp.")
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """Names for `count` pictures: the path itself, or with numbers before its ending."""
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    facts = {
+        "prompt": result.prompt,
+        "seed": result.seed,
+        "seconds": round(result.seconds, 3),
+        "settings": result.settings,
+    }
+    if result.thinking:
+        facts["thinking"] = result.thinking
+    if result.image is None:
+        return {**facts, "text": result.text}
+    return {**facts, "size": list(result.image.size), "evaluations": result.evaluations}
+
+
+def _deliver(results: list[Result], output: Path, json: str | None) -> None:
+    from bagel.inference.result import save_image
+
+    listing = []
+    for path, result in zip(numbered(output, len(results)), results, strict=True):
+        assert result.image is not None
+        try:
+            save_image(result.image, path)
+        except (OSError, ValueError) as error:
+            raise BagelError(f"{path} cannot be written ({error}): give another output file.") from error
+        listing.append({"file": str(path), **_facts(result)})
+        if json != "-":
+            if result.thinking:
+                notes().print(result.thinking, style="dim", markup=False)
+            print(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
+    write_json(json, listing)

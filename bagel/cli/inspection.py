@@ -1,0 +1,142 @@
+"""`bagel info`, `verify` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bagel.cli.options import CheckpointOption, DeviceOption, DtypeOption, JsonOption, command, load, notes, write_json
+from bagel.errors import DeviceError, SettingError
+
+
+@command
+def info(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b, 0.5b)."
+        ),
+    ] = "mini",
+    json: JsonOption = None,
+) -> None:
+    """Show a checkpoint: configuration, sizes, parameters by part, memory. Weights are not loaded."""
+    from bagel.cli.summary import describe
+
+    facts = describe(checkpoint)
+    if json != "-":
+        _print_facts(facts)
+    write_json(json, facts)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(f"[bold]{facts['name']}[/bold]  {facts['folder'] or 'configuration only'}")
+    for title in ("decoder", "vision transformer", "autoencoder", "pictures"):
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
+        for name, value in facts[title].items():
+            table.add_row(name.replace("_", " "), str(value))
+        console.print(table)
+    table = Table(title="parameters", title_justify="left", box=None, padding=(0, 2, 0, 2))
+    for heading in ("part", "parameters", "float32", "bfloat16"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, count in facts["parameters"].items():
+        style = "bold" if name == "total" else None
+        table.add_row(name, f"{count:,}", _bytes(4 * count), _bytes(2 * count), style=style)
+    console.print(table)
+    table = Table(title="cache", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
+    for name, value in facts["cache_bytes"].items():
+        table.add_row(name, f"{_bytes(value)} (bfloat16)")
+    console.print(table)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+@command
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder of recorded cases, laid out as tests/golden is.")],
+    tolerance: Annotated[float, typer.Option(help="Largest relative error of floats that passes.", min=0.0)] = 1e-5,
+    failed_only: Annotated[bool, typer.Option("--failed", help="Show only the rows that fail.")] = False,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    json: JsonOption = None,
+) -> None:
+    """Compute recorded cases anew and compare, a row for each quantity.
+
+    Status 0: all pass; 1: something fails, or a case is of an unknown kind; 2: the folder cannot be used.
+    """
+    import torch
+
+    from bagel.verify import verify as run
+
+    dtypes = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise DeviceError(f"dtype is {dtype!r}: it must be {', '.join(dtypes)}.")
+    console = notes()
+    with console.status("loading", spinner="line") as status:
+        report = run(
+            folder,
+            device=device,
+            dtype=dtypes[dtype],
+            tolerance=tolerance,
+            progress=lambda case: status.update(f"{case['kind']}: {case['name']}"),
+        )
+    if json != "-":
+        _print_report(report, failed_only)
+    write_json(json, report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _print_report(report: Any, failed_only: bool) -> None:
+    # Quantities have long names: without a terminal to fit them into, nothing may be cut off.
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=240)
+    table = Table(title=f"{report.folder} on {report.device} in {report.dtype}", title_justify="left")
+    table.add_column("case")
+    table.add_column("quantity", overflow="fold")
+    table.add_column("error", justify="right")
+    table.add_column("")
+    table.add_column("note", overflow="fold")
+    for row in report.failed if failed_only else report.rows:
+        error = "" if row.error is None else f"{row.error:.2e}" if row.error % 1 else f"{row.error:.0f}"
+        mark = "[green]pass[/green]" if row.passed else "[bold red]FAIL[/bold red]"
+        table.add_row(row.case, row.quantity, error, mark, row.note)
+    console.print(table)
+    total, failed = len(report.rows), len(report.failed)
+    console.print(
+        f"{total - failed} of {total} quantities pass" + (f", [bold red]{failed} FAIL[/bold red]" if failed else "")
+    )
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", metavar="FOLDER")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.", min=0)] = 0,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Draw, edit, answer and think with the embedded model; writes a contact sheet and a page."""
+    from bagel.demo import run_demo
+
+    if output.exists() and not output.is_dir():
+        raise SettingError(f"{output} is a file: give a folder to write to.")
+    bagel = load(checkpoint, device, dtype)
+    report = run_demo(bagel, output, seed=seed, console=notes())
+    if json != "-":
+        print(f"{output / 'index.html'}\n{output / 'index.png'}")
+    write_json(json, report)

@@ -1,0 +1,189 @@
+"""What commands share: options made from the settings' own metadata, errors and exit codes, output."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from bagel.errors import BagelError
+from bagel.inference.settings import SETTINGS, TASKS, Setting, Task, parse_settings, task_settings
+
+if TYPE_CHECKING:
+    from bagel.inference.api import Bagel
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+CheckpointOption = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint", "-c", help="mini (embedded), a folder in the official layout, or a hub id.", metavar="NAME"
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="DEVICE")]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")]
+JsonOption = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this annotation at run time
+    typer.Option("--json", help="Write the result as JSON to this file; - is standard output.", metavar="FILE"),
+]
+
+# Values that an option takes as they are; everything else is checked by the setting itself.
+_TYPES: dict[str, Any] = {"float": float, "int": int, "bool": bool, "interval": tuple[float, float], "texts": list[str]}
+_METAVARS = {"interval": "LOW HIGH", "size": "WIDTHxHEIGHT", "texts": "TEXT"}
+
+
+def default_text(setting: Setting, task: Task) -> str:
+    """A setting's default as one would type it."""
+    value = setting.default(task)
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if setting.kind == "interval":
+        return " ".join(f"{end:g}" for end in value)
+    if setting.kind == "texts":
+        return " ".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _help(setting: Setting, task: Task) -> str:
+    about = f"{setting.about} {setting.when}"
+    return f"{escape(about)} [dim]\\[default: {default_text(setting, task)}; {escape(setting.range)}][/dim]"
+
+
+def _parameter(setting: Setting, task: Task) -> inspect.Parameter:
+    flag = setting.name.replace("_", "-")
+    names = (f"--{flag}/--no-{flag}",) if setting.kind == "bool" else (f"--{flag}",)
+    option = typer.Option(
+        *names,
+        help=_help(setting, task),
+        metavar=_METAVARS.get(setting.kind) or ("|".join(setting.choices) or None),
+        show_default=False,
+        rich_help_panel="Settings",
+    )
+    kind: Any = _TYPES.get(setting.kind, str)
+    return inspect.Parameter(
+        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a command one option for each setting of a task; those that were given arrive as keyword arguments."""
+    settings = task_settings(task)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        parameters = [*own, *(_parameter(setting, task) for setting in settings)]
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = {s.name: kwargs.pop(s.name, None) for s in settings}
+            # Checked here, before minutes go into loading a large model.
+            chosen = parse_settings(task, {name: value for name, value in given.items() if value not in (None, [])})
+            return function(*args, **kwargs, **chosen)
+
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return call
+
+    return decorate
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turns our errors into one sentence and status 2, and Ctrl-C into status 130."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BagelError as error:
+            complain(error)
+            raise typer.Exit(BAD_INPUT) from error
+        except KeyboardInterrupt as error:
+            print(file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from error
+
+    return call
+
+
+def complain(error: BagelError) -> None:
+    """One sentence on standard error."""
+    print(f"bagel: {error}", file=sys.stderr)
+
+
+def notes() -> Console:
+    """Standard error, for what is said beside the result."""
+    return Console(stderr=True, highlight=False)
+
+
+def load(checkpoint: str, device: str, dtype: str) -> Bagel:
+    """A model, with a word on the terminal while it loads."""
+    from bagel.inference.api import Bagel
+
+    console = notes()
+    if not console.is_terminal:
+        return Bagel.from_pretrained(checkpoint, device=device, dtype=dtype)
+    with console.status(f"loading {escape(checkpoint)}"):
+        return Bagel.from_pretrained(checkpoint, device=device, dtype=dtype)
+
+
+@contextmanager
+def step_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for denoising steps; nothing where standard error is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = notes()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def write_json(target: str | None, content: Any) -> None:
+    """Writes JSON to a file, whole or not at all; `-` is standard output, None nowhere."""
+    if target is None:
+        return
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if target == "-":
+        print(text)
+        return
+    path = Path(target)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.chmod(temporary, 0o644)  # mkstemp makes files private
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BagelError(f"{path} cannot be written ({error.strerror or error}): give another file.") from error
+
+
+def settings_table() -> str:
+    """All settings as a Markdown table, as the README shows them."""
+    lines = ["| setting | tasks | default | values | what it does | when to change it |", "|---|---|---|---|---|---|"]
+    for setting in SETTINGS.values():
+        defaults = {task: default_text(setting, task) for task in TASKS if task in setting.tasks}
+        first = next(iter(defaults.values()))
+        others = [f"{task}: {text}" for task, text in defaults.items() if text != first]
+        default = "; ".join([first, *others])
+        tasks = ", ".join(defaults) if len(defaults) < len(TASKS) else "all"
+        lines.append(f"| `{setting.name}` | {tasks} | {default} | {setting.range} | {setting.about} | {setting.when} |")
+    return "\n".join(lines)

@@ -1,0 +1,228 @@
+"""Training the unified model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bagel.checkpoint.official import (
+    load_autoencoder,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
+from bagel.data.documents import Builder, Dropout, PendingLatent
+from bagel.data.packer import PackShape, PackStream, Prefetcher, RawPack
+from bagel.errors import RecipeError
+from bagel.images import ImageTransform, latent_to_tokens
+from bagel.inference.loading import choose_device
+from bagel.mini.documents import corpus
+from bagel.mini.source import MiniSource
+from bagel.model.attention import MaskedAttention
+from bagel.model.bagel import BagelModel
+from bagel.model.vae import Autoencoder
+from bagel.sequence import PackedSequence, PackSpec, Sample, SpecialTokens, pack
+from bagel.tokenizer import Tokenizer
+from bagel.training.checkpoints import checkpoint_folders
+from bagel.training.initialise import initialise
+from bagel.training.loop import DTYPES, Task
+from bagel.training.objective import add_noise, compute_losses, draw_timesteps
+from bagel.training.recipe import BagelModelRecipe, BagelRecipe
+from bagel.training.samples import write_sheet
+
+_ENCODE_BATCH = 32
+_TOKENIZER_TEXTS = 60_000
+
+
+class BagelTask(Task[PackedSequence]):
+    """Both losses over packs of documents."""
+
+    def __init__(self, recipe: BagelRecipe) -> None:
+        self.recipe = recipe
+        self.device = choose_device(recipe.device)
+        torch.manual_seed(recipe.seed)
+        self.config, self.module, self.autoencoder, self.tokenizer = _build(recipe)
+        self.module.to(self.device).train().requires_grad_(True)
+        self.autoencoder.to(self.device).eval().requires_grad_(False)
+        tokenizer = self.tokenizer
+        special = SpecialTokens(
+            tokenizer.bos_id, tokenizer.eos_id, tokenizer.start_of_image_id, tokenizer.end_of_image_id
+        )
+        self.spec = PackSpec.of(self.config, special)
+        self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
+        data, shape = recipe.data, recipe.pack
+        stride, patch = self.config.latent_stride, self.config.vit.patch_size
+        builder = Builder(
+            tokenizer,
+            special,
+            ImageTransform(data.side, data.side, stride),
+            ImageTransform(data.side, data.side, patch),
+            stride,
+            patch,
+            Dropout(**recipe.dropout.model_dump()),
+        )
+        source = MiniSource(recipe.seed, side=data.side, mix=data.mix, copies=data.target_copies)
+        self.stream = PackStream(
+            source, builder, PackShape(shape.rows, shape.und, shape.gen, shape.buffer), recipe.seed
+        )
+        self._prefetcher: Prefetcher | None = None
+        self._state: Any = self.stream.state_dict()
+        # The frozen encoder runs in the run's precision; what is saved keeps its own.
+        self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
+        self._encode = self._encoder.encode
+        if recipe.compile:
+            self._encode = torch.compile(self._encode, dynamic=False)
+            for layer in self.module.decoder.layers:
+                layer.compile(dynamic=False)
+
+    # ------------------------------------------------------------------------------------------------------------ data
+
+    def next_batch(self) -> PackedSequence:
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.stream.next_pack)
+        raw = self._prefetcher.get()
+        self._state = raw.state
+        return self._pack(raw).to(self.device)
+
+    def _pack(self, raw: RawPack) -> PackedSequence:
+        """Encodes the pictures of a pack, each once, and lays the samples out."""
+        pictures: dict[int, Tensor] = {}
+        for row in raw.rows:
+            for sample in row:
+                for segment in sample.segments:
+                    if isinstance(segment, PendingLatent):
+                        pictures[id(segment.pixels)] = segment.pixels
+        latents = dict(zip(pictures, self.encode(list(pictures.values())), strict=True))
+        rows = []
+        for row in raw.rows:
+            samples = []
+            for sample in row:
+                segments = (
+                    s.with_latent(latents[id(s.pixels)]) if isinstance(s, PendingLatent) else s for s in sample.segments
+                )
+                samples.append(Sample(tuple(segments)))
+            rows.append(samples)
+        shape = self.recipe.pack
+        return pack(rows, self.spec, und_len=shape.und, gen_len=shape.gen)
+
+    @torch.no_grad()
+    def encode(self, pictures: list[Tensor]) -> list[Tensor]:
+        """Latent tokens (rows·columns, latent_dim) on the CPU of pictures (3, H, W), each at its own size.
+
+        Pictures of one size run in batches of a fixed number, the last one filled up: a compiled encoder keeps its
+        shape.
+        """
+        tokens: list[Tensor] = [torch.empty(0)] * len(pictures)
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, picture in enumerate(pictures):
+            by_size.setdefault(tuple(picture.shape), []).append(index)
+        for indices in by_size.values():
+            for start in range(0, len(indices), _ENCODE_BATCH):
+                chosen = indices[start : start + _ENCODE_BATCH]
+                batch = torch.stack([pictures[i] for i in chosen])
+                filled = torch.cat([batch, batch[:1].expand(_ENCODE_BATCH - len(chosen), -1, -1, -1)])
+                latent = self._encode(filled.to(self.device, DTYPES[self.recipe.precision])).float().cpu()
+                for i, one in zip(chosen, latent, strict=False):
+                    tokens[i] = latent_to_tokens(one, self.config.latent_patch_size)
+        return tokens
+
+    def data_state(self) -> Any:
+        return self._state
+
+    def load_data_state(self, state: Any) -> None:
+        self.stream.load_state_dict(state)
+        self._state = state
+
+    def close(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+    # ---------------------------------------------------------------------------------------------------------- losses
+
+    def counts(self, batch: PackedSequence) -> dict[str, float]:
+        ce = float(batch.ce_weights.sum()) if self.recipe.ce_reweight else float(batch.ce_slots.numel())
+        return {"ce": ce, "mse": float(batch.noised.sum())}
+
+    def tokens(self, batch: PackedSequence) -> int:
+        return batch.num_tokens
+
+    def losses(self, batch: PackedSequence, generator: torch.Generator) -> dict[str, Tensor]:
+        images = len(batch.latent_grids)
+        timesteps = draw_timesteps(images, self.config.timestep_shift, generator).to(self.device)
+        noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
+        noised = add_noise(batch, timesteps, noise)
+        losses = compute_losses(self.module, noised, MaskedAttention(noised.packed))
+        return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
+
+    # ---------------------------------------------------------------------------------------------------------- output
+
+    def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        tables = dict(self.module.named_buffers())
+        save_checkpoint(
+            folder,
+            self.config,
+            model={**weights, **tables},
+            autoencoder=self.autoencoder.state_dict(),
+            tokenizer=self.tokenizer,
+        )
+        write_defaults(folder, self.recipe.data.side)
+
+    def write_samples(self, path: Path, checkpoint: Path) -> None:
+        write_sheet(path, checkpoint, self.recipe.data.side, str(self.device))
+
+
+def write_defaults(folder: Path, side: int) -> None:
+    """The settings that suit a model trained on pictures of one size, for `Bagel` to read."""
+    transform = {"max_size": side, "min_size": side}
+    content = {
+        "generate": {"size": [side, side]},
+        "vae_transform": transform,
+        "vit_transform": transform,
+    }
+    text = json.dumps(content, indent=2)
+    write_atomically(folder / "bagel_defaults.json", lambda temporary: temporary.write_text(text))
+
+
+def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, Tokenizer]:
+    """Network, autoencoder and tokenizer: from a checkpoint, or new."""
+    if (recipe.init is None) == (recipe.model is None):
+        raise RecipeError("a bagel recipe needs either init (a checkpoint to start from) or model (a new one)")
+    if recipe.init is not None:
+        loaded = load_checkpoint(recipe.init, dtype=torch.float32)
+        return loaded.config, loaded.model, loaded.autoencoder, loaded.tokenizer
+    assert recipe.model is not None
+    if recipe.autoencoder is None:
+        raise RecipeError("a new model needs autoencoder: the folder of a trained one (config.json and ae.safetensors)")
+    folder = latest_checkpoint(recipe.autoencoder)
+    autoencoder = load_autoencoder(folder)
+    vae = autoencoder.config
+    tokenizer = Tokenizer.train(corpus(_TOKENIZER_TEXTS, recipe.seed), recipe.model.vocab_size)
+    config = _config(recipe.model, vae, tokenizer, recipe.data.side)
+    model = BagelModel(config)
+    initialise(model, torch.Generator().manual_seed(recipe.seed))
+    return config, model, autoencoder, tokenizer
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """A checkpoint folder, or the newest checkpoint of a run's folder."""
+    runs = checkpoint_folders(folder)
+    return runs[-1] if runs else folder
+
+
+def _config(recipe: BagelModelRecipe, vae: VaeConfig, tokenizer: Tokenizer, side: int) -> BagelConfig:
+    vocab = -(-tokenizer.vocab_size // 64) * 64
+    vit = recipe.vit
+    return BagelConfig(
+        decoder=DecoderConfig(**recipe.decoder.model_dump(), vocab_size=vocab),
+        vit=VitConfig(**vit.model_dump(), image_size=vit.patch_size * max(recipe.max_latent_size, 1)),
+        vae=vae,
+        max_latent_size=recipe.max_latent_size,
+        vit_max_num_patch_per_side=recipe.max_latent_size,
+        timestep_shift=recipe.timestep_shift,
+    )

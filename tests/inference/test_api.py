@@ -1,0 +1,458 @@
+"""`Bagel`: batches that equal what runs alone, seeds, guidance branches, lists, errors, results and loading."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bagel.checkpoint.official import Checkpoint, load_checkpoint
+from bagel.errors import (
+    BagelError,
+    CheckpointError,
+    ContextLengthError,
+    DeviceError,
+    ImageError,
+    PromptError,
+    SettingError,
+    SizeError,
+)
+from bagel.inference.api import Bagel
+from bagel.inference.defaults import Defaults
+from bagel.inference.loading import choose_dtype
+from bagel.inference.requests import Recorder
+from bagel.inference.result import Result, save_image
+from bagel.inference.tasks import one_shot
+
+
+def run_together(bagel: Bagel, jobs: list[tuple[list[Any], dict[str, Any]]]) -> list[tuple[Result, Recorder]]:
+    """Runs requests of any kind in one engine; each job is (inputs, arguments of `interleave`)."""
+    prepared = []
+    for inputs, arguments in jobs:
+        settings = dict(arguments)
+        output = settings.pop("output", "image")
+        items = bagel.check_items(inputs, output)
+        task = "ask" if output == "text" else "edit" if any(kind == "image" for kind, _ in items) else "generate"
+        recorder = Recorder()
+        order = bagel.order(task, settings, items, recorder=recorder)
+        prepared.append((bagel.engine.submit(one_shot(bagel.runtime, items, output, order, 64)), recorder))
+    bagel.engine.run_until([handle for handle, _ in prepared])
+    return [(handle.result(), recorder) for handle, recorder in prepared]
+
+
+def mixed_jobs(golden: Any) -> list[tuple[list[Any], dict[str, Any]]]:
+    wide, tall, tiny = (golden.image(name) for name in ("wide", "tall", "tiny"))
+    return [
+        (["a red circle"], {"seed": 1}),
+        (
+            ["a much longer text about a blue square"],
+            {"seed": 2, "size": (64, 64), "num_timesteps": 9, "cfg_text_scale": 2.0},
+        ),
+        ([wide, "make the sky darker"], {"seed": 3, "cfg_renorm_type": "channel"}),
+        ([wide, tall, "both"], {"seed": 4, "num_timesteps": 3}),
+        ([tiny, "What is it?"], {"output": "text"}),
+        (["Hello"], {"output": "text", "do_sample": True, "temperature": 1.5, "seed": 7, "max_new_tokens": 20}),
+        (["a cat"], {"seed": 1, "cfg_text_scale": 1.0}),
+        (["three"], {"seed": 5, "think": True, "max_think_tokens": 6, "enable_taylorseer": True, "num_timesteps": 12}),
+        ([tall, "How many?"], {"output": "text", "think": True, "max_new_tokens": 7}),
+    ]
+
+
+def test_a_batch_equals_its_parts_alone(bagel: Bagel, golden: Any) -> None:
+    jobs = mixed_jobs(golden)
+    together = run_together(bagel, jobs)
+    for job, (result, recorder) in zip(jobs, together, strict=True):
+        ((alone, own),) = run_together(bagel, [job])
+        assert result.raw_text == alone.raw_text
+        assert recorder.tokens == own.tokens
+        assert (recorder.latent is None) == (job[1].get("output") == "text")
+        if recorder.latent is not None:
+            assert own.latent is not None
+            assert golden.error(recorder.latent, own.latent) < 1e-5
+        if own.logits:
+            assert golden.error(torch.stack(recorder.logits), torch.stack(own.logits)) < 1e-5
+        assert result.evaluations == alone.evaluations
+
+
+def test_same_seed_same_picture_whatever_the_place(bagel: Bagel) -> None:
+    alone = np.array(bagel.generate("a cat", seed=3)).astype(int)
+    batch = bagel.generate(
+        ["a dog", "a cat", "a cat", "a bird"], seed=[0, 3, 4, 3], size=[(64, 64), (48, 32), (48, 32), None]
+    )
+    assert np.abs(np.array(batch[1]).astype(int) - alone).max() <= 1
+    assert np.abs(np.array(batch[2]).astype(int) - alone).max() > 1
+
+
+def test_drawn_seeds_are_reported_and_repeat(bagel: Bagel) -> None:
+    first = bagel.generate("a cat", return_result=True)
+    second = bagel.generate("a cat", return_result=True)
+    assert first.seed != second.seed
+    again = bagel.generate("a cat", seed=first.seed)
+    assert np.array_equal(np.array(again), np.array(first.image))
+
+
+def test_n_pictures_count_their_seeds_up(bagel: Bagel) -> None:
+    results = bagel.generate(["a cat", "a dog"], n=2, seed=[5, 9], return_result=True)
+    assert [(r.prompt, r.seed) for r in results] == [("a cat", 5), ("a cat", 6), ("a dog", 9), ("a dog", 10)]
+    drawn = bagel.generate("a cat", n=2, return_result=True)
+    assert drawn[0].seed != drawn[1].seed
+
+
+# ------------------------------------------------------------------------------------------------- guidance branches
+
+
+@pytest.mark.parametrize(
+    ("inputs", "settings", "per_step"),
+    [
+        (["a cat"], {"cfg_interval": (0, 1)}, 2),
+        (["a cat"], {"cfg_interval": (0, 1), "cfg_image_scale": 2.0}, 2),  # without image is the full context
+        (["a cat"], {"cfg_text_scale": 1.0, "cfg_image_scale": 2.0}, 1),
+        (["PICTURE", "darker"], {"cfg_interval": (0, 1)}, 3),
+        (["PICTURE", "darker"], {"cfg_interval": (0, 1), "cfg_image_scale": 1.0}, 2),
+        (["PICTURE"], {"cfg_interval": (0, 1)}, 2),  # without text is the full context
+        (["a cat", "a dog"], {"cfg_interval": (0, 1), "cfg_image_scale": 2.0}, 2),
+    ],
+)
+def test_no_branch_runs_twice(
+    bagel: Bagel, golden: Any, inputs: list[str], settings: dict[str, Any], per_step: int
+) -> None:
+    given = [golden.image("wide") if item == "PICTURE" else item for item in inputs]
+    result = bagel.interleave(given, return_result=True, num_timesteps=4, **settings)
+    assert result.evaluations == 3 * per_step
+    stats = bagel.engine.stats
+    tokens = result.image.width * result.image.height // bagel.config.latent_stride**2 + 2
+    assert stats.noised_tokens == 3 * per_step * tokens
+
+
+def test_steps_without_guidance_run_one_branch(bagel: Bagel) -> None:
+    result = bagel.generate("a cat", num_timesteps=5, timestep_shift=1.0, cfg_interval=(0.6, 1.0), return_result=True)
+    assert result.evaluations == 2 + 2 + 1 + 1  # at 1, 0.75 | 0.5, 0.25
+
+
+def test_unused_branches_are_not_read(bagel: Bagel, golden: Any) -> None:
+    """Without image guidance the texts are not read a second time."""
+    prefilled = []
+    for scale in (1.0, 2.0):
+        before = bagel.engine.stats.prefill_tokens
+        bagel.edit(golden.image("wide"), "darker", cfg_image_scale=scale)
+        prefilled.append(bagel.engine.stats.prefill_tokens - before)
+    text = bagel.runtime.text("darker").und_len
+    assert prefilled[1] - prefilled[0] == text
+
+
+def test_taylorseer_saves_evaluations(bagel: Bagel) -> None:
+    result = bagel.generate("a cat", num_timesteps=21, enable_taylorseer=True, cfg_interval=(0, 1), return_result=True)
+    assert result.evaluations == 2 * 10  # 0–4, 7, 10, 13, 16, 19 of 20
+
+
+def test_taylorseer_leaves_the_next_request_alone(bagel: Bagel) -> None:
+    before = np.array(bagel.generate("a cat", seed=1))
+    bagel.generate("a cat", seed=1, enable_taylorseer=True, num_timesteps=12)
+    assert np.array_equal(np.array(bagel.generate("a cat", seed=1)), before)
+
+
+def test_one_forward_pass_a_step(bagel: Bagel, golden: Any) -> None:
+    """All branches of all requests stand in one pass."""
+    bagel.edit([golden.image("wide")] * 3, ["darker", "red", "a hat"], num_timesteps=6, seed=0)
+    stats = bagel.engine.stats
+    assert stats.forwards == 1 + 1 + 5  # prefill, prefill of the texts alone, steps
+    assert stats.rows == 3 * (1 + 1 + 5 * 3)
+
+
+# ------------------------------------------------------------------------------------------------------ what is given
+
+
+def test_forms_of_edit(bagel: Bagel, golden: Any) -> None:
+    wide, tall = golden.image("wide"), golden.image("tall")
+    assert bagel.edit(str(wide), "red").size == (96, 48)
+    assert bagel.edit([wide, tall], "red").size == (32, 96)  # one request, the last picture's size
+    assert bagel.edit(wide, "red", size=(48, 48)).size == (48, 48)
+    assert [i.size for i in bagel.edit([wide, tall], ["red", "blue"])] == [(96, 48), (32, 96)]
+    assert [i.size for i in bagel.edit([[tall, wide], tall], ["red", "blue"])] == [(96, 48), (32, 96)]
+    assert [i.size for i in bagel.edit(wide, ["red", "blue"])] == [(96, 48)] * 2
+    assert [i.size for i in bagel.edit([[wide], [tall]], "red")] == [(96, 48), (32, 96)]
+    assert len(bagel.edit(wide, "red", seed=[1, 2, 3])) == 3
+
+
+def test_forms_of_ask(bagel: Bagel, golden: Any) -> None:
+    wide = golden.image("wide")
+    alone = bagel.ask(wide, "What is it?")
+    assert isinstance(alone, str)
+    assert bagel.ask(Image.open(wide), "What is it?") == alone
+    assert bagel.ask(np.array(Image.open(wide).convert("RGB")), "What is it?") == alone
+    assert bagel.ask(wide.read_bytes(), "What is it?") == alone
+    assert bagel.ask([wide, None, [wide, wide]], ["What is it?"] * 3)[0] == alone
+    assert isinstance(bagel.ask(None, "Hello"), str)
+    assert bagel.ask(wide, []) == []
+
+
+def test_special_methods_are_interleave(bagel: Bagel, golden: Any) -> None:
+    wide = golden.image("wide")
+    assert np.array_equal(bagel.generate("a cat", seed=1), bagel.interleave(["a cat"], seed=1))
+    assert np.array_equal(bagel.edit(wide, "red", seed=1), bagel.interleave([wide, "red"], seed=1))
+    assert bagel.ask(wide, "red?") == bagel.interleave([wide, "red?"], output="text")
+
+
+def test_streaming_equals_not_streaming(bagel: Bagel, golden: Any) -> None:
+    wide = golden.image("wide")
+    for settings in (
+        {},
+        {"do_sample": True, "temperature": 2.0, "seed": 4},
+        {"stop": ["e", "x"], "max_new_tokens": 30},
+    ):
+        whole = bagel.ask(wide, "What?", **settings)
+        pieces = list(bagel.ask(wide, "What?", stream=True, **settings))
+        assert "".join(pieces) == whole
+        heard: list[str] = []
+        assert bagel.ask(wide, "What?", on_text=heard.append, **settings) == whole == "".join(heard)
+    assert len(list(bagel.ask(wide, "What?", stream=True))) > 3
+
+
+def test_an_abandoned_stream_ends_its_request(bagel: Bagel) -> None:
+    stream = bagel.ask(None, "What?", stream=True, max_new_tokens=100)
+    next(stream)
+    assert not bagel.engine.idle
+    stream.close()
+    bagel.engine.step()
+    assert bagel.engine.idle
+
+
+def test_stop_texts_cut_the_answer(bagel: Bagel) -> None:
+    whole = bagel.ask(None, "What?", max_new_tokens=30)
+    middle = whole[len(whole) // 2]
+    assert bagel.ask(None, "What?", max_new_tokens=30, stop=middle) == whole[: whole.index(middle)]
+
+
+def test_answers_end_at_the_end_token(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+    spoken("two cats")
+    result = bagel.ask(None, "What?", return_result=True)
+    assert (result.text, result.thinking) == ("two cats", "")
+    assert bagel.ask(None, "What?", max_new_tokens=1) == bagel.tokenizer.decode(bagel.tokenizer.encode("two cats")[:1])
+
+
+def test_thinking_is_told_from_the_answer(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+    spoken("<think>one and one</think> two")
+    result = bagel.ask(None, "What?", think=True, max_new_tokens=100, return_result=True)
+    assert (result.text, result.thinking) == ("two", "one and one")
+    assert result.raw_text == "<think>one and one</think> two"
+    assert "".join(bagel.ask(None, "What?", think=True, max_new_tokens=100, stream=True)) == result.raw_text
+    assert bagel.ask(None, "What?", max_new_tokens=100) == result.raw_text  # not asked to think: nothing is cut
+
+
+def test_thoughts_change_the_picture_and_are_reported(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+    plain = bagel.generate("a cat", seed=1)
+    pictures = []
+    for thought in ("a red cat", "a blue dog"):
+        spoken(f"<think>{thought}</think>")
+        heard: list[str] = []
+        result = bagel.generate("a cat", seed=1, think=True, on_text=heard.append, return_result=True)
+        assert result.thinking == thought == result.image.info["thinking"]
+        assert "".join(heard) == result.raw_text == f"<think>{thought}</think>"
+        pictures.append(np.array(result.image))
+    assert not np.array_equal(*pictures)
+    assert not np.array_equal(pictures[0], np.array(plain))
+
+
+def test_progress_counts_all_steps(bagel: Bagel) -> None:
+    seen: list[tuple[int, int]] = []
+    bagel.generate(["a", "b"], num_timesteps=[4, 6], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 8) for i in range(1, 9)]
+
+
+def test_a_failing_callback_fails_its_call_only(bagel: Bagel) -> None:
+    def fail(done: int, total: int) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        bagel.generate("a", progress=fail)
+    assert bagel.engine.idle
+    bagel.generate("a")
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda b, i: b.generate(""), PromptError, "the text is ''"),
+        (lambda b, i: b.generate(["a cat", " \n"]), PromptError, "the text is"),
+        (lambda b, i: b.generate(3), PromptError, "a text is needed, not 3"),
+        (lambda b, i: b.ask(i, ""), PromptError, "the text is"),
+        (lambda b, i: b.edit(i, ["a", "  "]), PromptError, "the text is"),
+        (lambda b, i: b.edit(None, "red"), PromptError, "no picture to edit"),
+        (lambda b, i: b.edit([], "red"), PromptError, "no picture to edit"),
+        (lambda b, i: b.edit([i], ["red", "blue"]), PromptError, "2 texts but 1 pictures"),
+        (lambda b, i: b.interleave([]), PromptError, "neither text nor picture"),
+        (lambda b, i: b.interleave(["a"], output="video"), SettingError, "output is 'video'"),
+        (lambda b, i: b.generate("a", size=(50, 64)), SizeError, "the width 50 must be a multiple of 16, at most 128"),
+        (lambda b, i: b.generate("a", size=(64, 144)), SizeError, "the height 144"),
+        (lambda b, i: b.generate("a", size=(0, 64)), SizeError, "the width 0"),
+        (lambda b, i: b.generate("a", steps=4), SettingError, "no setting 'steps'"),
+        (lambda b, i: b.generate("a", cfg_text_scale=-1), SettingError, "cfg_text_scale is -1"),
+        (lambda b, i: b.ask(i, "a", cfg_text_scale=4), SettingError, "no setting of 'ask'"),
+        (lambda b, i: b.generate(["a", "b"], seed=[1, 2, 3]), SettingError, "seed is a list of 3: the batch has 2"),
+        (lambda b, i: b.generate("a", n=0), SettingError, "n is 0"),
+        (lambda b, i: b.generate(["a", "b"], on_text=print), SettingError, "a batch of 2"),
+        (lambda b, i: b.ask(i, ["a", "b"], stream=True), SettingError, "single question"),
+        (lambda b, i: b.ask("missing.png", "a"), ImageError, "missing.png"),
+        (lambda b, i: b.edit(b"no picture", "a"), ImageError, "not in a known picture format"),
+        (lambda b, i: b.generate("long " * 400), ContextLengthError, "the model has 512"),
+        (lambda b, i: b.ask([i] * 600, "a"), ContextLengthError, "the model has 512"),
+        (lambda b, i: b.interleave(["a"], noise=torch.zeros(3, 3)), SettingError, "the noise is"),
+    ],
+)
+def test_errors_come_before_any_work(
+    bagel: Bagel, golden: Any, call: Callable[..., Any], error: type[BagelError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(bagel, golden.image("tiny"))
+    assert bagel.engine.idle
+    assert bagel.engine.stats.steps == 0
+
+
+def test_a_thought_too_long_for_the_context_is_an_error(bagel: Bagel, spoken: Callable[[Any], None]) -> None:
+    """The tokens as written fit, but not those of the text they make: each broken character takes several."""
+    broken = bagel.tokenizer.encode("🐈")[0]
+    spoken([broken] * 160)
+    with pytest.raises(ContextLengthError, match="the model has 512"):
+        bagel.generate("a", think=True)
+    assert bagel.engine.stats.written_tokens == 161
+
+
+def test_an_endless_thought_leaves_room_for_the_picture(bagel: Bagel, spoken: Callable[[Any], None]) -> None:
+    spoken("a " * 600)
+    result = bagel.generate("word " * 40, think=True, return_result=True)
+    assert result.thinking.startswith("a a a")
+    assert result.image.size == (48, 32)
+
+
+def test_text_ends_where_the_positions_end(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+    spoken("a " * 400)
+    prompt = "b " * 450
+    used = bagel.runtime.text(prompt).advance
+    recorder = Recorder()
+    bagel.interleave([prompt], output="text", max_new_tokens=1000, recorder=recorder)
+    assert used + len(recorder.tokens) == bagel.config.decoder.max_position_embeddings
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+def test_results_say_how_they_were_made(bagel: Bagel, tmp_path: Path) -> None:
+    result = bagel.generate("a cat", seed=7, num_timesteps=3, return_result=True)
+    assert (result.prompt, result.seed, result.evaluations) == ("a cat", 7, 4)
+    assert result.settings["num_timesteps"] == 3
+    assert result.settings["size"] == (48, 32)
+    assert result.seconds > 0
+    assert result.value is result.image
+    for path in (tmp_path / "new" / "a.png", tmp_path / "a.jpg"):
+        save_image(result.image, path)
+    with Image.open(tmp_path / "new" / "a.png") as image:
+        assert np.array_equal(np.array(image), np.array(result.image))
+        assert image.info["prompt"] == "a cat"
+        assert image.info["seed"] == "7"
+        assert json.loads(image.info["settings"])["size"] == [48, 32]
+        again = bagel.generate(image.info["prompt"], seed=int(image.info["seed"]), **json.loads(image.info["settings"]))
+    assert np.array_equal(np.array(again), np.array(result.image))
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (48, 32)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jpg", "new"]
+    with pytest.raises(ValueError, match="known picture format"):
+        save_image(result.image, tmp_path / "a.xyz")
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+def test_from_pretrained(golden: Any) -> None:
+    bagel = Bagel.from_pretrained(golden.checkpoint, device="cpu")
+    assert (bagel.device.type, bagel.dtype) == ("cpu", torch.float32)
+    assert bagel.generate("a cat", num_timesteps=2).size == (128, 128)
+
+
+def test_from_pretrained_reads_the_checkpoints_defaults(golden: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(golden.checkpoint, folder)
+    (folder / "bagel_defaults.json").write_text('{"generate": {"size": [32, 32], "num_timesteps": 3}}')
+    bagel = Bagel.from_pretrained(folder)
+    assert bagel.generate("a cat").size == (32, 32)
+    assert bagel.engine.stats.forwards == 3
+
+
+def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="is no folder: give 'mini'"):
+        Bagel.from_pretrained("nowhere")
+    with pytest.raises(CheckpointError):
+        Bagel.from_pretrained(tmp_path)
+
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(CheckpointError, match=r"'owner/name' .* could not be downloaded .*no route to host"):
+        Bagel.from_pretrained("owner/name")
+
+
+def test_hub_names_are_downloaded(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(name: str, **kwargs: Any) -> str:
+        asked.append(name)
+        return str(golden.checkpoint)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert Bagel.from_pretrained("owner/name.v2").config.max_latent_size == 8
+    assert asked == ["owner/name.v2"]
+
+
+def test_unknown_devices_and_dtypes(golden: Any) -> None:
+    for arguments in (
+        {"device": "gpu"},
+        {"device": "cuda:99"},
+        {"device": "meta"},
+        {"dtype": "int8"},
+        {"dtype": torch.int8},
+    ):
+        with pytest.raises(DeviceError, match=r"device is|dtype is"):
+            Bagel.from_pretrained(golden.checkpoint, **arguments)
+
+
+def test_automatic_precision(golden: Any) -> None:
+    assert choose_dtype("auto", torch.device("cpu"), golden.checkpoint) is torch.float32
+    assert choose_dtype("auto", torch.device("cuda"), golden.checkpoint) is torch.bfloat16
+    assert choose_dtype("float16", torch.device("cpu"), golden.checkpoint) is torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_close(golden: Any, bagel: Bagel, defaults: Defaults, dtype: torch.dtype) -> None:
+    half = Bagel(load_checkpoint(golden.checkpoint, dtype=dtype), defaults=defaults)
+    recorders = Recorder(), Recorder()
+    for model, recorder in zip((bagel, half), recorders, strict=True):
+        model.interleave([golden.image("wide"), "darker"], seed=0, num_timesteps=3, recorder=recorder)
+        assert model.ask(golden.image("wide"), "What?", max_new_tokens=2) is not None
+    latents = [recorder.latent for recorder in recorders]
+    assert latents[1].dtype == torch.float32
+    assert golden.error(latents[1], latents[0]) < 0.05
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager(golden: Any, bagel: Bagel, defaults: Defaults) -> None:
+    compiled = Bagel(load_checkpoint(golden.checkpoint, dtype=torch.float32), defaults=defaults, compile=True)
+    recorders = Recorder(), Recorder()
+    for model, recorder in zip((bagel, compiled), recorders, strict=True):
+        model.interleave([golden.image("wide"), "darker"], seed=0, recorder=recorder)
+    assert golden.error(recorders[1].latent, recorders[0].latent) < 1e-4
+    assert compiled.ask(golden.image("wide"), "What?") == bagel.ask(golden.image("wide"), "What?")
+
+
+def test_official_defaults_apply_without_a_file(checkpoint: Checkpoint) -> None:
+    bagel = Bagel(checkpoint)
+    assert bagel.order("generate", {}, [("text", "a")]).settings.num_timesteps == 50

@@ -1,0 +1,103 @@
+"""The recorded cases of inference, through the public interface."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bagel.images import open_image, patchify
+from bagel.inference.api import Bagel
+from bagel.inference.engine import Decode, Encode, Request
+from bagel.inference.requests import Recorder
+from bagel.inference.result import Result
+from bagel.sequence import Sample, VitSegment, pack
+
+TOLERANCE = 1e-5
+CASES = json.loads((Path(__file__).parent.parent / "golden" / "cases.json").read_text(encoding="utf-8"))["cases"]
+
+
+def of_kind(kind: str) -> Callable[[Any], Any]:
+    found = [case for case in CASES if case["kind"] == kind]
+    assert found
+    return pytest.mark.parametrize("case", found, ids=[case["name"] for case in found])
+
+
+def replay(bagel: Bagel, golden: Any, case: dict[str, Any]) -> tuple[Result, Recorder]:
+    """Runs one recorded case; its setting names are the published code's."""
+    settings = dict(case["settings"])
+    output = "text" if settings.pop("understanding_output", False) else "image"
+    limit = settings.pop("max_think_token_n", None)  # counts the start token
+    if limit is not None:
+        settings["max_new_tokens" if output == "text" else "max_think_tokens"] = limit - 1
+    if "image_shapes" in settings:
+        height, width = settings.pop("image_shapes")
+        settings["size"] = (width, height)
+    if "cfg_img_scale" in settings:
+        settings["cfg_image_scale"] = settings.pop("cfg_img_scale")
+    inputs = [i["value"] if i["type"] == "text" else golden.image(i["value"]) for i in case["inputs"]]
+    recorder = Recorder()
+    noise = golden.expected.get(f"{case['name']}/noise")
+    result = bagel.interleave(inputs, output=output, noise=noise, recorder=recorder, return_result=True, **settings)
+    return result, recorder
+
+
+@of_kind("interleave")
+def test_interleave(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
+    result, recorder = replay(bagel, golden, case)
+    expected = {key.split("/")[1]: t for key, t in golden.expected.items() if key.startswith(f"{case['name']}/")}
+    compared = {"noise"}
+    if "tokens" in expected:
+        assert recorder.tokens == expected["tokens"].tolist()
+        assert golden.error(torch.stack(recorder.logits), expected["logits"]) < TOLERANCE
+        assert result.raw_text == case["text"]
+        compared |= {"tokens", "logits"}
+    if "latent" in expected:
+        assert recorder.latent is not None
+        assert result.image is not None
+        assert golden.error(recorder.latent, expected["latent"]) < TOLERANCE
+        picture = torch.from_numpy(np.array(result.image)).int()
+        assert picture.shape == expected["image"].shape
+        assert (picture - expected["image"].int()).abs().max() <= 1
+        compared |= {"latent", "image"}
+    assert compared >= set(expected)
+
+
+@of_kind("vae")
+def test_autoencoder_jobs(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
+    def both(pixels: Tensor) -> Request[tuple[Tensor, Tensor]]:
+        (latent,) = yield [Encode(pixels)]
+        (decoded,) = yield [Decode(latent)]
+        return latent, decoded
+
+    name = case["name"]
+    pixels = bagel.defaults.vae_transform(open_image(golden.image(case["image"])))
+    assert golden.error(pixels[None], golden.expected[f"{name}/pixels"]) < TOLERANCE
+    handle = bagel.engine.submit(both(pixels))
+    bagel.engine.run_until([handle])
+    latent, decoded = handle.result()
+    assert golden.error(latent[None], golden.expected[f"{name}/latent"]) < TOLERANCE
+    assert golden.error(decoded[None], golden.expected[f"{name}/decoded"]) < TOLERANCE
+
+
+@of_kind("vit")
+def test_pictures_embedded(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
+    name = case["name"]
+    pixels = bagel.defaults.vit_transform(open_image(golden.image(case["image"])))
+    patch = bagel.config.vit.patch_size
+    grid = pixels.shape[1] // patch, pixels.shape[2] // patch
+    patches = patchify(pixels, patch)
+    packed = pack([[Sample((VitSegment(patches, grid),))]], bagel.engine.spec)
+    with torch.inference_mode():
+        embeds = bagel.checkpoint.model.embed_pictures(packed)
+    expected = golden.expected
+    if f"{name}/pixels" in expected:
+        assert golden.error(patches, expected[f"{name}/pixels"]) < TOLERANCE
+    assert torch.equal(packed.vit_index, expected[f"{name}/position_ids"])
+    assert golden.error(embeds, expected[f"{name}/embeds"]) < TOLERANCE

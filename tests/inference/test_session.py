@@ -1,0 +1,334 @@
+"""Sessions: what a turn costs, forks, undo, equality with one-shot requests, saving and loading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bagel.errors import BagelError, ContextLengthError, DataError, ImageError, PromptError, SettingError
+from bagel.inference.api import Bagel
+from bagel.inference.engine import Output, Request, Row
+from bagel.inference.flow import Role
+from bagel.inference.session import Session
+
+
+def same(first: Image.Image, second: Image.Image) -> bool:
+    """Equal but for rounding: reading in one piece or in several differs in the last bits."""
+    return first.size == second.size and np.abs(np.array(first).astype(int) - np.array(second).astype(int)).max() <= 1
+
+
+def next_logits(session: Session) -> Tensor:
+    """What the model would say next, as a fingerprint of the context."""
+
+    def probe() -> Request[Tensor]:
+        context = session._history.context.fork()
+        (logits,) = yield [Row(context, (session.bagel.runtime.text("?"),), Output.LOGITS, record=False)]
+        return logits
+
+    handle = session.bagel.engine.submit(probe())
+    session.bagel.engine.run_until([handle])
+    return handle.result()
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def picture_tokens(bagel: Bagel, size: tuple[int, int]) -> int:
+    """Tokens of a picture as VAE image and ViT image, markers included."""
+    resized = bagel.defaults.vae_transform.size(*size)
+    vit = bagel.defaults.vit_transform.size(*resized)
+    return resized[0] * resized[1] // 16**2 + vit[0] * vit[1] // 14**2 + 4
+
+
+def test_a_turn_reads_only_that_turn(bagel: Bagel, golden: Any) -> None:
+    stats, chat = bagel.engine.stats, bagel.session()
+    text = bagel.runtime.text
+    wide = picture_tokens(bagel, Image.open(golden.image("wide")).size)
+    chat.add(golden.image("wide"))
+    assert stats.prefill_tokens == wide == chat.tokens
+    chat.add("make it red")
+    assert stats.prefill_tokens == chat.tokens == wide + text("make it red").und_len
+
+    drawn = chat.generate_image(seed=0, cfg_image_scale=2.0)
+    own = picture_tokens(bagel, drawn.size)
+    without_image = text("make it red").und_len
+    assert stats.prefill_tokens == chat.tokens + without_image
+    assert chat.tokens == wide + text("make it red").und_len + own
+
+    before = stats.prefill_tokens
+    chat.add("now blue")
+    chat.generate_image(seed=0, cfg_image_scale=2.0)
+    # The context of texts alone, too, is kept and grows by the new text only.
+    assert stats.prefill_tokens - before == 2 * text("now blue").und_len + own
+
+    before, encoded = stats.prefill_tokens, stats.encoded
+    answer = chat.ask("What changed?")
+    assert stats.prefill_tokens - before == text("What changed?").und_len + text(answer).und_len
+    assert stats.encoded == encoded
+
+
+def test_equals_the_one_shot_request(bagel: Bagel, golden: Any) -> None:
+    wide = golden.image("wide")
+    chat = bagel.session()
+    chat.add("Here is a picture:")
+    chat.add(wide)
+    chat.add("draw it at night")
+    assert same(chat.generate_image(seed=3), bagel.interleave(["Here is a picture:", wide, "draw it at night"], seed=3))
+
+    chat = bagel.session()
+    chat.add("a cat")
+    first = chat.generate_image(seed=1)
+    assert same(first, bagel.generate("a cat", seed=1))
+    chat.add("now a dog")
+    second = chat.generate_image(seed=2, size=(48, 32))
+    assert same(second, bagel.interleave(["a cat", first, "now a dog"], seed=2, size=(48, 32)))
+
+    asking = bagel.session(understanding=True)
+    asking.add(wide)
+    asking.add("What is it?")
+    assert asking.generate_text() == bagel.ask(wide, "What is it?")
+
+
+def test_an_answer_counts_as_a_text(bagel: Bagel, golden: Any) -> None:
+    wide = golden.image("wide")
+    chat = bagel.session()
+    chat.add(wide)
+    answer = chat.ask("What is it?")
+    chat.add("Draw it.")
+    assert same(chat.generate_image(seed=3), bagel.interleave([wide, "What is it?", answer, "Draw it."], seed=3))
+
+
+def test_guidance_contexts(bagel: Bagel, golden: Any) -> None:
+    chat = bagel.session()
+
+    def kinds(role: Role) -> list[int]:
+        """Turn numbers, one for each segment."""
+        owner = {id(s): i for i, turn in enumerate(chat.history) for s in turn.segments}
+        return [owner[id(segment)] for segment in chat._history.guidance()[role]]
+
+    chat.add("a cat")
+    assert (kinds(Role.FULL), kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0], [], [0])
+    chat.generate_image(seed=0)  # turn 1
+    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0, 1, 1], [0])
+    chat.ask("What is it?")  # turns 2 and 3: right after an answer guidance is towards question and answer
+    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0, 1, 1], [0, 2, 3])
+    chat.add("Red.")
+    assert kinds(Role.FULL) == [0, 1, 1, 2, 3, 4]
+    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0, 1, 1, 2, 3], [0, 2, 3, 4])
+    chat.add(golden.image("tall"))
+    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == (kinds(Role.FULL), [0, 2, 3, 4])
+
+
+def test_thinking_sessions(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+    chat = bagel.session(think=True)
+    assert [turn.kind for turn in chat.history] == ["system"]
+    chat.add("a cat")
+    spoken("<think>a red one</think>")
+    result = chat.generate_image(seed=1, return_result=True)
+    assert result.thinking == "a red one"
+    assert same(result.image, bagel.generate("a cat", seed=1, think=True))
+    assert [turn.kind for turn in chat.history] == ["system", "text", "thought", "drawing"]
+    without_image = chat._history.guidance()[Role.WITHOUT_IMAGE]
+    assert without_image == (*chat.history[0].segments, *chat.history[1].segments)
+    chat.undo()
+    assert [turn.kind for turn in chat.history] == ["system", "text"]
+    chat.generate_image(seed=1, think=False)
+    assert [turn.kind for turn in chat.history] == ["system", "text", "drawing"]
+    spoken("<think>hm</think> yes")
+    assert chat.ask("Is it a cat?", max_new_tokens=50) == "yes"
+    assert chat.history[-1].content == "<think>hm</think> yes"
+    plain = bagel.session()
+    plain.add("a cat")
+    with pytest.raises(SettingError, match="began without it"):
+        plain.generate_image(think=True)
+
+
+def test_forks_share_memory_and_part(bagel: Bagel, golden: Any) -> None:
+    chat = bagel.session()
+    chat.add(golden.image("wide"))
+    chat.add("a text that both know")
+    before = bagel.engine.stats.prefill_tokens
+    other = chat.fork()
+    assert bagel.engine.stats.prefill_tokens == before
+    chunks = [view.chunk for view in chat._history.context._views]
+    assert [view.chunk for view in other._history.context._views] == chunks
+
+    chat.add("left")
+    other.add("right")
+    assert [t.content for t in chat.history[2:]] == ["left"]
+    assert [t.content for t in other.history[2:]] == ["right"]
+    for session, word in ((chat, "left"), (other, "right")):
+        fresh = bagel.session()
+        for item in (golden.image("wide"), "a text that both know", word):
+            fresh.add(item)
+        assert relative(next_logits(session), next_logits(fresh)) < 1e-5
+    assert relative(next_logits(chat), next_logits(other)) > 1e-3
+    assert other._history.context._views[0].chunk is chunks[0]
+
+
+def test_undo(bagel: Bagel, golden: Any) -> None:
+    chat = bagel.session()
+    prints = [next_logits(chat)]
+    acts: list[Callable[[], Any]] = [
+        lambda: chat.add("a cat"),
+        lambda: chat.generate_image(seed=0),
+        lambda: chat.add("What is it?"),
+        lambda: chat.generate_text(),
+        lambda: chat.add(golden.image("tall")),
+    ]
+    for act in acts:
+        act()
+        prints.append(next_logits(chat))
+    memory = chat._history.context.nbytes
+    for expected in reversed(prints[:-1]):
+        chat.undo()
+        assert relative(next_logits(chat), expected) < 1e-6
+    assert chat.history == ()
+    with pytest.raises(PromptError, match="nothing to undo"):
+        chat.undo()
+    for act in acts:
+        act()
+    assert relative(next_logits(chat), prints[-1]) < 1e-5
+    assert chat._history.context.nbytes == memory
+
+
+def test_undo_leaves_forks_alone(bagel: Bagel) -> None:
+    chat = bagel.session()
+    chat.add("first")
+    chat.add("second")
+    other = chat.fork()
+    expected = next_logits(other)
+    chat.undo()
+    chat.add("something else, and longer than before")
+    assert torch.equal(next_logits(other), expected)
+
+
+def test_failures_leave_the_session_as_it_was(bagel: Bagel) -> None:
+    chat = bagel.session()
+    chat.add("a cat")
+    expected, history = next_logits(chat), chat.history
+    cases: list[tuple[type[BagelError], Callable[[], Any]]] = [
+        (PromptError, lambda: chat.add(" ")),
+        (ImageError, lambda: chat.add(b"nothing")),
+        (ContextLengthError, lambda: chat.add("word " * 500)),
+        (SettingError, lambda: chat.generate_image(num_timesteps=1)),
+        (SettingError, lambda: chat.generate_text(cfg_text_scale=2)),
+        (SettingError, lambda: chat.ask("What?", steps=3)),
+    ]
+    for error, act in cases:
+        with pytest.raises(error):
+            act()
+
+    def fail(done: int, total: int) -> None:
+        raise OSError("lost")
+
+    with pytest.raises(OSError, match="lost"):
+        chat.generate_image(progress=fail)
+    stream = chat.generate_text(stream=True)
+    next(stream)
+    stream.close()
+    assert chat.history == history
+    assert relative(next_logits(chat), expected) < 1e-6
+    assert bagel.engine.idle
+
+
+def test_an_empty_session_cannot_generate(bagel: Bagel) -> None:
+    for chat in (bagel.session(), bagel.session(think=True)):
+        with pytest.raises(PromptError, match="the session is empty"):
+            chat.generate_image()
+        with pytest.raises(PromptError, match="the session is empty"):
+            chat.generate_text()
+
+
+def test_understanding_sessions_do_not_draw(bagel: Bagel, golden: Any) -> None:
+    chat = bagel.session(understanding=True)
+    chat.add(golden.image("wide"))
+    assert bagel.engine.stats.encoded == 0
+    with pytest.raises(SettingError, match="understanding=False"):
+        chat.generate_image()
+
+
+def test_streaming(bagel: Bagel) -> None:
+    chat = bagel.session()
+    chat.add("What?")
+    other = chat.fork()
+    pieces = list(chat.generate_text(stream=True))
+    assert len(pieces) > 3
+    assert "".join(pieces) == other.generate_text()
+    assert [turn.kind for turn in chat.history] == ["text", "answer"]
+    assert relative(next_logits(chat), next_logits(other)) < 1e-6
+
+
+def test_what_is_drawn_can_be_asked_about(bagel: Bagel) -> None:
+    chat = bagel.session()
+    chat.add("a cat")
+    picture = chat.generate_image(seed=0)
+    chat.add("What is it?")
+    answer = chat.generate_text()
+    assert answer == bagel_answer(bagel, ["a cat", picture, "What is it?"])
+
+
+def bagel_answer(bagel: Bagel, items: list[Any]) -> str:
+    chat = bagel.session()
+    for item in items:
+        chat.add(item)
+    return chat.generate_text()
+
+
+def test_save_and_load(bagel: Bagel, golden: Any, tmp_path: Path, spoken: Callable[[str], None]) -> None:
+    chat = bagel.session(think=True)
+    chat.add(golden.image("alpha"))
+    chat.add("draw: ein «Bild»")
+    spoken("<think>blue</think>")
+    chat.generate_image(seed=4)
+    chat.ask("why?", max_new_tokens=40)
+    chat.save(tmp_path / "chat")
+
+    loaded = bagel.load_session(tmp_path / "chat")
+    assert (loaded.think, loaded.understanding, loaded.tokens) == (True, False, chat.tokens)
+    assert [t.kind for t in loaded.history] == [t.kind for t in chat.history]
+    assert relative(next_logits(loaded), next_logits(chat)) < 1e-5
+    loaded.undo()
+    loaded.undo()
+    loaded.undo()
+    assert [t.kind for t in loaded.history] == ["system", "image", "text"]
+    loaded.save(tmp_path / "chat")  # replaces it
+    assert len(bagel.load_session(tmp_path / "chat").history) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["chat"]
+    assert sorted(p.name for p in (tmp_path / "chat").iterdir()) == ["001.png", "session.json"]
+
+    empty = bagel.session()
+    empty.save(tmp_path / "empty")
+    assert bagel.load_session(tmp_path / "empty").history == ()
+
+
+def test_folders_that_are_no_sessions(bagel: Bagel, tmp_path: Path) -> None:
+    chat = bagel.session()
+    chat.add("a cat")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("x")
+    with pytest.raises(DataError, match="no saved session and not empty"):
+        chat.save(tmp_path / "mine")
+    assert (tmp_path / "mine" / "precious").exists()
+    with pytest.raises(DataError, match="no saved session"):
+        bagel.load_session(tmp_path / "mine")
+    chat.save(tmp_path / "chat")
+    document = json.loads((tmp_path / "chat" / "session.json").read_text())
+    for change in ({"version": 9}, {"marks": [7]}, {"turns": [{"kind": "song", "text": "la"}]}, {"turns": [1]}):
+        (tmp_path / "chat" / "session.json").write_text(json.dumps({**document, **change}))
+        with pytest.raises(DataError):
+            bagel.load_session(tmp_path / "chat")
+    (tmp_path / "chat" / "session.json").write_text(
+        json.dumps({**document, "turns": [{"kind": "image", "image": "../x.png"}]})
+    )
+    with pytest.raises(BagelError):
+        bagel.load_session(tmp_path / "chat")

@@ -1,0 +1,191 @@
+"""Settings: official values, validation with one sentence, lists for batches, and a checkpoint's own defaults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bagel.config import BagelConfig
+from bagel.errors import CheckpointError, SettingError, SizeError
+from bagel.images import VAE_TRANSFORM, VIT_TRANSFORM
+from bagel.inference.defaults import DEFAULTS_FILE, check_size, official_defaults, read_defaults
+from bagel.inference.settings import (
+    SETTINGS,
+    TASKS,
+    GenerationSettings,
+    parse_settings,
+    per_request,
+    resolve,
+    task_settings,
+)
+
+OFFICIAL = BagelConfig()
+
+
+def test_official_values() -> None:
+    generate, edit = resolve("generate", {}), resolve("edit", {})
+    assert (generate.cfg_text_scale, generate.cfg_image_scale, generate.cfg_interval) == (4.0, 1.0, (0.4, 1.0))
+    assert (edit.cfg_text_scale, edit.cfg_image_scale, edit.cfg_interval) == (4.0, 2.0, (0.0, 1.0))
+    assert (generate.cfg_renorm_type, edit.cfg_renorm_type) == ("global", "text_channel")
+    for settings in (generate, edit):
+        assert (settings.num_timesteps, settings.timestep_shift, settings.cfg_renorm_min) == (50, 3.0, 0.0)
+        assert (settings.max_think_tokens, settings.temperature, settings.do_sample) == (1024, 0.3, False)
+    defaults = official_defaults(OFFICIAL)
+    assert (defaults.vae_transform, defaults.vit_transform) == (VAE_TRANSFORM, VIT_TRANSFORM)
+    assert defaults.of("generate")["size"] == (1024, 1024)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_default_is_in_its_own_range(task: Any) -> None:
+    for setting in task_settings(task):
+        assert setting.parse(setting.default(task)) == setting.default(task)
+
+
+def test_every_setting_says_what_it_does() -> None:
+    for setting in SETTINGS.values():
+        assert setting.about.endswith(".")
+        assert setting.when.endswith(".")
+        assert setting.range
+        assert setting.tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("cfg_text_scale", [0, 1, 7.5, 20], [-0.1, 21, "4", True, float("nan"), float("inf"), None]),
+        ("cfg_interval", [(0, 1), [0.4, 1.0], (0.5, 0.5)], [(1, 0), (0, 1.1), (0.5,), 0.4, "01", (0, 1, 1)]),
+        ("timestep_shift", [0.5, 100], [0, -1, 101]),
+        ("num_timesteps", [2, 1000, 50.0], [1, 1001, 2.5, "50"]),
+        ("cfg_renorm_type", ["global", "channel", "text_channel"], ["Global", "", 1]),
+        ("cfg_renorm_min", [0, 1], [-0.01, 1.01]),
+        ("enable_taylorseer", [True, False], [1, "yes", None]),
+        ("top_k", [0, 5], [-1, 2.5]),
+        ("top_p", [0.01, 1], [0, 1.01]),
+        ("repetition_penalty", [0.5, 1.2], [0, -1]),
+        ("seed", [0, 2**63 - 1, None], [-1, 2**63, 1.5]),
+        ("size", [(64, 32), [64, 32], "64x32", " 64 × 32 ", None], [64, "64", (64,), (64.0, 32), "ax b"]),
+        ("stop", ["a", ("a", "b"), ["a"], ()], [("",), 3, [1]]),
+        ("max_new_tokens", [1], [0]),
+    ],
+)
+def test_ranges(name: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        SETTINGS[name].parse(value)
+    for value in bad:
+        with pytest.raises(SettingError, match=f"^{name} is .*: it must be .*\\.$"):
+            SETTINGS[name].parse(value)
+
+
+def test_parsed_values_have_their_type() -> None:
+    parsed = parse_settings(
+        "generate", {"size": "64x32", "cfg_interval": [0, 1], "num_timesteps": 9.0, "cfg_text_scale": 3}
+    )
+    assert parsed == {"size": (64, 32), "cfg_interval": (0.0, 1.0), "num_timesteps": 9, "cfg_text_scale": 3.0}
+    assert isinstance(parsed["num_timesteps"], int)
+    assert parse_settings("ask", {"stop": "x"}) == {"stop": ("x",)}
+
+
+def test_unknown_and_foreign_names() -> None:
+    with pytest.raises(SettingError, match="no setting 'cfg_img_scale': did you mean cfg_image_scale"):
+        resolve("generate", {"cfg_img_scale": 2})
+    with pytest.raises(SettingError, match="no setting 'zzz'"):
+        resolve("generate", {"zzz": 2})
+    with pytest.raises(SettingError, match="stop is no setting of 'generate'"):
+        resolve("generate", {"stop": "x"})
+    with pytest.raises(SettingError, match="cfg_text_scale is no setting of 'ask'"):
+        resolve("ask", {"cfg_text_scale": 4})
+
+
+def test_given_goes_before_checkpoint_before_official() -> None:
+    defaults = {"cfg_image_scale": 1.3, "num_timesteps": 25}
+    settings = resolve("edit", {"num_timesteps": 10}, defaults)
+    assert (settings.num_timesteps, settings.cfg_image_scale, settings.cfg_renorm_type) == (10, 1.3, "text_channel")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seed", 1, None),
+        ("seed", [1, 2], [1, 2]),
+        ("size", (64, 64), None),
+        ("size", [64, 64], None),
+        ("size", [(64, 64), "32x32", None], [(64, 64), "32x32", None]),
+        ("cfg_interval", [0.4, 1.0], None),
+        ("cfg_interval", [[0.4, 1.0], (0, 1)], [[0.4, 1.0], (0, 1)]),
+        ("stop", ["a", "b"], None),
+        ("stop", [["a"], ["b", "c"]], [["a"], ["b", "c"]]),
+    ],
+)
+def test_lists_for_batches(name: str, value: Any, expected: Any) -> None:
+    assert per_request(name, value) == expected
+
+
+def test_as_dict_can_be_given_again() -> None:
+    settings = resolve("edit", {"seed": 3, "size": (32, 32)})
+    assert resolve("edit", settings.as_dict("edit")) == settings
+    assert "stop" not in settings.as_dict("edit")
+    assert isinstance(settings, GenerationSettings)
+
+
+def write(folder: Path, content: Any) -> Path:
+    (folder / DEFAULTS_FILE).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder
+
+
+def test_a_checkpoints_own_defaults(tmp_path: Path) -> None:
+    assert read_defaults(tmp_path, OFFICIAL) == official_defaults(OFFICIAL)
+    write(
+        tmp_path,
+        {
+            "generate": {"size": [64, 64], "num_timesteps": 25},
+            "ask": {"max_new_tokens": 64},
+            "vae_transform": {"max_size": 64, "min_size": 64},
+        },
+    )
+    defaults = read_defaults(tmp_path, OFFICIAL)
+    assert defaults.of("generate") == {"size": (64, 64), "num_timesteps": 25}
+    assert defaults.of("edit") == {}
+    assert defaults.of("ask") == {"max_new_tokens": 64}
+    assert (defaults.vae_transform.max_size, defaults.vae_transform.stride) == (64, 16)
+    assert defaults.vit_transform == VIT_TRANSFORM
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        [1],
+        {"draw": {}},
+        {"generate": 3},
+        {"generate": {"cfg": 1}},
+        {"generate": {"num_timesteps": 1}},
+        {"generate": {"size": [63, 64]}},
+        {"vae_transform": {"max": 3}},
+        {"vit_transform": {"max_size": "big"}},
+    ],
+    ids=str,
+)
+def test_damaged_defaults(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(CheckpointError, match=DEFAULTS_FILE):
+        read_defaults(write(tmp_path, content), OFFICIAL)
+
+
+def test_small_tables_get_small_defaults() -> None:
+    small = BagelConfig(max_latent_size=8)
+    assert official_defaults(small).of("generate")["size"] == (128, 128)
+    assert official_defaults(small).vae_transform.size(2000, 2000) == (128, 128)
+
+
+def test_sizes() -> None:
+    check_size((1024, 576), OFFICIAL)
+    with pytest.raises(SizeError, match="1000×1024: the width 1000 must be a multiple of 16, at most 1024, as 992 is"):
+        check_size((1000, 1024), OFFICIAL)
+    with pytest.raises(SizeError, match="the height 2048 .*at most 1024, as 1024 is"):
+        check_size((1024, 2048), OFFICIAL)
+    for width in (0, -16, 8):
+        with pytest.raises(SizeError, match="as 16 is"):
+            check_size((width, 64), OFFICIAL)
+    check_size((2048, 64), BagelConfig(interpolate_pos=True))

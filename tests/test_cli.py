@@ -1,0 +1,349 @@
+"""The `bagel` command, through typer's runner and as a process: results, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from bagel import Bagel
+from bagel.cli import app
+from bagel.cli.options import settings_table
+from bagel.inference.settings import SETTINGS, TASKS, task_settings
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+COMMANDS = ("generate", "edit", "ask", "chat", "demo", "info", "verify", "train", "eval", "bench")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The recorded checkpoint, with defaults that make small pictures in two steps and short answers."""
+    folder = Path(shutil.copytree(GOLDEN / "checkpoint", tmp_path_factory.mktemp("tiny") / "checkpoint"))
+    short = {"num_timesteps": 3, "max_think_tokens": 4}
+    defaults = {
+        "generate": {"size": [48, 32], **short},
+        "edit": short,
+        "ask": {"max_new_tokens": 5},
+        "vae_transform": {"max_size": 64, "min_size": 32},
+        "vit_transform": {"max_size": 70, "min_size": 28},
+    }
+    (folder / "bagel_defaults.json").write_text(json.dumps(defaults))
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands write into the current folder; COLUMNS keeps the help from being broken into slivers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: object, input: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=input)
+
+
+def refused(*arguments: object, match: str) -> None:
+    """Status 2, one sentence on standard error, nothing on standard output."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert re.search(match, result.stderr), result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_names_every_command() -> None:
+    result = run("--help")
+    assert result.exit_code == 0
+    assert all(f" {name} " in result.stdout for name in COMMANDS)
+    assert run("--version").stdout.startswith("bagel ")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_lists_each_setting_with_default_and_range(task: Any) -> None:
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", run(task, "--help").stdout).split())
+    for setting in task_settings(task):
+        assert f"--{setting.name.replace('_', '-')}" in text
+        assert setting.about.split(":")[0][:40] in text
+    for setting in SETTINGS.values():
+        if task not in setting.tasks:
+            assert f"--{setting.name.replace('_', '-')} " not in text
+    if task == "edit":
+        assert "[default: 2; 0 to 20]" in text
+        assert "text_channel" in text
+
+
+def test_help_is_fast_because_torch_is_not_imported() -> None:
+    code = "import sys, bagel.cli; print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+# ------------------------------------------------------------------------------------------------------- generation
+
+
+def test_generate_writes_what_the_api_draws(tiny: str) -> None:
+    result = run("generate", "a red car", "-o", "car.png", "-c", tiny, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("car.png  seed 3")
+    drawn = Image.open("car.png")
+    expected = Bagel.from_pretrained(tiny).generate("a red car", seed=3)
+    assert drawn.size == (48, 32)
+    assert drawn.tobytes() == expected.tobytes()
+    assert drawn.info["prompt"] == "a red car"
+    assert drawn.info["seed"] == "3"
+
+
+def test_several_prompts_and_copies_get_numbers(tiny: str) -> None:
+    result = run("generate", "a", "b", "-n", 2, "-o", "sub/x.png", "-c", tiny, "--seed", 5, "--json", "all.json")
+    assert result.exit_code == 0, result.output
+    listing = json.loads(Path("all.json").read_text())
+    assert [(entry["file"], entry["prompt"], entry["seed"]) for entry in listing] == [
+        (str(Path(f"sub/x-{number}.png")), prompt, seed)
+        for number, (prompt, seed) in enumerate([("a", 5), ("a", 6), ("b", 5), ("b", 6)], start=1)
+    ]
+    assert len({Path(entry["file"]).read_bytes() for entry in listing}) == 4
+
+
+def test_settings_reach_the_model_under_both_spellings(tiny: str) -> None:
+    given = ("--cfg-text-scale", 2.5, "--cfg_interval", 0.2, 0.9, "--size", "32x48", "--no-think", "--num_timesteps", 4)
+    result = run("generate", "x", "-c", tiny, "--json", "-", *given)
+    assert result.exit_code == 0, result.output
+    (facts,) = json.loads(result.stdout)
+    settings = facts["settings"]
+    assert (settings["cfg_text_scale"], settings["cfg_interval"], settings["num_timesteps"]) == (2.5, [0.2, 0.9], 4)
+    assert facts["size"] == [32, 48]
+    assert settings["think"] is False
+
+
+def test_edit_and_ask(tiny: str) -> None:
+    picture = GOLDEN / "images" / "wide.png"
+    result = run("edit", picture, "make it dark", "-o", "dark.webp", "-c", tiny, "--seed", 0)
+    assert result.exit_code == 0, result.output
+    assert Image.open("dark.webp").size == (64, 32)
+    result = run("ask", picture, "dark.webp", "What changed?", "-c", tiny, "--json", "answer.json")
+    assert result.exit_code == 0, result.output
+    expected = Bagel.from_pretrained(tiny).ask([picture, "dark.webp"], "What changed?")
+    assert json.loads(Path("answer.json").read_text())["text"] == expected
+    assert result.stdout == expected + "\n"
+    assert run("ask", "Who are you?", "-c", tiny).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("generate", " "), "write something"),
+        (("generate", "x", "--size", "50x32"), "50×32.*multiple of 16"),
+        (("generate", "x", "--size", "big"), "size is 'big'"),
+        (("generate", "x", "--cfg-renorm-min", "2"), "cfg_renorm_min is 2.0: it must be 0 to 1"),
+        (("generate", "x", "--cfg-interval", "0.9", "0.1"), "cfg_interval"),
+        (("generate", "x", "--cfg-renorm-type", "none"), "global, channel or text_channel"),
+        (("generate", "x", "--num-timesteps", "1"), "num_timesteps is 1"),
+        (("generate", "x", "-o", "out.xyz"), "png"),
+        (("generate", "x", "--dtype", "float99"), "float99"),
+        (("generate", "x", "--device", "toaster"), "toaster"),
+        (("edit", "make it dark"), "picture"),
+        (("edit", "missing.png", "make it dark"), "missing.png"),
+        (("ask", "missing.png", "What?"), "missing.png"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str, ...], match: str) -> None:
+    refused(*arguments, "-c", tiny, match=match)
+
+
+def test_an_unknown_checkpoint_or_option_is_refused() -> None:
+    refused("generate", "x", "-c", "no-such-folder", match="no-such-folder")
+    result = run("generate", "x", "--cfg-txt-scale", 1)
+    assert result.exit_code == 2
+    assert "cfg-txt-scale" in result.stderr
+
+
+def test_a_picture_that_cannot_be_written_is_refused(tiny: str) -> None:
+    Path("file").write_text("")
+    refused("generate", "x", "-c", tiny, "-o", "file/out.png", match="cannot be written")
+
+
+# ------------------------------------------------------------------------------------------------------------- chat
+
+
+def test_chat_draws_answers_undoes_and_saves(tiny: str) -> None:
+    lines = [
+        "/help",
+        f"/image {GOLDEN / 'images' / 'square.png'}",
+        "/set num_timesteps=2",
+        "/set",
+        "/draw the same in blue",
+        "What changed?",
+        "/undo",
+        "/save kept",
+        "/quit",
+        "never read",
+    ]
+    result = run("chat", "-c", tiny, "--seed", 1, input="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    assert "/draw [TEXT]" in result.stdout
+    assert "num_timesteps=2" in result.stdout
+    assert "001.png  seed 1" in result.stdout
+    drawn = Image.open("bagel-chat/001.png")
+    session = Bagel.from_pretrained(tiny).session()
+    session.add(GOLDEN / "images" / "square.png")
+    session.add("the same in blue")
+    assert session.generate_image(seed=1, num_timesteps=2).tobytes() == drawn.tobytes()
+    kept = json.loads(Path("kept/session.json").read_text())
+    assert [turn["kind"] for turn in kept["turns"]] == ["image", "text", "drawing", "text"]
+    result = run("chat", "-c", tiny, input="/load kept\n/undo\n/undo\n/undo\n/undo\n/undo\n")
+    assert result.exit_code == 0
+    assert "nothing to undo" in result.stderr
+
+
+def test_chat_goes_on_after_bad_input(tiny: str) -> None:
+    lines = "/image missing.png\n/dance\n/set cfg_text_scale=99\n/set magic=1\n/save\n/draw\n/set seed=4\n/draw x\n"
+    result = run("chat", "-c", tiny, input=lines)
+    assert result.exit_code == 0, result.output
+    for part in ("missing.png", "/dance", "cfg_text_scale is 99", "magic", "/save needs", "empty"):
+        assert part in result.stderr
+    assert "001.png  seed 4" in result.stdout
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+def test_ctrl_c_at_the_prompt_ends_with_130(tiny: str) -> None:
+    command = [sys.executable, "-m", "bagel", "chat", "-c", tiny]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    chat = subprocess.Popen(command, text=True, env=environment, **pipes)
+    assert chat.stdin is not None
+    assert chat.stdout is not None
+    chat.stdin.write("/set\n")
+    chat.stdin.flush()
+    assert chat.stdout.readline().strip() == "nothing is set"  # it waits for the next line now
+    time.sleep(0.2)
+    chat.send_signal(signal.SIGINT)
+    _, errors = chat.communicate(timeout=60)
+    assert chat.returncode == 130
+    assert "Traceback" not in errors
+
+
+# ---------------------------------------------------------------------------------------------------- info, verify
+
+
+def test_info_counts_what_is_there(tiny: str) -> None:
+    result = run("info", tiny, "--json", "-")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    checkpoint = Bagel.from_pretrained(tiny).checkpoint
+    total = sum(p.numel() for part in (checkpoint.model, checkpoint.autoencoder) for p in part.parameters())
+    assert facts["parameters"]["total"] == total
+    assert facts["parameters"]["und expert"] == facts["parameters"]["gen expert"]
+    assert facts["pictures"]["drawn_by_default"] == "48×32"
+    text = run("info", tiny).stdout
+    assert f"{total:,}" in text
+    refused("info", "nowhere", match="nowhere")
+
+
+def test_info_of_the_official_size() -> None:
+    facts = json.loads(run("info", "7b", "--json", "-").stdout)
+    assert facts["folder"] is None
+    assert 14.0e9 < facts["parameters"]["total"] < 15.2e9
+    assert facts["cache_bytes"]["a token"] == 2 * 2 * 28 * 4 * 128
+
+
+def test_verify_exit_codes(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN, tmp_path / "golden"))
+    document = json.loads((folder / "cases.json").read_text())
+    document["cases"] = [case for case in document["cases"] if case["kind"] in ("tokenize", "resize")]
+    (folder / "cases.json").write_text(json.dumps(document))
+    from safetensors.torch import save_file
+
+    save_file({}, folder / "expected.safetensors")
+    result = run("verify", folder, "--json", "report.json")
+    assert result.exit_code == 0, result.output
+    assert "pass" in result.stdout
+    assert "FAIL" not in result.stdout
+    report = json.loads(Path("report.json").read_text())
+    assert report["passed"]
+    assert {row["case"] for row in report["rows"]} == {case["name"] for case in document["cases"]}
+    document["cases"].append({"name": "odd", "kind": "dance"})
+    (folder / "cases.json").write_text(json.dumps(document))
+    result = run("verify", folder, "--failed")
+    assert result.exit_code == 1
+    assert "dance" in result.stdout
+    assert "size_vae_1024" not in result.stdout
+    (folder / "cases.json").unlink()
+    refused("verify", folder, match="cases.json")
+    refused("verify", folder / "nothing", match="not a folder")
+
+
+# ------------------------------------------------------------------------------------------------- train, eval, demo
+
+
+def test_train_hands_the_recipe_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr("bagel.training.run.run_recipe", lambda recipe: seen.append(recipe) or tmp_path / "last")
+    result = run("train", ROOT / "recipes" / "mini-autoencoder.yaml", "steps=7", "optimizer.lr=2e-3")
+    assert result.exit_code == 0, result.output
+    assert (seen[0].steps, seen[0].optimizer.lr) == (7, 2e-3)
+    assert result.stdout.strip() == str(tmp_path / "last")
+    refused("train", "no.yaml", match="no.yaml")
+    refused("train", ROOT / "recipes" / "mini-autoencoder.yaml", "stepz=7", match="stepz")
+
+
+def test_eval_prints_and_writes_the_rows(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
+    row = {"right": 3, "total": 4, "share": 0.75, "interval": [0.3, 0.95], "seconds": 1.0}
+
+    def evaluate(bagel: Bagel, *, rows: list[str], items: int, seed: int, batch: int, progress: Any) -> dict[str, Any]:
+        progress(rows[0], items, items)
+        return {"items": items, "seed": seed, "rows": dict.fromkeys(rows, row), "summary": {"mean of all rows": 0.75}}
+
+    monkeypatch.setattr("bagel.mini.evaluate.evaluate", evaluate)
+    result = run("eval", "mini", "-c", tiny, "--rows", "ask/count", "--items", 4, "--json", "scores.json")
+    assert result.exit_code == 0, result.output
+    assert "0.300 – 0.950" in result.stdout
+    assert json.loads(Path("scores.json").read_text())["rows"] == {"ask/count": row}
+    refused("eval", "maxi", "-c", tiny, match="maxi")
+    refused("eval", "mini", "-c", tiny, "--rows", "singing", match="singing")
+
+
+def test_demo_writes_page_sheet_and_pictures(tiny: str) -> None:
+    result = run("demo", "-c", tiny, "-o", "shown", "--json", "demo.json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split() == [str(Path("shown/index.html")), str(Path("shown/index.png"))]
+    report = json.loads(Path("demo.json").read_text())
+    sections = [card["section"] for card in report["cards"]]
+    assert [sections.count(name) for name in ("Drawn", "Edited", "Asked", "Thought about")] == [4, 3, 3, 2]
+    page = Path("shown/index.html").read_text()
+    assert page.count("data:image/png;base64,") == 12
+    assert 'src="http' not in page
+    assert Image.open("shown/index.png").width > 900
+    assert all(Image.open(Path("shown") / card["file"]).size[0] > 0 for card in report["cards"])
+    assert report["cards"][-1]["thinking"] != ""
+    Path("taken").write_text("")
+    refused("demo", "-c", tiny, "-o", "taken", match="taken")
+
+
+# ----------------------------------------------------------------------------------------------------------- README
+
+
+def test_the_readme_shows_the_settings_as_they_are() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = text.partition("<!-- settings -->\n")[2].partition("\n<!-- end of settings -->")[0]
+    assert shown == settings_table(), f"put this into README.md:\n{settings_table()}"
+
+
+def test_the_readme_names_every_command() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"`bagel {name}" in text for name in COMMANDS)

@@ -1,0 +1,90 @@
+"""A run that was stopped, or killed, ends with the very weights of one that was not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bagel.training import checkpoints
+from bagel.training.loop import train
+from bagel.training.recipe import BagelRecipe
+from bagel.training.unified import BagelTask
+
+
+class Quiet(BagelTask):
+    """Without sample sheets: they are not what is tested, and take longest."""
+
+    def write_samples(self, path: Path, checkpoint: Path) -> None:
+        pass
+
+
+def _state(run: Path) -> dict[str, Any]:
+    state = checkpoints.load_latest(run)
+    assert state is not None
+    return state
+
+
+def _assert_same(a: Any, b: Any, where: str = "state") -> None:
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            _assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            _assert_same(x, y, f"{where}[{index}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture
+def uninterrupted(recipe: Callable[..., BagelRecipe], tmp_path: Path) -> dict[str, Any]:
+    whole = recipe(output=tmp_path / "whole", steps=6)
+    train(whole, Quiet(whole))
+    return _state(whole.output)
+
+
+def test_stopped_and_resumed(recipe: Callable[..., BagelRecipe], tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    parts = recipe(output=tmp_path / "parts", steps=6)
+    for stop_after in (1, 2, None):  # stops at steps 1 and 3
+        train(parts, Quiet(parts), stop_after=stop_after)
+    _assert_same(_state(parts.output), uninterrupted)
+
+
+def test_killed_in_a_save(
+    recipe: Callable[..., BagelRecipe],
+    tmp_path: Path,
+    uninterrupted: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The machine stops while the second checkpoint is being written: the first one counts."""
+    parts = recipe(output=tmp_path / "parts", steps=6)
+    real, calls = os.rename, []
+
+    def rename(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, Quiet(parts))
+    assert [folder.name for folder in checkpoints.checkpoint_folders(parts.output)] == ["step-00000002"]
+    train(parts, Quiet(parts))
+    _assert_same(_state(parts.output), uninterrupted)
+    assert not list(parts.output.glob(".step-*"))
+
+
+def test_only_the_newest_checkpoints_are_kept(recipe: Callable[..., BagelRecipe]) -> None:
+    made = recipe(keep=2)
+    train(made, Quiet(made))
+    assert [f.name for f in checkpoints.checkpoint_folders(made.output)] == ["step-00000004", "step-00000006"]
