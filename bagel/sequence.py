@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -241,21 +242,12 @@ class PackedSequence:
 
     def to(self, device: torch.device | str) -> PackedSequence:
         """The same pack with its tensors on `device`."""
-        moved = {
+        tensors: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return dataclasses.replace(self, **moved)
-
-    def pinned(self) -> PackedSequence:
-        """The same pack in page-locked memory, from where copies to a GPU overlap with work."""
-        pinned = {
-            f.name: value.pin_memory()
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **pinned)
+        return dataclasses.replace(self, **tensors)
 
     def mask(self) -> Tensor:
         """Who may attend to whom: (rows, L, L) bool over the slots of each row, L = und_len + gen_len, True = may.

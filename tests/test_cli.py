@@ -21,6 +21,7 @@ from bagel import Bagel
 from bagel.cli import app
 from bagel.cli.options import settings_table
 from bagel.inference.settings import SETTINGS, TASKS, task_settings
+from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecipe, PackRecipe, ScheduleRecipe
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -157,13 +158,18 @@ def test_edit_and_ask(tiny: str) -> None:
         (("generate", "x", "-o", "out.xyz"), "png"),
         (("generate", "x", "--dtype", "float99"), "float99"),
         (("generate", "x", "--device", "toaster"), "toaster"),
-        (("edit", "make it dark"), "picture"),
         (("edit", "missing.png", "make it dark"), "missing.png"),
         (("ask", "missing.png", "What?"), "missing.png"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str, ...], match: str) -> None:
     refused(*arguments, "-c", tiny, match=match)
+
+
+def test_an_edit_needs_a_picture_and_an_instruction() -> None:
+    result = run("edit", "make it dark")
+    assert result.exit_code == 2
+    assert "Missing argument" in result.stderr
 
 
 def test_an_unknown_checkpoint_or_option_is_refused() -> None:
@@ -347,3 +353,10 @@ def test_the_readme_shows_the_settings_as_they_are() -> None:
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(f"`bagel {name}" in text for name in COMMANDS)
+
+
+def test_the_training_page_names_every_key_of_a_recipe() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    keys = {key for kind in (AutoencoderRecipe, BagelRecipe) for key in kind.model_fields} - {"kind"}
+    keys |= {*OptimizerRecipe.model_fields, *ScheduleRecipe.model_fields, *PackRecipe.model_fields}
+    assert {key for key in keys if f"`{key}`" not in text and f".{key}`" not in text} == set()

@@ -227,3 +227,33 @@ def test_a_looser_tolerance_lets_bfloat16_parts_pass(copy: Path) -> None:
     assert not report.passed
     loose = verify(copy, dtype=torch.bfloat16, tolerance=0.05)
     assert {("vit_square", "features"), ("vae_wide", "latent")} <= failed(report) - failed(loose)
+
+
+def test_samples_without_any_picture_need_no_picture_tensors(copy: Path) -> None:
+    """What a recording of text alone would hold: nothing of pictures. The layout and the losses are still compared."""
+    kept: dict[str, Any] = {}
+
+    def text_only(cases: list[dict[str, Any]]) -> None:
+        train = next(case for case in cases if case["kind"] == "train")
+        plans = [plan for plan in train["samples"]["vlm"] if plan["type"] == "text"]
+        lengths = [len(plan["ids"]) + 2 for plan in plans]
+        kept.update(name="train", kind="train", samples={"vlm": plans}, sample_lens=[sum(lengths)], lengths=lengths)
+        cases[:] = [dict(kept)]
+
+    change_cases(copy, text_only)
+    total, target = sum(kept["lengths"]), kept["lengths"][-1]
+
+    def layout(tensors: dict[str, Tensor]) -> None:
+        tensors.clear()
+        tensors["train/packed_text_indexes"] = torch.arange(total)
+        tensors["train/packed_position_ids"] = torch.arange(total)
+        tensors["train/mask_0"] = torch.ones(total, total, dtype=torch.bool).tril()
+        tensors["train/ce_loss_indexes"] = torch.arange(total - target, total - 1)
+
+    change_tensors(copy / "expected.safetensors", layout)
+    report = verify(copy)
+    assert {row.quantity for row in report.rows if row.passed} >= {
+        "packed_text_indexes", "packed_position_ids", "mask_0", "ce_loss_indexes", "sample_lens",
+    }  # fmt: skip
+    missing = {row.quantity for row in report.failed if not row.quantity.startswith("grad_norm/")}
+    assert missing == {"packed_text_ids", "packed_label_ids", "ce_loss_weights", "ce", "loss"}

@@ -114,14 +114,19 @@ def bench(
     model = random_model(shallow, dtype, where)
     stub = VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels)
     engine = Engine(model, Autoencoder(stub).to(where, dtype), SpecialTokens(1, 2, 3, 4))
+    ran = len(model.decoder.layers)
+    weights = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
     bench_run = _Bench(engine, plan, where, progress or (lambda _: None))
     with torch.inference_mode():
         measured = bench_run.inference()
+    peak = {"inference": peak_memory(where)}
     measured += bench_run.training()
+    peak["training"] = peak_memory(where)
     numbers = [quantity.to_json() for quantity in measured]
-    ran = len(model.decoder.layers)
     if ran < depth:
         for entry in numbers:
+            if "layers" in entry:  # training: its embedding and optimiser do not grow with depth
+                continue
             head = entry["head_seconds"]
             entry["full_depth_seconds"] = (entry["seconds"]["ours"] - head) * depth / ran + head
     return {
@@ -130,9 +135,9 @@ def bench(
         "device": str(where),
         "layers": ran,
         "of_layers": depth,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "weights_bytes": sum(p.nbytes for p in model.parameters()),
-        "peak_memory_bytes": peak_memory(where),
+        "parameters": weights[0],
+        "weights_bytes": weights[1],
+        "peak_memory_bytes": peak,
         "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__},
         "results": numbers,
         "summary": _summary(numbers),
@@ -208,7 +213,8 @@ class _Bench:
         filled = self._context(length, steps + 1)
         cache = self._plain_cache(length) if self.plan.compare else None
         config = self.model.config.decoder
-        keys = torch.randn(2, config.num_kv_heads, length, config.head_dim, dtype=self.model.dtype, device=self.device)
+        shape = self.layers, 2, config.num_kv_heads, length, config.head_dim
+        held = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
 
         def mine() -> None:
             context = filled.fork()
@@ -223,8 +229,9 @@ class _Bench:
                 self.model.logits(plain.plain_text(self.model, token, length + step, own))
 
         def reading() -> None:  # of as many bytes as the caches of all layers have, once a token
-            for _ in range(steps * self.layers):
-                keys.amax()
+            for _ in range(steps):
+                for layer in held:
+                    layer.amax()
 
         work = Work(und=1, logits=1, attended=length)
         calls: Calls = {"ours": mine, "plain": plainly, "reading the cache": reading}

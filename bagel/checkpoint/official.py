@@ -193,7 +193,7 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         parent._buffers[leaf] = tensor
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then renames it: nobody ever sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -206,6 +206,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
@@ -235,8 +240,7 @@ def save_checkpoint(
     """
     folder = Path(folder)
     for name, content in dump_config(config).items():
-        text = json.dumps(content, indent=2)
-        write_atomically(folder / name, lambda temporary, text=text: temporary.write_text(text))
+        write_json(folder / name, content)
     if tokenizer is not None:
         tokenizer.save(folder)
     if autoencoder is not None:

@@ -20,7 +20,7 @@ from bagel.cli.options import (
     with_settings,
     write_json,
 )
-from bagel.errors import BagelError, PromptError, SettingError
+from bagel.errors import BagelError, SettingError
 
 if TYPE_CHECKING:
     from bagel.inference.result import Result
@@ -36,7 +36,7 @@ CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, 
 @with_settings("generate")
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(help="What to draw; several prompts run as one batch.", metavar="PROMPT...")
+        list[str], typer.Argument(help="What to draw; several prompts run as one batch.", metavar="PROMPT")
     ],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
@@ -53,17 +53,15 @@ def generate(
     _check_output(output)
     bagel = load(checkpoint, device, dtype)
     with step_bar("drawing") as progress:
-        results = bagel.generate(list(prompts), n=n, progress=progress, return_result=True, **settings)
+        results = bagel.generate(prompts, n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
 
 
 @command
 @with_settings("edit")
 def edit(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(help="One or more pictures, then what to do with them.", metavar="IMAGE... INSTRUCTION"),
-    ],
+    images: Annotated[list[str], typer.Argument(help="One or more pictures.", metavar="IMAGE")],
+    instruction: Annotated[str, typer.Argument(help="What to do with them.", metavar="INSTRUCTION")],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
     checkpoint: CheckpointOption = "mini",
@@ -76,22 +74,19 @@ def edit(
 
     bagel edit car.png "make it night" -o night.png
     """
-    *images, instruction = arguments
-    if not images:
-        raise PromptError(f"there is only {instruction!r}: give one or more pictures, then the instruction.")
     _check_output(output)
     bagel = load(checkpoint, device, dtype)
     with step_bar("drawing") as progress:
-        results = bagel.edit([list(images)], [instruction], n=n, progress=progress, return_result=True, **settings)
+        results = bagel.edit([images], [instruction], n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
 
 
 @command
 @with_settings("ask")
 def ask(
-    arguments: Annotated[
-        list[str], typer.Argument(help="Pictures, if any, then a question about them.", metavar="[IMAGE]... QUESTION")
-    ],
+    *,
+    images: Annotated[list[str] | None, typer.Argument(help="Pictures, if any.", metavar="IMAGE")] = None,
+    question: Annotated[str, typer.Argument(help="A question about them.", metavar="QUESTION")],
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -102,11 +97,10 @@ def ask(
 
     bagel ask car.png "How many cars are there?"
     """
-    *images, question = arguments
     bagel = load(checkpoint, device, dtype)
     quiet, thinking = json == "-", bool(settings.get("think"))
     result = bagel.ask(
-        list(images) or None,
+        images or None,
         question,
         on_text=None if quiet else _print_thought if thinking else _print_piece,
         return_result=True,

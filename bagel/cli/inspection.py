@@ -18,7 +18,8 @@ def info(
     checkpoint: Annotated[
         str,
         typer.Argument(
-            help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b, 0.5b)."
+            metavar="CHECKPOINT",
+            help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b, 0.5b).",
         ),
     ] = "mini",
     json: JsonOption = None,
@@ -63,7 +64,9 @@ def _bytes(count: float) -> str:
 
 @command
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder of recorded cases, laid out as tests/golden is.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of recorded cases, laid out as tests/golden is.", metavar="FOLDER")
+    ],
     tolerance: Annotated[float, typer.Option(help="Largest relative error of floats that passes.", min=0.0)] = 1e-5,
     failed_only: Annotated[bool, typer.Option("--failed", help="Show only the rows that fail.")] = False,
     device: DeviceOption = "cpu",

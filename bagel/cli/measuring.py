@@ -25,11 +25,13 @@ from bagel.errors import DeviceError, SettingError
 
 @command
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, such as recipes/mini-autoencoder.yaml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, such as recipes/mini-autoencoder.yaml.", metavar="RECIPE")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Values to change, nested keys with dots: optimizer.lr=1e-3 steps=500.", metavar="[KEY=VALUE]..."
+            help="Values to change, nested keys with dots: optimizer.lr=1e-3 steps=500.", metavar="KEY=VALUE"
         ),
     ] = None,
 ) -> None:
@@ -46,7 +48,9 @@ def train(
 
 @command
 def evaluate(
-    suite: Annotated[str, typer.Argument(help="mini: drawing, held-out drawing, questions, edits, chains, riddles.")],
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="mini: drawing, held-out drawing, questions, edits, chains, riddles.")
+    ],
     rows: Annotated[
         list[str] | None,
         typer.Option(help="Only this row, such as draw/counting, or group, such as edit; repeatable.", metavar="ROW"),
@@ -175,8 +179,7 @@ def _print_bench(report: dict[str, Any]) -> None:
     console.print(table)
     for name, value in report["summary"].items():
         console.print(f"{name}: [bold]{value:.2f}[/bold]")
-    console.print(
-        f"peak memory {report['peak_memory_bytes'] / 1e9:.2f} GB, weights {report['weights_bytes'] / 1e9:.2f} GB"
-    )
+    memory = {"weights": report["weights_bytes"], **{f"peak {k}": v for k, v in report["peak_memory_bytes"].items()}}
+    console.print("memory: " + ", ".join(f"{name} {count / 1e9:.2f} GB" for name, count in memory.items()))
     if report["layers"] < report["of_layers"]:
         console.print("fewer layers than the configuration has: full_depth_seconds in the JSON say what all would take")

@@ -295,6 +295,32 @@ class Session:
         return outcome[1]
 
 
+def draw_together(sessions: Sequence[Session], *, seed: Sequence[int | None], **settings: Any) -> list[Image.Image]:
+    """`generate_image` in several sessions of one model at once, as one batch; each draws what it would draw alone.
+
+    Args:
+        sessions: no session twice.
+        seed: one for each.
+        **settings: the same for all.
+
+    Raises:
+        PromptError, SizeError, SettingError, ContextLengthError: before anything runs.
+    """
+    orders = []
+    for session, own_seed in zip(sessions, seed, strict=True):
+        if session.understanding:
+            raise SettingError("a session is for understanding: open it with understanding=False to draw.")
+        task: Task = "edit" if session._history.has_picture else "generate"
+        orders.append(session._order(task, {**settings, "seed": own_seed}))
+    handles = [
+        session.bagel.engine.submit(session._drawing(order)) for session, order in zip(sessions, orders, strict=True)
+    ]
+    if handles:
+        sessions[0].bagel.engine.run_until(handles)
+    results = [session._accept(handle.result()) for session, handle in zip(sessions, handles, strict=True)]
+    return [result.image for result in results if result.image is not None]
+
+
 def _item(folder: Path, turn: dict[str, str]) -> Item:
     kind = turn["kind"]
     if kind not in get_args(Kind):

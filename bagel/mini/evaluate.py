@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from bagel.errors import SettingError
+from bagel.inference.session import draw_together
 from bagel.mini.draw import draw
 from bagel.mini.edits import EDIT_KINDS
 from bagel.mini.items import (
@@ -231,7 +232,7 @@ class _Runner:
             for turn in range(_CHAIN_LENGTH):
                 for item, session in zip(items, sessions, strict=True):
                     session.add(item.edits[turn].instruction)
-                images = self.bagel.draw_in_sessions(sessions, seed=seeds, **self.settings)
+                images = draw_together(sessions, seed=seeds, **self.settings)
             for item, image in zip(items, images, strict=True):
                 yield draw_is_right(image, exact_spec(item.result))
 

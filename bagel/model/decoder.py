@@ -96,6 +96,10 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Residual streams of und (S, hidden) and gen (G, hidden) slots."""
         und_q, und_k, und_v = self.und.project(und, und_rope)
+        if gen.shape[0] == 0:  # text is being read or written: the other expert rests
+            nothing = und_q[:0], und_k[:0], und_v[:0]
+            und_out, _ = attend((und_q, nothing[0]), (und_k, nothing[1]), (und_v, nothing[2]))
+            return self.und.finish(und, und_out), gen
         gen_q, gen_k, gen_v = self.gen.project(gen, gen_rope)
         und_out, gen_out = attend((und_q, gen_q), (und_k, gen_k), (und_v, gen_v))
         return self.und.finish(und, und_out), self.gen.finish(gen, gen_out)

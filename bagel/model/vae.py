@@ -168,6 +168,14 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
 
+def _full_precision(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Runs a convolution outside autocast: bfloat16 has 8 significant bits, fewer than a picture needs."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return conv(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return conv(x.float())
+
+
 class Decoder(nn.Module):
     """Posterior sample or mean (B, z_channels, h, w) to pixels (B, out_ch, h·downsample, w·downsample)."""
 
@@ -187,7 +195,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return _full_precision(self.conv_out, F.silu(self.norm_out(h)))
 
 
 class Autoencoder(nn.Module):

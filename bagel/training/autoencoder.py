@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     weights: Tensor
 
 
-class AutoencoderTask(Task[Batch]):
+class AutoencoderTask(Task[Autoencoder, Batch]):
     """Reconstruction (L1 and squared error, weighted by pixel) with a KL term that keeps the latent smooth.
 
     Things fill a small part of a picture and hold most of what it says, so their pixels may weigh more
@@ -64,9 +64,11 @@ class AutoencoderTask(Task[Batch]):
         self.module = Autoencoder(config).to(self.device)
         # Begin with little noise in the posterior: at unit variance it drowns the signal, and the decoder learns to
         # ignore it.
+        bias = self.module.encoder.conv_out.bias
+        assert bias is not None
         with torch.no_grad():
-            self.module.encoder.conv_out.bias[model.z_channels :] = -5.0
-        self.loss_weights = {"l1": 1.0, "mse": 1.0, "kl": recipe.kl_weight}
+            bias[model.z_channels :] = -5.0
+        self.loss_weights = {"l1": recipe.l1_weight, "mse": recipe.mse_weight, "kl": recipe.kl_weight}
         self.rng = random.Random(recipe.seed)
         self._losses = torch.compile(self._losses_eager) if recipe.compile else self._losses_eager
 

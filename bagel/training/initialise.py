@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bagel.model.bagel import BagelModel
+from bagel.model.decoder import DecoderLayer
 
 
 @torch.no_grad()
@@ -31,5 +32,6 @@ def initialise(model: BagelModel, generator: torch.Generator) -> None:
     model.decoder.lm_head.weight.zero_()
     model.latent_out.weight.zero_()
     for layer in model.decoder.layers:
+        assert isinstance(layer, DecoderLayer)
         layer.gen.load_state_dict(layer.und.state_dict())
     model.decoder.norm_gen.load_state_dict(model.decoder.norm.state_dict())

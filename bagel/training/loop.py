@@ -23,14 +23,15 @@ from bagel.training.optimizer import Ema, Optimizers, schedule_factor
 from bagel.training.recipe import Recipe
 
 Batch = TypeVar("Batch")
+Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Task(ABC, Generic[Batch]):
+class Task(ABC, Generic[Network, Batch]):
     """What is trained, and on what."""
 
-    module: nn.Module
+    module: Network
     loss_weights: dict[str, float]
 
     @abstractmethod
@@ -90,7 +91,7 @@ def _until_interrupted() -> Iterator[list[bool]]:
             signal.signal(number, old)
 
 
-def train(recipe: Recipe, task: Task[Any], *, stop_after: int | None = None) -> Path | None:
+def train(recipe: Recipe, task: Task[Any, Any], *, stop_after: int | None = None) -> Path | None:
     """Runs, or resumes, a recipe; returns the last checkpoint's folder.
 
     Args:

@@ -60,7 +60,7 @@ def add_noise(packed: PackedSequence, timesteps: Tensor, noise: Tensor) -> Noise
 
 @dataclass
 class Losses:
-    """Per-token losses of one pack: `ce` (Nc,) and `mse` (Nm, latent_dim) squared errors, both float32 with gradient."""
+    """Losses of one pack, float32 with gradient: `ce` (Nc,) by token, `mse` (Nm, latent_dim) squared errors."""
 
     ce: Tensor
     mse: Tensor

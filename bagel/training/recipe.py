@@ -69,11 +69,13 @@ class AutoencoderModelRecipe(_Strict):
 
 
 class AutoencoderRecipe(Recipe):
-    """The autoencoder: L1 + squared error + a small KL term. Its latent is scaled to unit variance at every save."""
+    """The autoencoder: L1, squared error and a small KL term. Its latent is scaled to unit variance at every save."""
 
     kind: Literal["autoencoder"]
     side: int = Field(64, gt=0)
     batch_size: int = Field(32, gt=0)
+    l1_weight: float = Field(1.0, ge=0)
+    mse_weight: float = Field(1.0, ge=0)
     kl_weight: float = Field(1e-4, ge=0)
     thing_weight: float = Field(1.0, ge=1)  # of the error at a pixel where a thing is
     model: AutoencoderModelRecipe = AutoencoderModelRecipe()

@@ -26,7 +26,8 @@ def write_sheet(path: Path, checkpoint: Path, side: int, device: str) -> None:
     rng = random.Random(0)
     prompts = [caption(sample_scene(rng), rng) for _ in range(_PROMPTS)]
     cells = list(zip(bagel.generate(prompts, seed=list(range(_PROMPTS)), num_timesteps=25), prompts, strict=True))
-    before, instructions = [], []
+    before: list[Image.Image] = []
+    instructions: list[str] = []
     while len(before) < _EDITS:
         scene = sample_scene(rng)
         before.append(draw(scene, side))

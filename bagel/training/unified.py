@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from bagel.checkpoint.official import (
     load_autoencoder,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
+    write_json,
 )
 from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel.data.documents import Builder, Dropout, PendingLatent
 from bagel.data.packer import PackShape, PackStream, Prefetcher, RawPack
 from bagel.errors import RecipeError
 from bagel.images import ImageTransform, latent_to_tokens
+from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.inference.loading import choose_device
 from bagel.mini.documents import corpus
 from bagel.mini.source import MiniSource
@@ -40,7 +40,7 @@ _ENCODE_BATCH = 32
 _TOKENIZER_TEXTS = 60_000
 
 
-class BagelTask(Task[PackedSequence]):
+class BagelTask(Task[BagelModel, PackedSequence]):
     """Both losses over packs of documents."""
 
     def __init__(self, recipe: BagelRecipe) -> None:
@@ -185,8 +185,7 @@ def write_defaults(folder: Path, side: int) -> None:
         "vae_transform": transform,
         "vit_transform": transform,
     }
-    text = json.dumps(content, indent=2)
-    write_atomically(folder / "bagel_defaults.json", lambda temporary: temporary.write_text(text))
+    write_json(folder / DEFAULTS_FILE, content)
 
 
 def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, Tokenizer]:

@@ -26,7 +26,7 @@ from bagel.sequence import (
     VitSegment,
     pack,
 )
-from bagel.training.objective import add_noise, compute_losses, shift_timesteps
+from bagel.training.objective import NoisedPack, add_noise, compute_losses, shift_timesteps
 from bagel.verify.parts import Subject
 from bagel.verify.records import Case, Checker
 
@@ -38,17 +38,10 @@ def check_train(subject: Subject, check: Checker) -> None:
     """One pack of all samples: every packed tensor, the masks, the losses, and the gradients."""
     packed = pack([_samples(subject, check)], subject.spec)
     _check_layout(check, packed)
-    normals = check.take("packed_timesteps")  # before the sigmoid; −inf on conditions
-    check.count("packed_timesteps", int((normals.isfinite() != packed.noised).sum()))
-    noise = check.given("noise")
-    first = [int((packed.latent_image == image).nonzero()[0]) for image in range(len(packed.latent_grids))]
-    drawn = torch.where(packed.noised[first], normals[first].sigmoid(), 0.0)
-    timesteps = shift_timesteps(drawn, subject.checkpoint.config.timestep_shift)
-    pack_of_noise = add_noise(packed, timesteps, noise)
-    pack_of_noise.packed = pack_of_noise.packed.to(subject.device)
-    pack_of_noise.target = pack_of_noise.target.to(subject.device)
+    noised = _noised(subject, check, packed) if packed.latent_grids else NoisedPack(packed, packed.latents)
+    noised = NoisedPack(noised.packed.to(subject.device), noised.target.to(subject.device))
     with _gradients(subject.checkpoint.model) as model:
-        losses = compute_losses(model, pack_of_noise, MaskedAttention(pack_of_noise.packed))
+        losses = compute_losses(model, noised, MaskedAttention(noised.packed))
         loss = losses.ce_sum(False) / max(losses.ce_count(False), 1.0) + losses.mse_sum() / max(losses.mse_count, 1)
         loss.backward()
         check.close("ce", losses.ce)
@@ -57,6 +50,16 @@ def check_train(subject: Subject, check: Checker) -> None:
         if "loss" in check.case:
             check.listed("loss", loss.item())
         _check_gradients(check, model)
+
+
+def _noised(subject: Subject, check: Checker, packed: PackedSequence) -> NoisedPack:
+    """The pack with the recorded noise and timesteps."""
+    normals = check.take("packed_timesteps")  # before the sigmoid; −inf on conditions
+    check.count("packed_timesteps", int((normals.isfinite() != packed.noised).sum()))
+    first = [int((packed.latent_image == image).nonzero()[0]) for image in range(len(packed.latent_grids))]
+    drawn = torch.where(packed.noised[first], normals[first].sigmoid(), 0.0)
+    timesteps = shift_timesteps(drawn, subject.checkpoint.config.timestep_shift)
+    return add_noise(packed, timesteps, check.given("noise"))
 
 
 def check_pack(subject: Subject, check: Checker) -> None:
@@ -89,8 +92,10 @@ def _samples(subject: Subject, check: Checker) -> list[Sample]:
     checkpoint = subject.checkpoint
     samples: list[Sample] = []
     pictures: list[Tensor] = []
-    latents = check.take("padded_latent")
-    shapes = check.case["latent_shapes"]
+    # Without a picture to draw or to go by there is nothing to record, and none of these is read.
+    pictured = any(plan["type"] == "vae_image" for plans in check.case["samples"].values() for plan in plans)
+    latents = check.take("padded_latent") if pictured else torch.zeros(0, 1, 1, 1)
+    shapes = check.case["latent_shapes"] if pictured else []
     for name, plans in check.case["samples"].items():
         segments: list[Segment] = []
         for number, plan in enumerate(plans):
@@ -114,7 +119,8 @@ def _samples(subject: Subject, check: Checker) -> list[Sample]:
             else:
                 raise DataError(f"sample {name}, segment {number}: type {plan['type']!r} is not known")
         samples.append(Sample(tuple(segments)))
-    check.close("padded_latent", _encode_padded(subject, pictures, latents))
+    if pictured:
+        check.close("padded_latent", _encode_padded(subject, pictures, latents))
     return samples
 
 
@@ -173,16 +179,16 @@ def _check_layout(check: Checker, packed: PackedSequence) -> None:
     check.equal("packed_vit_token_indexes", places)
     check.close("packed_vit_tokens", patches)
     check.equal("packed_vit_position_ids", index)
-    lengths = [rows * columns for rows, columns in packed.vit_grids]
-    check.equal("vit_token_seqlens", torch.tensor(lengths))
-    check.listed("vit_token_seqlens", lengths)
+    vit_lengths = [rows * columns for rows, columns in packed.vit_grids]
+    check.equal("vit_token_seqlens", torch.tensor(vit_lengths))
     places, index, noised = in_sequence(
         _in_order(packed, packed.latent_slots, gen=True), packed.latent_index, packed.noised
     )
     check.equal("packed_vae_token_indexes", places)
     check.equal("packed_latent_position_ids", index)
     check.equal("mse_loss_indexes", places[noised])
-    check.listed("latent_shapes", [list(grid) for grid in packed.latent_grids])
+    if "latent_shapes" in check.case:
+        check.listed("latent_shapes", [list(grid) for grid in packed.latent_grids])
     places, labels, weights = in_sequence(_in_order(packed, packed.ce_slots), packed.ce_labels, packed.ce_weights)
     check.equal("ce_loss_indexes", places)
     check.equal("packed_label_ids", labels)
@@ -191,7 +197,9 @@ def _check_layout(check: Checker, packed: PackedSequence) -> None:
     check.equal("packed_position_ids", positions)
     lengths = [sum(span.length for span in spans) for spans in packed.spans]
     check.listed("sample_lens", lengths)
-    check.listed("sequence_length", packed.num_tokens)
+    for quantity, value in (("vit_token_seqlens", vit_lengths), ("sequence_length", packed.num_tokens)):
+        if quantity in check.case:
+            check.listed(quantity, value)
     mask = _mask_in_order(packed, packed.num_tokens)
     start = 0
     for number, length in enumerate(lengths):
@@ -235,7 +243,8 @@ def _check_gradients(check: Checker, model: BagelModel) -> None:
     gradients = {official_name(name): p.grad for name, p in model.named_parameters()}
     for name, gradient in gradients.items():
         norm = torch.zeros(()) if gradient is None else gradient.double().norm()
-        check.close(f"grad_norm/{name}", norm, largest=largest)
+        if norm or check.recorded_or_none(f"grad_norm/{name}") is not None:  # parts that no sample uses get none
+            check.close(f"grad_norm/{name}", norm, largest=largest)
     for quantity in check.recorded("grad/"):
         gradient = gradients.get(quantity.removeprefix("grad/"))
         if gradient is None:

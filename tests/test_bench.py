@@ -1,0 +1,137 @@
+"""`bagel bench`: both sides compute the same, work is counted right, and the report holds every quantity."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+from bagel.bench import Plan, bench, config_named, layers_that_fit, ours, plain, random_model
+from bagel.bench.floor import Work, floor, flops, matmul_flops
+from bagel.cli import app
+from bagel.config import BagelConfig, VaeConfig
+from bagel.errors import SettingError
+from bagel.inference.engine import Engine
+from bagel.model.vae import Autoencoder
+from bagel.sequence import SpecialTokens, table_index
+
+SMALL = Plan(prefill=24, images=(16,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    config = config_named("golden")
+    model = random_model(config, torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # larger than bench's, so that a difference would show
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    stub = Autoencoder(VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels))
+    return Engine(model, stub, SpecialTokens(1, 2, 3, 4))
+
+
+@torch.inference_mode()
+def test_the_plain_loop_computes_the_same(engine: Engine) -> None:
+    model = engine.model
+    ids = [5, 9, 100, 7, 42]
+    context = engine.new_context()
+    cache = plain.PlainCache.empty(len(model.decoder.layers))
+    mine = ours.read_text(engine, ids, context)
+    theirs = model.logits(plain.plain_text(model, torch.tensor(ids), 0, cache))[-1]
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+    latents, markers = torch.randn(12, model.config.latent_dim), torch.tensor([3, 4])
+    index = table_index(3, 4, model.config.max_latent_size)
+    empty = engine.new_context()
+    (full, without) = ours.Denoising(engine, [context, empty], (3, 4)).velocities(latents, 0.7)
+    caches = (cache, 5), (plain.PlainCache.empty(len(model.decoder.layers)), 0)
+    for velocity, (own, position) in zip((full, without), caches, strict=True):
+        expected = plain.plain_velocity(model, markers, latents, index, 0.7, position, own)
+        torch.testing.assert_close(velocity, expected, rtol=1e-4, atol=1e-4)
+    assert (full - without).abs().max() > 1e-2  # the context matters
+    assert cache.length == context.length == 5  # denoising leaves no trace
+
+    for token in (11, 12):
+        mine = ours.read_text(engine, [token], context, record=False)
+        theirs = model.logits(plain.plain_text(model, torch.tensor([token]), cache.length, cache))[-1]
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_work_is_counted_as_it_is_done(engine: Engine, backward: bool) -> None:
+    work = Work(und=6, gen=10, logits=3, latents=10, backward=backward)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        floor(engine.model, work)()
+    assert matmul_flops(engine.model, work) == counter.get_total_flops()
+    attention = dataclasses.replace(work, attended=100)
+    config = engine.model.config.decoder
+    extra = 4 * 100 * config.hidden_size * config.num_layers * (3 if backward else 1)
+    assert flops(engine.model, attention) == flops(engine.model, work) + extra
+
+
+@torch.inference_mode()
+def test_the_counted_matmuls_are_those_of_a_denoising_step(engine: Engine) -> None:
+    run = ours.Denoising(engine, [engine.new_context()], (4, 4))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run.velocities(torch.randn(16, engine.model.config.latent_dim), 0.5)
+    ran = counter.get_flop_counts()["Global"]
+    linear = sum(count for kernel, count in ran.items() if str(kernel) in ("aten.mm", "aten.addmm"))
+    expected = matmul_flops(engine.model, Work(und=2, gen=16, latents=16))
+    time_embedding = 2 * 16 * (256 + 64) * 64
+    assert linear == expected + time_embedding
+
+
+def test_the_report_holds_every_quantity_and_is_json() -> None:
+    report = bench(config_named("golden"), plan=SMALL, layers=2)
+    assert json.loads(json.dumps(report))["layers"] == 2
+    names = [result["name"] for result in report["results"]]
+    assert names == [
+        "prefill of 24 text tokens",
+        "denoising step, 16 image tokens, 1 branch",
+        "denoising step, 16 image tokens, 2 branches",
+        "denoising step, 16 image tokens, 3 branches",
+        "decoded token at context 16",
+        "decoded token at context 48",
+        "training step, 12 text and 16 image tokens, 2 layers",
+    ]
+    for result in report["results"]:
+        seconds = result["seconds"]
+        assert all(0 < seconds[way] <= result["median_seconds"][way] for way in seconds)
+        assert result["share"] == pytest.approx(result["gflops"] / result["matmul_gflops"])
+        if "training" not in result["name"]:
+            assert result["speedup"] == pytest.approx(seconds["plain"] / seconds["ours"])
+            assert result["full_depth_seconds"] >= seconds["ours"] * 0.99
+    assert len(report["summary"]) == 2
+    peak = report["peak_memory_bytes"]
+    assert peak["training"] >= peak["inference"] > report["weights_bytes"] > 0
+
+
+def test_names_and_folders_of_configurations(tmp_path: Path) -> None:
+    assert config_named("0.5b").decoder.num_layers == 24
+    assert config_named("7b") == BagelConfig()
+    assert config_named(str(Path(__file__).parent / "golden" / "checkpoint")).decoder.vocab_size == 424
+    with pytest.raises(SettingError, match=r"13b.*0\.5b"):
+        config_named("13b")
+    cpu = torch.device("cpu")
+    assert layers_that_fit(config_named("golden"), torch.float32, cpu) == 3
+    assert 1 <= layers_that_fit(config_named("7b"), torch.float32, cpu) <= 28
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bagel.bench.QUICK", SMALL)
+    target = tmp_path / "bench.json"
+    arguments = ["bench", "--config", "golden", "--quick", "--rounds", "1", "--no-plain", "--json", str(target)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(target.read_text())
+    assert report["config"] == "golden"
+    assert all("plain" not in entry["seconds"] for entry in report["results"])
+    assert "prefill" in result.stdout
+    assert CliRunner().invoke(app, ["bench", "--config", "13b"]).exit_code == 2
