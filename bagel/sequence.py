@@ -149,8 +149,7 @@ class PackSpec:
     """What packing needs to know of a model: its special tokens and the shapes of its position tables and inputs."""
 
     special: SpecialTokens
-    vit_side: int  # of the learned SigLIP table
-    connector_side: int  # of the fixed table after the connector
+    vit_side: int  # of the fixed table after the connector; the learned SigLIP table is indexed alike
     latent_side: int
     patch_dim: int
     latent_dim: int
@@ -160,8 +159,7 @@ class PackSpec:
     def of(cls, config: BagelConfig, special: SpecialTokens) -> PackSpec:
         return cls(
             special=special,
-            vit_side=config.vit.side,
-            connector_side=config.vit_max_num_patch_per_side,
+            vit_side=config.vit_max_num_patch_per_side,
             latent_side=config.max_latent_size,
             patch_dim=config.vit.patch_dim,
             latent_dim=config.latent_dim,
@@ -213,8 +211,7 @@ class PackedSequence:
     text_slots: Tensor  # (Nt,) int64 in [0, S)
     vit_patches: Tensor  # (Np, patch_dim) float32
     vit_slots: Tensor  # (Np,) int64 in [0, S)
-    vit_index: Tensor  # (Np,) int64 into the learned table
-    connector_index: Tensor  # (Np,) int64 into the fixed table
+    vit_index: Tensor  # (Np,) int64 into both position tables of the ViT, the learned and the fixed one
     vit_grids: list[tuple[int, int]]
     latents: Tensor  # (Nl, latent_dim) float32
     latent_slots: Tensor  # (Nl,) int64 in [0, G)
@@ -414,7 +411,6 @@ def pack(
         vit_patches=torch.cat(vit_patches) if vit_patches else torch.zeros(0, spec.patch_dim),
         vit_slots=torch.cat(vit_slots) if vit_slots else empty,
         vit_index=indices(vit_grids, spec.vit_side),
-        connector_index=indices(vit_grids, spec.connector_side),
         vit_grids=vit_grids,
         latents=torch.cat(latents) if latents else torch.zeros(0, spec.latent_dim),
         latent_slots=torch.cat(latent_slots) if latent_slots else empty,

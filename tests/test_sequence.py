@@ -23,7 +23,7 @@ from bagel.sequence import (
     table_index,
 )
 
-SPEC = PackSpec(SpecialTokens(1, 2, 3, 4), vit_side=9, connector_side=7, latent_side=6, patch_dim=12, latent_dim=8)
+SPEC = PackSpec(SpecialTokens(1, 2, 3, 4), vit_side=7, latent_side=6, patch_dim=12, latent_dim=8)
 
 
 def _random_sample(rng: random.Random) -> Sample:

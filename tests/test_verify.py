@@ -17,7 +17,7 @@ from torch import Tensor
 from bagel.errors import BagelError, DataError
 from bagel.verify import Report, verify
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file are no package
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this file are in no package
 from recording import record
 from reference_parts import Shape
 

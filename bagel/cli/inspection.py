@@ -6,10 +6,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from bagel.cli.options import CheckpointOption, DeviceOption, DtypeOption, JsonOption, command, load, notes, write_json
+from bagel.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    command,
+    load,
+    notes,
+    tables,
+    write_json,
+)
 from bagel.errors import DeviceError, SettingError
 
 
@@ -34,7 +43,7 @@ def info(
 
 
 def _print_facts(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = tables()
     console.print(f"[bold]{facts['name']}[/bold]  {facts['folder'] or 'configuration only'}")
     for title in ("decoder", "vision transformer", "autoencoder", "pictures"):
         table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
@@ -101,10 +110,7 @@ def verify(
 
 
 def _print_report(report: Any, failed_only: bool) -> None:
-    # Quantities have long names: without a terminal to fit them into, nothing may be cut off.
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=240)
+    console = tables()
     table = Table(title=f"{report.folder} on {report.device} in {report.dtype}", title_justify="left")
     table.add_column("case")
     table.add_column("quantity", overflow="fold")

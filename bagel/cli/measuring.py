@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from bagel.cli.options import (
     command,
     load,
     notes,
+    tables,
     write_json,
 )
 from bagel.errors import DeviceError, SettingError
@@ -89,7 +89,7 @@ def evaluate(
 
 
 def _print_scores(report: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = tables()
     table = Table(title=f"{report['checkpoint']}, {report['items']} items a row", title_justify="left")
     for heading in ("row", "right", "of", "share", "95% interval", "seconds"):
         table.add_column(heading, justify="left" if heading == "row" else "right")
@@ -158,7 +158,7 @@ def bench(
 
 
 def _print_bench(report: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = tables()
     machine = report["machine"]
     depth = f"{report['layers']} of {report['of_layers']} layers"
     title = f"{report['config']}, {depth}, {report['dtype']} on {report['device']}"

@@ -133,6 +133,12 @@ def notes() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def tables() -> Console:
+    """Standard output for tables. Where no terminal limits their width, nothing in them is broken or cut off."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=240)
+
+
 def load(checkpoint: str, device: str, dtype: str) -> Bagel:
     """A model, with a word on the terminal while it loads."""
     from bagel.inference.api import Bagel

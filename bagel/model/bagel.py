@@ -92,7 +92,7 @@ class BagelModel(nn.Module):
         """ViT features through the connector, with positions: (P, hidden)."""
         patches = packed.vit_patches.to(self.dtype)
         features = self.vit(patches, packed.vit_index, packed.vit_grids)
-        return self.connector(features) + self.vit_pos_embed[packed.connector_index]
+        return self.connector(features) + self.vit_pos_embed[packed.vit_index]
 
     def embed_latents(self, latents: Tensor, timesteps: Tensor, index: Tensor) -> Tensor:
         """Latent tokens (N, latent_dim) at timesteps (N,) and table places (N,): (N, hidden)."""

@@ -19,10 +19,24 @@ from bagel.mini.draw import background, draw_array
 from bagel.mini.sampling import sample_scene
 from bagel.mini.scene import MAX_THINGS
 from bagel.model.vae import Autoencoder
+from bagel.training.checkpoints import latest
 from bagel.training.loop import Task
 from bagel.training.recipe import AutoencoderRecipe
 
 _STATISTICS_PICTURES = 512
+
+
+def _new(recipe: AutoencoderRecipe) -> Autoencoder:
+    """An untrained autoencoder whose latent is not scaled yet."""
+    config = VaeConfig(resolution=recipe.side, **recipe.model.model_dump(), scale_factor=1.0, shift_factor=0.0)
+    module = Autoencoder(config)
+    # Begin with little noise in the posterior: at unit variance it drowns the signal, and the decoder learns to
+    # ignore it.
+    bias = module.encoder.conv_out.bias
+    assert bias is not None
+    with torch.no_grad():
+        bias[config.z_channels :] = -5.0
+    return module
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:
@@ -51,23 +65,9 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
         self.recipe = recipe
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
-        model = recipe.model
-        config = VaeConfig(
-            resolution=recipe.side,
-            ch=model.ch,
-            ch_mult=model.ch_mult,
-            num_res_blocks=model.num_res_blocks,
-            z_channels=model.z_channels,
-            scale_factor=1.0,
-            shift_factor=0.0,
-        )
-        self.module = Autoencoder(config).to(self.device)
-        # Begin with little noise in the posterior: at unit variance it drowns the signal, and the decoder learns to
-        # ignore it.
-        bias = self.module.encoder.conv_out.bias
-        assert bias is not None
-        with torch.no_grad():
-            bias[model.z_channels :] = -5.0
+        self.module = (_new(recipe) if recipe.init is None else load_autoencoder(latest(recipe.init))).to(self.device)
+        self.module.train().requires_grad_(True)
+        self.module.encoder.requires_grad_(not recipe.freeze_encoder)
         self.loss_weights = {"l1": recipe.l1_weight, "mse": recipe.mse_weight, "kl": recipe.kl_weight}
         self.rng = random.Random(recipe.seed)
         self._losses = torch.compile(self._losses_eager) if recipe.compile else self._losses_eager
@@ -115,6 +115,9 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
     @torch.no_grad()
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Measures the latent's mean and deviation and writes them as shift and scale, so that it has unit variance."""
+        if self.recipe.freeze_encoder:
+            save_checkpoint(folder, BagelConfig(vae=self.module.config), autoencoder=weights)
+            return
         model = Autoencoder(self.module.config).to(self.device).eval()
         model.load_state_dict(weights)
         rng = random.Random(self.recipe.seed + 1)

@@ -27,6 +27,12 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(p for p in run.glob("step-*") if _NAME.fullmatch(p.name) and (p / STATE_FILE).exists())
 
 
+def latest(folder: Path) -> Path:
+    """The newest checkpoint of a run's folder; a folder that is no run's is taken as a checkpoint itself."""
+    folders = checkpoint_folders(folder)
+    return folders[-1] if folders else folder
+
+
 def save(run: Path, step: int, state: dict[str, Any], write_weights: Callable[[Path], None], keep: int) -> Path:
     """Writes the checkpoint of `step`, then removes all but the newest `keep`."""
     run.mkdir(parents=True, exist_ok=True)

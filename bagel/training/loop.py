@@ -25,7 +25,7 @@ from bagel.training.recipe import Recipe
 Batch = TypeVar("Batch")
 Network = TypeVar("Network", bound=nn.Module)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Task(ABC, Generic[Network, Batch]):

@@ -48,7 +48,7 @@ class Recipe(_Strict):
     seed: int = 0
     steps: int = Field(gt=0)
     accumulate: int = Field(1, gt=0)  # packs per optimiser step
-    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     compile: bool = False
     threads: int | None = Field(None, gt=0)
@@ -72,6 +72,8 @@ class AutoencoderRecipe(Recipe):
     """The autoencoder: L1, squared error and a small KL term. Its latent is scaled to unit variance at every save."""
 
     kind: Literal["autoencoder"]
+    init: Path | None = None  # a folder with an autoencoder to start from (its shape wins over `model`)
+    freeze_encoder: bool = False  # train the decoder alone: the latents stay what they are, scale and shift included
     side: int = Field(64, gt=0)
     batch_size: int = Field(32, gt=0)
     l1_weight: float = Field(1.0, ge=0)

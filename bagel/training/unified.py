@@ -29,7 +29,7 @@ from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 from bagel.sequence import PackedSequence, PackSpec, Sample, SpecialTokens, pack
 from bagel.tokenizer import Tokenizer
-from bagel.training.checkpoints import checkpoint_folders
+from bagel.training.checkpoints import latest
 from bagel.training.initialise import initialise
 from bagel.training.loop import DTYPES, Task
 from bagel.training.objective import add_noise, compute_losses, draw_timesteps
@@ -198,7 +198,7 @@ def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, T
     assert recipe.model is not None
     if recipe.autoencoder is None:
         raise RecipeError("a new model needs autoencoder: the folder of a trained one (config.json and ae.safetensors)")
-    folder = latest_checkpoint(recipe.autoencoder)
+    folder = latest(recipe.autoencoder)
     autoencoder = load_autoencoder(folder)
     vae = autoencoder.config
     tokenizer = Tokenizer.train(corpus(_TOKENIZER_TEXTS, recipe.seed), recipe.model.vocab_size)
@@ -206,12 +206,6 @@ def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, T
     model = BagelModel(config)
     initialise(model, torch.Generator().manual_seed(recipe.seed))
     return config, model, autoencoder, tokenizer
-
-
-def latest_checkpoint(folder: Path) -> Path:
-    """A checkpoint folder, or the newest checkpoint of a run's folder."""
-    runs = checkpoint_folders(folder)
-    return runs[-1] if runs else folder
 
 
 def _config(recipe: BagelModelRecipe, vae: VaeConfig, tokenizer: Tokenizer, side: int) -> BagelConfig:

@@ -72,7 +72,7 @@ def check_vit(subject: Subject, check: Checker) -> None:
     segment = VitSegment(patchify(pixels, patch), (pixels.shape[1] // patch, pixels.shape[2] // patch))
     packed = pack([[Sample((segment,))]], subject.spec).to(subject.device)
     check.close("pixels", packed.vit_patches)
-    check.equal("position_ids", packed.connector_index)
+    check.equal("position_ids", packed.vit_index)
     with torch.inference_mode():
         check.close("features", model.vit(packed.vit_patches.to(model.dtype), packed.vit_index, packed.vit_grids))
         check.close("embeds", model.embed_pictures(packed))

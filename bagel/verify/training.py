@@ -173,9 +173,7 @@ def _check_layout(check: Checker, packed: PackedSequence) -> None:
     places, ids = in_sequence(_in_order(packed, packed.text_slots), packed.text_ids)
     check.equal("packed_text_indexes", places)
     check.equal("packed_text_ids", ids)
-    places, patches, index = in_sequence(
-        _in_order(packed, packed.vit_slots), packed.vit_patches, packed.connector_index
-    )
+    places, patches, index = in_sequence(_in_order(packed, packed.vit_slots), packed.vit_patches, packed.vit_index)
     check.equal("packed_vit_token_indexes", places)
     check.close("packed_vit_tokens", patches)
     check.equal("packed_vit_position_ids", index)

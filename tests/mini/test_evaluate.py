@@ -1,0 +1,111 @@
+"""The evaluation counts right what is right: an oracle scores 1, a model that does nothing scores 0."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bagel.errors import SettingError
+from bagel.mini.draw import draw
+from bagel.mini.evaluate import ROWS, Row, evaluate, pick_rows, summary, wilson
+from bagel.mini.items import ask_items, draw_items, edit_items, riddle_items
+from bagel.mini.sampling import sample_scene
+from bagel.mini.scene import Scene
+from bagel.mini.spec import Spec, scene_satisfies
+
+ITEMS = 4
+
+
+def _solve(spec: Spec) -> Scene:
+    """Some scene that satisfies a spec, by trying."""
+    import random
+
+    rng = random.Random(0)
+    kinds = [thing.kind for thing in spec.things]
+    for split in ("train", "held_out"):
+        for _ in range(60_000):
+            scene = sample_scene(rng, split, things=len(kinds), kinds=kinds if all(kinds) else None)
+            if scene_satisfies(scene, spec):
+                return scene
+    raise AssertionError(f"no scene for {spec}")
+
+
+class Oracle:
+    """Knows every item's solution."""
+
+    def __init__(self) -> None:
+        self.defaults = SimpleNamespace(of=lambda task: {"size": (64, 64)})
+        self.drawings: dict[str, Image.Image] = {}
+        self.edits: dict[tuple[bytes, str], Image.Image] = {}
+        self.answers: dict[tuple[bytes, str], str] = {}
+        for row in ("colours", "position"):
+            for item in draw_items(row, ITEMS):
+                self.drawings[item.prompt] = draw(_solve(item.spec))
+        for kind in ("recolour", "add"):
+            for edit in edit_items(kind, ITEMS):
+                self.edits[draw(edit.scene).tobytes(), edit.instruction] = draw(edit.result)
+        for question in ask_items("count", ITEMS):
+            self.answers[draw(question.scene).tobytes(), question.question] = question.answer
+        for riddle in riddle_items("answer", ITEMS):
+            assert riddle.scene_before is not None
+            assert riddle.answer is not None
+            self.answers[draw(riddle.scene_before).tobytes(), riddle.prompt] = riddle.answer
+
+    def generate(self, prompts: list[str], **settings: Any) -> list[Image.Image]:
+        assert len(settings["seed"]) == len(prompts)
+        return [self.drawings[prompt] for prompt in prompts]
+
+    def edit(self, pictures: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
+        return [self.edits[p.tobytes(), text] for p, text in zip(pictures, instructions, strict=True)]
+
+    def ask(self, pictures: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
+        return [self.answers[p.tobytes(), text] for p, text in zip(pictures, questions, strict=True)]
+
+
+class Idle(Oracle):
+    """Draws nothing, changes nothing, says nothing."""
+
+    def generate(self, prompts: list[str], **settings: Any) -> list[Image.Image]:
+        return [draw(Scene("day", ())) for _ in prompts]
+
+    def edit(self, pictures: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
+        return pictures
+
+    def ask(self, pictures: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
+        return ["" for _ in questions]
+
+
+TRIED = ["draw/colours", "draw/position", "edit/recolour", "edit/add", "ask/count", "riddle/answer thinking"]
+
+
+@pytest.mark.parametrize(("model", "share"), [(Oracle, 1.0), (Idle, 0.0)])
+def test_right_is_right_and_wrong_is_wrong(model: type[Oracle], share: float) -> None:
+    seen: list[tuple[str, int, int]] = []
+    bagel: Any = model()
+    report = evaluate(bagel, rows=TRIED, items=ITEMS, batch=3, progress=lambda *now: seen.append(now))
+    assert {row["share"] for row in report["rows"].values()} == {share}
+    assert list(report["rows"]) == [row for row in ROWS if row in TRIED]
+    assert seen[-1][1:] == (ITEMS, ITEMS)
+
+
+def test_rows_are_found_by_name_and_group() -> None:
+    assert pick_rows(None) == list(ROWS)
+    assert pick_rows(["draw"]) == [row for row in ROWS if row.startswith("draw/")]
+    assert pick_rows(["edit/move", "ask/count"]) == ["ask/count", "edit/move"]
+    with pytest.raises(SettingError, match="'dance' is unknown"):
+        pick_rows(["dance"])
+
+
+def test_wilson_interval() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(160, 200)
+    assert (round(low, 4), round(high, 4)) == (0.7391, 0.8495)  # from the closed form, by hand
+    assert wilson(200, 200)[1] == pytest.approx(1.0)
+
+
+def test_the_summary_leaves_out_groups_that_did_not_run() -> None:
+    rows = [Row("riddle/draw thinking", 3, 4, 1.0), Row("ask/count", 1, 2, 1.0)]
+    assert summary(rows) == {"mean of all rows": 0.625}
