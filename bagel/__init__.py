@@ -24,6 +24,7 @@ from bagel.errors import (
     SettingError,
     SizeError,
     TokenizerError,
+    TrainingError,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ __all__ = [
     "SettingError",
     "SizeError",
     "TokenizerError",
+    "TrainingError",
     "__version__",
 ]
 

@@ -187,7 +187,9 @@ def load_config(folder: Path | str) -> BagelConfig:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; a checkpoint folder with config.json is expected")
-    top = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder} has no config.json; a checkpoint folder in the official layout is expected")
+    top = _read_json(folder / "config.json")
     parts: dict[str, JsonDict] = {}
     for part in ("llm_config", "vit_config"):
         path = folder / f"{part}.json"

@@ -42,6 +42,10 @@ class RecipeError(BagelError):
     """A training recipe cannot be read, has an unknown key, or asks for something impossible."""
 
 
+class TrainingError(BagelError):
+    """A run cannot go on: its gradients are not finite."""
+
+
 class DataError(BagelError):
     """Training or evaluation data is missing, unreadable, or not in the documented on-disk format."""
 

@@ -41,7 +41,7 @@ def test_the_vit_runs_one_layer_fewer_than_its_file_says(golden: Any) -> None:
 
 
 def test_what_a_file_leaves_out_is_official(tmp_path: Path) -> None:
-    _write(tmp_path, {"llm_config.json": {}, "vit_config.json": {}})
+    _write(tmp_path, {"config.json": {}, "llm_config.json": {}, "vit_config.json": {}})
     config = load_config(tmp_path)
     assert config == BagelConfig()
     assert (config.latent_dim, config.latent_stride, config.vit.side) == (64, 16, 70)
@@ -73,6 +73,9 @@ def test_what_the_model_has_not_is_refused(tmp_path: Path, file: str, key: str, 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a folder"):
         load_config(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="has no config.json"):
+        load_config(tmp_path)
+    _write(tmp_path, {"config.json": {}})
     with pytest.raises(CheckpointError, match="llm_config.json is missing"):
         load_config(tmp_path)
     _write(tmp_path, dump_config(BagelConfig()))

@@ -37,6 +37,7 @@ from bagel.tokenizer import Tokenizer
 MODEL_FILE = "ema.safetensors"
 AUTOENCODER_FILE = "ae.safetensors"
 _MODEL_FILES = (MODEL_FILE, "model.safetensors")
+_PORTION = 4_000_000  # values read before the file is opened anew
 _TABLE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -150,21 +151,38 @@ def load_tensors(
         _refuse(path, "lacks", sorted(wanted.keys() - present - optional))
         _refuse(path, "has an unknown tensor", sorted(present - wanted.keys()))
         state = module.state_dict()
-        for theirs, ours in wanted.items():
-            shape = tuple(state[ours].shape)
-            if theirs in present:
-                found = tuple(file.get_slice(theirs).get_shape())
-                if found != shape:
-                    raise CheckpointError(
-                        f"{path}: {theirs} is {list(found)}; the configuration makes it {list(shape)}"
-                    )
+        for theirs in wanted.keys() & present:
+            found, shape = list(file.get_slice(theirs).get_shape()), list(state[wanted[theirs]].shape)
+            if found != shape:
+                raise CheckpointError(f"{path}: {theirs} is {found}; the configuration makes it {shape}")
+    for missing in optional - present:
+        table = sincos_table(isqrt(state[wanted[missing]].shape[0]), state[wanted[missing]].shape[1])
+        _assign(module, wanted[missing], table.to(device=device, dtype=dtype))
+    for names in _in_portions([name for name in wanted if name in present], state, wanted):
+        # Pages of a mapped file stay with the process until it is closed: opening it anew for each portion keeps them
+        # few.
+        with _open(path) as file:
+            for theirs in names:
                 tensor = file.get_tensor(theirs)
-                if ours in POSITION_TABLES:
+                if wanted[theirs] in POSITION_TABLES:
                     _check_table(path, theirs, tensor)
-            else:
-                tensor = sincos_table(isqrt(shape[0]), shape[1])
-            # Where nothing is cast the tensor would stay a view of the mapped file: copy, so that the file may change.
-            _assign(module, ours, tensor.to(device=device, dtype=dtype, copy=True))
+                # Where nothing is cast the tensor would stay a view of the mapped file: copy, so that it can be closed.
+                _assign(module, wanted[theirs], tensor.to(device=device, dtype=dtype, copy=True))
+                del tensor
+
+
+def _in_portions(names: list[str], state: Mapping[str, Tensor], ours: Mapping[str, str]) -> Iterator[list[str]]:
+    """Names in the order given, in portions of about `_PORTION` values."""
+    portion: list[str] = []
+    values = 0
+    for name in names:
+        portion.append(name)
+        values += state[ours[name]].numel()
+        if values >= _PORTION:
+            yield portion
+            portion, values = [], 0
+    if portion:
+        yield portion
 
 
 def _refuse(path: Path, what: str, names: list[str]) -> None:
@@ -178,7 +196,7 @@ def _refuse(path: Path, what: str, names: list[str]) -> None:
 def _check_table(path: Path, name: str, table: Tensor) -> None:
     formula = sincos_table(isqrt(table.shape[0]), table.shape[1])
     error = (table.float() - formula).abs().max().item()
-    if error > _TABLE_TOLERANCE.get(table.dtype, 1e-2):
+    if not error <= _TABLE_TOLERANCE.get(table.dtype, 1e-2):  # also where the table holds NaN
         raise CheckpointError(
             f"{path}: {name} is off its formula by {error:.2g}; fixed position tables are never trained"
         )
@@ -202,10 +220,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(Path(temporary))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # as any new file: a temporary one is private
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def write_json(path: Path, content: object) -> None:

@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bagel.data.documents import Builder, RawSample, Source
+from bagel.errors import DataError
+
+_MISFITS = 200
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,21 @@ class PackStream:
             return False
 
         self.waiting = [sample for sample in self.waiting if not place(sample)]
-        misses = 0
+        misses = misfits = 0
         while misses <= shape.rows and len(self.waiting) <= shape.buffer:
             sample = self.sample(self.next_index)
             self.next_index += 1
             if sample.und_len > shape.und or sample.gen_len > shape.gen:
                 self.too_large += 1
-            elif not place(sample):
+                misfits += 1
+                if misfits == _MISFITS:
+                    raise DataError(
+                        f"{_MISFITS} samples in a row fit no empty row of {shape.und} und and {shape.gen} gen slots; "
+                        f"the last one needs {sample.und_len} and {sample.gen_len}: enlarge pack.und or pack.gen"
+                    )
+                continue
+            misfits = 0
+            if not place(sample):
                 self.waiting.append(sample)
                 misses += 1
         return RawPack(rows, self.state_dict())

@@ -25,7 +25,8 @@ def token_probabilities(logits: Tensor, history: Sequence[int], settings: Genera
 
     Returns: (V,) float32, summing to 1.
     """
-    scores = penalised(logits.float(), history, settings.repetition_penalty) / settings.temperature
+    scores = penalised(logits.float(), history, settings.repetition_penalty)
+    scores = (scores - scores.max()) / settings.temperature  # from the likeliest down: no overflow at any temperature
     if 0 < settings.top_k < scores.numel():
         kept = scores.topk(settings.top_k).indices  # by index: of equal scores no more than k stay
         scores = torch.full_like(scores, float("-inf")).index_copy(0, kept, scores[kept])

@@ -31,7 +31,6 @@ from bagel.mini.items import (
 )
 from bagel.mini.questions import QUESTION_TYPES
 from bagel.mini.riddles import RIDDLE_TASKS
-from bagel.mini.spec import exact_spec
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
@@ -234,7 +233,7 @@ class _Runner:
                     session.add(item.edits[turn].instruction)
                 images = draw_together(sessions, seed=seeds, **self.settings)
             for item, image in zip(items, images, strict=True):
-                yield draw_is_right(image, exact_spec(item.result))
+                yield edit_is_right(draw(item.scene, self.side), image, item.scene, item.result)
 
     def _riddle(self, task: str, think: bool) -> Iterator[bool]:
         options: dict[str, Any] = {"think": think, **({"max_think_tokens": _THINK_TOKENS} if think else {})}

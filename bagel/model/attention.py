@@ -2,8 +2,7 @@
 
 The decoder hands over queries, keys and values of und and gen slots; an *attend* object knows who sees whom:
 
-- `MaskedAttention` for training: rows of slots under one mask, through SDPA, or FlexAttention where that is faster
-  (CUDA);
+- `MaskedAttention` for training: rows of slots under one mask;
 - `CachedAttention` for inference: each sample's new tokens against its own context, whose cache is appended in place.
 
 Grouped queries are folded into the sequence axis, (kv_heads, group·n, head_dim), so that keys and values are never

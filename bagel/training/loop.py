@@ -8,6 +8,7 @@ sum / Σ count)` over all its packs, so accumulation gives what one large pack w
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bagel.errors import TrainingError
 from bagel.training import checkpoints
 from bagel.training.metrics import Metrics
 from bagel.training.optimizer import Ema, Optimizers, schedule_factor
@@ -158,9 +160,17 @@ def train(recipe: Recipe, task: Task[Any, Any], *, stop_after: int | None = None
                         means[name] += float(part.detach())
                 factor = schedule_factor(recipe.schedule, step, recipe.steps)
                 norm = optimizers.step(factor)
+                if not math.isfinite(norm):
+                    raise TrainingError(
+                        f"the gradient of step {step + 1} is {norm}: the last checkpoint is {last or 'none'}; "
+                        "lower the learning rate, or train in float32"
+                    )
                 ema.update()
                 step += 1
-                metrics.add({**means, "grad_norm": norm, "lr": factor}, sum(task.tokens(b) for b in batches))
+                metrics.add(
+                    {**means, "grad_norm": norm, "lr": factor * recipe.optimizer.lr},
+                    sum(task.tokens(b) for b in batches),
+                )
                 if step % recipe.log_every == 0 or step == recipe.steps:
                     metrics.report(step)
                 finished = step == recipe.steps

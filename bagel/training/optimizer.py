@@ -59,13 +59,18 @@ class Optimizers:
         self._base = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
 
     def step(self, factor: float) -> float:
-        """Clips, updates and clears the gradients; returns their norm before clipping."""
-        # A pack without a picture, or without text, leaves parts of the network without gradient: treat it as zero,
-        # so that moments decay and an update does not depend on which pack came before.
+        """Clips, updates and clears the gradients; returns their norm before clipping.
+
+        Nothing is updated where the norm is not finite.
+        """
+        # A pack without a picture, or without text, leaves parts of the network without gradient: treat it as zero, so
+        # that moments decay and an update does not depend on which pack came before.
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        if not torch.isfinite(norm):
+            return float(norm)
         for optimizer, rates in zip(self.optimizers, self._base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor

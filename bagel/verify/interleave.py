@@ -11,6 +11,7 @@ import torch
 
 from bagel.errors import DataError
 from bagel.inference.requests import Recorder
+from bagel.inference.settings import SETTINGS, Task
 from bagel.inference.tasks import Media
 from bagel.verify.parts import Subject
 from bagel.verify.records import Checker
@@ -25,7 +26,8 @@ def check_interleave(subject: Subject, check: Checker) -> None:
     given: Mapping[str, Any] = check.case["settings"]
     reading = bool(given.get("understanding_output", False))
     writing = reading or bool(given.get("think", False))
-    settings = _our_settings(given, reading, writing)
+    pictures = any(item["type"] == "image" for item in check.case["inputs"])
+    settings = _our_settings(given, reading, writing, pictures)
     inputs: list[str | Path] = []
     for item in check.case["inputs"]:
         if item["type"] not in ("text", "image"):
@@ -48,13 +50,17 @@ def check_interleave(subject: Subject, check: Checker) -> None:
             check.listed("image_shape", [result.image.height, result.image.width])
 
 
-def _our_settings(given: Mapping[str, Any], reading: bool, writing: bool) -> dict[str, Any]:
+def _our_settings(given: Mapping[str, Any], reading: bool, writing: bool, pictures: bool) -> dict[str, Any]:
+    task: Task = "ask" if reading else "edit" if pictures else "generate"
     settings: dict[str, Any] = {"seed": 0}
     for name, value in given.items():
         if name == "image_shapes":
             settings["size"] = (value[1], value[0])  # published: height, width
         elif name not in ("understanding_output", "max_think_token_n"):
-            settings[_RENAMED.get(name, name)] = value
+            ours = _RENAMED.get(name, name)
+            if ours in SETTINGS and task not in SETTINGS[ours].tasks:
+                continue  # the published interface takes all settings for every task
+            settings[ours] = value
     if writing:
         # The published limit counts the start token, which ours does not.
         limit = given.get("max_think_token_n", _PUBLISHED_TOKENS) - 1
