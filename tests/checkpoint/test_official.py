@@ -141,18 +141,18 @@ _MEASURE = """
 import sys, threading, time, torch
 from bagel.checkpoint.official import load_checkpoint
 
-def anonymous():
+def resident():
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) * 1024
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) * 1024
 
 def watch():
     while True:
-        peak[0] = max(peak[0], anonymous())
+        peak[0] = max(peak[0], resident())
         time.sleep(0.001)
 
 load_checkpoint(sys.argv[1], dtype=torch.bfloat16)  # libraries and allocator are there
 peak = [0]
-base = anonymous()
+base = resident()
 threading.Thread(target=watch, daemon=True).start()
 loaded = load_checkpoint(sys.argv[2], dtype=torch.bfloat16)
 time.sleep(0.01)
@@ -164,10 +164,7 @@ print((peak[0] - base) / size)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_needs_little_more_than_the_result(golden: Any, tmp_path: Path) -> None:
-    """Memory of our own while casting a float32 file to bfloat16 stays within 1.2 times the weights as loaded.
-
-    Pages of the mapped file belong to the page cache, which gives them up when memory is short: they do not count.
-    """
+    """Resident memory, mapped pages of the file included, stays within 1.2 times the weights as loaded."""
     loaded = load_checkpoint(golden.checkpoint)
     config = BagelConfig(
         decoder=DecoderConfig(
@@ -186,4 +183,4 @@ def test_loading_needs_little_more_than_the_result(golden: Any, tmp_path: Path) 
     )
     command = [sys.executable, "-c", _MEASURE, str(golden.checkpoint), str(tmp_path)]
     ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 1.0 <= ratio <= 1.2
+    assert 0.8 <= ratio <= 1.2
