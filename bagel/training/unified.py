@@ -29,7 +29,7 @@ from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 from bagel.sequence import PackedSequence, PackSpec, Sample, SpecialTokens, pack
 from bagel.tokenizer import Tokenizer
-from bagel.training.checkpoints import latest
+from bagel.training.checkpoints import checkpoint_folders, latest
 from bagel.training.initialise import initialise
 from bagel.training.loop import DTYPES, Task
 from bagel.training.objective import add_noise, compute_losses, draw_timesteps
@@ -192,9 +192,13 @@ def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, T
     """Network, autoencoder and tokenizer: from a checkpoint, or new."""
     if (recipe.init is None) == (recipe.model is None):
         raise RecipeError("a bagel recipe needs either init (a checkpoint to start from) or model (a new one)")
-    if recipe.init is not None:
-        loaded = load_checkpoint(recipe.init, dtype=torch.float32)
-        return loaded.config, loaded.model, loaded.autoencoder, loaded.tokenizer
+    begun = checkpoint_folders(recipe.output)
+    if begun or recipe.init is not None:
+        # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
+        loaded = load_checkpoint(begun[-1] if begun else latest(Path(recipe.init or "")), dtype=torch.float32)
+        own = begun or recipe.autoencoder is None
+        autoencoder = loaded.autoencoder if own else load_autoencoder(latest(Path(recipe.autoencoder or "")))
+        return loaded.config, loaded.model, autoencoder, loaded.tokenizer
     assert recipe.model is not None
     if recipe.autoencoder is None:
         raise RecipeError("a new model needs autoencoder: the folder of a trained one (config.json and ae.safetensors)")

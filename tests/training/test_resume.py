@@ -88,3 +88,14 @@ def test_only_the_newest_checkpoints_are_kept(recipe: Callable[..., BagelRecipe]
     made = recipe(keep=2)
     train(made, Quiet(made))
     assert [f.name for f in checkpoints.checkpoint_folders(made.output)] == ["step-00000004", "step-00000006"]
+
+
+def test_a_run_goes_on_without_what_it_was_made_from(
+    recipe: Callable[..., BagelRecipe], tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    """The autoencoder's run may have moved on, or be gone: a run that has begun keeps its own."""
+    parts = recipe(output=tmp_path / "parts", steps=6)
+    train(parts, Quiet(parts), stop_after=2)
+    elsewhere = recipe(output=tmp_path / "parts", steps=6, autoencoder=tmp_path / "gone")
+    train(elsewhere, Quiet(elsewhere))
+    _assert_same(_state(parts.output), uninterrupted)
