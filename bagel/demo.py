@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
-import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bagel.files import write_atomically
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
@@ -97,13 +97,13 @@ def run_demo(bagel: Bagel, folder: Path, *, seed: int = 0, console: Console | No
     for number, section in enumerate(sections, start=1):
         for place, card in enumerate(section.cards, start=1):
             name = f"{number}-{place}.png"
-            _write(folder / name, partial(_save, card.image))
+            write_atomically(folder / name, partial(_save, card.image))
             facts = {"section": section.title, "prompt": card.title, "file": name, "seconds": round(card.seconds, 2)}
             written.append({**facts, "seed": card.seed, "text": card.text, "thinking": card.thinking})
     page = _page(sections, seconds)
     sheet = _sheet(sections, seconds)
-    _write(folder / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
-    _write(folder / "index.png", partial(_save, sheet))
+    write_atomically(folder / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_atomically(folder / "index.png", partial(_save, sheet))
     return {"seed": seed, "seconds": round(seconds, 2), "cards": written}
 
 
@@ -162,19 +162,6 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
 
 def _save(image: Image.Image, path: Path) -> None:
     image.save(path, "PNG")
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _shown(image: Image.Image, side: int) -> Image.Image:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from bagel.errors import PromptError, SettingError, TokenizerError
+from bagel.files import write_text
 
 BOS = "<|im_start|>"
 EOS = "<|im_end|>"
@@ -193,10 +193,10 @@ class Tokenizer:
         model = json.loads(self._backend.to_str())["model"]
         vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        _write(folder / "tokenizer.json", self._backend.to_str(pretty=True))
-        _write(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False))
-        _write(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
-        _write(folder / "tokenizer_config.json", json.dumps(self._config(), ensure_ascii=False, indent=2) + "\n")
+        write_text(folder / "tokenizer.json", self._backend.to_str(pretty=True))
+        write_text(folder / "vocab.json", json.dumps(vocab, ensure_ascii=False))
+        write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
+        write_text(folder / "tokenizer_config.json", json.dumps(self._config(), ensure_ascii=False, indent=2) + "\n")
 
     def _config(self) -> dict[str, Any]:
         added = sorted(self._backend.get_added_tokens_decoder().items())
@@ -335,15 +335,3 @@ def _byte_of_character() -> Mapping[str, int]:
     table = {chr(byte): byte for byte in printable}
     table.update({chr(0x100 + offset): byte for offset, byte in enumerate(others)})
     return table
-
-
-def _write(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

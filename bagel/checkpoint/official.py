@@ -13,8 +13,6 @@ memory-mapped and cast tensor by tensor, so that loading needs little more memor
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from torch import Tensor, nn
 from bagel.checkpoint.names import POSITION_TABLES, official_name
 from bagel.config import BagelConfig, dump_config, load_config, with_table_sides
 from bagel.errors import CheckpointError
+from bagel.files import write_atomically, write_text
 from bagel.model.bagel import BagelModel, sincos_table
 from bagel.model.vae import Autoencoder
 from bagel.sequence import SpecialTokens
@@ -211,31 +210,9 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
         parent._buffers[leaf] = tensor
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then renames it: nobody ever sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(Path(temporary))
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # as any new file: a temporary one is private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
 def write_json(path: Path, content: object) -> None:
     """Writes a JSON file, whole or not at all."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bagel.errors import BagelError
+from bagel.files import write_text
 from bagel.inference.settings import SETTINGS, TASKS, Setting, Task, parse_settings, task_settings
 
 if TYPE_CHECKING:
@@ -172,12 +171,7 @@ def write_json(target: str | None, content: Any) -> None:
         return
     path = Path(target)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
+        write_text(path, text + "\n")
     except OSError as error:
         raise BagelError(f"{path} cannot be written ({error.strerror or error}): give another file.") from error
 

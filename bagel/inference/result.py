@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
+
+from bagel.files import write_atomically
 
 METADATA = ("prompt", "seed", "thinking", "settings", "software")
 
@@ -79,12 +80,4 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
             if isinstance(text := image.info.get(name), str):
                 notes.add_itxt(name, text)
         options["pnginfo"] = notes
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format=Image.registered_extensions()[extension], **options)
-        os.chmod(temporary, 0o644)  # mkstemp makes files private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: image.save(file, format=Image.registered_extensions()[extension], **options))

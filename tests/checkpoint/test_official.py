@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bagel.checkpoint.names import official_name
-from bagel.checkpoint.official import load_checkpoint, read_config, save_checkpoint, write_atomically
+from bagel.checkpoint.official import load_checkpoint, read_config, save_checkpoint
 from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel.errors import CheckpointError
+from bagel.files import write_atomically
 from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 
