@@ -97,6 +97,21 @@ class EngineStats:
     decoded: int = 0
 
 
+@dataclass(eq=False)
+class _Item:
+    """One piece of a request's work, and what became of it."""
+
+    owner: Handle[Any]
+    work: Work
+    committing: bool = False  # its context is being extended
+    settled: bool = False  # the result or the error stands
+    result: Any = None
+    error: Exception | None = None
+
+    def settle(self, result: Any = None, error: Exception | None = None) -> None:
+        self.result, self.error, self.settled = result, error, True
+
+
 class Handle(Generic[T]):
     """A submitted request."""
 
@@ -104,7 +119,8 @@ class Handle(Generic[T]):
         self._request = request
         self._lock = lock
         self.cost = cost
-        self._work: list[Work] | None = None  # None: not begun
+        self._begun = False
+        self._items: list[_Item] = []  # what it waits for
         self._running = False
         self._cancelled = False
         self._value: T | None = None
@@ -137,19 +153,26 @@ class Handle(Generic[T]):
         self._finish(error=CancelledError())
 
     def _finish(self, value: T | None = None, error: BaseException | None = None) -> None:
+        self._items = []
         self._value, self.error, self.done = value, error, True
-        self._work = None
 
-    def _advance(self, results: list[Any] | None, error: Exception | None = None) -> None:
-        """Runs the request to its next work or its end. What it raises is kept in the handle."""
-        self._running = True
+    def _advance(self) -> None:
+        """Hands the request its results, the first time none, and runs it to its next work or its end.
+
+        What it raises is kept in the handle.
+        """
+        begun, items = self._begun, self._items
         try:
+            self._running = self._begun = True
+            self._items = []  # whatever happens from here on, nothing is handed over twice
+            error = next((item.error for item in items if item.error is not None), None)
             if error is not None:
-                self._work = self._request.throw(error)
+                work = self._request.throw(error)
             else:
-                self._work = next(self._request) if results is None else self._request.send(results)
-            while not self._work:
-                self._work = self._request.send([])
+                work = self._request.send([item.result for item in items] if begun else None)
+            while not work:
+                work = self._request.send([])
+            self._items = [_Item(self, own) for own in work]
         except StopIteration as stop:
             self._finish(stop.value)
         except BaseException as raised:
@@ -162,18 +185,11 @@ class Handle(Generic[T]):
             self._close()
 
 
-@dataclass(eq=False)
-class _Item:
-    """One piece of work in a step, and what became of it."""
-
-    owner: Handle[Any]
-    work: Work
-    result: Any = None
-    error: Exception | None = None
-
-
 class Engine:
     """Runs requests together. Safe to use from several threads: whoever waits for a result drives all requests.
+
+    An interrupt (any `BaseException` that is no `Exception`) may break off a step anywhere. It ends the request whose
+    code it hit; what was computed for the others stays with them, and the next step goes on from there.
 
     Args:
         model, autoencoder: loaded, in evaluation mode, on one device.
@@ -199,8 +215,7 @@ class Engine:
         self.max_step_pixels = max_step_pixels
         self.stats = EngineStats()
         self._lock = threading.RLock()
-        self._waiting: deque[Handle[Any]] = deque()
-        self._active: list[Handle[Any]] = []
+        self._handles: list[Handle[Any]] = []  # in order of arrival: those at work, then those that wait for room
         self._stepping = False
 
     def new_context(self, reserve: int = 0) -> Context:
@@ -216,13 +231,13 @@ class Engine:
         """
         handle = Handle(request, cost, self._lock)
         with self._lock:
-            self._waiting.append(handle)
+            self._handles.append(handle)
         return handle
 
     @property
     def idle(self) -> bool:
         """Whether no request is left."""
-        return not self._active and not self._waiting
+        return all(handle.done for handle in self._handles)
 
     def step(self) -> None:
         """Advances every active request by one piece of work.
@@ -240,8 +255,8 @@ class Engine:
                 self._stepping = False
 
     def _step(self) -> None:
-        self._admit()
-        items = [_Item(handle, work) for handle in self._active for work in handle._work or ()]
+        active = self._admit()
+        items = [item for handle in active for item in handle._items if not item.settled]
         if items:
             self.stats.steps += 1
         rows = [item for item in items if isinstance(item.work, Row)]
@@ -253,7 +268,10 @@ class Engine:
             for _, group in groupby(pictures, key=_shape):
                 for batch in _batches(list(group), self._pixels, self.max_step_pixels):
                     self._attempt(run, batch)
-        self._deliver(items)
+        for handle in active:
+            if not handle.done:  # cancelled by another request's callback
+                handle._advance()
+        self._forget_done()
 
     def run_until(self, handles: Iterable[Handle[Any]]) -> None:
         """Steps until all of `handles` are done, however that ends. If interrupted, they are cancelled."""
@@ -286,45 +304,50 @@ class Engine:
         with self._lock:
             if handle.done:  # by another thread, while this one waited
                 return
-            if handle not in self._active and handle not in self._waiting:
+            if handle not in self._handles:
                 raise RuntimeError("the request was not submitted to this engine")
             self.step()
 
-    def _admit(self) -> None:
-        self._active = [handle for handle in self._active if not handle.done]
-        cost = sum(handle.cost for handle in self._active)
-        while self._waiting:
-            handle = self._waiting[0]
-            if self._active and cost + handle.cost > self.max_active_cost:
-                return
-            self._waiting.popleft()
-            if not handle.done:
-                handle._advance(None)
-            if not handle.done:
-                self._active.append(handle)
-                cost += handle.cost
-
-    def _deliver(self, items: list[_Item]) -> None:
-        for handle, group in groupby(items, key=lambda item: item.owner):
-            own = list(group)
-            if handle.done:  # cancelled by another request's callback
+    def _admit(self) -> list[Handle[Any]]:
+        """Lets those begin for whom there is room; returns all that are at work."""
+        self._forget_done()
+        cost = sum(handle.cost for handle in self._handles if handle._begun)
+        active: list[Handle[Any]] = []
+        for handle in list(self._handles):
+            if handle.done:  # cancelled by one that has just begun
                 continue
-            error = next((item.error for item in own if item.error is not None), None)
-            handle._advance([item.result for item in own], error)
-        self._active = [handle for handle in self._active if not handle.done]
+            if not handle._begun:
+                if active and cost + handle.cost > self.max_active_cost:
+                    break
+                cost += handle.cost
+                handle._advance()
+                if handle.done:
+                    cost -= handle.cost
+            elif any(item.committing and not item.settled for item in handle._items):
+                # A step was broken off just there: whether its context holds the row or not nobody knows.
+                handle._close()
+            if not handle.done:
+                active.append(handle)
+        return active
+
+    def _forget_done(self) -> None:
+        self._handles = [handle for handle in self._handles if not handle.done]
 
     def _attempt(self, run: Callable[[list[_Item]], None], batch: list[_Item]) -> None:
         """Runs a batch; if it fails, each request's part on its own, so that only the culprits fail."""
         try:
             run(batch)
+            return
         except Exception as error:
-            owners = [list(group) for _, group in groupby(batch, key=lambda item: item.owner)]
+            left = [item for item in batch if not item.settled]
+            owners = [list(group) for _, group in groupby(left, key=lambda item: item.owner)]
             if len(owners) == 1:
-                for item in batch:
-                    item.error = error
-            else:
-                for own in owners:
-                    self._attempt(run, own)
+                for item in left:
+                    item.settle(error=error)
+                return
+        # Only here, where the error and with it the failed attempt's tensors are gone: they may be why it failed.
+        for own in owners:
+            self._attempt(run, own)
 
     def _forward(self, batch: list[_Item]) -> None:
         rows: list[Row] = [item.work for item in batch if isinstance(item.work, Row)]
@@ -338,11 +361,13 @@ class Engine:
         logits = iter(self.model.logits(und[last]).float() if last else ())
         self.stats.forwards += 1
         for item, row, spans, tail in zip(batch, rows, packed.spans, tails, strict=True):
+            result = None
             if row.output is Output.LOGITS:
-                item.result = next(logits)
+                result = next(logits)
             elif row.output is Output.HIDDEN:
-                item.result = gen[slice(*spans[-1].gen)]
+                result = gen[slice(*spans[-1].gen)]
             if row.tail is None:
+                item.committing = True
                 row.context.commit(tail, row.segments, record=row.record)
                 if row.record:
                     self.stats.prefill_tokens += row.tokens
@@ -350,20 +375,21 @@ class Engine:
                     self.stats.written_tokens += row.tokens
             else:
                 self.stats.noised_tokens += row.tokens
+            item.settle(result)
             self.stats.rows += 1
 
     def _encode(self, batch: list[_Item]) -> None:
         pixels = torch.stack([item.work.pixels for item in batch if isinstance(item.work, Encode)])
         latents = self.autoencoder.encode(pixels.to(self.model.device, self._picture_dtype)).float()
         for item, latent in zip(batch, latents, strict=True):
-            item.result = latent
+            item.settle(latent)
         self.stats.encoded += len(batch)
 
     def _decode(self, batch: list[_Item]) -> None:
         latents = torch.stack([item.work.latent for item in batch if isinstance(item.work, Decode)])
         pixels = self.autoencoder.decode(latents.to(self.model.device, self._picture_dtype)).float().cpu()
         for item, picture in zip(batch, pixels, strict=True):
-            item.result = picture
+            item.settle(picture)
         self.stats.decoded += len(batch)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Generator
 from concurrent.futures import CancelledError
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bagel.inference.api import Bagel
 from bagel.inference.engine import Decode, Encode, Engine, Handle, Output, Request, Row
+from bagel.model.cache import Context
 from bagel.sequence import TextSegment, VaeSegment
 
 
@@ -128,8 +130,7 @@ def test_cancel(bagel: Bagel) -> None:
     handle.cancel()
     assert handle.done
     assert ended == [True]
-    engine.step()
-    assert engine.idle
+    assert engine.idle  # at once, not only after another step
     for cancelled in (handle, waiting):
         with pytest.raises(CancelledError):
             cancelled.result()
@@ -162,6 +163,66 @@ def test_an_interrupt_cancels_what_was_waited_for(bagel: Bagel) -> None:
     bagel.engine.run_until([other])  # the other one goes on unharmed
     (alone,) = finish(bagel, read_texts(bagel, ["a", "b", "c"]))
     assert relative(other.result()[-1], alone[-1]) < 1e-5
+
+
+def test_an_interrupt_hands_nothing_over_twice(bagel: Bagel) -> None:
+    """Requests behind the interrupted one have been computed in the same step: they must not be computed again."""
+
+    def interrupted() -> Request[None]:
+        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+        raise KeyboardInterrupt
+
+    handle = bagel.engine.submit(interrupted())
+    behind = bagel.engine.submit(read_texts(bagel, ["a", "b", "c"]))
+    with pytest.raises(KeyboardInterrupt):
+        bagel.engine.run_until([handle])
+    assert not behind.done
+    bagel.engine.run_until([behind])
+    assert bagel.engine.stats.rows == 1 + 3
+    (alone,) = finish(bagel, read_texts(bagel, ["a", "b", "c"]))
+    for got, expected in zip(behind.result(), alone, strict=True):
+        assert relative(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_an_interrupt_while_contexts_grow(bagel: Bagel, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Of three rows the second one's commit is broken off: it alone is lost, in whatever state its context is."""
+    handles = [bagel.engine.submit(read_texts(bagel, [f"text {i}", "b"])) for i in range(3)]
+    original, calls = Context.commit, 0
+
+    def commit(*args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if place == "after" or calls != 2:
+            original(*args, **kwargs)
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Context, "commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        bagel.engine.step()
+    bagel.engine.run_until(handles)
+    assert isinstance(handles[1].error, CancelledError)
+    for i in (0, 2):
+        (alone,) = finish(bagel, read_texts(bagel, [f"text {i}", "b"]))
+        assert relative(handles[i].result()[-1], alone[-1]) < 1e-5
+
+
+def test_a_failed_attempt_is_gone_before_the_next(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What did not fit into memory together may fit one by one, but only once the memory of the attempt is free."""
+    original, alive, seen = bagel.engine._forward, weakref.WeakSet[Tensor](), []
+
+    def forward(batch: list[Any]) -> None:
+        seen.append((len(batch), len(alive)))
+        if len(batch) > 1:
+            large = torch.zeros(10)
+            alive.add(large)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(batch)
+
+    monkeypatch.setattr(bagel.engine, "_forward", forward)
+    finish(bagel, *[read_texts(bagel, [content]) for content in ("a", "b")])
+    assert seen == [(2, 0), (1, 0), (1, 0)]
 
 
 def test_steps_are_split_at_the_token_limit(bagel: Bagel) -> None:
