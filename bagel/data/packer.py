@@ -1,4 +1,4 @@
-"""Filling packs: samples of many lengths into rows of fixed size, in the background, resumable to the sample.
+"""Filling packs: samples of many lengths into rows of fixed size, resumable to the sample.
 
 Rows have two capacities, und and gen slots. A sample goes into the first row with room for both; one that fits
 nowhere waits in a buffer and is tried first in the next pack. A sample larger than a whole row is left out and
@@ -10,11 +10,8 @@ indices.
 
 from __future__ import annotations
 
-import queue
 import random
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from bagel.data.documents import Builder, RawSample, Source
@@ -35,10 +32,9 @@ class PackShape:
 
 @dataclass
 class RawPack:
-    """Samples by row, and the state of the stream just after they were taken."""
+    """Samples by row."""
 
     rows: list[list[RawSample]]
-    state: dict[str, Any] = field(default_factory=dict)
 
 
 class PackStream:
@@ -65,7 +61,7 @@ class PackStream:
         self.next_index, self.too_large = state["next_index"], state["too_large"]
         self.waiting = [self.sample(index) for index in state["waiting"]]
 
-    def next_pack(self) -> RawPack:
+    def next_batch(self) -> RawPack:
         """The next pack. It is full when the buffer is: nothing that waits fits any row."""
         shape = self.shape
         rows: list[list[RawSample]] = [[] for _ in range(shape.rows)]
@@ -99,40 +95,4 @@ class PackStream:
             if not place(sample):
                 self.waiting.append(sample)
                 misses += 1
-        return RawPack(rows, self.state_dict())
-
-
-class Prefetcher:
-    """Runs `produce` in a thread, a few results ahead. An error in the thread is raised where the result is taken."""
-
-    def __init__(self, produce: Callable[[], RawPack], ahead: int = 2) -> None:
-        self._queue: queue.Queue[RawPack | BaseException] = queue.Queue(ahead)
-        self._stop = threading.Event()
-        self._produce = produce
-        self._thread = threading.Thread(target=self._run, daemon=True, name="packer")
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                item: RawPack | BaseException = self._produce()
-            except BaseException as error:
-                item = error
-            while not self._stop.is_set():
-                try:
-                    self._queue.put(item, timeout=0.1)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
-
-    def get(self) -> RawPack:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=10)
+        return RawPack(rows)

@@ -17,7 +17,8 @@ from bagel.checkpoint.official import (
 )
 from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel.data.documents import Builder, Dropout, PendingLatent
-from bagel.data.packer import PackShape, PackStream, Prefetcher, RawPack
+from bagel.data.packer import PackShape, PackStream, RawPack
+from bagel.data.prefetch import Prefetcher
 from bagel.errors import RecipeError
 from bagel.images import ImageTransform, latent_to_tokens
 from bagel.inference.defaults import DEFAULTS_FILE
@@ -71,8 +72,7 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         self.stream = PackStream(
             source, builder, PackShape(shape.rows, shape.und, shape.gen, shape.buffer), recipe.seed
         )
-        self._prefetcher: Prefetcher | None = None
-        self._state: Any = self.stream.state_dict()
+        self._prefetcher = Prefetcher(self.stream)
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
@@ -84,11 +84,7 @@ class BagelTask(Task[BagelModel, PackedSequence]):
     # ------------------------------------------------------------------------------------------------------------ data
 
     def next_batch(self) -> PackedSequence:
-        if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self.stream.next_pack)
-        raw = self._prefetcher.get()
-        self._state = raw.state
-        return self._pack(raw).to(self.device)
+        return self._pack(self._prefetcher.next_batch()).to(self.device)
 
     def _pack(self, raw: RawPack) -> PackedSequence:
         """Encodes the pictures of a pack, each once, and lays the samples out."""
@@ -133,15 +129,13 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         return tokens
 
     def data_state(self) -> Any:
-        return self._state
+        return self._prefetcher.state_dict()
 
     def load_data_state(self, state: Any) -> None:
-        self.stream.load_state_dict(state)
-        self._state = state
+        self._prefetcher.load_state_dict(state)
 
     def close(self) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.close()
+        self._prefetcher.close()
 
     # ---------------------------------------------------------------------------------------------------------- losses
 

@@ -32,7 +32,7 @@ def test_every_sample_appears_once_and_fits() -> None:
     seen: list[int] = []
     fill = []
     for _ in range(50):
-        pack = stream.next_pack()
+        pack = stream.next_batch()
         for row in pack.rows:
             assert sum(s.und_len for s in row) <= shape.und
             assert sum(s.gen_len for s in row) <= shape.gen
@@ -46,7 +46,7 @@ def test_every_sample_appears_once_and_fits() -> None:
 
 def test_samples_too_large_are_counted_not_fatal() -> None:
     stream = _stream(PackShape(rows=2, und=40, gen=16, buffer=4))
-    packs = [stream.next_pack() for _ in range(10)]
+    packs = [stream.next_batch() for _ in range(10)]
     assert stream.too_large > 0
     assert all(any(row for row in pack.rows) for pack in packs)
 
@@ -54,12 +54,12 @@ def test_samples_too_large_are_counted_not_fatal() -> None:
 def test_resume_anywhere() -> None:
     shape = PackShape(rows=3, und=100, gen=48, buffer=9)
     reference = _stream(shape)
-    expected = [[[s.index for s in row] for row in reference.next_pack().rows] for _ in range(12)]
+    expected = [[[s.index for s in row] for row in reference.next_batch().rows] for _ in range(12)]
     for stop in range(1, 11, 3):
         first = _stream(shape)
         for _ in range(stop):
-            state = first.next_pack().state
+            first.next_batch()
         second = _stream(shape)
-        second.load_state_dict(state)
-        got = [[[s.index for s in row] for row in second.next_pack().rows] for _ in range(12 - stop)]
+        second.load_state_dict(first.state_dict())
+        got = [[[s.index for s in row] for row in second.next_batch().rows] for _ in range(12 - stop)]
         assert got == expected[stop:]

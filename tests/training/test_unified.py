@@ -43,7 +43,7 @@ def _loss(task: BagelTask, packs: list[PackedSequence], noise: list[Tensor], tim
 
 def test_accumulation_is_one_large_pack(recipe: Make) -> None:
     task = BagelTask(recipe(pack={"rows": 4}))
-    raw = task.stream.next_pack()
+    raw = task.stream.next_batch()
     whole = task._pack(raw)
     halves = [task._pack(RawPack(raw.rows[:2])), task._pack(RawPack(raw.rows[2:]))]
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +80,7 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, mix: dict[str, flo
     optimizers = Optimizers(task.module.named_parameters(), made.optimizer)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
-        batch = task._pack(task.stream.next_pack())
+        batch = task._pack(task.stream.next_batch())
         sums, counts = task.losses(batch, generator), task.counts(batch)
         loss = sum(sums[name] / max(counts[name], 1.0) for name in sums)
         assert torch.isfinite(loss)
@@ -102,7 +102,7 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
     task = BagelTask(recipe(pack={"rows": 1, "und": 600, "gen": 400}))
     torch.nn.init.normal_(task.module.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(task.module.latent_out.weight, std=0.1)
-    raw = task.stream.next_pack()
+    raw = task.stream.next_batch()
     samples = raw.rows[0][:4]
 
     def predictions(rows: list[list[object]]) -> tuple[Tensor, Tensor]:
