@@ -1,8 +1,7 @@
 """Documents: what a training sample says and shows, before it becomes tokens.
 
-Every source of data, whatever its form on disk, yields documents; `build_sample` turns one into segments. Latents are
-not known
-yet: a picture that needs one is a `PendingLatent`, and all pictures of a pack are encoded together later.
+Every source of data, whatever its form on disk, yields documents; a `Builder` turns one into segments. Latents are not
+known yet: a picture that needs one is a `PendingLatent`, and all pictures of a pack are encoded together later.
 """
 
 from __future__ import annotations
@@ -60,11 +59,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dropout:
-    """How often a condition is left out, each on its own."""
+    """How often a condition is left out, each on its own; `pictures`: all pictures of a document, in both forms.
+
+    Guidance by picture compares with a context that has the text alone, which `vit` and `vae` by themselves seldom
+    leave.
+    """
 
     text: float = 0.1
     vit: float = 0.3
     vae: float = 0.3
+    pictures: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +129,7 @@ class Builder:
             rng: decides on dropout.
         """
         segments: list[RawSegment] = []
+        blind = self.dropout.pictures > 0 and rng.random() < self.dropout.pictures
         for part in document:
             if isinstance(part, TextPart):
                 dropped = part.droppable and not part.loss and rng.random() < self.dropout.text
@@ -132,10 +137,10 @@ class Builder:
                     ids = self.tokenizer.encode(part.text)
                     segments.append(self.special.target(ids) if part.loss else self.special.condition(ids))
             else:
-                segments.extend(self._picture(part, rng))
+                segments.extend(self._picture(part, rng, blind))
         return RawSample(index, tuple(segments))
 
-    def _picture(self, part: PicturePart, rng: random.Random) -> list[RawSegment]:
+    def _picture(self, part: PicturePart, rng: random.Random, blind: bool) -> list[RawSegment]:
         segments: list[RawSegment] = []
         resized = self.vae_transform.resize(part.image)
         if part.target or part.vae:
@@ -144,10 +149,10 @@ class Builder:
             if part.target:
                 segments += [PendingLatent(pixels, grid, noised=True) for _ in range(part.copies)]
             if part.vae:
-                dropped = part.droppable and rng.random() < self.dropout.vae
+                dropped = part.droppable and (rng.random() < self.dropout.vae or blind)
                 segments.append(DroppedImage() if dropped else PendingLatent(pixels, grid, noised=False))
         if part.vit:
-            dropped = part.droppable and rng.random() < self.dropout.vit
+            dropped = part.droppable and (rng.random() < self.dropout.vit or blind)
             segments.append(DroppedImage() if dropped else self._vit(resized))
         return segments
 

@@ -33,9 +33,8 @@ class MiniSource:
             side: pixels of a picture's side.
             mix: weight of each task; None for the default.
             copies: noised copies of each target in short documents.
-            unconditional_thinking: share of thinking documents that lose prompt and plan together, so that guidance
-            has its
-                context of the system prompt (and pictures) alone.
+            unconditional_thinking: share of thinking documents that lose prompt and plan together, and of those with
+                a given picture as many again that lose the picture: guidance has its contexts of either alone.
         """
         self.seed, self.side, self.mix, self.copies = seed, side, mix, copies
         self.unconditional_thinking = unconditional_thinking
@@ -43,9 +42,17 @@ class MiniSource:
     def __call__(self, index: int) -> Document:
         rng = random.Random(self.seed * 7_368_787 + index)
         task, parts = sample_document(rng, self.mix)
-        if task in ("think_draw", "think_edit") and rng.random() < self.unconditional_thinking:
-            system = parts[0]
-            parts = (system, *(part for part in parts[1:] if isinstance(part, Show)))
+        if task in ("think_draw", "think_edit"):
+            chance = rng.random()
+            if chance < self.unconditional_thinking:
+                parts = (parts[0], *(part for part in parts[1:] if isinstance(part, Show)))
+            elif chance < 2 * self.unconditional_thinking and task == "think_edit":
+                # Nothing is to be said about a picture that is not there.
+                parts = tuple(
+                    Say(part.text, False) if isinstance(part, Say) else part
+                    for part in parts
+                    if isinstance(part, Say) or part.target
+                )
         droppable = task in _DROPPABLE
         draws = any(isinstance(part, Show) and part.target for part in parts)
         document: list[TextPart | PicturePart] = []

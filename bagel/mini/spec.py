@@ -24,6 +24,9 @@ from bagel.mini.scene import (
 
 RELATION_MARGIN = 8
 """World pixels by which one centre must lie beyond the other for a relation to hold."""
+RELATION_DRIFT = 12
+"""World pixels that the centres may lie apart along the other axis: things on a diagonal stand in no relation, as in
+the captions, questions and splits."""
 
 
 class Placed(Protocol):
@@ -100,10 +103,11 @@ class Spec:
 
 
 def holds(side: str, a: Placed, b: Placed) -> bool:
-    """Whether `a` lies on that `side` of `b`, by their centres and RELATION_MARGIN."""
+    """Whether `a` lies on that `side` of `b`, by their centres, RELATION_MARGIN and RELATION_DRIFT."""
     (ax, ay), (bx, by) = a.centre, b.centre
     distance = {"left of": bx - ax, "right of": ax - bx, "above": by - ay, "below": ay - by}[side]
-    return distance >= RELATION_MARGIN
+    drift = abs(ay - by) if side in ("left of", "right of") else abs(ax - bx)
+    return distance >= RELATION_MARGIN and drift <= RELATION_DRIFT
 
 
 def satisfies(background: str, things: Sequence[Placed], spec: Spec) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from bagel.checkpoint.official import load_autoencoder, save_checkpoint
 from bagel.config import BagelConfig, VaeConfig
+from bagel.errors import RecipeError
 from bagel.images import to_uint8
 from bagel.inference.loading import choose_device
 from bagel.mini.draw import background, draw_array
@@ -21,14 +24,17 @@ from bagel.mini.scene import MAX_THINGS
 from bagel.model.vae import Autoencoder
 from bagel.training.checkpoints import latest
 from bagel.training.loop import Task
-from bagel.training.recipe import AutoencoderRecipe
+from bagel.training.recipe import AutoencoderModelRecipe, AutoencoderRecipe
 
 _STATISTICS_PICTURES = 512
+_UNSEEN = 0.08
+"""An error, averaged over 3 × 3 pixels, that nobody notices; of a range of 2."""
 
 
 def _new(recipe: AutoencoderRecipe) -> Autoencoder:
     """An untrained autoencoder whose latent is not scaled yet."""
-    config = VaeConfig(resolution=recipe.side, **recipe.model.model_dump(), scale_factor=1.0, shift_factor=0.0)
+    shape = recipe.model or AutoencoderModelRecipe()
+    config = VaeConfig(resolution=recipe.side, **shape.model_dump(), scale_factor=1.0, shift_factor=0.0)
     module = Autoencoder(config)
     # Begin with little noise in the posterior: at unit variance it drowns the signal, and the decoder learns to
     # ignore it.
@@ -37,6 +43,61 @@ def _new(recipe: AutoencoderRecipe) -> Autoencoder:
     with torch.no_grad():
         bias[config.z_channels :] = -5.0
     return module
+
+
+@torch.no_grad()
+def widen_latent(module: Autoencoder, z_channels: int) -> Autoencoder:
+    """A copy with further latent channels, which begin by carrying what a random projection sees of the picture.
+
+    The decoder hears them softly at first, so that the copy reconstructs nearly what the original did.
+
+    Raises:
+        RecipeError: if there would be fewer channels than there are.
+    """
+    old = module.config.z_channels
+    if z_channels < old:
+        raise RecipeError(f"model.z_channels is {z_channels}, but the autoencoder of init has {old}: it cannot shrink")
+    wide = Autoencoder(replace(module.config, z_channels=z_channels, scale_factor=1.0, shift_factor=0.0))
+    state = {name: value for name, value in module.state_dict().items() if "encoder.conv_out" not in name}
+    conv_in = wide.decoder.conv_in.weight.mul(0.1)
+    conv_in[:, :old] = state.pop("decoder.conv_in.weight")
+    wide.load_state_dict(state, strict=False)
+    wide.decoder.conv_in.weight.copy_(conv_in)
+    theirs, ours = module.encoder.conv_out, wide.encoder.conv_out
+    assert theirs.bias is not None
+    assert ours.bias is not None
+    for part in range(2):  # means, then log-variances
+        here = slice(part * z_channels, part * z_channels + old)
+        ours.weight[here] = theirs.weight[part * old : (part + 1) * old]
+        ours.bias[here] = theirs.bias[part * old : (part + 1) * old]
+    ours.weight[z_channels + old :] = 0
+    ours.bias[z_channels + old :] = theirs.bias[old:].mean()
+    return wide
+
+
+@torch.no_grad()
+def scale_channels(module: Autoencoder, gains: Tensor) -> None:
+    """Multiplies each latent channel by its gain (z_channels,), in place; what is reconstructed does not change.
+
+    The published format has one scale for all channels. A channel that is small beside the others counts for little in
+    the objective of the unified model, though the decoder may rest on it.
+    """
+    conv_out, conv_in = module.encoder.conv_out, module.decoder.conv_in
+    assert conv_out.bias is not None
+    channels = len(gains)
+    conv_out.weight[:channels] *= gains[:, None, None, None]
+    conv_out.bias[:channels] *= gains
+    conv_out.bias[channels:] += 2 * gains.log()  # the posterior's log-variance
+    conv_in.weight /= gains[None, :, None, None]
+
+
+def _initial(recipe: AutoencoderRecipe) -> Autoencoder:
+    if recipe.init is None:
+        return _new(recipe)
+    module = load_autoencoder(latest(recipe.init))
+    if recipe.freeze_encoder or recipe.model is None or recipe.model.z_channels == module.config.z_channels:
+        return module
+    return widen_latent(module, recipe.model.z_channels)
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:
@@ -53,8 +114,11 @@ class Batch(NamedTuple):
 
 
 class AutoencoderTask(Task[Autoencoder, Batch]):
-    """Reconstruction (L1 and squared error, weighted by pixel) with a KL term that keeps the latent smooth.
+    """Reconstruction, weighted by pixel (L1, squared error, squared excess of local error), with a KL term that keeps
+    the latent smooth.
 
+    With `latent_noise` the decoder learns to draw cleanly from latents that are a little off, as drawn ones are, and
+    the encoder to spread what it says over all channels; each picture has its own level of noise from 0 upwards.
     Things fill a small part of a picture and hold most of what it says, so their pixels may weigh more
     (`thing_weight`), and half of the pictures are full ones.
     """
@@ -65,10 +129,15 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
         self.recipe = recipe
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
-        self.module = (_new(recipe) if recipe.init is None else load_autoencoder(latest(recipe.init))).to(self.device)
+        self.module = _initial(recipe).to(self.device)
         self.module.train().requires_grad_(True)
         self.module.encoder.requires_grad_(not recipe.freeze_encoder)
-        self.loss_weights = {"l1": recipe.l1_weight, "mse": recipe.mse_weight, "kl": recipe.kl_weight}
+        self.loss_weights = {
+            "l1": recipe.l1_weight,
+            "mse": recipe.mse_weight,
+            "peak": recipe.peak_weight,
+            "kl": recipe.kl_weight,
+        }
         self.rng = random.Random(recipe.seed)
         self._losses = torch.compile(self._losses_eager) if recipe.compile else self._losses_eager
 
@@ -85,7 +154,7 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
 
     def counts(self, batch: Batch) -> dict[str, float]:
         weight = float(batch.weights.sum()) * 3
-        return {"l1": weight, "mse": weight, "kl": float(len(batch.pixels))}
+        return {"l1": weight, "mse": weight, "peak": weight, "kl": float(len(batch.pixels))}
 
     def tokens(self, batch: Batch) -> int:
         return len(batch.pixels)
@@ -94,16 +163,21 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
         scale = self.module.config.downsample
         images, _, height, width = batch.pixels.shape
         noise = torch.randn(images, self.module.config.z_channels, height // scale, width // scale, generator=generator)
-        l1, mse, kl = self._losses(*(part.to(self.device) for part in (*batch, noise)))
-        return {"l1": l1, "mse": mse, "kl": kl}
+        level = torch.rand(images, 1, 1, 1, generator=generator) * self.recipe.latent_noise
+        parts = self._losses(*(part.to(self.device) for part in (*batch, noise, level)))
+        return dict(zip(("l1", "mse", "peak", "kl"), parts, strict=True))
 
-    def _losses_eager(self, pixels: Tensor, weights: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses_eager(self, pixels: Tensor, weights: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, ...]:
         mean, logvar = self.module.posterior(pixels)
         mean, logvar = mean.float(), logvar.float()
-        decoded = self.module.decoder(mean + noise * (0.5 * logvar).exp()).float()
+        # Relative to the spread of the latents, which could otherwise outgrow the noise.
+        extra = level * mean.detach().std(dim=(0, 2, 3), keepdim=True)
+        decoded = self.module.decoder(mean + noise * (logvar.exp() + extra.square()).sqrt()).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum()
         error = decoded - pixels
-        return (error.abs() * weights).sum(), (error.square() * weights).sum(), kl
+        # A picture is spoilt by the few places that are far off, which a mean hardly notices.
+        peak = (F.avg_pool2d(error, 3, stride=1, padding=1).abs() - _UNSEEN).clamp_min(0).square()
+        return (error.abs() * weights).sum(), (error.square() * weights).sum(), (peak * weights).sum(), kl
 
     def data_state(self) -> Any:
         return self.rng.getstate()
@@ -114,26 +188,26 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
 
     @torch.no_grad()
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Measures the latent's mean and deviation and writes them as shift and scale, so that it has unit variance."""
+        """Writes the weights with a latent of unit variance: each channel's, and by scale and shift the whole's."""
         if self.recipe.freeze_encoder:
             save_checkpoint(folder, BagelConfig(vae=self.module.config), autoencoder=weights)
             return
-        model = Autoencoder(self.module.config).to(self.device).eval()
-        model.load_state_dict(weights)
         rng = random.Random(self.recipe.seed + 1)
         pictures = [draw_array(sample_scene(rng), self.recipe.side) for _ in range(_STATISTICS_PICTURES)]
+        model = Autoencoder(self.module.config).to(self.device).eval()
+        model.load_state_dict(weights)
         means = [
             model.posterior(to_tensor(pictures[i : i + 32]).to(self.device))[0] for i in range(0, len(pictures), 32)
         ]
-        latent = torch.cat(means).float()
-        vae = VaeConfig(
-            **{
-                **vars(self.module.config),
-                "shift_factor": round(latent.mean().item(), 6),
-                "scale_factor": round(1 / latent.std().item(), 6),
-            }
+        latent = torch.cat(means).float().transpose(0, 1).flatten(1)
+        gains = latent.std(dim=1).clamp_min(1e-6).reciprocal()
+        scale_channels(model, gains)
+        vae = replace(
+            self.module.config,
+            shift_factor=round((latent * gains[:, None]).mean().item(), 6),
+            scale_factor=round(1 / (latent * gains[:, None]).std().item(), 6),
         )
-        save_checkpoint(folder, BagelConfig(vae=vae), autoencoder=weights)
+        save_checkpoint(folder, BagelConfig(vae=vae), autoencoder=model.state_dict())
 
     @torch.no_grad()
     def write_samples(self, path: Path, checkpoint: Path) -> None:

@@ -1,8 +1,9 @@
 """Checkpoints of a run: whole or not there at all.
 
 A checkpoint is a folder `step-00001000` in the official layout (weights averaged by EMA, ready for
-`Bagel.from_pretrained`) plus `training_state.pt`, which holds what resuming needs. It is written under a temporary
-name and renamed when complete.
+`Bagel.from_pretrained`) plus `training_state.pt`, which holds what resuming needs. It is written under a hidden name,
+flushed to the disk, and renamed when complete; it is removed by the same way back. So whatever ends the program or the
+machine, and whenever, a folder with a checkpoint's name is whole.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from bagel.errors import RecipeError
+from bagel.errors import RecipeError, TrainingError
 
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "training_state.pt"
@@ -34,24 +36,58 @@ def latest(folder: Path) -> Path:
 
 
 def save(run: Path, step: int, state: dict[str, Any], write_weights: Callable[[Path], None], keep: int) -> Path:
-    """Writes the checkpoint of `step`, then removes all but the newest `keep`."""
-    run.mkdir(parents=True, exist_ok=True)
-    for stale in run.glob(".step-*"):
-        shutil.rmtree(stale)
+    """Writes the checkpoint of `step`, then removes all but the newest `keep`.
+
+    Raises:
+        TrainingError: if it could not be written; the earlier ones are untouched.
+    """
     final = run / f"step-{step:08d}"
-    temporary = run / f".{final.name}"
-    temporary.mkdir()
-    write_weights(temporary)
-    with open(temporary / STATE_FILE, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if final.exists():  # the very same step, saved before: resuming from it and saving again
-        shutil.rmtree(final)
-    os.rename(temporary, final)
+    temporary = _hidden(final)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        for stale in run.glob(".step-*"):
+            shutil.rmtree(stale)
+        temporary.mkdir()
+        write_weights(temporary)
+        torch.save(state, temporary / STATE_FILE)
+        _flush_tree(temporary)
+        if final.exists():  # no checkpoint, only called like one: a run goes on after its newest, and saves later ones
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+        _flush(run)
+    except (OSError, RuntimeError, SafetensorError) as error:  # what full disks and lost mounts make of a write
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainingError(f"the checkpoint of step {step} could not be written to {run}: {error}") from error
     for old in checkpoint_folders(run)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
+
+
+def _hidden(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}")
+
+
+def _remove(folder: Path) -> None:
+    """Under a hidden name first: a checkpoint must not lose its files one by one."""
+    os.rename(folder, _hidden(folder))
+    shutil.rmtree(_hidden(folder))
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders, and writes their names in order
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def load_latest(run: Path) -> dict[str, Any] | None:

@@ -7,11 +7,8 @@ sum / Σ count)` over all its packs, so accumulation gives what one large pack w
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bagel.errors import TrainingError
+from bagel.memory import keep_freed_memory
 from bagel.training import checkpoints
-from bagel.training.metrics import Metrics
+from bagel.training.interruption import interruptible
+from bagel.training.metrics import Averages, Metrics
 from bagel.training.optimizer import Ema, Optimizers, schedule_factor
 from bagel.training.recipe import Recipe
 
@@ -52,6 +51,10 @@ class Task(ABC, Generic[Network, Batch]):
     def tokens(self, batch: Batch) -> int:
         """Tokens (or pictures) in a batch, for the throughput."""
 
+    def gauges(self) -> dict[str, float]:
+        """Further numbers to report, as they stand after the last `next_batch`."""
+        return {}
+
     @abstractmethod
     def data_state(self) -> Any:
         """Where the data stream stands just after the last `next_batch`."""
@@ -72,117 +75,147 @@ class Task(ABC, Generic[Network, Batch]):
         """Ends background work."""
 
 
-@contextlib.contextmanager
-def _until_interrupted() -> Iterator[list[bool]]:
-    """Turns the first SIGINT or SIGTERM into a flag, so that the step at hand ends and is saved."""
-    stop = [False]
+class Run:
+    """A recipe being carried out: everything that changes with a step. A checkpoint holds all of it."""
 
-    def handle(number: int, frame: object) -> None:
-        if stop[0]:
-            raise KeyboardInterrupt
-        stop[0] = True
+    def __init__(self, recipe: Recipe, task: Task[Any, Any]) -> None:
+        """Begins, or goes on from the newest checkpoint."""
+        self.recipe, self.task = recipe, task
+        self.step = 0
+        self.optimizers = Optimizers(task.module.named_parameters(), recipe.optimizer)
+        self.ema = Ema(task.module, recipe.ema)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.averages = Averages()
+        self.checkpoint: Path | None = None
+        state = checkpoints.load_latest(recipe.output)
+        if state is not None:
+            self._load_state_dict(state)
+            self.checkpoint = checkpoints.latest(recipe.output)
+        self._saved = self.step
 
-    before = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread: no signals here
-            before[number] = signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    def save(self) -> Path | None:
+        """Writes a checkpoint, unless there is one of this very step; returns the newest, None before any step."""
+        if self._saved != self.step:
+            self.checkpoint = checkpoints.save(
+                self.recipe.output,
+                self.step,
+                self._state_dict(),
+                lambda folder: self.task.write_weights(folder, self.ema.average),
+                self.recipe.keep,
+            )
+            self._saved = self.step
+        return self.checkpoint
+
+    def _state_dict(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "module": self.task.module.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "ema": self.ema.state_dict(),
+            "generator": self.generator.get_state(),
+            "data": self.task.data_state(),
+            "averages": self.averages.state_dict(),
+        }
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.task.module.load_state_dict(state["module"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.ema.load_state_dict(state["ema"])
+        self.generator.set_state(state["generator"])
+        self.task.load_data_state(state["data"])
+        if "averages" in state:  # checkpoints of earlier versions lack them
+            self.averages.load_state_dict(state["averages"])
+
+    def advance(self) -> int:
+        """One step of the optimiser, over `accumulate` batches; returns their tokens.
+
+        Raises:
+            TrainingError: if the gradient is not finite; the weights are as before.
+        """
+        recipe, task = self.recipe, self.task
+        batches = [task.next_batch() for _ in range(recipe.accumulate)]
+        means = _backward(task, batches, self.generator, DTYPES[recipe.precision])
+        factor = schedule_factor(recipe.schedule, self.step, recipe.steps)
+        norm = self.optimizers.step(factor)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient of step {self.step + 1} is {norm}: the last checkpoint is {self.checkpoint or 'none'}; "
+                "lower the learning rate, or train in float32"
+            )
+        self.ema.update()
+        self.step += 1
+        self.averages.add({**means, "grad_norm": norm, "lr": factor * recipe.optimizer.lr})
+        return sum(task.tokens(batch) for batch in batches)
+
+
+def _backward(
+    task: Task[Any, Batch], batches: list[Batch], generator: torch.Generator, dtype: torch.dtype
+) -> dict[str, float]:
+    """Adds up the gradients of a step's batches; returns each loss, averaged over all of them."""
+    device = next(task.module.parameters()).device
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for name, count in task.counts(batch).items():
+            totals[name] = totals.get(name, 0.0) + count
+    means = dict.fromkeys(totals, 0.0)
+    for batch in batches:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            sums = task.losses(batch, generator)
+        parts = {name: value / max(totals[name], 1.0) for name, value in sums.items()}
+        loss = sum(task.loss_weights[name] * part for name, part in parts.items())
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
+        for name, part in parts.items():
+            means[name] += float(part.detach())
+    return means
 
 
 def train(recipe: Recipe, task: Task[Any, Any], *, stop_after: int | None = None) -> Path | None:
-    """Runs, or resumes, a recipe; returns the last checkpoint's folder.
+    """Runs, or resumes, a recipe; returns the newest checkpoint's folder, None where no step was made.
+
+    The first SIGINT or SIGTERM lets the step or save at hand end, and saves; the second ends at once.
 
     Args:
         recipe: what every run has.
         task: what this one trains. Its weights must be initialised.
         stop_after: end after this many steps in this call, as an interruption would (saved, resumable).
+
+    Raises:
+        TrainingError: if a gradient is not finite, or a checkpoint cannot be written.
     """
-    device = next(task.module.parameters()).device
+    if next(task.module.parameters()).device.type == "cpu":
+        keep_freed_memory()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    run = recipe.output
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimizers = Optimizers(task.module.named_parameters(), recipe.optimizer)
-    ema = Ema(task.module, recipe.ema)
-    step = 0
-    state = checkpoints.load_latest(run)
-    if state is not None:
-        step = state["step"]
-        task.module.load_state_dict(state["module"])
-        optimizers.load_state_dict(state["optimizers"])
-        ema.load_state_dict(state["ema"])
-        generator.set_state(state["generator"])
-        task.load_data_state(state["data"])
-        del state
-
-    def save() -> Path:
-        return checkpoints.save(
-            run,
-            step,
-            {
-                "step": step,
-                "module": task.module.state_dict(),
-                "optimizers": optimizers.state_dict(),
-                "ema": ema.state_dict(),
-                "generator": generator.get_state(),
-                "data": task.data_state(),
-            },
-            lambda folder: task.write_weights(folder, ema.average),
-            recipe.keep,
-        )
-
-    last: Path | None = None
-    first = step
-    autocast = torch.autocast(device.type, DTYPES[recipe.precision], enabled=recipe.precision != "float32")
     try:
-        with _until_interrupted() as stop, Metrics(run, recipe.steps, step) as metrics:
-            if step:
-                metrics.note(f"resuming {run} at step {step}")
-            while step < recipe.steps and not stop[0]:
-                batches = [task.next_batch() for _ in range(recipe.accumulate)]
-                totals: dict[str, float] = {}
-                for batch in batches:
-                    for name, count in task.counts(batch).items():
-                        totals[name] = totals.get(name, 0.0) + count
-                means = dict.fromkeys(totals, 0.0)
-                for batch in batches:
-                    with autocast:
-                        sums = task.losses(batch, generator)
-                    parts = {name: value / max(totals[name], 1.0) for name, value in sums.items()}
-                    loss = sum(task.loss_weights[name] * part for name, part in parts.items())
-                    if isinstance(loss, Tensor) and loss.requires_grad:
-                        loss.backward()
-                    for name, part in parts.items():
-                        means[name] += float(part.detach())
-                factor = schedule_factor(recipe.schedule, step, recipe.steps)
-                norm = optimizers.step(factor)
-                if not math.isfinite(norm):
-                    raise TrainingError(
-                        f"the gradient of step {step + 1} is {norm}: the last checkpoint is {last or 'none'}; "
-                        "lower the learning rate, or train in float32"
-                    )
-                ema.update()
-                step += 1
-                metrics.add(
-                    {**means, "grad_norm": norm, "lr": factor * recipe.optimizer.lr},
-                    sum(task.tokens(b) for b in batches),
-                )
-                if step % recipe.log_every == 0 or step == recipe.steps:
-                    metrics.report(step)
-                finished = step == recipe.steps
-                stopping = stop[0] or (stop_after is not None and step - first >= stop_after)
-                sampling = step % recipe.sample_every == 0 or finished
-                if step % recipe.save_every == 0 or sampling or stopping:
-                    last = save()
-                    if sampling:
-                        task.write_samples(run / "samples" / f"step-{step:08d}.png", last)
-                if stopping:
-                    metrics.note(f"stopped at step {step}; run the same command to go on")
-                    break
+        run = Run(recipe, task)
+        with interruptible() as interrupted, Metrics(recipe.output, recipe.steps, run.step) as metrics:
+            if run.step:
+                metrics.note(f"resuming {recipe.output} at step {run.step}")
+            end = recipe.steps if stop_after is None else min(run.step + stop_after, recipe.steps)
+            while run.step < end and not interrupted():
+                metrics.advance(run.advance())
+                finished = run.step == recipe.steps
+                if run.step % recipe.log_every == 0 or finished:
+                    metrics.report(run.step, {**run.averages.take(), **task.gauges()})
+                sampling = run.step % recipe.sample_every == 0 or finished
+                if run.step % recipe.save_every == 0 or sampling:
+                    run.save()
+                if sampling:
+                    _write_samples(run, metrics)
+            run.save()  # whatever ended the loop, and whenever: nothing that was learnt is lost
+            if run.step < recipe.steps:
+                metrics.note(f"stopped at step {run.step}; run the same command to go on")
     finally:
         task.close()
-    return last
+    return run.checkpoint
+
+
+def _write_samples(run: Run, metrics: Metrics) -> None:
+    """Samples are to look at: where they cannot be made, the training goes on."""
+    assert run.checkpoint is not None
+    try:
+        run.task.write_samples(run.recipe.output / "samples" / f"step-{run.step:08d}.png", run.checkpoint)
+    except Exception as error:
+        metrics.note(f"no samples of step {run.step}: {type(error).__name__}: {error}")

@@ -11,21 +11,61 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bagel.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Averages:
+    """Means of numbers over the steps since they were last taken. Part of a run's state: a resumed run reports what an
+    uninterrupted one does, even where it was stopped between two reports.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, numbers: dict[str, float]) -> None:
+        """Takes one step's numbers in."""
+        for name, value in numbers.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._steps += 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and begins anew."""
+        means = {name: value / self._steps for name, value in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums, self._steps = dict(state["sums"]), state["steps"]
+
 
 class Metrics:
-    """Collects numbers between reports. On a terminal a bar is kept up to date; elsewhere each report is a line."""
+    """Tells numbers. On a terminal a bar is kept up to date; elsewhere each report is a line.
+
+    What a run that was killed told of steps after its last checkpoint is taken back: those steps are done again.
+    """
 
     def __init__(self, folder: Path, steps: int, start: int) -> None:
-        self.folder = folder
+        """
+        Args:
+            folder: of the run.
+            steps: of the whole run.
+            start: the step that the run goes on from.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.console = Console()
         self.steps = steps
-        self._sums: dict[str, float] = {}
-        self._reports = 0
+        self._done = 0  # steps since the last report, for the throughput
         self._tokens = 0
         self._since = time.perf_counter()
-        self._file = open(folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
-        self._board = _tensorboard(folder)
+        _cut_back(folder / METRICS_FILE, start)
+        self._file = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+        self._board = _tensorboard(folder, start)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -52,21 +92,21 @@ class Metrics:
         if self._board is not None:
             self._board.close()
 
-    def add(self, numbers: dict[str, float], tokens: int) -> None:
-        """Takes one step's numbers in."""
-        for name, value in numbers.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._reports += 1
+    def advance(self, tokens: int) -> None:
+        """Counts a step, and its tokens, towards the throughput."""
+        self._done += 1
         self._tokens += tokens
         self._progress.advance(self._bar)
 
-    def report(self, step: int) -> dict[str, float]:
-        """Averages since the last report, to terminal, TensorBoard and `metrics.jsonl`."""
+    def report(self, step: int, numbers: dict[str, float]) -> None:
+        """Numbers of a step, and the throughput, to terminal, TensorBoard and `metrics.jsonl`."""
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        numbers = {name: value / max(self._reports, 1) for name, value in self._sums.items()}
-        numbers["tokens_per_second"] = self._tokens / seconds
-        numbers["steps_per_second"] = self._reports / seconds
+        numbers = {
+            **numbers,
+            "tokens_per_second": self._tokens / seconds,
+            "steps_per_second": self._done / seconds,
+        }
         text = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self._progress.update(self._bar, completed=step, numbers=text)
         if not self.console.is_terminal:
@@ -79,17 +119,33 @@ class Metrics:
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
-        self._sums, self._reports, self._tokens, self._since = {}, 0, 0, now
-        return numbers
+        self._done, self._tokens, self._since = 0, 0, now
 
     def note(self, text: str) -> None:
         """A line for the user that does not disturb the bar."""
         self.console.print(text, highlight=False)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _cut_back(path: Path, step: int) -> None:
+    """Removes the lines of later steps, and what is left of a line that was being written."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if _is_of(line, step)]
+    if len(kept) < len(lines):
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _is_of(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None  # the `train` extra has it; the JSON lines hold the same numbers
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

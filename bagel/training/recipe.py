@@ -72,15 +72,18 @@ class AutoencoderRecipe(Recipe):
     """The autoencoder: L1, squared error and a small KL term. Its latent is scaled to unit variance at every save."""
 
     kind: Literal["autoencoder"]
-    init: Path | None = None  # a folder with an autoencoder to start from (its shape wins over `model`)
+    # A folder with an autoencoder to start from. Its shape stays, but `model.z_channels` may ask for more channels.
+    init: Path | None = None
     freeze_encoder: bool = False  # train the decoder alone: the latents stay what they are, scale and shift included
     side: int = Field(64, gt=0)
     batch_size: int = Field(32, gt=0)
     l1_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0)
+    peak_weight: float = Field(0.0, ge=0)  # of what an error, averaged over 3 × 3 pixels, exceeds the unnoticeable by
     kl_weight: float = Field(1e-4, ge=0)
+    latent_noise: float = Field(0.0, ge=0)  # most noise added to a latent, in deviations of its channel
     thing_weight: float = Field(1.0, ge=1)  # of the error at a pixel where a thing is
-    model: AutoencoderModelRecipe = AutoencoderModelRecipe()
+    model: AutoencoderModelRecipe | None = None
 
 
 class DecoderRecipe(_Strict):
@@ -111,11 +114,12 @@ class BagelModelRecipe(_Strict):
 
 
 class DropoutRecipe(_Strict):
-    """How often a condition is left out, each on its own."""
+    """How often a condition is left out, each on its own; `pictures`: all pictures of a document at once."""
 
     text: float = Field(0.1, ge=0, le=1)
     vit: float = Field(0.3, ge=0, le=1)
     vae: float = Field(0.3, ge=0, le=1)
+    pictures: float = Field(0.0, ge=0, le=1)
 
 
 class PackRecipe(_Strict):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from bagel.files import write_atomically, write_text
 from bagel.inference.api import Bagel
 from bagel.mini.captions import caption
 from bagel.mini.draw import draw
@@ -38,12 +39,11 @@ def write_sheet(path: Path, checkpoint: Path, side: int, device: str) -> None:
     scenes = [sample_scene(rng) for _ in range(_QUESTIONS)]
     asked = [questions(scene, rng, 1)[0] for scene in scenes]
     answers = bagel.ask([draw(s, side) for s in scenes], [qa.question for qa in asked], max_new_tokens=16)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sheet(cells).save(path)
+    write_atomically(path, _sheet(cells).save)
     report = [
         {"question": qa.question, "right": qa.answer, "said": answer} for qa, answer in zip(asked, answers, strict=True)
     ]
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1))
+    write_text(path.with_suffix(".json"), json.dumps(report, indent=1))
 
 
 def _sheet(cells: list[tuple[Image.Image, str]], columns: int = 10) -> Image.Image:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from bagel.checkpoint.official import load_autoencoder
+from bagel.errors import RecipeError
 from bagel.mini.draw import draw_array
 from bagel.mini.sampling import sample_scene
-from bagel.training.autoencoder import AutoencoderTask, to_tensor
+from bagel.training.autoencoder import AutoencoderTask, scale_channels, to_tensor
 from bagel.training.loop import train
 from bagel.training.recipe import AutoencoderRecipe
 
@@ -68,6 +69,68 @@ def test_a_frozen_encoder_keeps_its_latents(make: Make, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(old.encode(pictures), new.encode(pictures))
         assert not torch.equal(old.decode(old.encode(pictures)), new.decode(new.encode(pictures)))
+
+
+def test_every_channel_has_unit_variance_and_reconstructions_stay(make: Make) -> None:
+    recipe = make(ema=0.0)
+    task = AutoencoderTask(recipe)
+    with torch.no_grad():
+        task.module.encoder.conv_out.weight[1] *= 20
+        pictures = _pictures(48)
+        expected = task.module.decoder(task.module.posterior(pictures)[0])
+        task.write_weights(recipe.output, task.module.state_dict())
+        model = load_autoencoder(recipe.output)
+        latent = model.encode(pictures)
+        assert torch.allclose(model.decode(latent), expected, atol=1e-4)
+    spread = latent.std(dim=(0, 2, 3))
+    assert 0.8 < spread.min() < spread.max() < 1.2
+
+
+def test_a_wider_latent_reconstructs_about_what_it_did(make: Make, tmp_path: Path) -> None:
+    first = make()
+    before = train(first, AutoencoderTask(first))
+    assert before is not None
+    narrow = load_autoencoder(before)
+    wide = AutoencoderTask(make(output=tmp_path / "wide", init=first.output, model={"z_channels": 6})).module
+    pictures = _pictures(8)
+    with torch.no_grad():
+        mean, logvar = wide.posterior(pictures)
+        assert mean.shape[1] == logvar.shape[1] == 6
+        assert torch.equal(mean[:, :4], narrow.posterior(pictures)[0])
+        assert mean[:, 4:].std() > 0
+        old = narrow.decode(narrow.encode(pictures))
+        assert (wide.decoder(mean) - old).abs().mean() < 0.2 * old.abs().mean()
+    with pytest.raises(RecipeError, match="z_channels is 2"):
+        AutoencoderTask(make(output=tmp_path / "narrow", init=first.output, model={"z_channels": 2}))
+
+
+def test_latent_noise_raises_the_loss_in_proportion_to_the_spread(make: Make) -> None:
+    losses = []
+    for noise, gain in ((0.0, 1.0), (3.0, 1.0), (3.0, 7.0)):
+        task = AutoencoderTask(make(latent_noise=noise))
+        scale_channels(task.module, torch.full((4,), gain))
+        batch = task.next_batch()
+        losses.append(float(task.losses(batch, torch.Generator().manual_seed(0))["mse"].detach()))
+    assert losses[1] != losses[0]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_only_errors_that_stand_out_are_peaks(make: Make) -> None:
+    """The squared excess over 0.08 of the error averaged over 3 × 3 pixels, by brute force."""
+    task = AutoencoderTask(make(thing_weight=4.0))
+    batch = task.next_batch()
+    peak = float(task.losses(batch, torch.Generator().manual_seed(0))["peak"].detach())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        mean, logvar = task.module.posterior(batch.pixels)
+        noise = torch.randn(mean.shape, generator=generator)
+        error = (task.module.decoder(mean + noise * (0.5 * logvar).exp()) - batch.pixels).double()
+    padded = torch.nn.functional.pad(error, (1, 1, 1, 1))
+    local = sum(padded[:, :, y : y + 64, x : x + 64] for y in range(3) for x in range(3)) / 9
+    excess = (local.abs() - 0.08).clamp_min(0) ** 2 * batch.weights
+    wanted = float(excess.sum())
+    assert wanted > 0
+    assert peak == pytest.approx(wanted, rel=1e-4)
 
 
 def test_things_weigh_more_by_pixel(make: Make) -> None:

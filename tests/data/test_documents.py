@@ -1,0 +1,82 @@
+"""Condition dropout leaves out what it says, as often as it says, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from PIL import Image
+
+from bagel.data.documents import Builder, Dropout, PendingLatent, PicturePart, TextPart
+from bagel.images import ImageTransform
+from bagel.mini.source import MiniSource
+from bagel.sequence import DroppedImage, SpecialTokens, TextSegment, VitSegment
+
+
+class _Letters:
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+def _builder(**dropout: float) -> Builder:
+    transform = ImageTransform(64, 64, 16)
+    chances = Dropout(**{"text": 0.0, "vit": 0.0, "vae": 0.0, **dropout})
+    tokenizer: Any = _Letters()
+    return Builder(tokenizer, SpecialTokens(1, 2, 3, 4), transform, transform, 16, 16, chances)
+
+
+def _edit(droppable: bool = True) -> list[TextPart | PicturePart]:
+    image = Image.new("RGB", (64, 64))
+    given = PicturePart(image, vae=True, vit=True, droppable=droppable)
+    return [given, TextPart("make it red", droppable=droppable), PicturePart(image, target=True, droppable=droppable)]
+
+
+def _dropped(builder: Builder, droppable: bool = True) -> list[tuple[bool, bool]]:
+    """(VAE dropped, ViT dropped) of the given picture, in 400 documents."""
+    found = []
+    for index in range(400):
+        segments = builder(index, _edit(droppable), random.Random(index)).segments
+        assert sum(isinstance(s, PendingLatent) and s.noised for s in segments) == 1
+        found.append((isinstance(segments[0], DroppedImage), isinstance(segments[1], DroppedImage)))
+    return found
+
+
+def test_each_form_of_a_picture_is_dropped_on_its_own() -> None:
+    found = _dropped(_builder(vae=0.3, vit=0.5))
+    assert 0.2 < sum(vae for vae, _ in found) / 400 < 0.4
+    assert 0.4 < sum(vit for _, vit in found) / 400 < 0.6
+    assert 0.1 < sum(vae and vit for vae, vit in found) / 400 < 0.2
+
+
+def test_all_pictures_are_dropped_together() -> None:
+    found = _dropped(_builder(pictures=0.25))
+    assert all(vae == vit for vae, vit in found)
+    assert 0.18 < sum(vae for vae, _ in found) / 400 < 0.32
+
+
+def test_what_may_not_be_dropped_stays() -> None:
+    assert not any(vae or vit for vae, vit in _dropped(_builder(pictures=1.0, vae=1.0, vit=1.0, text=1.0), False))
+
+
+def test_thinking_loses_its_words_or_its_picture_but_never_speaks_of_what_is_not_there() -> None:
+    source = MiniSource(3, mix={"think_edit": 1.0}, unconditional_thinking=0.2)
+    builder = _builder()
+    kinds = {"whole": 0, "no words": 0, "no picture": 0}
+    for index in range(300):
+        segments = builder(index, source(index), random.Random(index)).segments
+        texts = [s for s in segments if isinstance(s, TextSegment)]
+        seen = any(isinstance(s, VitSegment) for s in segments)
+        speaks = any(s.labels is not None for s in texts)
+        if len(texts) == 1:
+            kinds["no words"] += 1
+            assert seen
+            assert not speaks
+        elif not seen:
+            kinds["no picture"] += 1
+            assert len(texts) == 3
+            assert not speaks
+        else:
+            kinds["whole"] += 1
+            assert speaks
+    assert 40 < kinds["no words"] < 80
+    assert 40 < kinds["no picture"] < 80
