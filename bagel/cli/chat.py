@@ -111,17 +111,22 @@ class Conversation:
             self.notes.print("\nstopped", style="dim")
 
     def _say(self, text: str) -> None:
-        self._together(text, self._answer)
-
-    def _answer(self) -> None:
         def show(piece: str) -> None:
             print(piece, end="", flush=True)
 
-        self.session.generate_text(on_text=show, **self._own("ask"))
+        self.session.ask(text, on_text=show, **self._own("ask"))
         _tell("")
 
     def _draw(self, text: str) -> None:
-        self._together(text, self._picture)
+        """A text, if there is one, and its picture: both become part of the conversation, or neither."""
+        kept = self.session.fork()
+        try:
+            if text:
+                self.session.add(text)
+            self._picture()
+        except BaseException:
+            self.session = kept
+            raise
 
     def _picture(self) -> None:
         from bagel.inference.result import save_image
@@ -137,17 +142,6 @@ class Conversation:
         except OSError as error:
             raise BagelError(f"{path} cannot be written ({error}): start with another --output folder.") from error
         _tell(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
-
-    def _together(self, text: str, generate: Callable[[], None]) -> None:
-        """A text and what it leads to: both become part of the conversation, or neither."""
-        kept = self.session.fork()
-        try:
-            if text:
-                self.session.add(text)
-            generate()
-        except BaseException:
-            self.session = kept
-            raise
 
     def _own(self, task: Any) -> dict[str, Any]:
         """What was set, of the settings that a task takes, and the next seed."""

@@ -15,15 +15,15 @@ from torch import Tensor
 from bagel.checkpoint.official import Checkpoint
 from bagel.errors import PromptError, SettingError
 from bagel.images import ImageSource, open_image
-from bagel.inference.batch import as_batch, open_once, pair, spread, with_progress
+from bagel.inference.batch import as_batch, check_stream, naming, opener, pair, spread, with_progress
 from bagel.inference.defaults import Defaults, check_grid, check_size, official_defaults, read_defaults
 from bagel.inference.engine import Engine, Handle
 from bagel.inference.loading import compile_experts, load
-from bagel.inference.requests import Item, Recorder, Runtime, cost_of
+from bagel.inference.requests import Item, Recorder, Runtime
 from bagel.inference.result import Result
 from bagel.inference.session import Session
 from bagel.inference.settings import GenerationSettings, Task, resolve
-from bagel.inference.tasks import Media, Order, one_shot, system_prompt
+from bagel.inference.tasks import Media, Order, check_room, cost_of, one_shot
 
 Progress = Callable[[int, int], None]
 OnText = Callable[[str], None]
@@ -123,7 +123,8 @@ class Bagel:
         Returns: a PIL image for a single request, else a list, the pictures of one prompt side by side.
 
         Raises:
-            PromptError, SizeError, SettingError, ContextLengthError: before anything runs.
+            PromptError, SizeError, SettingError, ContextLengthError: before anything runs. In a batch each says which
+                request it is about.
         """
         inputs, single = as_batch(prompt)
         return self._batch("generate", "image", inputs, single, settings, n, progress, on_text, return_result)
@@ -170,8 +171,8 @@ class Bagel:
         Args:
             image: as in `edit`; or None.
             question: a text, or a list of texts that run as one batch.
-            stream: give an iterator over the pieces of the answer, for a single request. With `think` they include the
-                thinking as the model writes it.
+            stream: give an iterator over the pieces of the answer, for a single request; without on_text and
+                return_result. With `think` they include the thinking as the model writes it.
             on_text, return_result, **settings: as in `generate`.
 
         Returns: the answer (without its thinking) for a single request, else a list.
@@ -180,6 +181,7 @@ class Bagel:
         """
         inputs, single = pair(image, question)
         if stream:
+            check_stream(on_text, return_result)
             return self._stream(inputs, single, settings)
         return self._batch("ask", "text", inputs, single, settings, 1, None, on_text, return_result)
 
@@ -287,11 +289,8 @@ class Bagel:
         return Order(task, settings, seed, size, **extra)
 
     def _submit(self, items: list[Item], output: Media, order: Order) -> Handle[Result]:
-        text = order.settings.max_new_tokens if output == "text" else 0
-        text = order.settings.max_think_tokens if output == "image" and order.settings.think else text
-        reserve = cost_of(self.runtime, items, None, 0) + min(text, 256) + 2
-        cost = cost_of(self.runtime, items, order.size, text)
-        return self.engine.submit(one_shot(self.runtime, items, output, order, reserve), cost)
+        cost = cost_of(self.runtime, items, order, latents=output == "image")
+        return self.engine.submit(one_shot(self.runtime, items, output, order), cost)
 
     def _batch(
         self,
@@ -311,14 +310,17 @@ class Bagel:
             raise SettingError(f"n is {n!r}: it must be a whole number, at least 1.")
         inputs, values, single = spread(inputs, settings, single)
         prepared: list[tuple[list[Item], Order]] = []
-        for given, own in zip(open_once(inputs), values, strict=True):
-            items = self.check_items(given, output)
-            for i in range(n):
-                order = self.order(task, own, items, on_text=on_text, **(extra or {}))
-                if i and own.get("seed") is not None:
-                    order = self.order(task, {**own, "seed": order.seed + i}, items, on_text=on_text, **(extra or {}))
-                self._check_room(items, output, order)
-                prepared.append((items, order))
+        opened = opener()
+        for index, (given, own) in enumerate(zip(inputs, values, strict=True)):
+            with naming("request", index, len(inputs)):
+                items = self.check_items(opened(given), output)
+                for i in range(n):
+                    order = self.order(task, own, items, on_text=on_text, **(extra or {}))
+                    if i and own.get("seed") is not None:
+                        own_seed = {**own, "seed": order.seed + i}
+                        order = self.order(task, own_seed, items, on_text=on_text, **(extra or {}))
+                    check_room(self.runtime, items, output, order)
+                    prepared.append((items, order))
         single = single and n == 1
         if on_text is not None and len(prepared) > 1:
             raise SettingError(f"on_text follows a single request: this is a batch of {len(prepared)}.")
@@ -326,7 +328,10 @@ class Bagel:
             prepared = with_progress(prepared, progress)
         handles = [self._submit(items, output, order) for items, order in prepared]
         self.engine.run_until(handles)
-        results = [handle.result() for handle in handles]
+        results = []
+        for i, handle in enumerate(handles):
+            with naming("request", i // n, len(inputs)):
+                results.append(handle.result())
         found = results if return_result else [result.value for result in results]
         return found[0] if single else found
 
@@ -337,12 +342,8 @@ class Bagel:
         pieces: deque[str] = deque()
         items = self.check_items(inputs[0], "text")
         order = self.order("ask", values[0], items, on_text=pieces.append)
-        self._check_room(items, "text", order)
+        check_room(self.runtime, items, "text", order)
         return self._stream_handle(items, order, pieces)
 
     def _stream_handle(self, items: list[Item], order: Order, pieces: deque[str]) -> Iterator[str]:
         yield from self.engine.stream(self._submit(items, "text", order), pieces)
-
-    def _check_room(self, items: list[Item], output: Media, order: Order) -> None:
-        first = [system_prompt(output)] if order.settings.think else []
-        self.runtime.check_room(0, self.runtime.positions([*first, *items], latents=output == "image"))

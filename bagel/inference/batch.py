@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bagel.errors import PromptError, SettingError
+from bagel.errors import BagelError, PromptError, SettingError
 from bagel.images import open_image
 from bagel.inference.requests import Item
 from bagel.inference.settings import per_request
@@ -17,6 +18,31 @@ from bagel.inference.tasks import Order
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple)
+
+
+@contextmanager
+def naming(what: str, index: int, count: int) -> Iterator[None]:
+    """Lets errors say which of `count` requests (or what else they are) they are about, where there are several."""
+    try:
+        yield
+    except Exception as error:
+        if count == 1:
+            raise
+        place = f"{what} {index + 1} of {count} (index {index})"
+        if isinstance(error, BagelError):
+            raise type(error)(f"{place}: {error}") from error
+        error.add_note(f"This was {place}.")
+        raise
+
+
+def check_stream(on_text: object, return_result: bool) -> None:
+    """
+    Raises:
+        SettingError: something was asked for that does not go with stream=True.
+    """
+    if on_text is not None or return_result:
+        name = "return_result" if on_text is None else "on_text"
+        raise SettingError(f"{name} is given together with stream=True, which hands out the pieces itself: leave one.")
 
 
 def _text(value: Any) -> str:
@@ -32,7 +58,7 @@ def as_batch(prompt: Any) -> tuple[list[list[Any]], bool]:
         PromptError: a prompt is no text.
     """
     if _is_list(prompt):
-        return [[_text(p)] for p in prompt], False
+        return [[text] for text in _texts(prompt)], False
     return [[_text(prompt)]], True
 
 
@@ -48,12 +74,20 @@ def pair(image: Any, text: Any) -> tuple[list[list[Any]], bool]:
             raise PromptError(
                 f"there are {len(text)} texts but {len(images)} pictures: give each its picture, or list of pictures."
             )
-        single = False
+        text, single = _texts(text), False
     else:
         single = not (_is_list(image) and any(_is_list(element) for element in image))
         images = [image] if single else image
-        text = [text] * len(images)
-    return [[*_pictures(element), _text(own)] for element, own in zip(images, text, strict=True)], single
+        text = [_text(text)] * len(images)
+    return [[*_pictures(element), own] for element, own in zip(images, text, strict=True)], single
+
+
+def _texts(values: Sequence[Any]) -> list[str]:
+    texts = []
+    for index, value in enumerate(values):
+        with naming("request", index, len(values)):
+            texts.append(_text(value))
+    return texts
 
 
 def _pictures(image: Any) -> list[Any]:
@@ -82,22 +116,22 @@ def spread(
     return inputs, own, single
 
 
-def open_once(inputs: list[list[Any]]) -> list[list[Any]]:
-    """The same inputs with all pictures opened, one that serves several requests only once.
+def opener() -> Callable[[list[Any]], list[Any]]:
+    """A function that returns the same inputs with their pictures opened, one that serves several requests only once.
 
-    Raises:
+    The function raises:
         ImageError: a picture cannot be used.
     """
-    opened: dict[int, Any] = {}
+    opened: dict[int, tuple[Any, Any]] = {}  # with the picture as given: as long as that lives its id is its own
 
     def once(value: Any) -> Any:
         if isinstance(value, str):
             return value
         if id(value) not in opened:
-            opened[id(value)] = open_image(value)
-        return opened[id(value)]
+            opened[id(value)] = value, open_image(value)
+        return opened[id(value)][1]
 
-    return [[once(value) for value in own] for own in inputs]
+    return lambda inputs: [once(value) for value in inputs]
 
 
 def with_progress(

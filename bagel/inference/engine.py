@@ -168,8 +168,10 @@ class Handle(Generic[T]):
             error = next((item.error for item in items if item.error is not None), None)
             if error is not None:
                 work = self._request.throw(error)
+            elif begun:
+                work = self._request.send([item.result for item in items])
             else:
-                work = self._request.send([item.result for item in items] if begun else None)
+                work = next(self._request)
             while not work:
                 work = self._request.send([])
             self._items = [_Item(self, own) for own in work]

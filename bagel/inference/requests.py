@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,7 @@ from bagel.inference.flow import Role, TaylorSeer
 from bagel.inference.history import History, Kind, Turn
 from bagel.inference.settings import GenerationSettings
 from bagel.model.cache import Context, Tail
-from bagel.sequence import Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment
+from bagel.sequence import Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, segment_length
 from bagel.tokenizer import Tokenizer
 
 Item = tuple[Kind, str | Image.Image]
@@ -44,17 +45,31 @@ class Runtime:
         """How far `items` will move the rotary position of a context."""
         return sum(self.text(content).advance if isinstance(content, str) else 1 + latents for _, content in items)
 
+    def room(self, context: Context) -> int:
+        """The positions left behind a context."""
+        return self.config.decoder.max_position_embeddings - context.position
+
     def check_room(self, used: int, more: int) -> None:
         """
         Raises:
-            ContextLengthError: positions `used`, `more` ones and one to be generated are more than the model has.
+            ContextLengthError: positions `used` and `more` ones are more than the model has.
         """
         limit = self.config.decoder.max_position_embeddings
-        if used + more + 1 > limit:
+        if used + more > limit:
             raise ContextLengthError(
-                f"the context would take {used + more} positions and what is to be generated at least one more: "
-                f"the model has {limit} (each text token takes one, each picture two); shorten it."
+                f"the context and what is to follow would take {used + more} positions or more, the model has {limit} "
+                "(each text token takes one, each picture two): shorten it."
             )
+
+    def fitting(self, text: str, room: int) -> str:
+        """A text, or as much of its beginning as takes no more than `room` positions (3 or more) when it is read.
+
+        That may be more than it took to write it, such as where it holds broken characters.
+        """
+        if self.text(text).advance <= room:
+            return text
+        beyond = bisect_right(range(len(text)), room, key=lambda length: self.text(text[:length]).advance)
+        return text[: beyond - 1]
 
 
 @dataclass
@@ -119,21 +134,27 @@ def write(
     seed: int,
     max_tokens: int,
     *,
+    leave: int = 0,
     recorder: Recorder | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Request[str]:
     """Writes a text that follows a history, which stays as it is; the tokens' cache is dropped.
 
+    It is dropped, since what stands in a context is the text, read as any other: its tokens need not be those that it
+    was written with, and its end token has to be read in any case.
+
     Args:
         seed: of the token sampling.
-        max_tokens: the most tokens; no more than the positions left in any case.
+        max_tokens: the most tokens; fewer where the text, with its start and end token, would find no room.
+        leave: positions to be left behind the text.
         recorder: is filled.
         on_text: is called with each piece of the text as it becomes known.
 
-    Returns: the text up to the end token, the limit, or the first stop text.
+    Returns: the text up to the end token, the limit, or the first stop text. It can be read behind the history.
     """
     context = history.context.fork()
-    room = runtime.config.decoder.max_position_embeddings - context.position
+    room = runtime.room(context) - leave
+    max_tokens = min(max_tokens, room - 2)
     generator = torch.Generator().manual_seed(seed)
     stream = TextStream(runtime.tokenizer, settings.stop)
     tokens: list[int] = []
@@ -160,12 +181,12 @@ def write(
         give(stream.add(token))
         if stream.stopped:
             break
-        if len(tokens) >= min(max_tokens, room - 1):
+        if len(tokens) >= max_tokens:
             if recorder is not None:
                 yield from follow(token)
             break
     give(stream.finish())
-    return stream.text
+    return runtime.fitting(stream.text, room)
 
 
 @dataclass
@@ -186,6 +207,8 @@ def _branches(runtime: Runtime, history: History, roles: Sequence[Role], tokens:
         key = tuple(map(id, segments))
         if key not in branches:
             context, missing = history.closest(segments)
+            if not context.length:  # with nothing in common: memory for this branch, not for the whole conversation
+                context = runtime.engine.new_context(sum(map(segment_length, missing)) + tokens)
             if missing:
                 yield [Row(context, missing)]
             if role is Role.WITHOUT_IMAGE:
@@ -272,9 +295,9 @@ def noise_for(config: BagelConfig, size: tuple[int, int], seed: int) -> Tensor:
     return torch.randn(tokens, config.latent_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def cost_of(runtime: Runtime, items: Sequence[Item], size: tuple[int, int] | None, text_tokens: int) -> int:
-    """About how many tokens of cache a request will hold, its guidance branches included."""
-    total = text_tokens
+def tokens_of(runtime: Runtime, items: Sequence[Item], *, latents: bool) -> int:
+    """How many tokens `items` become in a context; `latents` as in `read`."""
+    total = 0
     stride, patch = runtime.config.latent_stride, runtime.config.vit.patch_size
     for _, content in items:
         if isinstance(content, str):
@@ -282,7 +305,6 @@ def cost_of(runtime: Runtime, items: Sequence[Item], size: tuple[int, int] | Non
         else:
             vae_size = runtime.vae_transform.size(*content.size)
             vit_size = runtime.vit_transform.size(*vae_size)
-            total += vae_size[0] * vae_size[1] // stride**2 + vit_size[0] * vit_size[1] // patch**2 + 4
-    if size is not None:
-        total += 3 * (size[0] * size[1] // stride**2 + 2)
+            total += vit_size[0] * vit_size[1] // patch**2 + 2
+            total += (vae_size[0] * vae_size[1] // stride**2 + 2) * latents
     return total

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from PIL import Image
 
-from bagel.errors import DataError, PromptError, SettingError
-from bagel.images import ImageSource, open_image
-from bagel.inference.engine import Request
-from bagel.inference.history import History, Kind, Turn
-from bagel.inference.requests import Item, read
+from bagel.errors import BagelError, PromptError, SettingError
+from bagel.images import ImageSource
+from bagel.inference.batch import check_stream, naming
+from bagel.inference.engine import Handle, Request
+from bagel.inference.history import History, Turn
+from bagel.inference.requests import Item, read, tokens_of
 from bagel.inference.result import Result
+from bagel.inference.saving import SavedSession, read_session, write_session
 from bagel.inference.settings import Task
-from bagel.inference.tasks import Media, Order, make_picture, make_text, system_prompt
+from bagel.inference.tasks import Media, Order, cost_of, make_picture, make_text, system_prompt
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
-
-_FILE = "session.json"
-_VERSION = 1
 
 
 class Session:
@@ -41,6 +36,9 @@ class Session:
 
     A picture, given or drawn, enters as clean VAE image, then ViT image; in a session for understanding as ViT image
     alone. What is generated becomes part of the conversation. A session is to be used by one thread at a time.
+
+    Every turn is whole or not at all: it is worked out on a copy, which takes the session's place at the end. What is
+    refused, fails, or is broken off leaves the session as it was.
     """
 
     def __init__(self, bagel: Bagel, *, think: bool = False, understanding: bool = False) -> None:
@@ -54,6 +52,7 @@ class Session:
         self.bagel, self.think, self.understanding = bagel, think, understanding
         self._history = History(bagel.engine.new_context())
         self._marks: list[int] = []  # number of turns before each add and generate
+        self._streaming = False
         if think:
             self._read([system_prompt("text" if understanding else "image")])
 
@@ -74,7 +73,9 @@ class Session:
 
         Raises:
             PromptError, ImageError, SizeError, ContextLengthError: it cannot be used; the session stays as it was.
+            BagelError: a stream of this session is open.
         """
+        self._check_free()
         items = self.bagel.check_items([item], self._output)
         before = len(self.history)
         self._read(items)
@@ -103,12 +104,12 @@ class Session:
 
         Raises:
             PromptError, SizeError, SettingError, ContextLengthError: before anything runs.
+            BagelError: a stream of this session is open.
         """
-        if self.understanding:
-            raise SettingError("this session is for understanding: open one with understanding=False to draw.")
-        task: Task = "edit" if self._history.has_picture else "generate"
-        order = self._order(task, settings, on_step=progress, on_text=on_text)
-        result = self._run(self._drawing(order))
+        order = self._drawing_order(settings, on_step=progress, on_text=on_text)
+        handle = self._submit_drawing(order)
+        self.bagel.engine.run_until([handle])
+        result = self._accept(handle.result())
         return result if return_result else result.image
 
     @overload
@@ -127,8 +128,10 @@ class Session:
         """Writes an answer, which becomes part of the conversation.
 
         Args:
-            stream: give an iterator over the pieces as they are written, thinking included. The answer becomes part of
-                the conversation once the iterator has ended.
+            stream: give an iterator over the pieces as they are written, thinking included; without on_text and
+                return_result. It begins to write when the first piece is asked for. From then on the session cannot be
+                changed until the iterator has ended, which makes the answer part of the conversation, or is closed or
+                dropped, which leaves the session as it was.
             on_text: called with each piece.
             return_result: give a `Result` instead of the answer.
             **settings: those of "ask", by name.
@@ -137,28 +140,39 @@ class Session:
 
         Raises:
             PromptError, SettingError, ContextLengthError: before anything runs.
+            BagelError: a stream of this session is open.
         """
-        pieces: deque[str] = deque()
-        order = self._order("ask", settings, on_text=pieces.append if stream else on_text)
-        if stream:
-            return self._stream(order, pieces)
-        result = self._run(self._answer(order))
-        return result if return_result else result.text
+        return self._write([], stream, on_text, return_result, settings)
 
-    def ask(self, question: str, **settings: Any) -> Any:
-        """`add(question)`, then `generate_text(**settings)`; if that fails, the question is taken back."""
-        self.add(question)
-        try:
-            return self.generate_text(**settings)
-        except BaseException:
-            self.undo()
-            raise
+    @overload
+    def ask(self, question: str, *, stream: Literal[True], **settings: Any) -> Iterator[str]: ...
+    @overload
+    def ask(
+        self, question: str, *, stream: Literal[False] = False, return_result: bool = False, **settings: Any
+    ) -> Any: ...
+
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: bool = False,
+        on_text: Callable[[str], None] | None = None,
+        return_result: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """`add(question)` and `generate_text(…)` as one: both become part of the conversation, or neither.
+
+        `undo` takes back the answer alone; once more, the question.
+        """
+        items = self.bagel.check_items([question], self._output)
+        return self._write(items, stream, on_text, return_result, settings)
 
     def fork(self) -> Session:
         """A second session that goes on from here. It shares the cache: nothing is computed or copied."""
         other = Session.__new__(Session)
         other.bagel, other.think, other.understanding = self.bagel, self.think, self.understanding
         other._history, other._marks = self._history.copy(), list(self._marks)
+        other._streaming = False
         return other
 
     def undo(self) -> None:
@@ -166,7 +180,9 @@ class Session:
 
         Raises:
             PromptError: there is nothing to undo.
+            BagelError: a stream of this session is open.
         """
+        self._check_free()
         if not self._marks:
             raise PromptError("there is nothing to undo: the session is empty.")
         self._history = self._history.copy(self._marks.pop())
@@ -174,66 +190,31 @@ class Session:
     # -------------------------------------------------------------------------------------------------- on disk
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes texts and pictures into a folder, which is replaced if it holds a saved session.
+        """Writes texts and pictures into a folder, which is replaced if it holds a saved session and nothing else.
+
+        A failure leaves what was there as it was.
 
         Raises:
-            DataError: the folder exists and holds something else.
+            DataError: there is something else at that place.
+            OSError: it cannot be written there.
         """
-        folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / _FILE).exists():
-            raise DataError(f"{folder} is no saved session and not empty: name another folder.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            turns = []
-            for number, turn in enumerate(self.history):
-                if isinstance(turn.content, str):
-                    turns.append({"kind": turn.kind, "text": turn.content})
-                else:
-                    name = f"{number:03d}.png"
-                    turn.content.save(temporary / name)
-                    turns.append({"kind": turn.kind, "image": name})
-            document = {
-                "version": _VERSION,
-                "think": self.think,
-                "understanding": self.understanding,
-                "marks": self._marks,
-                "turns": turns,
-            }
-            (temporary / _FILE).write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-            temporary.chmod(0o755)  # mkdtemp makes folders private
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        items = [(turn.kind, turn.content) for turn in self.history]
+        write_session(folder, SavedSession(self.think, self.understanding, self._marks, items))
 
     @classmethod
     def load(cls, bagel: Bagel, folder: str | os.PathLike[str]) -> Session:
         """Reads what `save` wrote, and computes its cache anew in one go.
 
         Raises:
-            DataError: it is no saved session.
+            DataError: it is no saved session, or a damaged one.
+            ImageError: a picture of it is missing or damaged.
+            SizeError, ContextLengthError: it was saved with another model, and does not fit this one.
         """
-        path = Path(folder) / _FILE
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document["version"] != _VERSION:
-                raise DataError(f"{path} is of version {document['version']!r}; this program reads version {_VERSION}.")
-            think, understanding = bool(document["think"]), bool(document["understanding"])
-            items = [_item(Path(folder), turn) for turn in document["turns"]]
-            marks = [int(mark) for mark in document["marks"]]
-        except DataError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no saved session ({type(error).__name__}: {error}).") from error
-        if any(not 0 <= mark <= len(items) for mark in marks) or marks != sorted(marks):
-            raise DataError(f"{path} is damaged: its marks {marks} do not fit {len(items)} turns.")
-        session = cls(bagel, understanding=understanding)
-        session.think, session._marks = think, marks
-        if items:
-            session._read(items)
+        saved = read_session(folder)
+        session = cls(bagel, understanding=saved.understanding)
+        session.think, session._marks = saved.think, list(saved.marks)
+        if saved.items:
+            session._read(saved.items)
         return session
 
     # ----------------------------------------------------------------------------------------------- how it runs
@@ -243,60 +224,124 @@ class Session:
         """What pictures are read for."""
         return "text" if self.understanding else "image"
 
-    def _order(self, task: Task, settings: dict[str, Any], **callbacks: Any) -> Order:
-        if not any(turn.kind != "system" for turn in self.history):
+    @property
+    def _latents(self) -> bool:
+        """Whether pictures enter as VAE image, too."""
+        return not self.understanding
+
+    def _check_free(self) -> None:
+        """
+        Raises:
+            BagelError: a stream is open.
+        """
+        if self._streaming:
+            raise BagelError("a stream of this session is open: read it to its end, or close it, before going on.")
+
+    def _order(self, task: Task, settings: dict[str, Any], added: Sequence[Item] = (), **callbacks: Any) -> Order:
+        """What is to be generated after `added`, checked for all that can be known beforehand."""
+        self._check_free()
+        items = [*((turn.kind, turn.content) for turn in self.history), *added]
+        if not any(kind != "system" for kind, _ in items):
             raise PromptError("the session is empty: add a text or a picture first.")
-        items = [(turn.kind, turn.content) for turn in self.history]
         order = self.bagel.order(task, {"think": self.think, **settings}, items, **callbacks)
         if order.settings.think and not self.think:
             raise SettingError("think is true, but the session began without it: open one with think=True.")
-        self.bagel.runtime.check_room(self._history.context.position, 0)
+        self._check_room(added, order.least_room)
         return order
 
+    def _drawing_order(self, settings: dict[str, Any], **callbacks: Any) -> Order:
+        if self.understanding:
+            raise SettingError("this session is for understanding: open one with understanding=False to draw.")
+        return self._order("edit" if self._history.has_picture else "generate", settings, **callbacks)
+
+    def _check_room(self, added: Sequence[Item], more: int = 0) -> None:
+        runtime = self.bagel.runtime
+        more += runtime.positions(added, latents=self._latents)
+        runtime.check_room(self._history.context.position, more)
+
+    def _read(self, items: Sequence[Item]) -> None:
+        self._check_room(items)
+        history = self._history.copy()
+        cost = tokens_of(self.bagel.runtime, items, latents=self._latents)
+        handle = self.bagel.engine.submit(self._reading(history, items), cost)
+        self.bagel.engine.run_until([handle])
+        handle.result()
+        self._history = history
+
+    def _reading(self, history: History, items: Sequence[Item]) -> Request[None]:
+        yield from read(self.bagel.runtime, history, items, latents=self._latents)
+
     def _drawing(self, order: Order) -> Request[tuple[History, Result]]:
-        """Works on a copy, so that a failure leaves the session as it was."""
         history = self._history.copy()
         result = yield from make_picture(self.bagel.runtime, history, order)
         assert result.image is not None
         yield from self._reading(history, [("drawing", result.image)])
         return history, result
 
-    def _answer(self, order: Order) -> Request[tuple[History, Result]]:
+    def _submit_drawing(self, order: Order) -> Handle[tuple[History, Result]]:
+        cost = cost_of(self.bagel.runtime, (), order, latents=True)
+        return self.bagel.engine.submit(self._drawing(order), cost)
+
+    def _answer(self, added: Sequence[Item], order: Order) -> Request[tuple[History, Result]]:
         history = self._history.copy()
+        if added:
+            yield from self._reading(history, added)
         result = yield from make_text(self.bagel.runtime, history, order)
         yield from self._reading(history, [("answer", result.raw_text)])
         return history, result
 
-    def _reading(self, history: History, items: Sequence[Item]) -> Request[None]:
-        runtime, latents = self.bagel.runtime, self._output == "image"
-        runtime.check_room(history.context.position, runtime.positions(items, latents))
-        yield from read(runtime, history, items, latents=latents)
+    def _submit_answer(self, added: Sequence[Item], order: Order) -> Handle[tuple[History, Result]]:
+        cost = cost_of(self.bagel.runtime, added, order, latents=self._latents)
+        return self.bagel.engine.submit(self._answer(added, order), cost)
 
-    def _read(self, items: Sequence[Item]) -> None:
-        history = self._history.copy()
-        handle = self.bagel.engine.submit(self._reading(history, items))
+    def _write(
+        self,
+        added: Sequence[Item],
+        stream: bool,
+        on_text: Callable[[str], None] | None,
+        return_result: bool,
+        settings: dict[str, Any],
+    ) -> Any:
+        """Reads `added` and writes an answer: at once, or as a stream."""
+        if stream:
+            check_stream(on_text, return_result)
+            pieces: deque[str] = deque()
+            return self._stream(
+                added, self._order("ask", settings, added, on_text=pieces.append), pieces, self._history
+            )
+        order = self._order("ask", settings, added, on_text=on_text)
+        handle = self._submit_answer(added, order)
         self.bagel.engine.run_until([handle])
-        handle.result()
-        self._history = history
+        result = self._accept(handle.result(), len(added))
+        return result if return_result else result.text
 
-    def _run(self, request: Request[tuple[History, Result]]) -> Result:
-        handle = self.bagel.engine.submit(request)
-        self.bagel.engine.run_until([handle])
-        return self._accept(handle.result())
+    def _stream(
+        self, added: Sequence[Item], order: Order, pieces: deque[str], history: History
+    ) -> Generator[str, None, None]:
+        """`order` was made for `history`."""
+        self._check_free()
+        if self._history is not history:
+            raise BagelError("the session has changed since this stream was made: make it when it is to be read.")
+        self._streaming = True
+        try:
+            handle = self._submit_answer(added, order)
+            yield from self.bagel.engine.stream(handle, pieces)
+            self._accept(handle.result(), len(added))
+        finally:
+            self._streaming = False
 
-    def _stream(self, order: Order, pieces: deque[str]) -> Generator[str, None, None]:
-        handle = self.bagel.engine.submit(self._answer(order))
-        yield from self.bagel.engine.stream(handle, pieces)
-        self._accept(handle.result())
-
-    def _accept(self, outcome: tuple[History, Result]) -> Result:
-        self._marks.append(len(self.history))
-        self._history = outcome[0]
-        return outcome[1]
+    def _accept(self, outcome: tuple[History, Result], added: int = 0) -> Result:
+        """Takes over what a request led to, which first read `added` turns."""
+        before = len(self.history)
+        self._marks += [before, before + added] if added else [before]
+        self._history, result = outcome
+        return result
 
 
 def draw_together(sessions: Sequence[Session], *, seed: Sequence[int | None], **settings: Any) -> list[Image.Image]:
     """`generate_image` in several sessions of one model at once, as one batch; each draws what it would draw alone.
+
+    If one of them fails, all sessions stay as they were.
 
     Args:
         sessions: no session twice.
@@ -305,25 +350,23 @@ def draw_together(sessions: Sequence[Session], *, seed: Sequence[int | None], **
 
     Raises:
         PromptError, SizeError, SettingError, ContextLengthError: before anything runs.
+        BagelError: a stream of one of the sessions is open.
     """
+    count = len(sessions)
+    if len(seed) != count:
+        raise SettingError(f"seed is a list of {len(seed)}: there are {count} sessions.")
+    if len(set(map(id, sessions))) < count or len({id(session.bagel) for session in sessions}) > 1:
+        raise SettingError(f"these {count} sessions cannot draw together: they must be different ones of one model.")
     orders = []
-    for session, own_seed in zip(sessions, seed, strict=True):
-        if session.understanding:
-            raise SettingError("a session is for understanding: open it with understanding=False to draw.")
-        task: Task = "edit" if session._history.has_picture else "generate"
-        orders.append(session._order(task, {**settings, "seed": own_seed}))
-    handles = [
-        session.bagel.engine.submit(session._drawing(order)) for session, order in zip(sessions, orders, strict=True)
-    ]
+    for i, (session, own_seed) in enumerate(zip(sessions, seed, strict=True)):
+        with naming("session", i, count):
+            orders.append(session._drawing_order({**settings, "seed": own_seed}))
+    handles = [session._submit_drawing(order) for session, order in zip(sessions, orders, strict=True)]
     if handles:
         sessions[0].bagel.engine.run_until(handles)
-    results = [session._accept(handle.result()) for session, handle in zip(sessions, handles, strict=True)]
+    outcomes = []
+    for i, handle in enumerate(handles):
+        with naming("session", i, count):
+            outcomes.append(handle.result())
+    results = [session._accept(outcome) for session, outcome in zip(sessions, outcomes, strict=True)]
     return [result.image for result in results if result.image is not None]
-
-
-def _item(folder: Path, turn: dict[str, str]) -> Item:
-    kind = turn["kind"]
-    if kind not in get_args(Kind):
-        raise DataError(f"{folder / _FILE} has a turn of kind {kind!r}; there are {', '.join(get_args(Kind))}.")
-    content: str | Image.Image = turn["text"] if "text" in turn else open_image(folder / Path(turn["image"]).name)
-    return cast(Kind, kind), content

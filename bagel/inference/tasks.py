@@ -9,15 +9,20 @@ from typing import Literal
 
 from torch import Tensor
 
+from bagel.inference import flow
 from bagel.inference.decode import split_thinking
 from bagel.inference.engine import Request
 from bagel.inference.history import History
-from bagel.inference.requests import Item, Recorder, Runtime, draw, noise_for, read, write
+from bagel.inference.requests import Item, Recorder, Runtime, draw, noise_for, read, tokens_of, write
 from bagel.inference.result import Result
 from bagel.inference.settings import GenerationSettings, Task
 from bagel.prompts import SYSTEM_PROMPT_GENERATE, SYSTEM_PROMPT_UNDERSTAND
 
 Media = Literal["image", "text"]
+
+_LEAST_TEXT = 3  # positions: the start token, one more, the end token
+_PICTURE = 2  # positions: as VAE image and as ViT image
+_LIKELY_TEXT = 256  # tokens of a text that may become longer, for which memory is taken beforehand
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,20 @@ class Order:
     on_step: Callable[[int, int], None] | None = None
     on_text: Callable[[str], None] | None = None
 
+    @property
+    def least_room(self) -> int:
+        """The positions that what is generated takes at the very least."""
+        if self.size is None:
+            return _LEAST_TEXT
+        return _PICTURE + (_LEAST_TEXT if self.settings.think else 0)
+
+    @property
+    def most_text(self) -> int:
+        """The most tokens of text that are written."""
+        if self.size is None:
+            return self.settings.max_new_tokens
+        return self.settings.max_think_tokens if self.settings.think else 0
+
 
 def system_prompt(output: Media) -> Item:
     """What stands first where the model is to think."""
@@ -57,15 +76,17 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
     assert size is not None, "a picture needs a size"
     text = ""
     if settings.think:
-        # The thought is read again between its start and end token, and the picture takes a position too.
-        room = runtime.config.decoder.max_position_embeddings - history.context.position - 3
-        limit = min(settings.max_think_tokens, max(room, 1))
         text = yield from write(
-            runtime, history, settings, order.seed, limit, recorder=order.recorder, on_text=order.on_text
+            runtime,
+            history,
+            settings,
+            order.seed,
+            order.most_text,
+            leave=_PICTURE,
+            recorder=order.recorder,
+            on_text=order.on_text,
         )
-        thought: list[Item] = [("thought", text)]
-        runtime.check_room(history.context.position, runtime.positions(thought, latents=True))
-        yield from read(runtime, history, thought, latents=True)
+        yield from read(runtime, history, [("thought", text)], latents=True)
     noise = noise_for(runtime.config, size, order.seed) if order.noise is None else order.noise
     drawing = yield from draw(runtime, history, settings, size, noise, recorder=order.recorder, on_step=order.on_step)
     thinking, rest = split_thinking(text)
@@ -83,7 +104,7 @@ def make_text(runtime: Runtime, history: History, order: Order) -> Request[Resul
     began = time.perf_counter()
     settings = order.settings
     text = yield from write(
-        runtime, history, settings, order.seed, settings.max_new_tokens, recorder=order.recorder, on_text=order.on_text
+        runtime, history, settings, order.seed, order.most_text, recorder=order.recorder, on_text=order.on_text
     )
     result = _result(history, order, began)
     result.raw_text = text
@@ -91,16 +112,44 @@ def make_text(runtime: Runtime, history: History, order: Order) -> Request[Resul
     return result
 
 
-def one_shot(runtime: Runtime, items: Sequence[Item], output: Media, order: Order, reserve: int) -> Request[Result]:
-    """A request of its own: reads `items` and generates what follows. `reserve` tokens of cache are expected."""
+def one_shot(runtime: Runtime, items: Sequence[Item], output: Media, order: Order) -> Request[Result]:
+    """A request of its own: reads `items` and generates what follows."""
     began = time.perf_counter()
-    history = History(runtime.engine.new_context(reserve))
-    first = [system_prompt(output)] if order.settings.think else []
-    yield from read(runtime, history, [*first, *items], latents=output == "image")
+    latents = output == "image"
+    items = _after_system_prompt(items, output, order)
+    likely = tokens_of(runtime, items, latents=latents) + min(order.most_text, _LIKELY_TEXT) + 2
+    history = History(runtime.engine.new_context(likely + _noised_tokens(runtime, order)))
+    yield from read(runtime, history, items, latents=latents)
     make = make_picture if output == "image" else make_text
     result = yield from make(runtime, history, order)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def check_room(runtime: Runtime, items: Sequence[Item], output: Media, order: Order) -> None:
+    """
+    Raises:
+        ContextLengthError: there is no room for what `one_shot` reads and what it generates at the least.
+    """
+    positions = runtime.positions(_after_system_prompt(items, output, order), latents=output == "image")
+    runtime.check_room(positions, order.least_room)
+
+
+def cost_of(runtime: Runtime, items: Sequence[Item], order: Order, *, latents: bool) -> int:
+    """About how many tokens of cache a request holds at the most that reads `items`, then does as ordered."""
+    branches = len(flow.roles_used(order.settings))
+    return tokens_of(runtime, items, latents=latents) + order.most_text + branches * _noised_tokens(runtime, order)
+
+
+def _after_system_prompt(items: Sequence[Item], output: Media, order: Order) -> list[Item]:
+    return [*([system_prompt(output)] if order.settings.think else []), *items]
+
+
+def _noised_tokens(runtime: Runtime, order: Order) -> int:
+    """Tokens of the picture while it is being drawn, its markers included; 0 where there is none."""
+    if order.size is None:
+        return 0
+    return order.size[0] * order.size[1] // runtime.config.latent_stride**2 + 2
 
 
 def _result(history: History, order: Order, began: float) -> Result:

@@ -30,6 +30,8 @@ from bagel.inference.loading import choose_dtype
 from bagel.inference.requests import Recorder
 from bagel.inference.result import Result, save_image
 from bagel.inference.tasks import one_shot
+from bagel.model.cache import Chunk
+from bagel.prompts import SYSTEM_PROMPT_GENERATE
 
 
 def run_together(bagel: Bagel, jobs: list[tuple[list[Any], dict[str, Any]]]) -> list[tuple[Result, Recorder]]:
@@ -42,7 +44,7 @@ def run_together(bagel: Bagel, jobs: list[tuple[list[Any], dict[str, Any]]]) -> 
         task = "ask" if output == "text" else "edit" if any(kind == "image" for kind, _ in items) else "generate"
         recorder = Recorder()
         order = bagel.order(task, settings, items, recorder=recorder)
-        prepared.append((bagel.engine.submit(one_shot(bagel.runtime, items, output, order, 64)), recorder))
+        prepared.append((bagel.engine.submit(one_shot(bagel.runtime, items, output, order)), recorder))
     bagel.engine.run_until([handle for handle, _ in prepared])
     return [(handle.result(), recorder) for handle, recorder in prepared]
 
@@ -318,15 +320,6 @@ def test_errors_come_before_any_work(
     assert bagel.engine.stats.steps == 0
 
 
-def test_a_thought_too_long_for_the_context_is_an_error(bagel: Bagel, spoken: Callable[[Any], None]) -> None:
-    """The tokens as written fit, but not those of the text they make: each broken character takes several."""
-    broken = bagel.tokenizer.encode("🐈")[0]
-    spoken([broken] * 160)
-    with pytest.raises(ContextLengthError, match="the model has 512"):
-        bagel.generate("a", think=True)
-    assert bagel.engine.stats.written_tokens == 161
-
-
 def test_an_endless_thought_leaves_room_for_the_picture(bagel: Bagel, spoken: Callable[[Any], None]) -> None:
     spoken("a " * 600)
     result = bagel.generate("word " * 40, think=True, return_result=True)
@@ -340,7 +333,96 @@ def test_text_ends_where_the_positions_end(bagel: Bagel, spoken: Callable[[str],
     used = bagel.runtime.text(prompt).advance
     recorder = Recorder()
     bagel.interleave([prompt], output="text", max_new_tokens=1000, recorder=recorder)
-    assert used + len(recorder.tokens) == bagel.config.decoder.max_position_embeddings
+    # One is left for the end token: an answer is as long here as in a session, where it is read again.
+    assert used + len(recorder.tokens) + 1 == bagel.config.decoder.max_position_embeddings
+
+
+def test_what_is_to_be_generated_must_have_room(bagel: Bagel) -> None:
+    """Each text is one token too long for what is to follow it; with one token less it runs."""
+    steps = bagel.engine.stats.steps
+
+    def longest(least: int, first: str = "") -> str:
+        """Each digit is a token; with start and end token it leaves room for `least`."""
+        used = bagel.runtime.text(first).advance if first else 0
+        return "1" * (bagel.config.decoder.max_position_embeddings - used - least - 2)
+
+    cases: list[tuple[str, Callable[[str], Any]]] = [
+        (longest(2), lambda text: bagel.generate(text)),
+        (longest(3), lambda text: bagel.ask(None, text)),
+        (longest(3), lambda text: next(bagel.ask(None, text, stream=True))),
+        (longest(5, SYSTEM_PROMPT_GENERATE), lambda text: bagel.generate(text, think=True)),
+    ]
+    for text, act in cases:
+        with pytest.raises(ContextLengthError, match="would take 513 positions or more, the model has 512"):
+            act(text + "1")
+        assert bagel.engine.stats.steps == steps
+        act(text)
+        steps = bagel.engine.stats.steps
+
+
+@pytest.mark.parametrize("think", [False, True])
+def test_a_picture_is_drawn_in_the_memory_reserved(
+    bagel: Bagel, golden: Any, spoken: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, think: bool
+) -> None:
+    """What is drawn stands in one piece with what it follows."""
+    sizes: list[int] = []
+    original = Chunk.__init__
+
+    def count(self: Chunk, config: Any, capacity: int, *rest: Any) -> None:
+        sizes.append(capacity)
+        original(self, config, capacity, *rest)
+
+    monkeypatch.setattr(Chunk, "__init__", count)
+    spoken("a red one")
+    bagel.generate("a " * 100, size=(128, 128), num_timesteps=2, think=think, max_think_tokens=20)
+    picture = 8 * 8 + 2
+    # The full context and the one without text; with the system prompt that one goes on from the full one.
+    assert len(sizes) == 2
+    assert sizes[1] == picture
+    sizes.clear()
+    bagel.edit(golden.image("tiny"), "red", size=(128, 128), num_timesteps=2, think=think)
+    # Texts have a context of their own, which is no larger than they need (or goes on from the system prompt).
+    assert len(sizes) == 3
+    assert sizes[1] == picture
+    if not think:
+        assert sizes[2] == bagel.runtime.text("red").und_len + picture
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda b, i: b.generate(["a cat", " \n"]), PromptError, r"request 2 of 2 \(index 1\): the text is"),
+        (lambda b, i: b.generate(["a", "b", 3]), PromptError, r"request 3 of 3 \(index 2\): a text is needed"),
+        (lambda b, i: b.edit(i, ["a", None]), PromptError, r"request 2 of 2 \(index 1\): a text is needed"),
+        (lambda b, i: b.edit([i, "no.png"], ["a", "b"]), ImageError, r"request 2 of 2 \(index 1\): .*no.png"),
+        (lambda b, i: b.ask([i, b"x"], ["a", "b"]), ImageError, r"request 2 of 2 \(index 1\): "),
+        (lambda b, i: b.generate("a", seed=[1, -1]), SettingError, r"request 2 of 2 \(index 1\): seed is -1"),
+        (lambda b, i: b.generate(["a", "1" * 600], n=3), ContextLengthError, r"request 2 of 2 \(index 1\): "),
+        (lambda b, i: b.generate("a", size=[(16, 16), (8, 8)]), SizeError, r"request 2 of 2 \(index 1\): "),
+        (lambda b, i: b.generate(["1" * 600], n=3), ContextLengthError, "^the context"),
+    ],
+)
+def test_errors_name_their_request(
+    bagel: Bagel, golden: Any, call: Callable[..., Any], error: type[BagelError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(bagel, golden.image("tiny"))
+    assert bagel.engine.stats.steps == 0
+
+
+def test_failures_name_their_request(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bagel.inference import tasks
+
+    def failing(runtime: Any, history: Any, order: Any) -> Any:
+        if order.seed == 5:
+            raise OSError("lost")
+        return (yield from original(runtime, history, order))
+
+    original = tasks.make_picture
+    monkeypatch.setattr(tasks, "make_picture", failing)
+    with pytest.raises(OSError, match="lost") as caught:
+        bagel.generate(["a", "b", "c"], seed=[0, 4, 9], n=2, num_timesteps=2)
+    assert caught.value.__notes__ == ["This was request 2 of 3 (index 1)."]
 
 
 # ----------------------------------------------------------------------------------------------------------- results

@@ -17,7 +17,7 @@ from bagel.errors import BagelError, ContextLengthError, DataError, ImageError, 
 from bagel.inference.api import Bagel
 from bagel.inference.engine import Output, Request, Row
 from bagel.inference.flow import Role
-from bagel.inference.session import Session
+from bagel.inference.session import Session, draw_together
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:
@@ -241,6 +241,201 @@ def test_failures_leave_the_session_as_it_was(bagel: Bagel) -> None:
     assert bagel.engine.idle
 
 
+def fill(chat: Session, left: int) -> None:
+    """Adds a text (every digit is a token) that leaves so many positions."""
+    chat.add("1" * (chat.bagel.runtime.room(chat._history.context) - left - 2))
+    assert chat.bagel.runtime.room(chat._history.context) == left
+
+
+def test_what_finds_no_room_is_refused_before_any_work(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+    spoken("word " * 50)
+    cases: list[tuple[int, Callable[[Session], Any]]] = [  # the positions that are too few by one
+        (1, lambda chat: chat.generate_image()),
+        (2, lambda chat: chat.generate_text()),
+        (2, lambda chat: next(chat.generate_text(stream=True))),
+        (2, lambda chat: chat.add("1")),
+        (5, lambda chat: chat.ask("1")),
+        (5, lambda chat: next(chat.ask("1", stream=True))),
+    ]
+    for left, act in cases:
+        for chat, room in ((bagel.session(), left), (bagel.session(), left + 1)):
+            fill(chat, room)
+            history, steps = chat.history, bagel.engine.stats.steps
+            if room == left:
+                with pytest.raises(ContextLengthError, match="would take 513 positions or more, the model has 512"):
+                    act(chat)
+                assert bagel.engine.stats.steps == steps
+                assert chat.history == history
+            else:
+                act(chat)
+    thinking = bagel.session(think=True)
+    fill(thinking, 5)
+    assert thinking.fork().generate_image(return_result=True).thinking != ""
+    thinking.undo()
+    fill(thinking, 4)
+    steps = bagel.engine.stats.steps
+    with pytest.raises(ContextLengthError):
+        thinking.generate_image()
+    assert bagel.engine.stats.steps == steps
+
+
+def test_a_full_context_can_be_kept_and_taken_back(bagel: Bagel, spoken: Callable[[str], None], tmp_path: Path) -> None:
+    spoken("1" * 50)
+    chat = bagel.session()
+    fill(chat, 10)
+    assert chat.generate_text(max_new_tokens=100) == "1" * 8
+    assert bagel.runtime.room(chat._history.context) == 0
+    chat.save(tmp_path / "chat")
+    for full in (chat, bagel.load_session(tmp_path / "chat")):
+        with pytest.raises(ContextLengthError):
+            full.generate_text()
+        full.undo()
+        assert bagel.runtime.room(full._history.context) == 10
+
+
+@pytest.mark.parametrize("what", ["answer", "thought"])
+def test_a_text_longer_to_read_than_to_write_is_cut(bagel: Bagel, spoken: Callable[[Any], None], what: str) -> None:
+    """The tokens as written fit, but not those of the text they make: each broken character takes several."""
+    spoken([bagel.tokenizer.encode("🐈")[0]] * 100)
+    chat = bagel.session(think=what == "thought")
+    chat.add("a cat")
+    fill(chat, 100)
+    if what == "answer":
+        chat.generate_text(max_new_tokens=1000)
+    else:
+        chat.generate_image(seed=0)
+    (turn,) = (turn for turn in chat.history if turn.kind == what)
+    assert isinstance(turn.content, str)
+    assert set(turn.content) == {"\ufffd"}
+    longer = bagel.runtime.text(turn.content + "\ufffd").advance
+    room = 100 - 2 * (what == "thought")
+    assert turn.segments[0].advance <= room < longer
+
+
+def test_streams_hold_the_session(bagel: Bagel) -> None:
+    chat = bagel.session()
+    chat.add("a cat")
+    history, expected = chat.history, next_logits(chat)
+    unread = chat.ask("What?", stream=True)  # nothing has begun: nothing is held
+    chat.add("a dog")
+    with pytest.raises(BagelError, match="has changed since this stream was made"):
+        next(unread)
+    chat.undo()
+    for begin in (lambda: chat.ask("What?", stream=True), lambda: chat.generate_text(stream=True)):
+        stream = begin()
+        next(stream)
+        acts: list[Callable[[], Any]] = [
+            lambda: chat.add("x"),
+            chat.undo,
+            chat.generate_image,
+            chat.generate_text,
+            lambda: chat.ask("x"),
+            lambda: chat.ask("x", stream=True),
+            lambda: draw_together([chat], seed=[1]),
+        ]
+        for act in acts:
+            with pytest.raises(BagelError, match="a stream of this session is open"):
+                act()
+        other = chat.fork()
+        other.add("a bird")
+        del stream  # its reader lost interest
+        assert chat.history == history
+    assert relative(next_logits(chat), expected) < 1e-6
+    pieces = list(chat.ask("What?", stream=True))
+    assert [turn.content for turn in chat.history] == ["a cat", "What?", "".join(pieces)]
+    chat.undo()
+    assert [turn.content for turn in chat.history] == ["a cat", "What?"]
+    chat.undo()
+    assert chat.history == history
+
+
+def test_a_question_whose_answer_fails_is_taken_back(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bagel.inference import requests
+
+    chat = bagel.session()
+    chat.add("a cat")
+    history, expected = chat.history, next_logits(chat)
+    choose, calls = requests.choose_token, 0
+
+    def broken(*args: Any) -> int:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 0:
+            raise OSError("lost")
+        return choose(*args)
+
+    monkeypatch.setattr(requests, "choose_token", broken)
+    for act in (lambda: chat.ask("What?"), lambda: list(chat.ask("What?", stream=True))):
+        with pytest.raises(OSError, match="lost"):
+            act()
+        assert chat.history == history
+    monkeypatch.setattr(requests, "choose_token", choose)
+    assert relative(next_logits(chat), expected) < 1e-6
+    chat.add("x")  # no stream is open
+
+
+def test_streams_hand_out_pieces_only(bagel: Bagel) -> None:
+    chat = bagel.session()
+    for name, act in (
+        ("on_text", lambda: chat.ask("What?", stream=True, on_text=print)),
+        ("return_result", lambda: chat.ask("What?", stream=True, return_result=True)),
+        ("on_text", lambda: bagel.ask(None, "What?", stream=True, on_text=print)),
+        ("return_result", lambda: bagel.ask(None, "What?", stream=True, return_result=True)),
+    ):
+        with pytest.raises(SettingError, match=f"{name} is given together with stream=True"):
+            act()
+
+
+def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bagel.inference import session as module
+
+    chats = [bagel.session() for _ in range(3)]
+    for chat, text in zip(chats, ("a cat", "a dog", "a bird"), strict=True):
+        chat.add(text)
+    alone = [chat.fork().generate_image(seed=seed) for seed, chat in enumerate(chats)]
+    histories = [chat.history for chat in chats]
+    make = module.make_picture
+
+    def failing(runtime: Any, history: Any, order: Any) -> Request[Any]:
+        result = yield from make(runtime, history, order)
+        if order.seed == 1:
+            raise OSError("lost")
+        return result
+
+    monkeypatch.setattr(module, "make_picture", failing)
+    with pytest.raises(OSError, match="lost") as caught:
+        draw_together(chats, seed=[0, 1, 2])
+    assert caught.value.__notes__ == ["This was session 2 of 3 (index 1)."]
+    assert [chat.history for chat in chats] == histories
+    monkeypatch.setattr(module, "make_picture", make)
+    pictures = draw_together(chats, seed=[0, 1, 2])
+    assert all(same(got, expected) for got, expected in zip(pictures, alone, strict=True))
+    assert [len(chat.history) for chat in chats] == [2, 2, 2]
+
+    steps = bagel.engine.stats.steps
+    for sessions, seeds, message in (
+        ([chats[0], chats[0]], [0, 1], "must be different ones of one model"),
+        ([chats[0], Bagel(bagel.checkpoint).session()], [0, 1], "must be different ones of one model"),
+        (chats, [0], "seed is a list of 1: there are 3 sessions"),
+        ([chats[0], bagel.session(understanding=True)], [0, 1], r"session 2 of 2 \(index 1\): .*for understanding"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            draw_together(sessions, seed=seeds)
+    assert bagel.engine.stats.steps == steps
+
+
+def test_sessions_wait_for_room(bagel: Bagel) -> None:
+    """What a session is about to hold counts, as it does for other requests."""
+    bagel.engine.max_active_cost = 30  # a picture of 48×32 takes two branches of 8 tokens
+    chats = [bagel.session() for _ in range(3)]
+    for chat in chats:
+        chat.add("a cat")
+    bagel.engine.stats.steps = bagel.engine.stats.forwards = 0
+    draw_together(chats, seed=[0, 1, 2], num_timesteps=2)
+    one_by_one = 1 + 1 + 1 + 1  # denoise, decode, encode, read
+    assert bagel.engine.stats.steps == 3 * one_by_one
+
+
 def test_an_empty_session_cannot_generate(bagel: Bagel) -> None:
     for chat in (bagel.session(), bagel.session(think=True)):
         with pytest.raises(PromptError, match="the session is empty"):
@@ -332,3 +527,55 @@ def test_folders_that_are_no_sessions(bagel: Bagel, tmp_path: Path) -> None:
     )
     with pytest.raises(BagelError):
         bagel.load_session(tmp_path / "chat")
+
+
+@pytest.mark.parametrize("moment", ["writing", "renaming"])
+def test_a_failed_save_leaves_the_old_one(
+    bagel: Bagel, golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    chat = bagel.session()
+    chat.add("a cat")
+    chat.save(tmp_path / "chat")
+    chat.add(golden.image("tall"))
+    with monkeypatch.context() as patch:
+        if moment == "writing":
+
+            def full(*args: Any, **kwargs: Any) -> None:
+                raise OSError("disk full")
+
+            patch.setattr(Image.Image, "save", full)
+        else:
+            rename = Path.rename
+
+            def lost(self: Path, target: Path) -> Path:
+                if self.name == "fresh":
+                    raise OSError("disk full")
+                return rename(self, target)
+
+            patch.setattr(Path, "rename", lost)
+        with pytest.raises(OSError, match="disk full"):
+            chat.save(tmp_path / "chat")
+    assert [path.name for path in tmp_path.iterdir()] == ["chat"]
+    assert [turn.content for turn in bagel.load_session(tmp_path / "chat").history] == ["a cat"]
+
+
+def test_only_saved_sessions_are_replaced(bagel: Bagel, tmp_path: Path) -> None:
+    chat = bagel.session()
+    chat.add("a cat")
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(DataError, match="file is a file: name a folder"):
+        chat.save(tmp_path / "file")
+    chat.save(tmp_path / "chat")
+    (tmp_path / "chat" / "notes.txt").write_text("precious")
+    with pytest.raises(DataError, match="it holds notes.txt"):
+        chat.save(tmp_path / "chat")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "session.json").write_text('{"user": "somebody"}')
+    with pytest.raises(DataError, match="no valid session.json"):
+        chat.save(tmp_path / "theirs")
+    assert (tmp_path / "chat" / "notes.txt").read_text() == (tmp_path / "file").read_text() == "precious"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    chat.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "session.json").exists()
