@@ -79,7 +79,8 @@ class Bagel:
         Args:
             name: "mini" (the embedded model), a folder in the official layout, or a hub id such as
                 "ByteDance-Seed/BAGEL-7B-MoT", which is downloaded once.
-            dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on accelerators and for checkpoints above 1 GB.
+            dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on accelerators and for checkpoints above 1 GB
+                (on GPUs without bfloat16 float32, above 1 GB float16). The autoencoder is in float32 in any case.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto": the best there is.
             compile: as in `__init__`.
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import torch
 
-from bagel.checkpoint.official import AUTOENCODER_FILE, Checkpoint, load_checkpoint, model_file
+from bagel.checkpoint.official import (
+    AUTOENCODER_FILE,
+    Checkpoint,
+    load_autoencoder,
+    load_checkpoint,
+    model_file,
+)
 from bagel.errors import CheckpointError, DeviceError
 from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.model.bagel import BagelModel
@@ -78,12 +84,18 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
-    """
+    """The precision of the model. "auto" is bfloat16 on accelerators and for large checkpoints.
+
+    CUDA devices that only emulate bfloat16 (before compute capability 8) get float32, or float16 for large checkpoints:
+    in float32 these would not fit. Activations beyond 65504 overflow in float16, so bfloat16 is the first choice.
+
     Raises:
         DeviceError: unknown.
     """
     if dtype == "auto":
         large = model_file(folder).stat().st_size > _LARGE
+        if device.type == "cuda" and not _has_bfloat16(device):
+            return torch.float16 if large else torch.float32
         return torch.float32 if device.type == "cpu" and not large else torch.bfloat16
     chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in _DTYPES.values():
@@ -91,11 +103,24 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -
     return chosen
 
 
+def _has_bfloat16(device: torch.device) -> bool:
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def load(name: str | os.PathLike[str], dtype: str | torch.dtype, device: str | torch.device) -> tuple[Checkpoint, Path]:
-    """Loads a checkpoint, and says in which folder it is. Arguments and errors as `Bagel.from_pretrained`."""
+    """Loads a checkpoint, and says in which folder it is. Arguments and errors as `Bagel.from_pretrained`.
+
+    The autoencoder is in float32 whatever the model is in: bfloat16 resolves half a grey level at best, and its many
+    layers add up to several. It is small, and runs once for each picture.
+    """
     where = choose_device(device)
     folder = find_folder(name)
-    return load_checkpoint(folder, dtype=choose_dtype(dtype, where, folder), device=where), folder
+    precision = choose_dtype(dtype, where, folder)
+    checkpoint = load_checkpoint(folder, dtype=precision, device=where)
+    if precision != torch.float32:
+        checkpoint.autoencoder = load_autoencoder(folder, device=where)
+    return checkpoint, folder
 
 
 def compile_experts(model: BagelModel) -> None:

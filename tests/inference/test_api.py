@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from bagel.errors import (
     SettingError,
     SizeError,
 )
+from bagel.inference import loading
 from bagel.inference.api import Bagel
 from bagel.inference.defaults import Defaults
 from bagel.inference.loading import choose_dtype
@@ -509,8 +511,35 @@ def test_unknown_devices_and_dtypes(golden: Any) -> None:
 
 def test_automatic_precision(golden: Any) -> None:
     assert choose_dtype("auto", torch.device("cpu"), golden.checkpoint) is torch.float32
-    assert choose_dtype("auto", torch.device("cuda"), golden.checkpoint) is torch.bfloat16
+    assert choose_dtype("auto", torch.device("mps"), golden.checkpoint) is torch.bfloat16
     assert choose_dtype("float16", torch.device("cpu"), golden.checkpoint) is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("native", "limit", "expected"),
+    [
+        (True, 10**9, torch.bfloat16),
+        (False, 10**9, torch.float32),
+        (True, 1, torch.bfloat16),
+        (False, 1, torch.float16),
+    ],
+)
+def test_automatic_precision_on_gpus(
+    golden: Any, monkeypatch: pytest.MonkeyPatch, native: bool, limit: int, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(loading, "_LARGE", limit)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert choose_dtype("auto", torch.device("cuda"), golden.checkpoint) is expected
+
+
+def test_the_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> None:
+    half = Bagel.from_pretrained(golden.checkpoint, device="cpu", dtype="bfloat16")
+    assert half.dtype is torch.bfloat16
+    ours, theirs = half.checkpoint.autoencoder.state_dict(), bagel.checkpoint.autoencoder.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    picture = half.generate("a cat", num_timesteps=2, seed=0, size=(32, 32))
+    assert picture.size == (32, 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
