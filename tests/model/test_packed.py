@@ -1,0 +1,80 @@
+"""Packed weights: the same numbers, one set of them, and no training."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from bagel.config import DecoderConfig
+from bagel.model.attention import CachedAttention, CachedSample
+from bagel.model.cache import Context
+from bagel.model.decoder import Decoder
+from bagel.model.packed import PackedLinear, can_pack, pack_weights
+from bagel.sequence import CAUSAL, FULL, SegmentSpan
+
+PACKABLE = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)]
+CONFIG = DecoderConfig(hidden_size=96, num_layers=2, num_heads=6, num_kv_heads=2, intermediate_size=176, vocab_size=200)
+
+pytestmark = pytest.mark.skipif(not PACKABLE, reason="this processor or PyTorch packs no weights")
+
+
+@pytest.mark.parametrize("dtype", PACKABLE, ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 3, 33])
+def test_the_same_numbers_as_plain(tokens: int, bias: bool, dtype: torch.dtype) -> None:
+    linear = nn.Linear(72, 130, bias=bias)
+    x = torch.randn(tokens, 72).to(dtype)
+    exact = nn.functional.linear(x.double(), linear.to(dtype).weight.double(), linear.bias.double() if bias else None)
+    with torch.no_grad():
+        got = PackedLinear(linear)(x)
+    assert got.dtype == dtype
+    assert got.shape == (tokens, 130)
+    tolerance = 1e-6 if dtype == torch.float32 else 4e-3
+    assert (got.double() - exact).norm() <= tolerance * exact.norm()
+
+
+@torch.no_grad()
+def run(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A text of 5 tokens, then a picture of 7 between its markers, behind it."""
+    generator = torch.Generator().manual_seed(0)
+    context = Context(CONFIG, torch.float32, torch.device("cpu"))
+    tail = context.allocate(14)
+    text = torch.randn(5, 96, generator=generator)
+    attend = CachedAttention([CachedSample([SegmentSpan(CAUSAL, (0, 5), (0, 0), 0)], tail)])
+    read, _ = decoder(text, text[:0], (torch.arange(5), torch.arange(0)), attend)
+    und, gen = torch.randn(2, 96, generator=generator), torch.randn(7, 96, generator=generator)
+    attend = CachedAttention([CachedSample([SegmentSpan(FULL, (0, 2), (0, 7), 5)], tail)])
+    markers, picture = decoder(und, gen, (torch.full((2,), 5), torch.full((7,), 5)), attend)
+    return decoder.lm_head(decoder.norm(read)), markers, picture
+
+
+def test_a_decoder_computes_the_same_and_saves_the_same() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(CONFIG).eval()
+    packed = copy.deepcopy(decoder)
+    assert pack_weights(packed) == 2 * 2 * 7 + 1
+    assert not any(isinstance(module, nn.Linear) for module in packed.modules())
+    for mine, plain in zip(run(packed), run(decoder), strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
+    state = packed.state_dict()
+    assert state.keys() == decoder.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in decoder.state_dict().items())
+    kept = {name for name, _ in packed.named_parameters()}
+    assert kept == {name for name in state if "norm" in name or "embed" in name}  # nothing is held twice
+
+
+def test_gradients_are_refused() -> None:
+    packed = PackedLinear(nn.Linear(8, 8))
+    with pytest.raises(RuntimeError, match="for inference"):
+        packed(torch.randn(2, 8, requires_grad=True))
+
+
+def test_what_is_left_as_it_is() -> None:
+    elsewhere = nn.Sequential(nn.Linear(8, 8, device="meta"), nn.Linear(8, 8, dtype=torch.float64))
+    tied = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False))
+    tied[1].weight = tied[0].weight
+    assert pack_weights(elsewhere) == pack_weights(tied) == 0
+    assert not can_pack(torch.float64)
