@@ -22,6 +22,8 @@ from torch import Tensor
 from bagel.model.cache import Tail
 from bagel.sequence import CAUSAL, PackedSequence, SegmentSpan
 
+_LARGEST_SCORES = 1 << 26  # numbers, 256 MiB of float32
+
 Pair = tuple[Tensor, Tensor]  # of und slots (S, heads, head_dim) and gen slots (G, heads, head_dim)
 
 
@@ -176,12 +178,36 @@ def _partial(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
         bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
         return out, lse
-    if mask is None and query.dtype != torch.float32 and query.shape[-1] % 8 == 0:
+    if mask is None and _flash_takes(query, key, value):
         result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
         return result[0], result[1]
-    # Few queries behind a mask, or float32: plain matmuls are exact and their scores small.
-    scores = (query.float() @ key.float().transpose(-1, -2)) * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    lse = scores.logsumexp(-1)
-    return (scores - lse[..., None]).exp() @ value.float(), lse
+    return _partial_by_matmul(query, key, value, mask)
+
+
+def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether this GPU has PyTorch's flash kernel for such tensors: it wants half precision, compute capability 8, and
+    heads of a size that it knows. Heads whose size is no multiple of 8 it would take only padded.
+    """
+    from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+    params = SDPAParams(query, key, value, None, 0.0, False, False)
+    return query.shape[-1] % 8 == 0 and can_use_flash_attention(params)
+
+
+def _partial_by_matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in float32 by plain matmuls, in blocks of queries, so that the scores of no more than a block stand in
+    memory.
+    """
+    heads, n, dim = query.shape[1:]
+    keys, values = key.float().transpose(-1, -2), value.float()
+    out = torch.empty(query.shape, dtype=torch.float32, device=query.device)
+    lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+    rows = max(1, _LARGEST_SCORES // (heads * key.shape[2]))
+    for start in range(0, n, rows):
+        block = slice(start, start + rows)
+        scores = (query[:, :, block].float() * dim**-0.5) @ keys
+        if mask is not None:
+            scores.masked_fill_(~mask[:, :, block], float("-inf"))
+        lse[:, :, block] = scores.logsumexp(-1)
+        out[:, :, block] = scores.sub_(lse[:, :, block, None]).exp_() @ values
+    return out, lse

@@ -75,6 +75,19 @@ def test_extreme_scores_stay_finite() -> None:
     assert torch.allclose(attend_parts(query, parts, causal=False).double(), reference(query, keys, values, False))
 
 
+@pytest.mark.parametrize("largest", [1, 100, 1 << 20])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_parts_by_matmul_in_blocks(largest: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What GPUs without a fitting kernel run, whatever the size of a block."""
+    monkeypatch.setattr(attention, "_LARGEST_SCORES", largest)
+    monkeypatch.setattr(attention, "_partial", attention._partial_by_matmul)
+    query, keys, values = torch.randn(7, 4, 8), torch.randn(2, 24, 8), torch.randn(2, 24, 8)
+    parts = list(zip(split(keys, (13, 11)), split(values, (13, 11)), strict=True))
+    got = attend_parts(query, parts, causal=causal)
+    expected = reference(query, keys, values, causal)
+    assert ((got.double() - expected).norm() / expected.norm()) < TOLERANCE[torch.float32]
+
+
 def test_cached_equals_masked() -> None:
     """Reading a sample piece by piece into a cache gives what one masked pass over all of it gives."""
     decoder = DecoderConfig(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2, vocab_size=9)
