@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from bagel.bench import Plan, bench, config_named, layers_that_fit, ours, plain, random_model
 from bagel.bench.floor import Work, floor, flops, matmul_flops
+from bagel.bench.machine import peak_allocated
+from bagel.bench.plan import grid_of
 from bagel.cli import app
 from bagel.config import BagelConfig, VaeConfig
 from bagel.errors import SettingError
@@ -20,7 +22,7 @@ from bagel.inference.engine import Engine
 from bagel.model.vae import Autoencoder
 from bagel.sequence import SpecialTokens, table_index
 
-SMALL = Plan(prefill=24, images=(16,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
+SMALL = Plan(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,9 @@ def test_the_report_holds_every_quantity_and_is_json() -> None:
     names = [result["name"] for result in report["results"]]
     assert names == [
         "prefill of 24 text tokens",
-        "denoising step, 16 image tokens, 1 branch",
-        "denoising step, 16 image tokens, 2 branches",
-        "denoising step, 16 image tokens, 3 branches",
+        "denoising step, 12 image tokens, 1 branch",
+        "denoising step, 12 image tokens, 2 branches",
+        "denoising step, 12 image tokens, 3 branches",
         "decoded token at context 16",
         "decoded token at context 48",
         "training step, 12 text and 16 image tokens, 2 layers",
@@ -111,6 +113,30 @@ def test_the_report_holds_every_quantity_and_is_json() -> None:
     assert len(report["summary"]) == 2
     peak = report["peak_memory_bytes"]
     assert peak["training"] >= peak["inference"] > report["weights_bytes"] > 0
+
+
+def test_peak_memory_is_what_a_call_holds_at_once() -> None:
+    mebi = 1 << 20
+    kept: list[torch.Tensor] = [torch.ones(8 * mebi, dtype=torch.uint8)]
+
+    def call() -> None:
+        kept.clear()
+        for _ in range(5):
+            kept.append(torch.ones(3 * mebi, dtype=torch.uint8))
+            torch.ones(4 * mebi, dtype=torch.uint8)
+            kept.clear()
+
+    assert 0 <= peak_allocated(torch.device("cpu"), lambda: None) < 1000
+    assert 0 <= peak_allocated(torch.device("cpu"), call) < 8 * mebi
+    assert 7 * mebi <= peak_allocated(torch.device("cpu"), call) < 7.1 * mebi
+
+
+def test_grids_are_as_square_as_may_be() -> None:
+    assert [grid_of(tokens, 64) for tokens in (1, 16, 1024, 4096)] == [(1, 1), (4, 4), (32, 32), (64, 64)]
+    assert [grid_of(tokens, 64) for tokens in (2, 12, 1000, 2304)] == [(1, 2), (3, 4), (25, 40), (48, 48)]
+    for tokens in (0, 67, 4097):
+        with pytest.raises(SettingError, match=str(tokens)):
+            grid_of(tokens, 64)
 
 
 def test_names_and_folders_of_configurations(tmp_path: Path) -> None:

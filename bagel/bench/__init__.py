@@ -3,75 +3,38 @@
 Weights are random: only shapes matter. Every quantity is measured three ways in turn, round after round, so that
 whatever else the machine does meets all of them alike, and the least time of each counts:
 
-- `ours`: through the engine (or, for training, the training objective);
+- `ours`: through the engine, with weights packed where users' are (or, for training, the training objective);
 - `matmul`: the matmuls of the same work alone, with the same weights. `share` is the rate of arithmetic that ours
   reaches, its attention included, as a share of the rate of these matmuls;
-- `plain`: a loop over the same weights that works as the published code does (`bagel.bench.plain`).
+- `plain`: a loop over plain weights that works as the published code does (`bagel.bench.plain`).
+
+Memory is that of ours: its weights, its cache, and the most that one run of it holds beside them.
 """
 
 from __future__ import annotations
 
-import gc
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bagel.bench import ours, plain
-from bagel.bench.floor import Work, floor, flops, matmul_flops
-from bagel.bench.machine import config_named, free_memory, layers_that_fit, machine, peak_memory
+from bagel.bench.floor import Work, floor
+from bagel.bench.machine import config_named, layers_that_fit, machine, peak_allocated
+from bagel.bench.plan import QUICK, SPECIAL, Plan, grid_of, random_ids
+from bagel.bench.timing import Calls, Measured, measure, seconds
+from bagel.bench.training import measure_training
 from bagel.config import BagelConfig, VaeConfig, VitConfig
 from bagel.inference.engine import Engine
 from bagel.model.bagel import BagelModel
 from bagel.model.cache import Context
+from bagel.model.packed import pack_weights
 from bagel.model.vae import Autoencoder
-from bagel.sequence import Sample, SpecialTokens, TextSegment, VaeSegment, pack, table_index
+from bagel.sequence import table_index
 
-Calls = dict[str, Callable[[], object]]
 _PROMPT = 64  # text tokens in the context of a picture
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured.
-
-    Attributes:
-        prefill: text tokens of the prefill.
-        images: image tokens of the denoising steps (square numbers).
-        contexts: text lengths before a decoded token.
-        rounds: how often each call is timed.
-        decoded: tokens decoded in one timing.
-        compare: whether the plain loop runs too.
-    """
-
-    prefill: int = 1024
-    images: tuple[int, ...] = (256, 1024)
-    contexts: tuple[int, ...] = (256, 4096)
-    rounds: int = 5
-    decoded: int = 8
-    compare: bool = True
-    train_text: int = 512
-    train_image: int = 1024
-
-
-QUICK = Plan(prefill=256, images=(64, 256), contexts=(64, 1024), rounds=2, decoded=4, train_text=64, train_image=256)
-
-
-@dataclass
-class Measured:
-    """One quantity: seconds of each way, least and median, and what follows from them."""
-
-    name: str
-    seconds: dict[str, float]
-    median_seconds: dict[str, float]
-    numbers: dict[str, float] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "seconds": self.seconds, "median_seconds": self.median_seconds, **self.numbers}
 
 
 def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> BagelModel:
@@ -112,16 +75,17 @@ def bench(
     shallow = replace(config, decoder=replace(config.decoder, num_layers=min(layers or depth, depth)))
     where = torch.device(device)
     model = random_model(shallow, dtype, where)
-    stub = VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels)
-    engine = Engine(model, Autoencoder(stub).to(where, dtype), SpecialTokens(1, 2, 3, 4))
-    ran = len(model.decoder.layers)
     weights = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
-    bench_run = _Bench(engine, plan, where, progress or (lambda _: None))
+    pack_weights(model)
+    reference = random_model(shallow, dtype, where) if plan.compare else None
+    stub = VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels)
+    engine = Engine(model, Autoencoder(stub).to(where, dtype), SPECIAL)
+    ran = len(model.decoder.layers)
+    say = progress or (lambda _: None)
     with torch.inference_mode():
-        measured = bench_run.inference()
-    peak = {"inference": peak_memory(where)}
-    measured += bench_run.training()
-    peak["training"] = peak_memory(where)
+        measured = _Inference(engine, reference, plan, where, weights[1], say).measure()
+    del engine, model
+    measured += measure_training(reference or random_model(shallow, dtype, where), plan, where, say)
     numbers = [quantity.to_json() for quantity in measured]
     if ran < depth:
         for entry in numbers:
@@ -137,23 +101,36 @@ def bench(
         "of_layers": depth,
         "parameters": weights[0],
         "weights_bytes": weights[1],
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": {
+            "inference": max(m.numbers["peak_memory_bytes"] for m in measured if "training" not in m.name),
+            "training": max((m.numbers["peak_memory_bytes"] for m in measured if "training" in m.name), default=0),
+        },
         "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__},
         "results": numbers,
         "summary": _summary(numbers),
     }
 
 
-class _Bench:
-    """One model under measurement."""
+class _Inference:
+    """One model under measurement: what requests to the engine take."""
 
-    def __init__(self, engine: Engine, plan: Plan, device: torch.device, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        reference: BagelModel | None,
+        plan: Plan,
+        device: torch.device,
+        weights_bytes: int,
+        say: Callable[[str], None],
+    ) -> None:
         self.engine, self.model, self.plan, self.device, self.say = engine, engine.model, plan, device, say
+        self.reference = reference  # of the plain loop
+        self.weights_bytes = weights_bytes
         self.layers = len(self.model.decoder.layers)
         head = floor(self.model, Work(logits=1))
-        self.head = min(self._time(head) for _ in range(3))
+        self.head = min(seconds(head, device) for _ in range(3))
 
-    def inference(self) -> list[Measured]:
+    def measure(self) -> list[Measured]:
         found = [self._prefill()]
         largest = self.model.config.max_latent_size**2
         for tokens in sorted({min(tokens, largest) for tokens in self.plan.images}):
@@ -161,8 +138,7 @@ class _Bench:
         return found + [self._decode(length) for length in self.plan.contexts]
 
     def _ids(self, count: int) -> Tensor:
-        generator = torch.Generator().manual_seed(count)
-        return torch.randint(5, self.model.config.decoder.vocab_size, (count,), generator=generator)
+        return random_ids(count, self.model.config.decoder.vocab_size)
 
     def _context(self, length: int, spare: int = 0) -> Context:
         context = self.engine.new_context(length + spare)
@@ -170,160 +146,104 @@ class _Bench:
             ours.read_text(self.engine, self._ids(length).tolist(), context)
         return context
 
-    def _plain_cache(self, length: int) -> plain.PlainCache:
+    def _plain_cache(self, reference: BagelModel, length: int) -> plain.PlainCache:
         cache = plain.PlainCache.empty(self.layers)
         if length:
-            plain.plain_text(self.model, self._ids(length).to(self.device), 0, cache)
+            plain.plain_text(reference, self._ids(length).to(self.device), 0, cache)
         return cache
 
     def _prefill(self) -> Measured:
         count = self.plan.prefill
         ids = self._ids(count)
-        on_device = ids.to(self.device)
-
-        def plainly() -> Tensor:
-            cache = plain.PlainCache.empty(self.layers)
-            return self.model.logits(plain.plain_text(self.model, on_device, 0, cache)[-1:])
-
         work = Work(und=count, logits=1, attended=count * (count + 1) // 2)
         mine = lambda: ours.read_text(self.engine, ids.tolist(), self.engine.new_context(count))  # noqa: E731
-        return self._measure(f"prefill of {count} text tokens", work, {"ours": mine, "plain": plainly}, per_token=count)
+        calls: Calls = {"ours": mine}
+        if (reference := self.reference) is not None:
+            on_device = ids.to(self.device)
+
+            def plainly() -> Tensor:
+                cache = plain.PlainCache.empty(self.layers)
+                return reference.logits(plain.plain_text(reference, on_device, 0, cache)[-1:])
+
+            calls["plain"] = plainly
+        return self._measure(f"prefill of {count} text tokens", work, calls, held=0, per_token=count)
 
     def _denoise(self, tokens: int, branches: int) -> Measured:
-        side = int(tokens**0.5)
+        grid = grid_of(tokens, self.model.config.max_latent_size)
         texts = (_PROMPT, 0, _PROMPT // 2)[:branches]  # full, without text, without image
         latents = torch.randn(tokens, self.model.config.latent_dim, device=self.device)
-        run = ours.Denoising(self.engine, [self._context(length, tokens + 2) for length in texts], (side, side))
-        caches = [self._plain_cache(length) for length in texts] if self.plan.compare else []
-        markers = torch.tensor([3, 4], device=self.device)
-        index = table_index(side, side, self.model.config.max_latent_size).to(self.device)
+        run = ours.Denoising(self.engine, [self._context(length, tokens + 2) for length in texts], grid)
+        calls: Calls = {"ours": lambda: run.velocities(latents, 0.5)}
+        if (reference := self.reference) is not None:
+            caches = [self._plain_cache(reference, length) for length in texts]
+            markers = torch.tensor([3, 4], device=self.device)
+            index = table_index(*grid, self.model.config.max_latent_size).to(self.device)
 
-        def plainly() -> list[Tensor]:
-            like = latents.to(self.model.dtype)
-            return [plain.plain_velocity(self.model, markers, like, index, 0.5, c.length, c) for c in caches]
+            def plainly() -> list[Tensor]:
+                like = latents.to(self.model.dtype)
+                return [plain.plain_velocity(reference, markers, like, index, 0.5, c.length, c) for c in caches]
 
+            calls["plain"] = plainly
         seen = sum((tokens + 2) * (length + tokens + 2) for length in texts)
         work = Work(und=2 * branches, gen=tokens * branches, latents=tokens * branches, attended=seen)
         name = f"denoising step, {tokens} image tokens, {branches} branch{'es' if branches > 1 else ''}"
-        calls: Calls = {"ours": lambda: run.velocities(latents, 0.5), "plain": plainly}
-        return self._measure(name, work, calls, head=0.0, branches=branches)
+        held = sum(tail.chunk.data.nbytes for tail in run.tails)
+        return self._measure(name, work, calls, held=held, head=0.0, branches=branches)
 
     def _decode(self, length: int) -> Measured:
         steps = self.plan.decoded
         filled = self._context(length, steps + 1)
-        cache = self._plain_cache(length) if self.plan.compare else None
         config = self.model.config.decoder
         shape = self.layers, 2, config.num_kv_heads, length, config.head_dim
-        held = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
+        like_cache = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
 
         def mine() -> None:
             context = filled.fork()
             for _ in range(steps):
                 ours.read_text(self.engine, [7], context, record=False)
 
-        def plainly() -> None:
-            assert cache is not None
-            own = plain.PlainCache(list(cache.keys), list(cache.values), cache.length)
-            token = torch.tensor([7], device=self.device)
-            for step in range(steps):
-                self.model.logits(plain.plain_text(self.model, token, length + step, own))
-
         def reading() -> None:  # of as many bytes as the caches of all layers have, once a token
             for _ in range(steps):
-                for layer in held:
+                for layer in like_cache:
                     layer.amax()
 
-        work = Work(und=1, logits=1, attended=length)
-        calls: Calls = {"ours": mine, "plain": plainly, "reading the cache": reading}
+        calls: Calls = {"ours": mine, "reading the cache": reading}
+        if (reference := self.reference) is not None:
+            cache = self._plain_cache(reference, length)
+
+            def plainly() -> None:
+                own = plain.PlainCache(list(cache.keys), list(cache.values), cache.length)
+                token = torch.tensor([7], device=self.device)
+                for step in range(steps):
+                    reference.logits(plain.plain_text(reference, token, length + step, own))
+
+            calls["plain"] = plainly
         return self._measure(
-            f"decoded token at context {length}", work, calls, repeat=steps, per_token=1, context=length
+            f"decoded token at context {length}",
+            Work(und=1, logits=1, attended=length),
+            calls,
+            held=filled.nbytes,
+            repeat=steps,
+            per_token=1,
+            context=length,
         )
 
-    def training(self) -> list[Measured]:
-        """One step of the training objective and its optimiser, in as many layers as memory allows."""
-        from bagel.model.attention import MaskedAttention
-        from bagel.training.objective import add_noise, compute_losses
-        from bagel.training.optimizer import Optimizers
-        from bagel.training.recipe import OptimizerRecipe
-
-        model, text = self.model, self.plan.train_text
-        tokens = min(self.plan.train_image, model.config.max_latent_size**2)
-        outside = sum(p.numel() for n, p in model.named_parameters() if ".layers." not in n)
-        inside = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n) // self.layers
-        size = torch.finfo(model.dtype).bits // 8
-        room = (
-            0.7 * free_memory(self.device) / (4 * size)
-        )  # parameters: gradients, two moments, as much again in flight
-        layers = min(self.layers, int((room - outside) / inside))
-        if layers < 1:
-            self.say("no memory for a training step")
-            return []
-        model.decoder.layers = model.decoder.layers[:layers]
-        side = int(tokens**0.5)
-        ids = self._ids(text - 2).tolist()
-        segment = VaeSegment(torch.randn(tokens, model.config.latent_dim), (side, side), noised=True)
-        sample = Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), segment))
-        packed = pack([[sample]], self.engine.spec)
-        noised = add_noise(packed, torch.tensor([0.5]), torch.randn_like(packed.latents))
-        noised.packed, noised.target = noised.packed.to(self.device), noised.target.to(self.device)
-        model.requires_grad_(True)
-        optimizers = Optimizers(model.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
-
-        def gradients() -> None:
-            losses = compute_losses(model, noised, MaskedAttention(noised.packed))
-            (losses.ce_sum(False) / losses.ce_count(False) + losses.mse_sum() / losses.mse_count).backward()
-
-        def whole() -> None:
-            gradients()
-            optimizers.step(1.0)
-
-        length = text + tokens + 2
-        seen = text * (text + 1) // 2 + (tokens + 2) * length
-        work = Work(und=text + 2, gen=tokens, logits=text - 1, latents=tokens, attended=seen, backward=True)
-        calls: Calls = {"ours": gradients, "with optimiser": whole}
-        name = f"training step, {text} text and {tokens} image tokens, {layers} layer{'s' if layers > 1 else ''}"
-        measured = self._measure(name, work, calls, head=0.0, per_token=length, layers=layers)
-        model.requires_grad_(False)
-        return [measured]
-
-    def _time(self, call: Callable[[], object]) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
     def _measure(
-        self, name: str, work: Work, calls: Calls, *, repeat: int = 1, head: float | None = None, **numbers: float
+        self,
+        name: str,
+        work: Work,
+        calls: Calls,
+        *,
+        held: int,
+        repeat: int = 1,
+        head: float | None = None,
+        **numbers: float,
     ) -> Measured:
-        """Times each call, and the matmuls of the same work, in turn; `repeat` is how often a call does its work."""
         self.say(name)
-        if not self.plan.compare:
-            calls.pop("plain", None)
-        matmul = floor(self.model, work)
-        calls["matmul"] = lambda: [matmul() for _ in range(repeat)]
-        for call in calls.values():  # once unmeasured: caches, allocations, kernels chosen
-            call()
-        times: dict[str, list[float]] = {way: [] for way in calls}
-        for _ in range(self.plan.rounds):
-            for way, call in calls.items():
-                times[way].append(self._time(call) / repeat)
-        least = {way: min(values) for way, values in times.items()}
-        rate = matmul_flops(self.model, work) / least["matmul"]
-        numbers |= {
-            "gflops": flops(self.model, work) / least["ours"] / 1e9,
-            "matmul_gflops": rate / 1e9,
-            "share": flops(self.model, work) / least["ours"] / rate,
-            "head_seconds": self.head if head is None else head,
-        }
-        if "per_token" in numbers:
-            numbers["tokens_per_second"] = numbers.pop("per_token") / least["ours"]
-        if "plain" in least:
-            numbers["speedup"] = least["plain"] / least["ours"]
-        gc.collect()
-        return Measured(name, least, {way: statistics.median(v) for way, v in times.items()}, numbers)
+        numbers["peak_memory_bytes"] = self.weights_bytes + held + peak_allocated(self.device, calls["ours"])
+        measured = measure(self.model, name, work, calls, self.plan.rounds, self.device, repeat=repeat, **numbers)
+        measured.numbers["head_seconds"] = self.head if head is None else head
+        return measured
 
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, float]:

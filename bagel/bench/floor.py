@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bagel.model.bagel import BagelModel
 from bagel.model.decoder import DecoderLayer, Expert
+from bagel.model.packed import PackedLinear
+
+Linear = nn.Linear | PackedLinear
 
 
 @dataclass(frozen=True)
@@ -33,57 +35,62 @@ class Work:
     backward: bool = False
 
 
-def _linears(expert: Expert) -> tuple[torch.nn.Linear, ...]:
+def _linears(expert: Expert) -> tuple[Linear, ...]:
     return expert.q, expert.k, expert.v, expert.o, expert.gate, expert.up, expert.down
 
 
-def matmuls(model: BagelModel, work: Work) -> list[tuple[int, Tensor]]:
-    """(tokens, weight) of every matmul, in the order of the forward pass."""
-    found: list[tuple[int, Tensor]] = []
+def matmuls(model: BagelModel, work: Work) -> list[tuple[int, Linear]]:
+    """(tokens, linear map) of every matmul, in the order of the forward pass."""
+    found: list[tuple[int, Linear]] = []
     if work.latents:
-        found.append((work.latents, model.latent_in.weight))
+        found.append((work.latents, model.latent_in))
     for layer in model.decoder.layers:
         assert isinstance(layer, DecoderLayer)
         for tokens, expert in ((work.und, layer.und), (work.gen, layer.gen)):
             if tokens:
-                found += [(tokens, linear.weight) for linear in _linears(expert)]
+                found += [(tokens, linear) for linear in _linears(expert)]
     if work.logits:
-        found.append((work.logits, model.decoder.lm_head.weight))
+        found.append((work.logits, model.decoder.lm_head))
     if work.latents:
-        found.append((work.latents, model.latent_out.weight))
+        found.append((work.latents, model.latent_out))
     return found
 
 
 def flops(model: BagelModel, work: Work) -> float:
     """Multiplications and additions of the matmuls and of attention (scores and values)."""
-    linear = sum(2.0 * tokens * weight.numel() for tokens, weight in matmuls(model, work))
     config = model.config.decoder
     attention = 4.0 * work.attended * config.num_heads * config.head_dim * len(model.decoder.layers)
-    return (linear + attention) * (3 if work.backward else 1)
+    return matmul_flops(model, work) + attention * (3 if work.backward else 1)
 
 
 def matmul_flops(model: BagelModel, work: Work) -> float:
     """The matmuls alone."""
-    return sum(2.0 * tokens * weight.numel() for tokens, weight in matmuls(model, work)) * (3 if work.backward else 1)
+    once = sum(2.0 * tokens * linear.in_features * linear.out_features for tokens, linear in matmuls(model, work))
+    return once * (3 if work.backward else 1)
 
 
 def floor(model: BagelModel, work: Work) -> Callable[[], None]:
-    """A call that runs the matmuls of `work` and nothing else. Inputs are made beforehand, one for each width."""
+    """A call that runs the matmuls of `work` and nothing else, with the weights as the model has them, packed or not.
+
+    Inputs are made beforehand, one for each width.
+    """
     listed = matmuls(model, work)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=model.dtype, device=model.device)
 
-    inputs = {(tokens, w.shape[1]): random(tokens, w.shape[1]) for tokens, w in listed}
-    outputs = {(tokens, w.shape[0]): random(tokens, w.shape[0]) for tokens, w in listed if work.backward}
+    inputs = {(tokens, linear.in_features): random(tokens, linear.in_features) for tokens, linear in listed}
+    trained = listed if work.backward else []
+    outputs = {(tokens, linear.out_features): random(tokens, linear.out_features) for tokens, linear in trained}
 
+    @torch.no_grad()
     def run() -> None:
-        for tokens, weight in listed:
-            x = inputs[tokens, weight.shape[1]]
-            F.linear(x, weight)
+        for tokens, linear in listed:
+            x = inputs[tokens, linear.in_features]
+            linear(x)
             if work.backward:
-                gradient = outputs[tokens, weight.shape[0]]
-                gradient @ weight
+                gradient = outputs[tokens, linear.out_features]
+                gradient @ linear.weight
                 gradient.T @ x
 
     return run

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from bagel.checkpoint.official import read_config
 from bagel.config import NAMED_CONFIGS, BagelConfig, DecoderConfig
@@ -63,12 +64,36 @@ def _processor() -> str:
         return platform.processor()
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes taken so far: of the GPU, or of this process."""
+def peak_allocated(device: torch.device, call: Callable[[], object]) -> int:
+    """The most bytes of tensors that a call holds at once, beyond those that stand before it.
+
+    On the CPU as PyTorch's allocator is asked for them, so that what else the process holds does not count; on MPS,
+    which keeps no peak, what the driver holds more after the call.
+    """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "mps":
+        before = torch.mps.driver_allocated_memory()
+        call()
+        return max(0, torch.mps.driver_allocated_memory() - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))  # what is freed counts below zero
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def free_memory(device: torch.device) -> float:
@@ -85,10 +110,11 @@ def free_memory(device: torch.device) -> float:
 
 
 def layers_that_fit(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """How many decoder layers take no more than half of the free memory, at least one."""
+    """How many decoder layers fit twice, for ours and for the plain loop, and leave a third of the free memory; at
+    least one."""
     d = config.decoder
     attention = d.hidden_size * d.head_dim * (2 * d.num_heads + 2 * d.num_kv_heads)
     layer = 2 * (attention + 3 * d.hidden_size * d.intermediate_size)
     size = torch.finfo(dtype).bits // 8
-    room = free_memory(device) / 2 - 2 * d.vocab_size * d.hidden_size * size
+    room = free_memory(device) / 3 - 2 * d.vocab_size * d.hidden_size * size
     return max(1, min(d.num_layers, int(room / (layer * size))))
