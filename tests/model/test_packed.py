@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bagel.config import DecoderConfig
+from bagel.model import packed as packed_module
 from bagel.model.attention import CachedAttention, CachedSample
 from bagel.model.cache import Context
 from bagel.model.decoder import Decoder
@@ -51,7 +52,8 @@ def run(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return decoder.lm_head(decoder.norm(read)), markers, picture
 
 
-def test_a_decoder_computes_the_same_and_saves_the_same() -> None:
+def test_a_decoder_computes_the_same_and_saves_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_module, "_SMALLEST_FLOAT32", 0)
     torch.manual_seed(0)
     decoder = Decoder(CONFIG).eval()
     packed = copy.deepcopy(decoder)
@@ -73,6 +75,9 @@ def test_gradients_are_refused() -> None:
 
 
 def test_what_is_left_as_it_is() -> None:
+    sizes = nn.Sequential(nn.Linear(256, 256), nn.Linear(512, 512))
+    assert pack_weights(sizes) == 1
+    assert isinstance(sizes[1], PackedLinear)
     elsewhere = nn.Sequential(nn.Linear(8, 8, device="meta"), nn.Linear(8, 8, dtype=torch.float64))
     tied = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False))
     tied[1].weight = tied[0].weight
