@@ -111,6 +111,10 @@ def test_the_report_holds_every_quantity_and_is_json() -> None:
             assert result["speedup"] == pytest.approx(seconds["plain"] / seconds["ours"])
             assert result["full_depth_seconds"] >= seconds["ours"] * 0.99
     assert len(report["summary"]) == 2
+    short, long = (result for result in report["results"] if "context" in result)
+    reading = [result["seconds"]["reading the cache"] * 3 / 2 for result in (short, long)]  # 2 of 3 layers ran
+    ratio = (long["full_depth_seconds"] - reading[1] + reading[0]) / short["full_depth_seconds"]
+    assert list(report["summary"].values())[1] == pytest.approx(ratio)
     peak = report["peak_memory_bytes"]
     assert peak["training"] >= peak["inference"] > report["weights_bytes"] > 0
 

@@ -107,7 +107,7 @@ def bench(
         },
         "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__},
         "results": numbers,
-        "summary": _summary(numbers),
+        "summary": _summary(numbers, depth / ran),
     }
 
 
@@ -246,8 +246,8 @@ class _Inference:
         return measured
 
 
-def _summary(results: list[dict[str, Any]]) -> dict[str, float]:
-    """What the quantities say together."""
+def _summary(results: list[dict[str, Any]], layers: float) -> dict[str, float]:
+    """What the quantities say together, at full depth, which has `layers` times the layers that ran."""
     summary: dict[str, float] = {}
     steps = {(r["name"].split(",")[1].split()[0], r["branches"]): r for r in results if "branches" in r}
     for (tokens, branches), entry in steps.items():
@@ -260,8 +260,9 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, float]:
     decoded = sorted((r for r in results if "context" in r), key=lambda r: r["context"])
     if len(decoded) > 1:
         short, long = decoded[0], decoded[-1]
-        reading = long["seconds"]["reading the cache"] - short["seconds"]["reading the cache"]
-        ratio = (long["seconds"]["ours"] - reading) / short["seconds"]["ours"]
+        took = {r["context"]: r.get("full_depth_seconds", r["seconds"]["ours"]) for r in decoded}
+        reading = (long["seconds"]["reading the cache"] - short["seconds"]["reading the cache"]) * layers
+        ratio = (took[long["context"]] - reading) / took[short["context"]]
         summary[f"decoding, context {long['context']} / {short['context']} beyond reading the cache"] = ratio
     return summary
 
