@@ -44,6 +44,7 @@ class PackStream:
         self.source, self.builder, self.shape, self.seed = source, builder, shape, seed
         self.next_index = 0
         self.too_large = 0
+        self.filled, self.slots = (0, 0), (0, 0)  # und and gen slots of all packs: taken, and in all
         self.waiting: list[RawSample] = []
 
     def sample(self, index: int) -> RawSample:
@@ -54,11 +55,15 @@ class PackStream:
         return {
             "next_index": self.next_index,
             "too_large": self.too_large,
+            "filled": self.filled,
+            "slots": self.slots,
             "waiting": [sample.index for sample in self.waiting],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.next_index, self.too_large = state["next_index"], state["too_large"]
+        # Checkpoints of earlier versions do not count slots.
+        self.filled, self.slots = (tuple(state.get(name, (0, 0))) for name in ("filled", "slots"))
         self.waiting = [self.sample(index) for index in state["waiting"]]
 
     def next_batch(self) -> RawPack:
@@ -95,4 +100,23 @@ class PackStream:
             if not place(sample):
                 self.waiting.append(sample)
                 misses += 1
+        self.filled = (
+            self.filled[0] + shape.rows * shape.und - sum(und),
+            self.filled[1] + shape.rows * shape.gen - sum(gen),
+        )
+        self.slots = (self.slots[0] + shape.rows * shape.und, self.slots[1] + shape.rows * shape.gen)
         return RawPack(rows)
+
+
+def pack_gauges(state: dict[str, Any]) -> dict[str, float]:
+    """What a stream's state tells of its packs so far.
+
+    `too_large`: samples left out because they exceed an empty row; `und_padding`, `gen_padding`: share of the slots
+    that stayed empty.
+    """
+    filled, slots = (state.get(name, (0, 0)) for name in ("filled", "slots"))
+    return {
+        "too_large": float(state["too_large"]),
+        "und_padding": 1 - filled[0] / slots[0] if slots[0] else 0.0,
+        "gen_padding": 1 - filled[1] / slots[1] if slots[1] else 0.0,
+    }

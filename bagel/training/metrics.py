@@ -123,7 +123,7 @@ class Metrics:
 
     def note(self, text: str) -> None:
         """A line for the user that does not disturb the bar."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False)
 
 
 def _cut_back(path: Path, step: int) -> None:

@@ -17,7 +17,7 @@ from bagel.checkpoint.official import (
 )
 from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel.data.documents import Builder, Dropout, PendingLatent
-from bagel.data.packer import PackShape, PackStream, RawPack
+from bagel.data.packer import PackShape, PackStream, RawPack, pack_gauges
 from bagel.data.prefetch import Prefetcher
 from bagel.errors import RecipeError
 from bagel.images import ImageTransform, latent_to_tokens
@@ -127,6 +127,9 @@ class BagelTask(Task[BagelModel, PackedSequence]):
                 for i, one in zip(chosen, latent, strict=False):
                     tokens[i] = latent_to_tokens(one, self.config.latent_patch_size)
         return tokens
+
+    def gauges(self) -> dict[str, float]:
+        return pack_gauges(self._prefetcher.state_dict())
 
     def data_state(self) -> Any:
         return self._prefetcher.state_dict()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from bagel.data.documents import RawSample
-from bagel.data.packer import PackShape, PackStream
+from bagel.data.packer import PackShape, PackStream, pack_gauges
 from bagel.sequence import TextSegment, VaeSegment
 
 
@@ -49,6 +50,29 @@ def test_samples_too_large_are_counted_not_fatal() -> None:
     packs = [stream.next_batch() for _ in range(10)]
     assert stream.too_large > 0
     assert all(any(row for row in pack.rows) for pack in packs)
+
+
+def test_padding_is_the_share_of_empty_slots() -> None:
+    shape = PackShape(rows=3, und=100, gen=48, buffer=9)
+    stream = _stream(shape)
+    und = gen = 0
+    for count in range(1, 6):
+        pack = stream.next_batch()
+        und += sum(s.und_len for row in pack.rows for s in row)
+        gen += sum(s.gen_len for row in pack.rows for s in row)
+        gauges = pack_gauges(stream.state_dict())
+        assert gauges["und_padding"] == pytest.approx(1 - und / (count * 300))
+        assert gauges["gen_padding"] == pytest.approx(1 - gen / (count * 144))
+    resumed = _stream(shape)
+    resumed.load_state_dict(stream.state_dict())
+    assert pack_gauges(resumed.state_dict()) == gauges
+
+
+def test_a_state_without_counted_slots_can_be_resumed() -> None:
+    stream = _stream(PackShape(rows=3, und=100, gen=48, buffer=9))
+    stream.load_state_dict({"next_index": 5, "too_large": 2, "waiting": [3]})
+    assert pack_gauges(stream.state_dict()) == {"too_large": 2.0, "und_padding": 0.0, "gen_padding": 0.0}
+    assert stream.next_batch().rows[0][0].index == 3
 
 
 def test_resume_anywhere() -> None:

@@ -12,6 +12,7 @@ import torch
 from bagel.checkpoint.official import save_checkpoint
 from bagel.config import BagelConfig, VaeConfig
 from bagel.model.vae import Autoencoder
+from bagel.training import unified
 from bagel.training.recipe import BagelRecipe
 
 
@@ -25,8 +26,9 @@ def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, autoencoder_folder: Path) -> Callable[..., BagelRecipe]:
-    """Makes a recipe that trains in about a second a step or less."""
+def recipe(tmp_path: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BagelRecipe]:
+    """Makes a recipe that trains in about a second a step or less, with a tokenizer made of few texts."""
+    monkeypatch.setattr(unified, "_TOKENIZER_TEXTS", 1000)
 
     def make(**changes: Any) -> BagelRecipe:
         raw: dict[str, Any] = {

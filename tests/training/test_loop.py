@@ -1,0 +1,348 @@
+"""The loop by itself, with a task so small that a step takes no time: signals, failures, what is told and when."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bagel.errors import TrainingError
+from bagel.training import checkpoints
+from bagel.training.interruption import interruptible
+from bagel.training.loop import Task, train
+from bagel.training.metrics import METRICS_FILE, Averages, Metrics
+from bagel.training.recipe import Recipe
+
+
+class Line(Task[nn.Linear, Tensor]):
+    """Fits a line; every batch is one number, counted up. `at` calls something in the step, save or sheet named."""
+
+    loss_weights = {"mse": 1.0}  # noqa: RUF012
+
+    def __init__(self, **at: Callable[[int], None]) -> None:
+        torch.manual_seed(0)
+        self.module = nn.Linear(1, 1)
+        self.drawn = 0
+        self.at = at
+        self.closed = False
+
+    def _reach(self, name: str) -> None:
+        self.at.get(name, lambda number: None)(self.drawn)
+
+    def next_batch(self) -> Tensor:
+        self.drawn += 1
+        return torch.full((1, 1), float(self.drawn))
+
+    def counts(self, batch: Tensor) -> dict[str, float]:
+        return {"mse": 1.0}
+
+    def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        self._reach("step")
+        return {"mse": (self.module(batch) - torch.randn(1, 1, generator=generator)).square().sum()}
+
+    def tokens(self, batch: Tensor) -> int:
+        return 1
+
+    def gauges(self) -> dict[str, float]:
+        return {"drawn": float(self.drawn)}
+
+    def data_state(self) -> Any:
+        return self.drawn
+
+    def load_data_state(self, state: Any) -> None:
+        self.drawn = state
+
+    def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        self._reach("save")
+        (folder / "inner").mkdir()
+        torch.save(weights, folder / "inner" / "weights.pt")
+
+    def write_samples(self, path: Path, checkpoint: Path) -> None:
+        self._reach("sheet")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+Make = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def recipe(**changes: Any) -> Recipe:
+        raw: dict[str, Any] = {
+            "output": tmp_path / "run",
+            "steps": 12,
+            "precision": "float32",
+            "device": "cpu",
+            "ema": 0.5,
+            "log_every": 3,
+            "save_every": 4,
+            "sample_every": 100,
+        }
+        return Recipe.model_validate({**raw, **changes})
+
+    return recipe
+
+
+def _steps(run: Path) -> list[int]:
+    return [int(folder.name[5:]) for folder in checkpoints.checkpoint_folders(run)]
+
+
+def _told(run: Path) -> list[dict[str, float]]:
+    """Reports without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
+    clock = ("time", "tokens_per_second", "steps_per_second")
+    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+
+
+def _interrupt(*numbers: int) -> Callable[[int], None]:
+    """Sends this process a SIGINT whenever one of these batches is the last one drawn."""
+
+    def send(drawn: int) -> None:
+        if drawn in numbers:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return send
+
+
+def _raise(error: BaseException, *numbers: int) -> Callable[[int], None]:
+    def fail(drawn: int) -> None:
+        if drawn in numbers:
+            raise error
+
+    return fail
+
+
+# ------------------------------------------------------------------------------------------------------------- signals
+
+
+def test_a_signal_in_a_step_ends_that_step_and_saves_it(make: Make) -> None:
+    made = make()
+    task = Line(step=_interrupt(6))
+    folder = train(made, task)
+    assert folder == made.output / "step-00000006"
+    assert _steps(made.output) == [4, 6]
+    assert task.closed
+    assert train(made, Line()) == made.output / "step-00000012"
+
+
+def test_a_signal_in_a_save_lets_it_end(make: Make) -> None:
+    made = make()
+    assert train(made, Line(save=_interrupt(4))) == made.output / "step-00000004"
+    assert _steps(made.output) == [4]
+
+
+def test_a_signal_after_the_save_of_a_step_is_not_lost(make: Make) -> None:
+    """In drawing the samples: the very last thing that is done in a step."""
+    made = make(sample_every=4)
+    task = Line(sheet=_interrupt(4))
+    assert train(made, task) == made.output / "step-00000004"
+    assert task.drawn == 4
+
+
+def test_a_signal_at_any_moment_between_two_steps_leaves_the_step_saved(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(save_every=100)
+
+    class Late(Line):
+        def tokens(self, batch: Tensor) -> int:  # after the update, before anything is reported or saved
+            _interrupt(5)(self.drawn)
+            return 1
+
+    assert train(made, Late()) == made.output / "step-00000005"
+
+
+@pytest.mark.parametrize("where", ["step", "save", "sheet"])
+def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(make: Make, where: str) -> None:
+    made = make(sample_every=4)
+
+    def twice(drawn: int) -> None:
+        if drawn == 8:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    task = Line(**{where: twice})
+    with pytest.raises(KeyboardInterrupt):
+        train(made, task)
+    assert task.closed
+    assert _steps(made.output) == ([4, 8] if where == "sheet" else [4])
+    whole = make(output=made.output.parent / "whole", sample_every=4)
+    train(whole, Line())
+    train(made, Line())
+    assert _told(made.output) == _told(whole.output)
+    expected, got = (checkpoints.load_latest(run) for run in (whole.output, made.output))
+    assert expected is not None
+    assert got is not None
+    assert torch.equal(expected["module"]["weight"], got["module"]["weight"])
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with interruptible() as interrupted:
+        assert not interrupted()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_thread_that_hears_no_signals_can_train(make: Make) -> None:
+    made = make(steps=4)
+    done: list[Path | None] = []
+    thread = threading.Thread(target=lambda: done.append(train(made, Line())))
+    thread.start()
+    thread.join(60)
+    assert done == [made.output / "step-00000004"]
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+
+
+def test_samples_that_cannot_be_drawn_do_not_end_a_training(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make(sample_every=4)
+    assert train(made, Line(sheet=_raise(RuntimeError("no [red] ink"), 4))) == made.output / "step-00000012"
+    assert "no samples of step 4: RuntimeError: no [red] ink" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing_behind(make: Make) -> None:
+    made = make()
+    with pytest.raises(TrainingError, match=r"checkpoint of step 8 could not be written to .*No space left"):
+        train(made, Line(save=_raise(OSError(28, "No space left on device"), 8)))
+    assert _steps(made.output) == [4]
+    assert not list(made.output.glob(".step-*"))
+
+
+def test_a_gradient_that_is_not_finite_names_the_last_checkpoint(make: Make) -> None:
+    made = make()
+    train(made, Line(), stop_after=5)
+
+    class Broken(Line):
+        def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"mse": super().losses(batch, generator)["mse"] * float("nan")}
+
+    with pytest.raises(TrainingError, match=r"gradient of step 6 is nan.*step-00000005"):
+        train(made, Broken())
+    assert _steps(made.output) == [4, 5]
+
+
+def test_a_finished_run_gives_its_checkpoint_and_makes_no_step(make: Make) -> None:
+    made = make()
+    train(made, Line())
+    task = Line(step=_raise(AssertionError("a step"), *range(100)))
+    assert train(made, task) == made.output / "step-00000012"
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(steps=4)
+    flushed: list[int] = []
+    before: list[set[int]] = []
+    sync, rename = os.fsync, os.rename
+
+    def fsync(handle: int) -> None:
+        flushed.append(os.fstat(handle).st_ino)
+        sync(handle)
+
+    def named(source: Path, target: Path) -> None:
+        before.append(set(flushed))
+        flushed.clear()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", named)
+    folder = train(made, Line())
+    assert folder is not None
+    inside = {path.stat().st_ino for path in (folder, *folder.rglob("*"))}
+    assert len(inside) == 4  # the folder, one in it, weights and state
+    assert [inside <= seen for seen in before] == [True]
+    assert made.output.stat().st_ino in flushed
+
+
+def test_an_old_checkpoint_loses_its_name_before_its_files(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(keep=1)
+
+    def killed(path: Path, *arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    train(made, Line(), stop_after=4)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(made, Line())
+    assert _steps(made.output) == [8]
+    train(made, Line())
+    assert sorted(path.name for path in made.output.iterdir() if "step-" in path.name) == ["step-00000012"]
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+
+@pytest.mark.parametrize("killed", [5, 8, 10, 11])
+def test_metrics_of_a_killed_run_are_those_of_a_whole_one(make: Make, killed: int, tmp_path: Path) -> None:
+    whole = make(output=tmp_path / "whole")
+    train(whole, Line())
+    parts = make()
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, Line(step=_raise(KeyboardInterrupt(), killed)))
+    with open(parts.output / METRICS_FILE, "a") as file:
+        file.write('{"step": 1')  # killed in the middle of a line
+    train(parts, Line())
+    assert [line["step"] for line in _told(whole.output)] == [3, 6, 9, 12]
+    assert [line["drawn"] for line in _told(whole.output)] == [3, 6, 9, 12]
+    assert _told(parts.output) == _told(whole.output)
+
+
+def test_tensorboard_forgets_the_steps_that_are_done_again(make: Make) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    made = make()
+    with pytest.raises(KeyboardInterrupt):
+        train(made, Line(step=_raise(KeyboardInterrupt(), 8)))  # reported 3 and 6, saved 4
+    train(made, Line())
+    events = accumulator.EventAccumulator(str(made.output / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("mse")] == [3, 6, 9, 12]
+    assert [event.value for event in events.Scalars("drawn")] == [3, 6, 9, 12]
+
+
+def test_a_run_begun_anew_keeps_no_old_metrics(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"step": 3}\n{"step": 6}\nnot a report\n')
+    with Metrics(tmp_path, 10, 0):
+        pass
+    assert (tmp_path / METRICS_FILE).read_text() == ""
+    (tmp_path / METRICS_FILE).write_text('{"step": 3}\n{"step": 6}\n')
+    with Metrics(tmp_path, 10, 3):
+        pass
+    assert (tmp_path / METRICS_FILE).read_text() == '{"step": 3}\n'
+
+
+def test_averages_are_over_the_steps_since_they_were_taken() -> None:
+    first = Averages()
+    first.add({"loss": 1.0})
+    second = Averages()
+    second.load_state_dict(first.state_dict())
+    second.add({"loss": 4.0})
+    assert second.take() == {"loss": 2.5}
+    assert second.take() == {}
+
+
+def test_a_checkpoint_without_averages_can_be_resumed(make: Make) -> None:
+    """As runs of earlier versions wrote them."""
+    made = make()
+    folder = train(made, Line(), stop_after=5)
+    assert folder is not None
+    state = torch.load(folder / checkpoints.STATE_FILE, weights_only=True)
+    assert state.pop("averages")["steps"] == 2
+    torch.save(state, folder / checkpoints.STATE_FILE)
+    train(made, Line())
+    assert _steps(made.output) == [8, 12]
