@@ -21,6 +21,7 @@ from bagel import Bagel
 from bagel.cli import app
 from bagel.cli.options import settings_table
 from bagel.inference.settings import SETTINGS, TASKS, task_settings
+from bagel.mini.evaluate import Row
 from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecipe, PackRecipe, ScheduleRecipe
 
 ROOT = Path(__file__).parent.parent
@@ -308,18 +309,40 @@ def test_train_hands_the_recipe_over(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     refused("train", ROOT / "recipes" / "mini-autoencoder.yaml", "stepz=7", match="stepz")
 
 
-def test_eval_prints_and_writes_the_rows(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
-    row = {"right": 3, "total": 4, "share": 0.75, "interval": [0.3, 0.95], "seconds": 1.0}
+def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
+    ran: list[str] = []
+    broken_off = {"ask/exist"}
 
-    def evaluate(bagel: Bagel, *, rows: list[str], items: int, seed: int, batch: int, progress: Any) -> dict[str, Any]:
-        progress(rows[0], items, items)
-        return {"items": items, "seed": seed, "rows": dict.fromkeys(rows, row), "summary": {"mean of all rows": 0.75}}
+    def run_row(runner: Any, name: str) -> Row:
+        ran.append(name)
+        if name in broken_off:
+            raise KeyboardInterrupt
+        return Row(name, 3, 4, 1.0)
 
-    monkeypatch.setattr("bagel.mini.evaluate.evaluate", evaluate)
-    result = run("eval", "mini", "-c", tiny, "--rows", "ask/count", "--items", 4, "--json", "scores.json")
+    def score(*rows: str, items: int = 4, seed: int = 0) -> Result:
+        ran.clear()
+        options = [option for row in rows for option in ("--rows", row)]
+        return run("eval", "mini", "-c", tiny, *options, "--items", items, "--seed", seed, "--json", "scores.json")
+
+    monkeypatch.setattr("bagel.mini.evaluate._Runner.run", run_row)
+    assert score("ask/count", "ask/exist").exit_code == 130
+    assert list(json.loads(Path("scores.json").read_text())["rows"]) == ["ask/count"]
+    broken_off.clear()
+    result = score("ask/count", "ask/exist")
     assert result.exit_code == 0, result.output
-    assert "0.300 – 0.950" in result.stdout
-    assert json.loads(Path("scores.json").read_text())["rows"] == {"ask/count": row}
+    assert ran == ["ask/exist"]
+    assert "0.301 – 0.954" in result.stdout
+    row = {"right": 3, "total": 4, "share": 0.75, "interval": [0.3006, 0.9544], "seconds": 1.0}
+    assert json.loads(Path("scores.json").read_text())["rows"] == {"ask/count": row, "ask/exist": row}
+    score("draw/colours")
+    assert ran == ["draw/colours"]
+    assert len(json.loads(Path("scores.json").read_text())["rows"]) == 3  # those of before stay
+    score("draw/colours", seed=1)
+    assert ran == ["draw/colours"]
+    assert list(json.loads(Path("scores.json").read_text())["rows"]) == ["draw/colours"]
+    Path("scores.json").write_text("not a report")
+    score("draw/colours")
+    assert ran == ["draw/colours"]
     refused("eval", "maxi", "-c", tiny, match="maxi")
     refused("eval", "mini", "-c", tiny, "--rows", "singing", match="singing")
 

@@ -63,14 +63,21 @@ def evaluate(
     dtype: DtypeOption = "auto",
     json: JsonOption = None,
 ) -> None:
-    """Score every ability on fresh scenes with fixed seeds, exactly right or not, with 95% intervals."""
+    """Score every ability on fresh scenes with fixed seeds, exactly right or not, with 95% intervals.
+
+    The file of --json is written after every row; run again with the same file, the command goes on where it was.
+    """
     if suite != "mini":
         raise SettingError(f"there is no evaluation {suite!r}: there is mini.")
+    from bagel.inference.loading import find_folder
     from bagel.mini.evaluate import evaluate as run
     from bagel.mini.evaluate import pick_rows
 
     names = pick_rows(rows)  # before the model is loaded
     bagel = load(checkpoint, device, dtype)
+    head = {"checkpoint": checkpoint, "weights": _fingerprint(find_folder(checkpoint)), "dtype": str(bagel.dtype)[6:]}
+    known = _known_rows(json, {**head, "items": items, "seed": seed})
+    names = [name for name in pick_rows(None) if name in names or name in known]
     console = notes()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -81,11 +88,47 @@ def evaluate(
                 bars[row] = progress.add_task(row, total=total)
             progress.update(bars[row], completed=done)
 
-        report = run(bagel, rows=names, items=items, seed=seed, batch=batch, progress=tell)
-    report = {"checkpoint": checkpoint, **report}
+        report = run(
+            bagel,
+            rows=names,
+            items=items,
+            seed=seed,
+            batch=batch,
+            progress=tell,
+            known=known,
+            on_row=lambda so_far: write_json(json, {**head, **so_far}) if json != "-" else None,
+        )
+    report = {**head, **report}
     if json != "-":
         _print_scores(report)
     write_json(json, report)
+
+
+def _fingerprint(folder: Path) -> str:
+    """The first digits of the SHA-256 of a checkpoint's weights: scores belong to weights, not to a name."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:
+    """Rows of an earlier run of the same evaluation, from the file that this one is to write."""
+    from json import JSONDecodeError, loads
+
+    from bagel.mini.evaluate import rows_of
+
+    if json is None or json == "-" or not Path(json).is_file():
+        return {}
+    try:
+        report = loads(Path(json).read_text(encoding="utf-8"))
+        same = all(report[key] == value for key, value in head.items())
+        return rows_of(report) if same else {}
+    except (OSError, UnicodeDecodeError, JSONDecodeError, KeyError, TypeError):
+        return {}  # not a report: written over
 
 
 def _print_scores(report: dict[str, Any]) -> None:

@@ -1,20 +1,23 @@
 """`bagel eval mini`: every ability on fresh scenes, judged by the parser.
 
 Each row is a set of items from a fixed seed and the share that came out exactly right, with a 95% Wilson interval.
-Nothing is judged by the model itself, and nothing is half right.
+Nothing is judged by the model itself, and nothing is half right. Two rows judge the judge: how often it recovers the
+very scene of a fresh picture, and of one that went through the autoencoder, which bounds every picture the model draws.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
 
 from bagel.errors import SettingError
+from bagel.images import to_pixels, to_uint8
 from bagel.inference.session import draw_together
 from bagel.mini.draw import draw
 from bagel.mini.edits import EDIT_KINDS
@@ -28,7 +31,9 @@ from bagel.mini.items import (
     edit_is_right,
     edit_items,
     riddle_items,
+    scene_items,
 )
+from bagel.mini.parser import parse, same_scene
 from bagel.mini.questions import QUESTION_TYPES
 from bagel.mini.riddles import RIDDLE_TASKS
 
@@ -40,7 +45,9 @@ _CHAIN_LENGTH = 3
 _ANSWER_TOKENS = 12
 _THINK_TOKENS = 96
 
+JUDGE_ROWS = ("judge/fresh pictures", "judge/through the autoencoder")
 ROWS: tuple[str, ...] = (
+    *JUDGE_ROWS,
     *(f"draw/{row}" for row in DRAW_ROWS),
     *(f"draw held out/{row}" for row in HELD_OUT_DRAW_ROWS),
     *(f"ask/{kind}" for kind in QUESTION_TYPES),
@@ -103,6 +110,8 @@ def evaluate(
     seed: int = 0,
     batch: int = 25,
     progress: Report | None = None,
+    known: Mapping[str, Row] | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Runs the evaluation.
@@ -114,6 +123,8 @@ def evaluate(
         seed: of the items; item i of a row is drawn with seed i.
         batch: requests that run together.
         progress: called with a row's name, items done and items in all.
+        known: rows that need not be run again, by name.
+        on_row: called with the report so far after each row that was run.
         settings: of generation, over the model's defaults (pictures only).
 
     Returns: {"items", "seed", "rows": {name: {"right", "total", "share", "interval", "seconds"}}, "summary": {…}}.
@@ -121,7 +132,16 @@ def evaluate(
     if items < 1:
         raise SettingError(f"items is {items}; at least 1 is needed")
     runner = _Runner(bagel, items, seed, batch, progress, settings)
-    done = [runner.run(name) for name in pick_rows(rows)]
+    known = known or {}
+    done: list[Row] = []
+    for name in pick_rows(rows):
+        done.append(known[name] if name in known else runner.run(name))
+        if name not in known and on_row is not None:
+            on_row(_report(done, items, seed))
+    return _report(done, items, seed)
+
+
+def _report(done: Sequence[Row], items: int, seed: int) -> dict[str, Any]:
     return {
         "items": items,
         "seed": seed,
@@ -139,8 +159,20 @@ def evaluate(
     }
 
 
+def rows_of(report: Mapping[str, Any]) -> dict[str, Row]:
+    """The rows of a report, for `known`."""
+    return {
+        name: Row(name, row["right"], row["total"], row["seconds"])
+        for name, row in report["rows"].items()
+        if row["total"] == report["items"]
+    }
+
+
 def summary(rows: Sequence[Row]) -> dict[str, float]:
-    """Means over groups of rows, and what thinking adds; groups that were not run are left out."""
+    """Means over groups of rows, and what thinking adds; groups that were not run are left out.
+
+    The mean of all rows is that of the model's rows: without the judge's.
+    """
     by_name = {row.name: row.share for row in rows}
     means: dict[str, float] = {}
 
@@ -159,8 +191,9 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     mean("riddles not thinking", [f"riddle/{task} not thinking" for task in RIDDLE_TASKS])
     if "riddles thinking" in means and "riddles not thinking" in means:
         means["gain of thinking"] = round(means["riddles thinking"] - means["riddles not thinking"], 4)
-    if rows:
-        means["mean of all rows"] = round(sum(row.share for row in rows) / len(rows), 4)
+    models = [row.share for row in rows if row.name not in JUDGE_ROWS]
+    if models:
+        means["mean of all rows"] = round(sum(models) / len(models), 4)
     return means
 
 
@@ -177,7 +210,9 @@ class _Runner:
         """One row."""
         started = time.perf_counter()
         group, _, row = name.partition("/")
-        if group in ("draw", "draw held out"):
+        if group == "judge":
+            outcomes = self._judge(through_autoencoder=name == JUDGE_ROWS[1])
+        elif group in ("draw", "draw held out"):
             outcomes = self._draw(row, "held_out" if group == "draw held out" else "train")
         elif group == "ask":
             outcomes = self._ask(row)
@@ -198,6 +233,18 @@ class _Runner:
     def _batches(self, items: Sequence[Any]) -> Iterator[tuple[list[Any], list[int]]]:
         for start in range(0, len(items), self.batch):
             yield list(items[start : start + self.batch]), list(range(start, min(start + self.batch, len(items))))
+
+    @torch.no_grad()
+    def _judge(self, through_autoencoder: bool) -> Iterator[bool]:
+        autoencoder = self.bagel.checkpoint.autoencoder
+        for scenes, _ in self._batches(scene_items(self.items, self.seed)):
+            pictures = [draw(scene, self.side) for scene in scenes]
+            if through_autoencoder:
+                pixels = torch.stack([to_pixels(picture) for picture in pictures]).to(self.bagel.device)
+                decoded = to_uint8(autoencoder.decode(autoencoder.encode(pixels)).float()).cpu().numpy()
+                pictures = [Image.fromarray(picture) for picture in decoded]
+            for scene, picture in zip(scenes, pictures, strict=True):
+                yield same_scene(parse(picture), scene)
 
     def _draw(self, row: str, split: str) -> Iterator[bool]:
         for items, seeds in self._batches(draw_items(row, self.items, self.seed, split)):

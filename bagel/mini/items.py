@@ -78,6 +78,12 @@ class ChainItem:
         return self.edits[-1].result
 
 
+def scene_items(n: int, seed: int = 0) -> list[Scene]:
+    """`n` random scenes, for the judge itself."""
+    rng = _rng("scene", seed)
+    return [sample_scene(rng) for _ in range(n)]
+
+
 def draw_items(row: str, n: int, seed: int = 0, split: str = "train") -> list[DrawItem]:
     """`n` items of a draw row, different ones as far as the row has so many; the same for the same seed everywhere.
 

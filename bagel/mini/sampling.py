@@ -9,7 +9,6 @@ from bagel.mini.scene import (
     BACKGROUNDS,
     COLOURS,
     KINDS,
-    MAX_JITTER,
     MAX_THINGS,
     MIDDLE,
     QUADRANTS,
@@ -20,6 +19,8 @@ from bagel.mini.scene import (
 )
 from bagel.mini.splits import held_out_pairs, held_out_triples, in_split, is_held_out_pair
 
+JITTER = 1
+"""World pixels that things of random scenes stand off their slots, at most, along each axis."""
 THING_COUNT_WEIGHTS = (25, 30, 25, 20)
 """How often a scene has one, two, three, four things, in percent."""
 MIDDLE_SHARE = 0.4
@@ -80,8 +81,8 @@ def sample_scene(
 
 
 def sample_jitter(rng: random.Random) -> tuple[int, int]:
-    """(dx, dy), each −2..2, uniform."""
-    return rng.randint(-MAX_JITTER, MAX_JITTER), rng.randint(-MAX_JITTER, MAX_JITTER)
+    """(dx, dy), each −JITTER..JITTER, uniform."""
+    return rng.randint(-JITTER, JITTER), rng.randint(-JITTER, JITTER)
 
 
 def _draw_scene(

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from bagel.errors import SettingError
 from bagel.mini.draw import draw
-from bagel.mini.evaluate import ROWS, Row, evaluate, pick_rows, summary, wilson
+from bagel.mini.evaluate import JUDGE_ROWS, ROWS, Row, evaluate, pick_rows, rows_of, summary, wilson
 from bagel.mini.items import ask_items, draw_items, edit_items, riddle_items
 from bagel.mini.sampling import sample_scene
 from bagel.mini.scene import Scene
@@ -89,6 +91,40 @@ def test_right_is_right_and_wrong_is_wrong(model: type[Oracle], share: float) ->
     assert {row["share"] for row in report["rows"].values()} == {share}
     assert list(report["rows"]) == [row for row in ROWS if row in TRIED]
     assert seen[-1][1:] == (ITEMS, ITEMS)
+
+
+class Blur:
+    """An autoencoder that keeps one pixel of each block of `factor` × `factor`."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels[:, :, :: self.factor, :: self.factor]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
+
+
+@pytest.mark.parametrize(("factor", "share"), [(1, 1.0), (4, 0.0)])
+def test_the_judge_is_judged_through_the_autoencoder(factor: int, share: float) -> None:
+    bagel: Any = Oracle()
+    bagel.device, bagel.checkpoint = torch.device("cpu"), SimpleNamespace(autoencoder=Blur(factor))
+    report = evaluate(bagel, rows=["judge"], items=6, batch=4)
+    assert {name: row["share"] for name, row in report["rows"].items()} == dict(
+        zip(JUDGE_ROWS, (1.0, share), strict=True)
+    )
+    assert report["summary"] == {}  # the judge's rows say nothing of the model
+
+
+def test_known_rows_are_not_run_again() -> None:
+    bagel: Any = Idle()
+    known = {"draw/colours": Row("draw/colours", 3, ITEMS, 1.0)}
+    written: list[dict[str, Any]] = []
+    report = evaluate(bagel, rows=["draw/colours", "ask/count"], items=ITEMS, known=known, on_row=written.append)
+    assert [row["right"] for row in report["rows"].values()] == [3, 0]
+    assert written == [report]
+    assert rows_of(report)["draw/colours"] == known["draw/colours"]
 
 
 def test_rows_are_found_by_name_and_group() -> None:
