@@ -22,7 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bagel.files import write_atomically
+from bagel.errors import BagelError
+from bagel.files import make_writable_folder, write_atomically
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
@@ -87,12 +88,31 @@ def run_demo(bagel: Bagel, folder: Path, *, seed: int = 0, console: Console | No
         console: shows progress, if it is a terminal.
 
     Returns: prompts, answers and seconds, ready for JSON.
+
+    Raises:
+        BagelError: the folder cannot be made or written, which is tried before anything is drawn.
     """
     console = console or Console(stderr=True)
+    with _writing(folder):
+        make_writable_folder(folder)
     started = time.perf_counter()
     sections = list(_sections(bagel, seed, console))
     seconds = time.perf_counter() - started
-    folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
+        cards = _write(folder, sections, seconds)
+    return {"seed": seed, "seconds": round(seconds, 2), "cards": cards}
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BagelError(f"{folder} cannot be written ({error}): give another folder.") from error
+
+
+def _write(folder: Path, sections: list[Section], seconds: float) -> list[dict[str, Any]]:
+    """Writes pictures, page and contact sheet; returns what is to be said of each card."""
     written: list[dict[str, Any]] = []
     for number, section in enumerate(sections, start=1):
         for place, card in enumerate(section.cards, start=1):
@@ -104,7 +124,7 @@ def run_demo(bagel: Bagel, folder: Path, *, seed: int = 0, console: Console | No
     sheet = _sheet(sections, seconds)
     write_atomically(folder / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
     write_atomically(folder / "index.png", partial(_save, sheet))
-    return {"seed": seed, "seconds": round(seconds, 2), "cards": written}
+    return written
 
 
 def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:

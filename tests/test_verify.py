@@ -172,6 +172,14 @@ def test_an_unknown_kind_is_a_failing_row_and_the_rest_still_runs(copy: Path) ->
     assert {row.case for row in report.rows} == {*KEPT, "odd"}
 
 
+def test_a_case_that_compares_nothing_fails(copy: Path) -> None:
+    change_cases(copy, lambda cases: next(c for c in cases if c["kind"] == "resize").update(cases=[]))
+    report = verify(copy)
+    assert [(row.case, row.quantity, row.note) for row in report.failed] == [
+        ("size_vae_1024", "case", "nothing was compared")
+    ]
+
+
 def test_an_unknown_setting_fails_its_case_alone(copy: Path) -> None:
     change_cases(copy, lambda cases: next(c for c in cases if c["name"] == "t2i_default")["settings"].update(magic=1))
     report = verify(copy)

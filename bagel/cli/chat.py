@@ -21,6 +21,7 @@ from bagel.cli.options import (
     step_bar,
 )
 from bagel.errors import BagelError, PromptError, SettingError
+from bagel.inference.settings import SETTINGS, parse_settings
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
@@ -55,6 +56,7 @@ def chat(
     dtype: DtypeOption = "auto",
 ) -> None:
     """Talk, show pictures, have pictures drawn: one conversation, each turn computed once. /help lists the commands."""
+    seed = parse_settings("generate", {"seed": seed})["seed"]
     bagel = load(checkpoint, device, dtype)
     Conversation(bagel, output, think=think, seed=seed).run()
 
@@ -135,8 +137,8 @@ class Conversation:
             result = self.session.generate_image(progress=progress, return_result=True, **self._own("generate"))
         if result.thinking:
             self.notes.print(result.thinking, style="dim", markup=False)
-        number = 1 + sum(1 for _ in self.output.glob("[0-9]*.png"))
-        path = self.output / f"{number:03d}.png"
+        taken = [int(path.stem) for path in self.output.glob("*.png") if path.stem.isdecimal()]
+        path = self.output / f"{max(taken, default=0) + 1:03d}.png"
         try:
             save_image(result.image, path)
         except OSError as error:
@@ -145,8 +147,6 @@ class Conversation:
 
     def _own(self, task: Any) -> dict[str, Any]:
         """What was set, of the settings that a task takes, and the next seed."""
-        from bagel.inference.settings import SETTINGS
-
         own = {name: value for name, value in self.settings.items() if task in SETTINGS[name].tasks}
         if self.seed is not None:
             own["seed"] = self.seed
@@ -162,8 +162,6 @@ class Conversation:
     def _set(self, text: str) -> None:
         import yaml
 
-        from bagel.inference.settings import SETTINGS, parse_settings
-
         if not text:
             _tell("\n".join(f"{name}={value}" for name, value in self.settings.items()) or "nothing is set")
             return
@@ -177,6 +175,8 @@ class Conversation:
             value = raw
         task = SETTINGS[name].tasks[0] if name in SETTINGS else "generate"
         parsed = parse_settings(task, {name: value})
+        if parsed.get("think") and not self.session.think:
+            raise SettingError("think cannot be switched on in a chat begun without it: start one with --think.")
         if name == "seed":
             self.seed = parsed["seed"]
         else:
@@ -199,6 +199,8 @@ class Conversation:
         if not folder:
             raise PromptError("/load needs the folder of a saved conversation.")
         self.session = self.bagel.load_session(Path(folder).expanduser())
+        if self.settings.get("think") and not self.session.think:
+            del self.settings["think"]  # it would make every turn fail
         self.notes.print(f"{len(self.session.history)} turns", style="dim")
 
     def _help(self, _: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,8 @@ from bagel.cli.options import (
     with_settings,
     write_json,
 )
-from bagel.errors import BagelError, SettingError
+from bagel.errors import BagelError, PromptError, SettingError
+from bagel.files import check_writable
 
 if TYPE_CHECKING:
     from bagel.inference.result import Result
@@ -97,6 +99,8 @@ def ask(
 
     bagel ask car.png "How many cars are there?"
     """
+    if not images and os.path.isfile(question):
+        raise PromptError(f"{question} is a file, and the question about it is missing: write it behind the picture.")
     bagel = load(checkpoint, device, dtype)
     quiet, thinking = json == "-", bool(settings.get("think"))
     result = bagel.ask(
@@ -122,13 +126,22 @@ def _print_thought(piece: str) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Before minutes of work: can the picture be written there?
+    """Before minutes of work: can the picture be written there? Makes its folder where that is missing.
 
     Raises:
         SettingError: the name's ending is no picture format.
+        BagelError: the folder cannot be made, or nothing can be written in it.
     """
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise SettingError(f"output is {str(path)!r}: its name must end in .png, .jpg or .webp.")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: Exception) -> BagelError:
+    return BagelError(f"{path} cannot be written ({error}): give another output file.")
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -161,7 +174,7 @@ def _deliver(results: list[Result], output: Path, json: str | None) -> None:
         try:
             save_image(result.image, path)
         except (OSError, ValueError) as error:
-            raise BagelError(f"{path} cannot be written ({error}): give another output file.") from error
+            raise _unwritable(path, error) from error
         listing.append({"file": str(path), **_facts(result)})
         if json != "-":
             if result.thinking:

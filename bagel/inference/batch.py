@@ -103,11 +103,14 @@ def spread(
     """Settings for each request; a single request with lists of settings becomes a batch.
 
     Raises:
-        SettingError: a list of settings has another length than the batch.
+        SettingError: a list of settings is empty, or has another length than the batch.
     """
     lists = {name: found for name, value in settings.items() if (found := per_request(name, value)) is not None}
     if single and lists:
-        inputs = inputs * len(next(iter(lists.values())))
+        name, values = next(iter(lists.items()))
+        if not values:
+            raise SettingError(f"{name} is an empty list: give one value, or one for each request.")
+        inputs = inputs * len(values)
         single = False
     for name, values in lists.items():
         if len(values) != len(inputs):

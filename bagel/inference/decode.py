@@ -10,6 +10,9 @@ from torch import Tensor
 from bagel.inference.settings import GenerationSettings
 from bagel.tokenizer import Tokenizer
 
+# Below this the likeliest token is taken: one whose logit is lower by 1e-4 would have a probability below e⁻¹⁰⁰, and
+# float32 would soon take the temperature itself for 0.
+MIN_TEMPERATURE = 1e-6
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
@@ -21,12 +24,12 @@ def token_probabilities(logits: Tensor, history: Sequence[int], settings: Genera
     Args:
         logits: (V,) of the next token.
         history: tokens that this text has so far, which the repetition penalty is about.
-        settings: `repetition_penalty`, `temperature` (above 0), `top_k`, `top_p`.
+        settings: `repetition_penalty`, `temperature` (at least MIN_TEMPERATURE), `top_k`, `top_p`.
 
     Returns: (V,) float32, summing to 1.
     """
     scores = penalised(logits.float(), history, settings.repetition_penalty)
-    scores = (scores - scores.max()) / settings.temperature  # from the likeliest down: no overflow at any temperature
+    scores = (scores - scores.max()) / settings.temperature  # from the likeliest down: what overflows is −∞, never NaN
     if 0 < settings.top_k < scores.numel():
         kept = scores.topk(settings.top_k).indices  # by index: of equal scores no more than k stay
         scores = torch.full_like(scores, float("-inf")).index_copy(0, kept, scores[kept])
@@ -34,7 +37,8 @@ def token_probabilities(logits: Tensor, history: Sequence[int], settings: Genera
     if settings.top_p < 1:
         ordered, order = probabilities.sort(descending=True, stable=True)
         before = ordered.cumsum(0) - ordered
-        ordered = ordered.masked_fill(before >= settings.top_p, 0.0)  # the likeliest has nothing before it: it stays
+        # The likeliest has nothing before it: it stays, also where float32 takes top_p for 0.
+        ordered = ordered.masked_fill(before >= max(settings.top_p, torch.finfo(torch.float32).tiny), 0.0)
         probabilities = torch.zeros_like(probabilities).index_copy(0, order, ordered / ordered.sum())
     return probabilities
 
@@ -48,7 +52,9 @@ def penalised(logits: Tensor, history: Sequence[int], penalty: float) -> Tensor:
         return logits
     used = torch.tensor(sorted(set(history)), device=logits.device)
     scores = logits[used]
-    return logits.index_copy(0, used, torch.where(scores > 0, scores / penalty, scores * penalty))
+    changed = torch.where(scores > 0, scores / penalty, scores * penalty)
+    largest = torch.finfo(changed.dtype).max  # a tiny penalty would make infinities, which no softmax takes
+    return logits.index_copy(0, used, changed.clamp(max=largest))
 
 
 def choose_token(
@@ -65,7 +71,7 @@ def choose_token(
         vocab_size: the number of tokens.
     """
     logits = logits[:vocab_size].float()
-    if not settings.do_sample or settings.temperature == 0:
+    if not settings.do_sample or settings.temperature < MIN_TEMPERATURE:
         return int(penalised(logits, history, settings.repetition_penalty).argmax())
     probabilities = token_probabilities(logits.cpu(), history, settings)
     return int(torch.multinomial(probabilities, 1, generator=generator))

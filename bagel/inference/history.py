@@ -65,8 +65,9 @@ class History:
         """The segments of each guidance context.
 
         *Without text* is the full context just before the latest text given, or, where the last thing given or drawn is
-        a picture, just after it. *Without image* is the system prompt, the texts given and the answers. Thoughts of the
-        picture to be drawn stand in the full context alone, as do all others.
+        a picture, just after it. *Without image* is the system prompt, the texts given and the answers. Thoughts about
+        the picture to be drawn come last and stand in the full context alone; those about earlier pictures stand in
+        the one without text, too.
         """
         relevant = [i for i, turn in enumerate(self.turns) if turn.kind in GIVEN + PICTURES]
         before = 0

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, TypeGuard
 
 from bagel.errors import SettingError
 
@@ -20,6 +20,8 @@ Task = Literal["generate", "edit", "ask"]
 TASKS: tuple[Task, ...] = ("generate", "edit", "ask")
 DRAWING: tuple[Task, ...] = ("generate", "edit")
 MAX_SEED = 2**63 - 1
+_MAX_SIDE = 10**9  # pixels; far beyond any model, and small enough for arithmetic and messages
+_SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,31 @@ class Setting:
         parsed = _PARSERS[self.kind](self, value)
         if parsed is None:
             wanted = self.range + (" or none" if self.optional else "")
-            raise SettingError(f"{self.name} is {value!r}: it must be {wanted}.")
+            raise SettingError(f"{self.name} is {_shown(value)}: it must be {wanted}.")
         return parsed
 
     def _within(self, number: float) -> bool:
-        too_low = self.low is not None and (number <= self.low if self.above else number < self.low)
-        return math.isfinite(number) and not too_low and (self.high is None or number <= self.high)
+        """Compares before anything is converted: a whole number of any length may come. NaN is not within."""
+        above_low = self.low is None or (number > self.low if self.above else number >= self.low)
+        return bool(above_low and (self.high is None or number <= self.high))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _shown(value: Any) -> str:
+    """A value as one would type it; of a long one the beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        return "a whole number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a number of any kind, numpy's among them."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _parse_float(setting: Setting, value: Any) -> float | None:
@@ -99,8 +116,8 @@ def _parse_float(setting: Setting, value: Any) -> float | None:
 
 
 def _parse_int(setting: Setting, value: Any) -> int | None:
-    whole = _is_number(value) and float(value).is_integer() and setting._within(value)
-    return int(value) if whole else None
+    whole = _is_whole(value) or (_is_number(value) and float(value).is_integer())
+    return int(value) if whole and setting._within(int(value)) else None
 
 
 def _parse_bool(setting: Setting, value: Any) -> bool | None:
@@ -108,13 +125,13 @@ def _parse_bool(setting: Setting, value: Any) -> bool | None:
 
 
 def _parse_choice(setting: Setting, value: Any) -> str | None:
-    return value if value in setting.choices else None
+    return value if isinstance(value, str) and value in setting.choices else None
 
 
 def _parse_interval(setting: Setting, value: Any) -> tuple[float, float] | None:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != 2:
         return None
-    if not all(_is_number(end) and setting._within(end) for end in value) or value[0] > value[1]:
+    if not all(_is_number(end) and setting._within(end) for end in value) or value[0] >= value[1]:
         return None
     return float(value[0]), float(value[1])
 
@@ -125,8 +142,9 @@ def _parse_size(setting: Setting, value: Any) -> tuple[int, int] | None:
         value = (int(match[1]), int(match[2])) if match else None
     if not isinstance(value, Sequence) or len(value) != 2:
         return None
-    # Whether the model can draw that size is the model's to say (SizeError).
-    return (value[0], value[1]) if all(isinstance(v, int) and not isinstance(v, bool) for v in value) else None
+    if not all(_is_whole(v) and abs(v) < _MAX_SIDE for v in value):
+        return None
+    return int(value[0]), int(value[1])  # whether the model can draw that size is the model's to say (SizeError)
 
 
 def _parse_texts(setting: Setting, value: Any) -> tuple[str, ...] | None:

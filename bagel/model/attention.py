@@ -154,13 +154,6 @@ def attend_parts(query: Tensor, parts: list[tuple[Tensor, Tensor]], *, causal: b
 
 def _attend_and_merge(query: Tensor, parts: list[tuple[Tensor, Tensor]], last_mask: Tensor | None) -> Tensor:
     """Softmax over all parts, from the parts' own softmaxes and their log-sum-exps (as flash decoding does)."""
-    if not _has_partial(query):
-        keys = torch.cat([k for k, _ in parts], dim=1)[None]
-        values = torch.cat([v for _, v in parts], dim=1)[None]
-        if last_mask is not None:
-            before = keys.shape[2] - last_mask.shape[-1]
-            last_mask = F.pad(last_mask, (before, 0), value=True)
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=last_mask)
     masks = [None] * (len(parts) - 1) + [last_mask]
     pieces = [_partial(query, k[None], v[None], m) for (k, v), m in zip(parts, masks, strict=True)]
     total = torch.logsumexp(torch.stack([lse for _, lse in pieces]), dim=0)
@@ -168,17 +161,15 @@ def _attend_and_merge(query: Tensor, parts: list[tuple[Tensor, Tensor]], last_ma
     return out.to(query.dtype)
 
 
-def _has_partial(query: Tensor) -> bool:
-    return query.device.type in ("cpu", "cuda")
-
-
 def _partial(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One part's attention (float or half) and its log-sum-exp (1, heads, n) in float32."""
+    """One part's attention (float or half) and its log-sum-exp (1, heads, n) in float32: by PyTorch's flash kernel
+    where the device has one that gives both, else by matmuls.
+    """
     if query.device.type == "cpu":
         bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
         return out, lse
-    if mask is None and _flash_takes(query, key, value):
+    if query.device.type == "cuda" and mask is None and _flash_takes(query, key, value):
         result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
         return result[0], result[1]
     return _partial_by_matmul(query, key, value, mask)

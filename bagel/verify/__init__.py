@@ -3,7 +3,8 @@
 A folder of recorded cases holds a small checkpoint, pictures, `cases.json` (what was done) and `expected.safetensors`
 (what came out, as tensors named "CASE/QUANTITY"); `tests/golden/README.md` describes it. Every case is computed anew by
 the very code that serves users and trains, and every recorded quantity becomes one `Row`. A recorded tensor that no row
-looked at is a failing row, as is a case of a kind that is not known: nothing passes by being skipped.
+looked at is a failing row, as is a case of a kind that is not known, or one in which nothing was compared: nothing
+passes by being skipped.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ def verify(
                 check.fail("kind", f"kind {case['kind']!r} is not supported; known: {', '.join(KINDS)}")
             else:
                 _run(run, subject, check)
+                if all(row.passed and row.error is None for row in check.rows):
+                    check.fail("case", "nothing was compared")
             report.rows += check.rows
             seen |= check.seen
     for key in sorted(recorded.tensors.keys() - seen):

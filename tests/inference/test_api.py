@@ -105,6 +105,8 @@ def test_drawn_seeds_are_reported_and_repeat(bagel: Bagel) -> None:
 def test_n_pictures_count_their_seeds_up(bagel: Bagel) -> None:
     results = bagel.generate(["a cat", "a dog"], n=2, seed=[5, 9], return_result=True)
     assert [(r.prompt, r.seed) for r in results] == [("a cat", 5), ("a cat", 6), ("a dog", 9), ("a dog", 10)]
+    results = bagel.generate("a cat", n=np.int64(2), seed=np.int64(5), return_result=True)
+    assert [(r.seed, type(r.seed)) for r in results] == [(5, int), (6, int)]
     drawn = bagel.generate("a cat", n=2, return_result=True)
     assert drawn[0].seed != drawn[1].seed
 
@@ -194,7 +196,7 @@ def test_forms_of_ask(bagel: Bagel, golden: Any) -> None:
     assert bagel.ask(wide.read_bytes(), "What is it?") == alone
     assert bagel.ask([wide, None, [wide, wide]], ["What is it?"] * 3)[0] == alone
     assert isinstance(bagel.ask(None, "Hello"), str)
-    assert bagel.ask(wide, []) == []
+    assert bagel.ask(wide, []) == bagel.generate([]) == bagel.generate([], seed=[]) == []
 
 
 def test_special_methods_are_interleave(bagel: Bagel, golden: Any) -> None:
@@ -303,6 +305,13 @@ def test_a_failing_callback_fails_its_call_only(bagel: Bagel) -> None:
         (lambda b, i: b.generate("a", cfg_text_scale=-1), SettingError, "cfg_text_scale is -1"),
         (lambda b, i: b.ask(i, "a", cfg_text_scale=4), SettingError, "no setting of 'ask'"),
         (lambda b, i: b.generate(["a", "b"], seed=[1, 2, 3]), SettingError, "seed is a list of 3: the batch has 2"),
+        (lambda b, i: b.generate("a", seed=[]), SettingError, "seed is an empty list: give one value, or one for each"),
+        (lambda b, i: b.ask(i, "a", temperature=[]), SettingError, "temperature is an empty list"),
+        (lambda b, i: b.generate(["a", "b"], seed=[]), SettingError, "seed is a list of 0: the batch has 2 requests"),
+        (lambda b, i: b.generate("a", seed=int("9" * 401)), SettingError, "seed is 9+…: it must be"),
+        (lambda b, i: b.generate("a", num_timesteps=10**400), SettingError, "num_timesteps is 1"),
+        (lambda b, i: b.generate("a", cfg_text_scale=10**400), SettingError, "cfg_text_scale is 1"),
+        (lambda b, i: b.generate("a", cfg_interval=(0.5, 0.5)), SettingError, "two numbers, low < high"),
         (lambda b, i: b.generate("a", n=0), SettingError, "n is 0"),
         (lambda b, i: b.generate(["a", "b"], on_text=print), SettingError, "a batch of 2"),
         (lambda b, i: b.ask(i, ["a", "b"], stream=True), SettingError, "single question"),

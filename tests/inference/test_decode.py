@@ -88,6 +88,25 @@ def test_greedy_temperature_zero_and_penalty() -> None:
     assert choose_token(negative, [0], GenerationSettings(repetition_penalty=1.2), generator, 3) == 1
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-7, 1e-6])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 2}, {"top_p": 0.5}, {"top_p": 1e-300}], ids=str)
+def test_tiny_temperatures_are_greedy(temperature: float, filters: dict[str, Any]) -> None:
+    logits = torch.tensor([1.0, 3e4, 2.9, -3e4])
+    generator = torch.Generator().manual_seed(0)
+    s = settings(temperature=temperature, **filters)
+    assert {choose_token(logits, [], s, generator, 4) for _ in range(10)} == {1}
+
+
+def test_extreme_penalties_and_shares_can_be_sampled() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.9, -1.0])
+    generator = torch.Generator().manual_seed(0)
+    assert choose_token(logits, [], settings(top_p=1e-300), generator, 4) == 1
+    for penalty in (1e-300, 1e-39):  # what was used becomes likelier without end
+        s = settings(repetition_penalty=penalty)
+        assert {choose_token(logits, [2, 3], s, generator, 4) for _ in range(10)} == {2}
+        assert token_probabilities(logits, [1, 2], s).tolist() == [0.0, 0.5, 0.5, 0.0]
+
+
 def test_same_seed_same_tokens() -> None:
     logits = torch.randn(30, 50)
 

@@ -139,6 +139,7 @@ def test_thinking_sessions(bagel: Bagel, spoken: Callable[[str], None]) -> None:
     assert [turn.kind for turn in chat.history] == ["system", "text", "thought", "drawing"]
     without_image = chat._history.guidance()[Role.WITHOUT_IMAGE]
     assert without_image == (*chat.history[0].segments, *chat.history[1].segments)
+    assert chat.history[2].segments[0] in chat._history.guidance()[Role.WITHOUT_TEXT]  # an earlier picture's thought
     chat.undo()
     assert [turn.kind for turn in chat.history] == ["system", "text"]
     chat.generate_image(seed=1, think=False)

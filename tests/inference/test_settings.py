@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bagel.config import BagelConfig
@@ -55,18 +56,26 @@ def test_every_setting_says_what_it_does() -> None:
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
-        ("cfg_text_scale", [0, 1, 7.5, 20], [-0.1, 21, "4", True, float("nan"), float("inf"), None]),
-        ("cfg_interval", [(0, 1), [0.4, 1.0], (0.5, 0.5)], [(1, 0), (0, 1.1), (0.5,), 0.4, "01", (0, 1, 1)]),
+        ("cfg_text_scale", [0, 1, 7.5, 20], [-0.1, 21, "4", True, float("nan"), float("inf"), 10**400, None]),
+        (
+            "cfg_interval",
+            [(0, 1), [0.4, 1.0]],
+            [(1, 0), (0.5, 0.5), (0, 1.1), (0.5,), 0.4, "01", (0, 1, 1), (0, 10**400)],
+        ),
         ("timestep_shift", [0.5, 100], [0, -1, 101]),
-        ("num_timesteps", [2, 1000, 50.0], [1, 1001, 2.5, "50"]),
-        ("cfg_renorm_type", ["global", "channel", "text_channel"], ["Global", "", 1]),
+        ("num_timesteps", [2, 1000, 50.0], [1, 1001, 2.5, "50", float("nan"), float("inf"), 10**400]),
+        ("cfg_renorm_type", ["global", "channel", "text_channel"], ["Global", "", 1, np.array(["global", "channel"])]),
         ("cfg_renorm_min", [0, 1], [-0.01, 1.01]),
         ("enable_taylorseer", [True, False], [1, "yes", None]),
-        ("top_k", [0, 5], [-1, 2.5]),
+        ("top_k", [0, 5, 10**400], [-1, 2.5, float("inf"), -(10**5000)]),
         ("top_p", [0.01, 1], [0, 1.01]),
         ("repetition_penalty", [0.5, 1.2], [0, -1]),
-        ("seed", [0, 2**63 - 1, None], [-1, 2**63, 1.5]),
-        ("size", [(64, 32), [64, 32], "64x32", " 64 × 32 ", None], [64, "64", (64,), (64.0, 32), "ax b"]),
+        ("seed", [0, 2**63 - 1, None], [-1, 2**63, 1.5, int("9" * 401), 10**5000]),
+        (
+            "size",
+            [(64, 32), [64, 32], "64x32", " 64 × 32 ", None],
+            [64, "64", (64,), (64.0, 32), (True, 32), (10**5000, 32), "ax b"],
+        ),
         ("stop", ["a", ("a", "b"), ["a"], ()], [("",), 3, [1]]),
         ("max_new_tokens", [1], [0]),
     ],
@@ -86,6 +95,35 @@ def test_parsed_values_have_their_type() -> None:
     assert parsed == {"size": (64, 32), "cfg_interval": (0.0, 1.0), "num_timesteps": 9, "cfg_text_scale": 3.0}
     assert isinstance(parsed["num_timesteps"], int)
     assert parse_settings("ask", {"stop": "x"}) == {"stop": ("x",)}
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    with pytest.raises(SettingError, match="^seed is 9{60}…: it must be 0 or more or none.$"):
+        SETTINGS["seed"].parse(int("9" * 401))
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {
+        "seed": np.int64(1),
+        "num_timesteps": np.uint8(9),
+        "cfg_text_scale": np.float32(2.5),
+        "cfg_interval": (np.float64(0.5), np.int32(1)),
+        "size": (np.int16(64), np.int64(32)),
+        "top_k": np.float16(3),
+    }
+    parsed = parse_settings("generate", given)
+    assert parsed == {
+        "seed": 1, "num_timesteps": 9, "cfg_text_scale": 2.5, "cfg_interval": (0.5, 1.0), "size": (64, 32), "top_k": 3,
+    }  # fmt: skip
+    flat = [parsed["seed"], parsed["num_timesteps"], parsed["top_k"], *parsed["size"]]
+    assert {type(value) for value in flat} == {int}
+    assert {type(value) for value in (parsed["cfg_text_scale"], *parsed["cfg_interval"])} == {float}
+    assert SETTINGS["seed"].parse(np.float16(3)) == 3
+    for value in (np.int64(-1), np.float32("nan"), np.float64("inf"), np.float32(0.5)):
+        with pytest.raises(SettingError, match="seed is"):
+            SETTINGS["seed"].parse(value)
+    assert per_request("size", [np.int64(64), np.int64(32)]) is None
 
 
 def test_unknown_and_foreign_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bagel.config import BagelConfig, DecoderConfig, VitConfig
@@ -39,7 +40,6 @@ def split(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     return pieces
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["merged", "concatenated"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=str)
@@ -47,16 +47,8 @@ def split(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     ("n", "sizes"), [(1, (1,)), (7, (7,)), (1, (20,)), (5, (40,)), (1, (9, 1)), (6, (3, 11, 8)), (30, (64, 1, 33))]
 )
 def test_pieces_against_float64(
-    n: int,
-    sizes: tuple[int, ...],
-    heads: tuple[int, int],
-    causal: bool,
-    dtype: torch.dtype,
-    whole: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    n: int, sizes: tuple[int, ...], heads: tuple[int, int], causal: bool, dtype: torch.dtype
 ) -> None:
-    if whole:
-        monkeypatch.setattr(attention, "_has_partial", lambda query: False)
     length = sum(sizes)
     query = torch.randn(n, heads[0], 8).to(dtype)
     keys, values = (torch.randn(heads[1], length, 8).to(dtype) for _ in range(2))
@@ -78,7 +70,7 @@ def test_extreme_scores_stay_finite() -> None:
 @pytest.mark.parametrize("largest", [1, 100, 1 << 20])
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_parts_by_matmul_in_blocks(largest: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What GPUs without a fitting kernel run, whatever the size of a block."""
+    """What devices without a fitting kernel run, whatever the size of a block."""
     monkeypatch.setattr(attention, "_LARGEST_SCORES", largest)
     monkeypatch.setattr(attention, "_partial", attention._partial_by_matmul)
     query, keys, values = torch.randn(7, 4, 8), torch.randn(2, 24, 8), torch.randn(2, 24, 8)
@@ -86,6 +78,39 @@ def test_parts_by_matmul_in_blocks(largest: int, causal: bool, monkeypatch: pyte
     got = attend_parts(query, parts, causal=causal)
     expected = reference(query, keys, values, causal)
     assert ((got.double() - expected).norm() / expected.norm()) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_parts_by_matmul_against_the_concatenation(
+    causal: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device that only has matmuls."""
+    monkeypatch.setattr(attention, "_partial", attention._partial_by_matmul)
+    query, keys, values = (torch.randn(shape).to(dtype) for shape in ((6, 4, 8), (2, 21, 8), (2, 21, 8)))
+    parts = list(zip(split(keys, (3, 10, 8)), split(values, (3, 10, 8)), strict=True))
+    mask = torch.ones(6, 21, dtype=torch.bool).tril(15) if causal else None
+    expected = F.scaled_dot_product_attention(query.transpose(0, 1), keys, values, attn_mask=mask, enable_gqa=True)
+    got = attend_parts(query, parts, causal=causal)
+    assert got.dtype == dtype
+    assert ((got - expected.transpose(0, 1)).norm() / expected.norm()) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_no_device_joins_keys_and_values(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meta tensors stand for a device without kernels of its own: each part is attended to where it lies."""
+    lengths = []
+
+    def by_matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        lengths.append(key.shape[2])
+        return original(query, key, value, mask)
+
+    original = attention._partial_by_matmul
+    monkeypatch.setattr(attention, "_partial_by_matmul", by_matmul)
+    keys = torch.empty(2, 24, 8, device="meta")
+    parts = [(part, part) for part in keys.split((13, 11), dim=1)]
+    assert attend_parts(torch.empty(7, 4, 8, device="meta"), parts, causal=causal).shape == (7, 4, 8)
+    assert lengths == [13, 11]
 
 
 def test_cached_equals_masked() -> None:
