@@ -3,7 +3,7 @@
 Weights are random: only shapes matter. Every quantity is measured three ways in turn, round after round, so that
 whatever else the machine does meets all of them alike, and the least time of each counts:
 
-- `ours`: through the engine, with weights packed where users' are (or, for training, the training objective);
+- `ours`: through the engine, with weights packed as users' are (or a whole training step, optimiser and all);
 - `matmul`: the matmuls of the same work alone, with the same weights. `share` is the rate of arithmetic that ours
   reaches, its attention included, as a share of the rate of these matmuls;
 - `plain`: a loop over plain weights that works as the published code does (`bagel.bench.plain`).

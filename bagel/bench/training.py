@@ -1,7 +1,8 @@
-"""What a training step takes."""
+"""What a training step takes: forward, backward, optimiser and averaged weights, as a recipe runs them."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -10,24 +11,24 @@ from bagel.bench.floor import Work
 from bagel.bench.machine import free_memory, peak_allocated
 from bagel.bench.plan import SPECIAL, Plan, grid_of, random_ids
 from bagel.bench.timing import Calls, Measured, measure
+from bagel.memory import keep_freed_memory
 from bagel.model.attention import MaskedAttention
 from bagel.model.bagel import BagelModel
 from bagel.sequence import PackSpec, Sample, TextSegment, VaeSegment, pack
 from bagel.training.objective import add_noise, compute_losses
-from bagel.training.optimizer import Optimizers
+from bagel.training.optimizer import Ema, Optimizers
 from bagel.training.recipe import OptimizerRecipe
 
 
 def measure_training(model: BagelModel, plan: Plan, device: torch.device, say: Callable[[str], None]) -> list[Measured]:
-    """One step of the training objective and its optimiser, in as many layers as memory allows."""
+    """One whole step in as many layers as memory allows: float32 weights, matmuls in the model's precision."""
     text, available = plan.train_text, len(model.decoder.layers)
     tokens = min(plan.train_image, model.config.max_latent_size**2)
     grid = grid_of(tokens, model.config.max_latent_size)
     outside = sum(p.numel() for n, p in model.named_parameters() if ".layers." not in n)
     inside = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n) // available
-    size = torch.finfo(model.dtype).bits // 8
-    # In parameters: gradients, two moments, as much again in flight.
-    room = 0.7 * free_memory(device) / (4 * size)
+    # For each parameter, in float32: itself, its gradient, two moments, its average, as much again in flight.
+    room = 0.7 * free_memory(device) / (6 * 4)
     layers = min(available, int((room - outside) / inside))
     if layers < 1:
         say("no memory for a training step")
@@ -39,23 +40,28 @@ def measure_training(model: BagelModel, plan: Plan, device: torch.device, say: C
     packed = pack([[sample]], PackSpec.of(model.config, SPECIAL))
     noised = add_noise(packed, torch.tensor([0.5]), torch.randn_like(packed.latents))
     noised.packed, noised.target = noised.packed.to(device), noised.target.to(device)
-    model.requires_grad_(True)
-    optimizers = Optimizers(model.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
+    trained = copy.deepcopy(model).float().requires_grad_(True)
+    optimizers = Optimizers(trained.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
+    ema = Ema(trained, 0.9999)
+    if device.type == "cpu":
+        keep_freed_memory()
 
     def gradients() -> None:
-        losses = compute_losses(model, noised, MaskedAttention(noised.packed))
+        with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
+            losses = compute_losses(trained, noised, MaskedAttention(noised.packed))
         (losses.ce_sum(False) / losses.ce_count(False) + losses.mse_sum() / losses.mse_count).backward()
 
     def whole() -> None:
         gradients()
         optimizers.step(1.0)
+        ema.update()
 
     length = text + tokens + 2
     seen = text * (text + 1) // 2 + (tokens + 2) * length
     work = Work(und=text + 2, gen=tokens, logits=text - 1, latents=tokens, attended=seen, backward=True)
-    calls: Calls = {"ours": gradients, "with optimiser": whole}
+    calls: Calls = {"ours": whole, "forward and backward alone": gradients}
     name = f"training step, {text} text and {tokens} image tokens, {layers} layer{'s' if layers > 1 else ''}"
     say(name)
-    peak = sum(p.nbytes for p in model.parameters()) + peak_allocated(device, whole)
-    numbers = {"per_token": length, "layers": layers, "peak_memory_bytes": peak}
+    held = sum(p.nbytes for p in trained.parameters()) + sum(t.nbytes for t in ema.average.values())
+    numbers = {"per_token": length, "layers": layers, "peak_memory_bytes": held + peak_allocated(device, whole)}
     return [measure(model, name, work, calls, plan.rounds, device, **numbers)]

@@ -6,6 +6,7 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ class Bagel:
             CheckpointError: there is no such checkpoint, or it is damaged.
             DeviceError: the device or precision is unknown, or not to be had here.
         """
-        checkpoint, folder = load(name, dtype, device)
+        checkpoint, folder = load(name, dtype, device, pack=not compile)
         return cls(checkpoint, defaults=read_defaults(folder, checkpoint.config), compile=compile)
 
     @property
@@ -121,7 +122,8 @@ class Bagel:
             return_result: give `Result`s instead of pictures.
             **settings: by name; a list gives one value for each prompt (or makes a batch of a single prompt).
 
-        Returns: a PIL image for a single request, else a list, the pictures of one prompt side by side.
+        Returns: a PIL image for a single request, else a list, the pictures of one prompt side by side. An empty list
+            of prompts gives an empty list.
 
         Raises:
             PromptError, SizeError, SettingError, ContextLengthError: before anything runs. In a batch each says which
@@ -307,7 +309,7 @@ class Bagel:
         extra: dict[str, Any] | None = None,
     ) -> Any:
         """Checks everything, then runs all requests together."""
-        if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
             raise SettingError(f"n is {n!r}: it must be a whole number, at least 1.")
         inputs, values, single = spread(inputs, settings, single)
         prepared: list[tuple[list[Item], Order]] = []

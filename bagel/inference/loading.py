@@ -18,6 +18,7 @@ from bagel.checkpoint.official import (
 from bagel.errors import CheckpointError, DeviceError
 from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.model.bagel import BagelModel
+from bagel.model.packed import pack_weights
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
@@ -108,8 +109,14 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def load(name: str | os.PathLike[str], dtype: str | torch.dtype, device: str | torch.device) -> tuple[Checkpoint, Path]:
-    """Loads a checkpoint, and says in which folder it is. Arguments and errors as `Bagel.from_pretrained`.
+def load(
+    name: str | os.PathLike[str], dtype: str | torch.dtype, device: str | torch.device, *, pack: bool = True
+) -> tuple[Checkpoint, Path]:
+    """Loads a checkpoint for inference, and says in which folder it is. Arguments and errors as
+    `Bagel.from_pretrained`.
+
+    On the CPU the weights of the model are packed where that pays, unless `pack` is false: what is packed cannot be
+    compiled.
 
     The autoencoder is in float32 whatever the model is in: bfloat16 resolves half a grey level at best, and its many
     layers add up to several. It is small, and runs once for each picture.
@@ -120,6 +127,8 @@ def load(name: str | os.PathLike[str], dtype: str | torch.dtype, device: str | t
     checkpoint = load_checkpoint(folder, dtype=precision, device=where)
     if precision != torch.float32:
         checkpoint.autoencoder = load_autoencoder(folder, device=where)
+    if pack:
+        pack_weights(checkpoint.model)
     return checkpoint, folder
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bagel import Bagel
 from bagel.config import DecoderConfig
 from bagel.model import packed as packed_module
 from bagel.model.attention import CachedAttention, CachedSample
@@ -83,3 +84,17 @@ def test_what_is_left_as_it_is() -> None:
     tied[1].weight = tied[0].weight
     assert pack_weights(elsewhere) == pack_weights(tied) == 0
     assert not can_pack(torch.float64)
+
+
+@pytest.mark.skipif(torch.bfloat16 not in PACKABLE, reason="no bfloat16 here")
+@pytest.mark.parametrize("compile", [False, True])
+def test_users_get_packed_weights_unless_they_compile(compile: bool) -> None:
+    bagel = Bagel.from_pretrained("mini", dtype="bfloat16", device="cpu", compile=compile)
+    decoder = bagel.checkpoint.model.decoder
+    plain = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
+    packed = [module for module in decoder.modules() if isinstance(module, PackedLinear)]
+    assert bool(plain) == compile
+    assert bool(packed) != compile
+    if not compile:
+        picture = bagel.generate("a red car", num_timesteps=2, seed=0)
+        assert bagel.ask(picture, "How many cars are there?", max_new_tokens=2) is not None
