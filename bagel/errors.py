@@ -43,7 +43,9 @@ class RecipeError(BagelError):
 
 
 class TrainingError(BagelError):
-    """A run cannot go on: its gradients are not finite."""
+    """A run cannot go on: its gradients are not finite, its folder or a checkpoint cannot be written, or its folder is
+    in use by another process.
+    """
 
 
 class DataError(BagelError):

@@ -156,6 +156,9 @@ def test_edit_and_ask(tiny: str) -> None:
         (("generate", "x", "--cfg-interval", "0.9", "0.1"), "cfg_interval"),
         (("generate", "x", "--cfg-renorm-type", "none"), "global, channel or text_channel"),
         (("generate", "x", "--num-timesteps", "1"), "num_timesteps is 1"),
+        (("generate", "x", "--cfg-interval", "0.5", "0.5"), "low < high"),
+        (("generate", "x", "--seed", "9" * 401), "seed is 9+…: it must be"),
+        (("chat", "--seed", "9" * 401), "seed is 9+…: it must be"),
         (("generate", "x", "-o", "out.xyz"), "png"),
         (("generate", "x", "--dtype", "float99"), "float99"),
         (("generate", "x", "--device", "toaster"), "toaster"),
@@ -180,9 +183,34 @@ def test_an_unknown_checkpoint_or_option_is_refused() -> None:
     assert "cfg-txt-scale" in result.stderr
 
 
-def test_a_picture_that_cannot_be_written_is_refused(tiny: str) -> None:
+@pytest.mark.parametrize("command", [("generate", "x"), ("edit", "missing.png", "make it dark")])
+@pytest.mark.parametrize("place", ["file/out.png", "folder.png", "/proc/nope/x.png"])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    command: tuple[str, ...], place: str
+) -> None:
     Path("file").write_text("")
-    refused("generate", "x", "-c", tiny, "-o", "file/out.png", match="cannot be written")
+    Path("folder.png").mkdir()
+    refused(*command, "-c", "no-such-folder", "-o", place, match=f"^bagel: {place} cannot be written")
+
+
+def test_a_question_may_not_be_forgotten(tiny: str) -> None:
+    shutil.copy(GOLDEN / "images" / "tiny.png", "car.png")
+    refused("ask", "car.png", "-c", "no-such-folder", match="car.png is a file, and the question about it is missing")
+    assert run("ask", "car.jpg", "-c", tiny).exit_code == 0  # no file: a text like any other
+    assert run("ask", "word " * 100, "-c", tiny).exit_code == 0  # longer than a file's name may be
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
+def test_results_go_through_links(tiny: str) -> None:
+    Path("kept").mkdir()
+    for name in ("x.png", "x.json"):
+        Path(name).symlink_to(Path("kept") / name)
+    result = run("generate", "x", "-c", tiny, "-o", "x.png", "--json", "x.json")
+    assert result.exit_code == 0, result.output
+    assert Path("x.png").is_symlink()
+    assert Path("x.json").is_symlink()
+    assert Image.open("kept/x.png").size == (48, 32)
+    assert json.loads(Path("kept/x.json").read_text())[0]["file"] == "x.png"
 
 
 # ------------------------------------------------------------------------------------------------------------- chat
@@ -225,6 +253,39 @@ def test_chat_goes_on_after_bad_input(tiny: str) -> None:
     for part in ("missing.png", "/dance", "cfg_text_scale is 99", "magic", "/save needs", "empty"):
         assert part in result.stderr
     assert "001.png  seed 4" in result.stdout
+
+
+def test_chat_never_draws_over_a_picture(tiny: str) -> None:
+    folder = Path("bagel-chat")
+    folder.mkdir()
+    for name in ("002.png", "011.png", "7a.png", "½.png"):
+        (folder / name).write_text("kept")
+    result = run("chat", "-c", tiny, input="/draw x\n/draw y\n")
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        str(folder / name) for name in ("012.png", "013.png")
+    ]
+    assert sum(path.read_bytes() == b"kept" for path in folder.iterdir()) == 4
+
+
+def test_thinking_cannot_be_set_in_a_chat_begun_without_it(tiny: str) -> None:
+    lines = "/set think=true\n/set think=false\n/set\n/draw x\n"
+    result = run("chat", "-c", tiny, input=lines)
+    assert result.stderr.splitlines() == [
+        "bagel: think cannot be switched on in a chat begun without it: start one with --think."
+    ]
+    assert "think=False" in result.stdout
+    assert "001.png" in result.stdout
+    result = run("chat", "-c", tiny, "--think", input="/set think=true\n/draw x\n/save kept\n")
+    assert "bagel: " not in result.stderr
+    assert "002.png" in result.stdout
+
+
+def test_a_loaded_chat_decides_whether_it_thinks(tiny: str) -> None:
+    run("chat", "-c", tiny, input="/draw x\n/save plain\n")
+    result = run("chat", "-c", tiny, "--think", input="/set think=true\n/load plain\n/set\n/draw y\n")
+    assert "bagel: " not in result.stderr
+    assert "nothing is set" in result.stdout
+    assert "002.png" in result.stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
@@ -307,6 +368,32 @@ def test_train_hands_the_recipe_over(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert result.stdout.strip() == str(tmp_path / "last")
     refused("train", "no.yaml", match="no.yaml")
     refused("train", ROOT / "recipes" / "mini-autoencoder.yaml", "stepz=7", match="stepz")
+    refused("train", ROOT / "recipes" / "mini-autoencoder.yaml", "optimizer.betas=[1.5,0.9]", match="optimizer.betas")
+
+
+def test_train_that_is_interrupted_saves_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bagel.training import autoencoder
+
+    recipe = ROOT / "recipes" / "mini-autoencoder.yaml"
+    small = ("output=run", "steps=3", "batch_size=2", "precision=float32", "device=cpu", "model.ch_mult=[1,1]")
+    monkeypatch.setattr(autoencoder, "_STATISTICS_PICTURES", 4)
+    with monkeypatch.context() as patch:
+        # Once in every step: the signal falls into the first one.
+        patch.setattr(autoencoder.AutoencoderTask, "tokens", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 1)
+        result = run("train", recipe, *small)
+    assert result.exit_code == 130, result.output
+    assert "stopped at step 1; run the same command to go on" in result.stdout
+    assert Path("run/step-00000001").is_dir()
+    refused("train", recipe, *small, "model.ch=64", match="model.ch was 32 and is now 64")
+    result = run("train", recipe, *small)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == str(Path("run/step-00000003"))
+
+
+def test_train_where_no_folder_can_be_made_is_refused() -> None:
+    Path("taken").write_text("")
+    recipe = ROOT / "recipes" / "mini-autoencoder.yaml"
+    refused("train", recipe, "output=taken/run", match="the folder taken/run cannot be made")
 
 
 def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch, tiny: str) -> None:
@@ -362,6 +449,24 @@ def test_demo_writes_page_sheet_and_pictures(tiny: str) -> None:
     assert report["cards"][-1]["thinking"] != ""
     Path("taken").write_text("")
     refused("demo", "-c", tiny, "-o", "taken", match="taken")
+
+
+def test_demo_tries_its_folder_before_it_draws(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*_: Any, **__: Any) -> None:
+        raise AssertionError("it draws")
+
+    monkeypatch.setattr(Bagel, "generate", draw)
+    Path("file").write_text("")
+    for place in ("file/x", "/proc/nope/x"):
+        refused("demo", "-c", tiny, "-o", place, match=f"^bagel: {place} cannot be written")
+
+
+def test_demo_says_so_when_its_folder_is_lost(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(path: Path, write: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bagel.demo.write_atomically", fill)
+    refused("demo", "-c", tiny, "-o", "shown", match="shown cannot be written .*No space left")
 
 
 # ----------------------------------------------------------------------------------------------------------- README

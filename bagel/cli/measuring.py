@@ -41,9 +41,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     from bagel.training.run import run_recipe
 
-    folder = run_recipe(loaded)
-    if folder is not None:
-        print(folder)
+    print(run_recipe(loaded))
 
 
 @command
@@ -75,7 +73,11 @@ def evaluate(
 
     names = pick_rows(rows)  # before the model is loaded
     bagel = load(checkpoint, device, dtype)
-    head = {"checkpoint": checkpoint, "weights": _fingerprint(find_folder(checkpoint)), "dtype": str(bagel.dtype)[6:]}
+    head = {
+        "checkpoint": checkpoint,
+        "fingerprint": _fingerprint(find_folder(checkpoint)),
+        "dtype": str(bagel.dtype)[6:],
+    }
     known = _known_rows(json, {**head, "items": items, "seed": seed})
     names = [name for name in pick_rows(None) if name in names or name in known]
     console = notes()
@@ -105,11 +107,11 @@ def evaluate(
 
 
 def _fingerprint(folder: Path) -> str:
-    """The first digits of the SHA-256 of a checkpoint's weights: scores belong to weights, not to a name."""
+    """The first digits of the SHA-256 of a checkpoint's files: scores belong to weights and settings, not to a name."""
     import hashlib
 
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")):
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

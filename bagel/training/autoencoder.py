@@ -22,7 +22,7 @@ from bagel.mini.draw import background, draw_array
 from bagel.mini.sampling import sample_scene
 from bagel.mini.scene import MAX_THINGS
 from bagel.model.vae import Autoencoder
-from bagel.training.checkpoints import latest
+from bagel.training.checkpoints import checkpoint_folders, find
 from bagel.training.loop import Task
 from bagel.training.recipe import AutoencoderModelRecipe, AutoencoderRecipe
 
@@ -92,9 +92,13 @@ def scale_channels(module: Autoencoder, gains: Tensor) -> None:
 
 
 def _initial(recipe: AutoencoderRecipe) -> Autoencoder:
+    begun = checkpoint_folders(recipe.output)
+    if begun:
+        # A run that has begun goes on with its own scale and shift, whatever it was made from.
+        return load_autoencoder(begun[-1])
     if recipe.init is None:
         return _new(recipe)
-    module = load_autoencoder(latest(recipe.init))
+    module = load_autoencoder(find(recipe.init))
     if recipe.freeze_encoder or recipe.model is None or recipe.model.z_channels == module.config.z_channels:
         return module
     return widen_latent(module, recipe.model.z_channels)

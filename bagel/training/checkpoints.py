@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from bagel.errors import RecipeError, TrainingError
+from bagel.inference.loading import find_folder
 
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "training_state.pt"
@@ -33,6 +34,15 @@ def latest(folder: Path) -> Path:
     """The newest checkpoint of a run's folder; a folder that is no run's is taken as a checkpoint itself."""
     folders = checkpoint_folders(folder)
     return folders[-1] if folders else folder
+
+
+def find(name: str) -> Path:
+    """The checkpoint that a recipe starts from: "mini", a run's folder, a checkpoint's, or a hub id.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be downloaded.
+    """
+    return latest(find_folder(name))
 
 
 def save(run: Path, step: int, state: dict[str, Any], write_weights: Callable[[Path], None], keep: int) -> Path:
@@ -99,6 +109,7 @@ def load_latest(run: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        reason = str(error).partition("\n")[0]
         raise RecipeError(
-            f"{path} could not be read ({error}); remove {folders[-1]} to resume from the one before"
+            f"{path} could not be read ({reason}); remove {folders[-1]} to resume from the one before"
         ) from error

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from bagel.errors import TrainingError
+from bagel.errors import RecipeError, TrainingError
 from bagel.memory import keep_freed_memory
 from bagel.training import checkpoints
+from bagel.training.claim import claimed
 from bagel.training.interruption import interruptible
 from bagel.training.metrics import Averages, Metrics
 from bagel.training.optimizer import Ema, Optimizers, schedule_factor
@@ -25,6 +27,7 @@ from bagel.training.recipe import Recipe
 
 Batch = TypeVar("Batch")
 Network = TypeVar("Network", bound=nn.Module)
+Kind = TypeVar("Kind", bound=Recipe)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -78,23 +81,30 @@ class Task(ABC, Generic[Network, Batch]):
 class Run:
     """A recipe being carried out: everything that changes with a step. A checkpoint holds all of it."""
 
-    def __init__(self, recipe: Recipe, task: Task[Any, Any]) -> None:
-        """Begins, or goes on from the newest checkpoint."""
-        self.recipe, self.task = recipe, task
+    def __init__(self, recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]]) -> None:
+        """Begins, or goes on from the newest checkpoint.
+
+        Raises:
+            RecipeError: if the newest checkpoint is of another recipe, or damaged.
+        """
+        state = checkpoints.load_latest(recipe.output)
+        if state is not None and "recipe" in state:  # checkpoints of earlier versions lack it
+            recipe.check_resumes(state["recipe"])
+        self.recipe, self.task = recipe, make_task(recipe)
+        task = self.task
         self.step = 0
         self.optimizers = Optimizers(task.module.named_parameters(), recipe.optimizer)
         self.ema = Ema(task.module, recipe.ema)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.averages = Averages()
         self.checkpoint: Path | None = None
-        state = checkpoints.load_latest(recipe.output)
         if state is not None:
-            self._load_state_dict(state)
             self.checkpoint = checkpoints.latest(recipe.output)
+            self._load_state_dict(state)
         self._saved = self.step
 
-    def save(self) -> Path | None:
-        """Writes a checkpoint, unless there is one of this very step; returns the newest, None before any step."""
+    def save(self) -> None:
+        """Writes a checkpoint, unless there is one of this very step."""
         if self._saved != self.step:
             self.checkpoint = checkpoints.save(
                 self.recipe.output,
@@ -104,10 +114,10 @@ class Run:
                 self.recipe.keep,
             )
             self._saved = self.step
-        return self.checkpoint
 
     def _state_dict(self) -> dict[str, Any]:
         return {
+            "recipe": self.recipe.stored(),
             "step": self.step,
             "module": self.task.module.state_dict(),
             "optimizers": self.optimizers.state_dict(),
@@ -119,8 +129,15 @@ class Run:
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
-        self.task.module.load_state_dict(state["module"])
-        self.optimizers.load_state_dict(state["optimizers"])
+        try:
+            self.task.module.load_state_dict(state["module"])
+            self.optimizers.load_state_dict(state["optimizers"])
+        except (RuntimeError, ValueError) as error:  # a checkpoint of an earlier version had no recipe to compare
+            reason = str(error).partition("\n")[0]
+            raise RecipeError(
+                f"the weights or moments in {self.checkpoint} do not fit this recipe ({reason}): "
+                "go on with the recipe they were trained with, or give another output"
+            ) from error
         self.ema.load_state_dict(state["ema"])
         self.generator.set_state(state["generator"])
         self.task.load_data_state(state["data"])
@@ -171,45 +188,58 @@ def _backward(
     return means
 
 
-def train(recipe: Recipe, task: Task[Any, Any], *, stop_after: int | None = None) -> Path | None:
-    """Runs, or resumes, a recipe; returns the newest checkpoint's folder, None where no step was made.
+def train(recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]], *, stop_after: int | None = None) -> Path:
+    """Runs, or resumes, a recipe; returns the newest checkpoint's folder.
 
-    The first SIGINT or SIGTERM lets the step or save at hand end, and saves; the second ends at once.
+    The first SIGINT or SIGTERM lets the step or save at hand end, and saves before it is raised as KeyboardInterrupt;
+    the second ends at once.
 
     Args:
         recipe: what every run has.
-        task: what this one trains. Its weights must be initialised.
-        stop_after: end after this many steps in this call, as an interruption would (saved, resumable).
+        make_task: makes what this one trains, with its weights initialised.
+        stop_after: end after this many steps, at least one, in this call (saved, resumable).
 
     Raises:
-        TrainingError: if a gradient is not finite, or a checkpoint cannot be written.
+        RecipeError: if the run was begun with a recipe that this one cannot go on from.
+        TrainingError: if a gradient is not finite, a checkpoint or the folder cannot be written, or a run is being
+            trained in it already.
+        KeyboardInterrupt: if a signal ended the run before its last step.
     """
-    if next(task.module.parameters()).device.type == "cpu":
-        keep_freed_memory()
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    try:
-        run = Run(recipe, task)
-        with interruptible() as interrupted, Metrics(recipe.output, recipe.steps, run.step) as metrics:
-            if run.step:
-                metrics.note(f"resuming {recipe.output} at step {run.step}")
-            end = recipe.steps if stop_after is None else min(run.step + stop_after, recipe.steps)
-            while run.step < end and not interrupted():
-                metrics.advance(run.advance())
-                finished = run.step == recipe.steps
-                if run.step % recipe.log_every == 0 or finished:
-                    metrics.report(run.step, {**run.averages.take(), **task.gauges()})
-                sampling = run.step % recipe.sample_every == 0 or finished
-                if run.step % recipe.save_every == 0 or sampling:
-                    run.save()
-                if sampling:
-                    _write_samples(run, metrics)
-            run.save()  # whatever ended the loop, and whenever: nothing that was learnt is lost
-            if run.step < recipe.steps:
-                metrics.note(f"stopped at step {run.step}; run the same command to go on")
-    finally:
-        task.close()
+    with claimed(recipe.output):
+        run = Run(recipe, make_task)
+        try:
+            _carry_out(run, recipe.steps if stop_after is None else min(run.step + stop_after, recipe.steps))
+        finally:
+            run.task.close()
+    assert run.checkpoint is not None  # a step was made, or the run was interrupted
     return run.checkpoint
+
+
+def _carry_out(run: Run, end: int) -> None:
+    """Steps up to `end`, with reports, samples and checkpoints."""
+    recipe, task = run.recipe, run.task
+    if next(task.module.parameters()).device.type == "cpu":
+        keep_freed_memory()
+    with interruptible() as interrupted, Metrics(recipe.output, recipe.steps, run.step) as metrics:
+        if run.step:
+            metrics.note(f"resuming {recipe.output} at step {run.step}")
+        while run.step < end and not interrupted():
+            metrics.advance(run.advance())
+            finished = run.step == recipe.steps
+            if run.step % recipe.log_every == 0 or finished:
+                metrics.report(run.step, {**run.averages.take(), **task.gauges()})
+            sampling = run.step % recipe.sample_every == 0 or finished
+            if run.step % recipe.save_every == 0 or sampling:
+                run.save()
+            if sampling:
+                _write_samples(run, metrics)
+        run.save()  # whatever ended the loop, and whenever: nothing that was learnt is lost
+        if run.step < recipe.steps:
+            metrics.note(f"stopped at step {run.step}; run the same command to go on")
+            if interrupted():
+                raise KeyboardInterrupt
 
 
 def _write_samples(run: Run, metrics: Metrics) -> None:

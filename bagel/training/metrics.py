@@ -53,11 +53,10 @@ class Metrics:
     def __init__(self, folder: Path, steps: int, start: int) -> None:
         """
         Args:
-            folder: of the run.
+            folder: of the run; it exists.
             steps: of the whole run.
             start: the step that the run goes on from.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self.console = Console()
         self.steps = steps
         self._done = 0  # steps since the last report, for the throughput

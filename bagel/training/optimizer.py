@@ -41,22 +41,15 @@ class Optimizers:
         chosen = {id(p) for p in matrices}
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = []
+        self._numbers: list[dict[str, Any]] = []  # of each optimiser, as the recipe has them
         if rest:
-            self.optimizers.append(
-                torch.optim.AdamW(
-                    rest, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
-                )
+            self._numbers.append(
+                {"lr": recipe.lr, "betas": recipe.betas, "eps": recipe.eps, "weight_decay": recipe.weight_decay}
             )
+            self.optimizers.append(torch.optim.AdamW(rest, **self._numbers[-1]))
         if matrices:
-            self.optimizers.append(
-                torch.optim.Muon(
-                    matrices,
-                    lr=recipe.muon_lr,
-                    weight_decay=recipe.muon_weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
-        self._base = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+            self._numbers.append({"lr": recipe.muon_lr, "weight_decay": recipe.muon_weight_decay})
+            self.optimizers.append(torch.optim.Muon(matrices, **self._numbers[-1], adjust_lr_fn="match_rms_adamw"))
 
     def step(self, factor: float) -> float:
         """Clips, updates and clears the gradients; returns their norm before clipping.
@@ -71,9 +64,9 @@ class Optimizers:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         if not torch.isfinite(norm):
             return float(norm)
-        for optimizer, rates in zip(self.optimizers, self._base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        for optimizer, numbers in zip(self.optimizers, self._numbers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = numbers["lr"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return float(norm)
@@ -82,8 +75,11 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        for optimizer, part in zip(self.optimizers, state, strict=True):
+        """Moments and counts are taken from the state, the numbers of a recipe from the recipe, which may differ."""
+        for optimizer, part, numbers in zip(self.optimizers, state, self._numbers, strict=True):
             optimizer.load_state_dict(part)
+            for group in optimizer.param_groups:
+                group.update(numbers)
 
 
 class Ema:

@@ -5,18 +5,38 @@ Every value can be overridden on the command line as `key=value`, nested keys wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bagel.errors import RecipeError
+from bagel.mini.documents import sample_document
+from bagel.mini.draw import scale_of
+
+
+def _drawable_side(side: int) -> int:
+    scale_of(side)
+    return side
+
+
+def _drawable_mix(mix: dict[str, float]) -> dict[str, float]:
+    sample_document(random.Random(0), mix)
+    return mix
+
+
+# The picture world itself says what it can draw: its errors are told as those of the key.
+_Side = Annotated[int, AfterValidator(_drawable_side)]
+_Mix = Annotated[dict[str, float], AfterValidator(_drawable_mix)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Positive = Annotated[int, Field(gt=0)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class OptimizerRecipe(_Strict):
@@ -26,7 +46,7 @@ class OptimizerRecipe(_Strict):
     lr: float = Field(1e-4, gt=0)  # of AdamW
     muon_lr: float = Field(5e-3, gt=0)  # scaled so that an update's RMS is 0.2·lr, as AdamW's about is
     muon_weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     eps: float = Field(1e-15, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
@@ -44,14 +64,17 @@ class ScheduleRecipe(_Strict):
 class Recipe(_Strict):
     """What every run has."""
 
+    # What a run that has begun cannot change: its weights, or where its data stands, would lose their meaning.
+    fixed: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer.name"})
+
     output: Path
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     steps: int = Field(gt=0)
     accumulate: int = Field(1, gt=0)  # packs per optimiser step
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     compile: bool = False
-    threads: int | None = Field(None, gt=0)
+    threads: int | None = Field(None, gt=0, le=1024)
     optimizer: OptimizerRecipe = OptimizerRecipe()
     schedule: ScheduleRecipe = ScheduleRecipe()
     ema: float = Field(0.9999, ge=0, lt=1)
@@ -60,22 +83,59 @@ class Recipe(_Strict):
     keep: int = Field(2, gt=0)  # newest checkpoints kept
     sample_every: int = Field(1000, gt=0)
 
+    def stored(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint to keep; without the folder, which may be moved."""
+        return self.model_dump(mode="json", exclude={"output"})
+
+    def check_resumes(self, begun: dict[str, Any]) -> None:
+        """
+        Args:
+            begun: the recipe that a checkpoint keeps; keys that it lacks are of a later version, and not compared.
+
+        Raises:
+            RecipeError: if something differs that a run cannot change.
+        """
+        changes = [
+            f"{key} was {before!r} and is now {now!r}"
+            for key, before, now in _differences(self, begun)
+            if key in self.fixed or key.partition(".")[0] in self.fixed
+        ]
+        if changes:
+            raise RecipeError(
+                f"the run in {self.output} was begun with another recipe ({', '.join(changes)}): "
+                "go on with the values it has, or give another output"
+            )
+
+
+def _differences(section: BaseModel, begun: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, value before, value now) of all that differs."""
+    for name, now in section.model_dump(mode="json").items():
+        value = getattr(section, name)
+        if name not in begun or begun[name] == now:
+            continue
+        if isinstance(value, BaseModel) and isinstance(begun[name], dict):
+            yield from _differences(value, begun[name], f"{within}{name}.")
+        else:
+            yield within + name, begun[name], now
+
 
 class AutoencoderModelRecipe(_Strict):
-    ch: int = 128
-    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 16
+    ch: _Positive = 128
+    ch_mult: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (1, 2, 4, 4)
+    num_res_blocks: _Positive = 2
+    z_channels: _Positive = 16
 
 
 class AutoencoderRecipe(Recipe):
     """The autoencoder: L1, squared error and a small KL term. Its latent is scaled to unit variance at every save."""
 
+    fixed = Recipe.fixed | {"kind", "init", "freeze_encoder", "side", "batch_size", "model"}
+
     kind: Literal["autoencoder"]
-    # A folder with an autoencoder to start from. Its shape stays, but `model.z_channels` may ask for more channels.
-    init: Path | None = None
+    # A checkpoint with an autoencoder to start from. Its shape stays, but `model.z_channels` may ask for more channels.
+    init: str | None = None
     freeze_encoder: bool = False  # train the decoder alone: the latents stay what they are, scale and shift included
-    side: int = Field(64, gt=0)
+    side: _Side = 64
     batch_size: int = Field(32, gt=0)
     l1_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0)
@@ -87,20 +147,41 @@ class AutoencoderRecipe(Recipe):
 
 
 class DecoderRecipe(_Strict):
-    hidden_size: int = 256
-    num_layers: int = 8
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    intermediate_size: int = 768
-    max_position_embeddings: int = 4096
+    hidden_size: int = Field(256, gt=0, multiple_of=4)  # sines and cosines of column and row share it
+    num_layers: _Positive = 8
+    num_heads: _Positive = 4
+    num_kv_heads: _Positive = 2
+    intermediate_size: _Positive = 768
+    max_position_embeddings: _Positive = 4096
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, but must be a multiple of twice num_heads, {self.num_heads}: "
+                "rotary positions turn pairs of numbers"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads is {self.num_heads}, but must be a multiple of num_kv_heads, {self.num_kv_heads}"
+            )
+        return self
 
 
 class VitRecipe(_Strict):
-    hidden_size: int = 128
-    num_layers: int = 3
-    num_heads: int = 4
-    intermediate_size: int = 384
-    patch_size: int = 16
+    hidden_size: _Positive = 128
+    num_layers: _Positive = 3
+    num_heads: _Positive = 4
+    intermediate_size: _Positive = 384
+    patch_size: _Positive = 16
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size is {self.hidden_size}, but must be a multiple of num_heads, {self.num_heads}"
+            )
+        return self
 
 
 class BagelModelRecipe(_Strict):
@@ -109,8 +190,7 @@ class BagelModelRecipe(_Strict):
     decoder: DecoderRecipe = DecoderRecipe()
     vit: VitRecipe = VitRecipe()
     vocab_size: int = Field(1024, gt=300)
-    max_latent_size: int = 16
-    timestep_shift: float = Field(1.0, gt=0)
+    max_latent_size: _Positive = 16
 
 
 class DropoutRecipe(_Strict):
@@ -134,17 +214,19 @@ class PackRecipe(_Strict):
 class MiniDataRecipe(_Strict):
     """The picture world, drawn on the fly."""
 
-    side: int = 64
-    mix: dict[str, float] | None = None
+    side: _Side = 64
+    mix: _Mix | None = None
     target_copies: int = Field(1, gt=0)  # noised copies of each target, each at its own timestep
 
 
 class BagelRecipe(Recipe):
     """The unified model, on the picture world."""
 
+    fixed = Recipe.fixed | {"kind", "init", "autoencoder", "model", "data", "pack", "dropout"}
+
     kind: Literal["bagel"]
-    init: str | None = None  # a checkpoint folder to start from
-    autoencoder: Path | None = None  # a folder with config.json and ae.safetensors; by default that of `init`
+    init: str | None = None  # a checkpoint to start from
+    autoencoder: str | None = None  # a checkpoint that has one; by default that of `init`
     model: BagelModelRecipe | None = None
     data: MiniDataRecipe = MiniDataRecipe()
     pack: PackRecipe
@@ -152,6 +234,7 @@ class BagelRecipe(Recipe):
     ce_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0)
     ce_reweight: bool = False  # weigh each target token by 1/√(length of its text)
+    timestep_shift: float | None = Field(None, gt=0)  # by default the checkpoint's own, or 1 for a new model
 
 
 _KINDS: dict[str, type[Recipe]] = {"autoencoder": AutoencoderRecipe, "bagel": BagelRecipe}
@@ -167,21 +250,29 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> AutoencoderR
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path} could not be read as a YAML recipe: {error}") from error
+        reason = " ".join(str(error).split())  # YAML's errors fill several lines
+        raise RecipeError(f"{path} could not be read as a YAML recipe: {reason}") from error
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} holds a {type(raw).__name__}; a recipe is a YAML mapping")
     for override in overrides:
         _apply(raw, override)
     kind = raw.get("kind")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise RecipeError(f"{path}: kind is {kind!r}; it must be one of {', '.join(_KINDS)}")
     try:
         return _KINDS[kind].model_validate(raw)  # type: ignore[return-value]
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
-        raise RecipeError(f"{path}: {where}: {first['msg']}{given}") from error
+        raise RecipeError(f"{path}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":  # of a check of ours, which says what was given
+        return f"{where}: {first['ctx']['error']}"
+    given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
+    return f"{where}: {first['msg']}{given}"
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 from bagel.sequence import PackedSequence, PackSpec, Sample, SpecialTokens, pack
 from bagel.tokenizer import Tokenizer
-from bagel.training.checkpoints import checkpoint_folders, latest
+from bagel.training.checkpoints import checkpoint_folders, find
 from bagel.training.initialise import initialise
 from bagel.training.loop import DTYPES, Task
 from bagel.training.objective import add_noise, compute_losses, draw_timesteps
@@ -48,7 +49,9 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         self.recipe = recipe
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
-        self.config, self.module, self.autoencoder, self.tokenizer = _build(recipe)
+        config, self.module, self.autoencoder, self.tokenizer = _build(recipe)
+        shift = config.timestep_shift if recipe.timestep_shift is None else recipe.timestep_shift
+        self.config = replace(config, timestep_shift=shift)
         self.module.to(self.device).train().requires_grad_(True)
         self.autoencoder.to(self.device).eval().requires_grad_(False)
         tokenizer = self.tokenizer
@@ -192,15 +195,14 @@ def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, T
     begun = checkpoint_folders(recipe.output)
     if begun or recipe.init is not None:
         # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
-        loaded = load_checkpoint(begun[-1] if begun else latest(Path(recipe.init or "")), dtype=torch.float32)
+        loaded = load_checkpoint(begun[-1] if begun else find(recipe.init or ""), dtype=torch.float32)
         own = begun or recipe.autoencoder is None
-        autoencoder = loaded.autoencoder if own else load_autoencoder(latest(Path(recipe.autoencoder or "")))
+        autoencoder = loaded.autoencoder if own else load_autoencoder(find(recipe.autoencoder or ""))
         return loaded.config, loaded.model, autoencoder, loaded.tokenizer
     assert recipe.model is not None
     if recipe.autoencoder is None:
         raise RecipeError("a new model needs autoencoder: the folder of a trained one (config.json and ae.safetensors)")
-    folder = latest(recipe.autoencoder)
-    autoencoder = load_autoencoder(folder)
+    autoencoder = load_autoencoder(find(recipe.autoencoder))
     vae = autoencoder.config
     tokenizer = Tokenizer.train(corpus(_TOKENIZER_TEXTS, recipe.seed), recipe.model.vocab_size)
     config = _config(recipe.model, vae, tokenizer, recipe.data.side)
@@ -214,9 +216,8 @@ def _config(recipe: BagelModelRecipe, vae: VaeConfig, tokenizer: Tokenizer, side
     vit = recipe.vit
     return BagelConfig(
         decoder=DecoderConfig(**recipe.decoder.model_dump(), vocab_size=vocab),
-        vit=VitConfig(**vit.model_dump(), image_size=vit.patch_size * max(recipe.max_latent_size, 1)),
+        vit=VitConfig(**vit.model_dump(), image_size=vit.patch_size * recipe.max_latent_size),
         vae=vae,
         max_latent_size=recipe.max_latent_size,
         vit_max_num_patch_per_side=recipe.max_latent_size,
-        timestep_shift=recipe.timestep_shift,
     )

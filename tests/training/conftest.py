@@ -34,7 +34,7 @@ def recipe(tmp_path: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyP
         raw: dict[str, Any] = {
             "kind": "bagel",
             "output": tmp_path / "run",
-            "autoencoder": autoencoder_folder,
+            "autoencoder": str(autoencoder_folder),
             "seed": 5,
             "steps": 6,
             "precision": "float32",

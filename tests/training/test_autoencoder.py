@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from bagel.errors import RecipeError
 from bagel.mini.draw import draw_array
 from bagel.mini.sampling import sample_scene
 from bagel.training.autoencoder import AutoencoderTask, scale_channels, to_tensor
+from bagel.training.checkpoints import latest, load_latest
 from bagel.training.loop import train
 from bagel.training.recipe import AutoencoderRecipe
 
@@ -47,8 +49,7 @@ def _pictures(count: int) -> torch.Tensor:
 
 def test_the_latent_is_scaled_to_unit_variance_and_samples_are_drawn(make: Make) -> None:
     recipe = make()
-    folder = train(recipe, AutoencoderTask(recipe))
-    assert folder is not None
+    folder = train(recipe, AutoencoderTask)
     model = load_autoencoder(folder)
     with torch.no_grad():
         latent = model.encode(_pictures(48))
@@ -59,16 +60,46 @@ def test_the_latent_is_scaled_to_unit_variance_and_samples_are_drawn(make: Make)
 
 def test_a_frozen_encoder_keeps_its_latents(make: Make, tmp_path: Path) -> None:
     first = make()
-    before = train(first, AutoencoderTask(first))
-    second = make(output=tmp_path / "decoder", init=first.output, freeze_encoder=True)
-    after = train(second, AutoencoderTask(second))
-    assert before is not None
-    assert after is not None
+    before = train(first, AutoencoderTask)
+    second = make(output=tmp_path / "decoder", init=str(first.output), freeze_encoder=True)
+    after = train(second, AutoencoderTask)
     old, new = load_autoencoder(before), load_autoencoder(after)
     pictures = _pictures(2)
     with torch.no_grad():
         assert torch.equal(old.encode(pictures), new.encode(pictures))
         assert not torch.equal(old.decode(old.encode(pictures)), new.decode(new.encode(pictures)))
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    """All that a run's newest checkpoint is read for: what it trains, its averages, and its scale and shift."""
+    state = load_latest(run)
+    assert state is not None
+    vae = load_autoencoder(latest(run)).config
+    scale = torch.tensor([vae.scale_factor, vae.shift_factor])
+    averages = {f"ema.{name}": value for name, value in state["ema"]["average"].items()}
+    return {**state["module"], **averages, "scale": scale, "random": torch.tensor(state["data"][1])}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_stopped_and_resumed(make: Make, tmp_path: Path, frozen: bool) -> None:
+    """Though the run it was made from is gone."""
+    first = make(output=tmp_path / "first", steps=1)
+    train(first, AutoencoderTask)
+    changes = {"init": str(first.output), "freeze_encoder": frozen, "steps": 3, "latent_noise": 0.3, "ema": 0.5}
+    whole, parts = (make(output=tmp_path / name, **changes) for name in ("whole", "parts"))
+    train(whole, AutoencoderTask)
+    train(parts, AutoencoderTask, stop_after=1)
+    shutil.rmtree(first.output)
+    train(parts, AutoencoderTask)
+    expected, got = _weights(whole.output), _weights(parts.output)
+    assert expected.keys() == got.keys()
+    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+
+
+def test_a_run_that_has_begun_refuses_another_shape(make: Make) -> None:
+    train(make(), AutoencoderTask, stop_after=1)
+    with pytest.raises(RecipeError, match="model.ch was 32 and is now 64, model.z_channels was 4 and is now 8"):
+        train(make(model={"ch": 64, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 8}), AutoencoderTask)
 
 
 def test_every_channel_has_unit_variance_and_reconstructions_stay(make: Make) -> None:
@@ -88,10 +119,9 @@ def test_every_channel_has_unit_variance_and_reconstructions_stay(make: Make) ->
 
 def test_a_wider_latent_reconstructs_about_what_it_did(make: Make, tmp_path: Path) -> None:
     first = make()
-    before = train(first, AutoencoderTask(first))
-    assert before is not None
+    before = train(first, AutoencoderTask)
     narrow = load_autoencoder(before)
-    wide = AutoencoderTask(make(output=tmp_path / "wide", init=first.output, model={"z_channels": 6})).module
+    wide = AutoencoderTask(make(output=tmp_path / "wide", init=str(first.output), model={"z_channels": 6})).module
     pictures = _pictures(8)
     with torch.no_grad():
         mean, logvar = wide.posterior(pictures)
@@ -101,7 +131,7 @@ def test_a_wider_latent_reconstructs_about_what_it_did(make: Make, tmp_path: Pat
         old = narrow.decode(narrow.encode(pictures))
         assert (wide.decoder(mean) - old).abs().mean() < 0.2 * old.abs().mean()
     with pytest.raises(RecipeError, match="z_channels is 2"):
-        AutoencoderTask(make(output=tmp_path / "narrow", init=first.output, model={"z_channels": 2}))
+        AutoencoderTask(make(output=tmp_path / "narrow", init=str(first.output), model={"z_channels": 2}))
 
 
 def test_latent_noise_raises_the_loss_in_proportion_to_the_spread(make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bagel.errors import TrainingError
+from bagel.errors import RecipeError, TrainingError
 from bagel.training import checkpoints
-from bagel.training.interruption import interruptible
 from bagel.training.loop import Task, train
-from bagel.training.metrics import METRICS_FILE, Averages, Metrics
+from bagel.training.metrics import METRICS_FILE
 from bagel.training.recipe import Recipe
 
 
@@ -27,7 +27,7 @@ class Line(Task[nn.Linear, Tensor]):
 
     loss_weights = {"mse": 1.0}  # noqa: RUF012
 
-    def __init__(self, **at: Callable[[int], None]) -> None:
+    def __init__(self, recipe: Recipe | None = None, **at: Callable[[int], None]) -> None:
         torch.manual_seed(0)
         self.module = nn.Linear(1, 1)
         self.drawn = 0
@@ -125,19 +125,21 @@ def _raise(error: BaseException, *numbers: int) -> Callable[[int], None]:
 # ------------------------------------------------------------------------------------------------------------- signals
 
 
-def test_a_signal_in_a_step_ends_that_step_and_saves_it(make: Make) -> None:
+def test_a_signal_in_a_step_ends_that_step_and_saves_it(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     made = make()
     task = Line(step=_interrupt(6))
-    folder = train(made, task)
-    assert folder == made.output / "step-00000006"
+    with pytest.raises(KeyboardInterrupt):
+        train(made, lambda _: task)
     assert _steps(made.output) == [4, 6]
+    assert "run the same command to go on" in capsys.readouterr().out
     assert task.closed
-    assert train(made, Line()) == made.output / "step-00000012"
+    assert train(made, Line) == made.output / "step-00000012"
 
 
 def test_a_signal_in_a_save_lets_it_end(make: Make) -> None:
     made = make()
-    assert train(made, Line(save=_interrupt(4))) == made.output / "step-00000004"
+    with pytest.raises(KeyboardInterrupt):
+        train(made, lambda _: Line(save=_interrupt(4)))
     assert _steps(made.output) == [4]
 
 
@@ -145,8 +147,15 @@ def test_a_signal_after_the_save_of_a_step_is_not_lost(make: Make) -> None:
     """In drawing the samples: the very last thing that is done in a step."""
     made = make(sample_every=4)
     task = Line(sheet=_interrupt(4))
-    assert train(made, task) == made.output / "step-00000004"
+    with pytest.raises(KeyboardInterrupt):
+        train(made, lambda _: task)
+    assert _steps(made.output) == [4]
     assert task.drawn == 4
+
+
+def test_a_signal_in_the_last_step_leaves_a_finished_run(make: Make) -> None:
+    made = make()
+    assert train(made, lambda _: Line(step=_interrupt(12))) == made.output / "step-00000012"
 
 
 def test_a_signal_at_any_moment_between_two_steps_leaves_the_step_saved(
@@ -159,7 +168,9 @@ def test_a_signal_at_any_moment_between_two_steps_leaves_the_step_saved(
             _interrupt(5)(self.drawn)
             return 1
 
-    assert train(made, Late()) == made.output / "step-00000005"
+    with pytest.raises(KeyboardInterrupt):
+        train(made, Late)
+    assert _steps(made.output) == [5]
 
 
 @pytest.mark.parametrize("where", ["step", "save", "sheet"])
@@ -173,12 +184,12 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(make: Make, 
 
     task = Line(**{where: twice})
     with pytest.raises(KeyboardInterrupt):
-        train(made, task)
+        train(made, lambda _: task)
     assert task.closed
     assert _steps(made.output) == ([4, 8] if where == "sheet" else [4])
     whole = make(output=made.output.parent / "whole", sample_every=4)
-    train(whole, Line())
-    train(made, Line())
+    train(whole, Line)
+    train(made, Line)
     assert _told(made.output) == _told(whole.output)
     expected, got = (checkpoints.load_latest(run) for run in (whole.output, made.output))
     assert expected is not None
@@ -186,19 +197,10 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(make: Make, 
     assert torch.equal(expected["module"]["weight"], got["module"]["weight"])
 
 
-def test_handlers_are_put_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with interruptible() as interrupted:
-        assert not interrupted()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupted()
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
 def test_a_thread_that_hears_no_signals_can_train(make: Make) -> None:
     made = make(steps=4)
     done: list[Path | None] = []
-    thread = threading.Thread(target=lambda: done.append(train(made, Line())))
+    thread = threading.Thread(target=lambda: done.append(train(made, Line)))
     thread.start()
     thread.join(60)
     assert done == [made.output / "step-00000004"]
@@ -209,36 +211,116 @@ def test_a_thread_that_hears_no_signals_can_train(make: Make) -> None:
 
 def test_samples_that_cannot_be_drawn_do_not_end_a_training(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     made = make(sample_every=4)
-    assert train(made, Line(sheet=_raise(RuntimeError("no [red] ink"), 4))) == made.output / "step-00000012"
+    assert train(made, lambda _: Line(sheet=_raise(RuntimeError("no [red] ink"), 4))) == made.output / "step-00000012"
     assert "no samples of step 4: RuntimeError: no [red] ink" in capsys.readouterr().out
 
 
 def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing_behind(make: Make) -> None:
     made = make()
     with pytest.raises(TrainingError, match=r"checkpoint of step 8 could not be written to .*No space left"):
-        train(made, Line(save=_raise(OSError(28, "No space left on device"), 8)))
+        train(made, lambda _: Line(save=_raise(OSError(28, "No space left on device"), 8)))
     assert _steps(made.output) == [4]
     assert not list(made.output.glob(".step-*"))
 
 
 def test_a_gradient_that_is_not_finite_names_the_last_checkpoint(make: Make) -> None:
     made = make()
-    train(made, Line(), stop_after=5)
+    train(made, Line, stop_after=5)
 
     class Broken(Line):
         def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             return {"mse": super().losses(batch, generator)["mse"] * float("nan")}
 
     with pytest.raises(TrainingError, match=r"gradient of step 6 is nan.*step-00000005"):
-        train(made, Broken())
+        train(made, Broken)
     assert _steps(made.output) == [4, 5]
 
 
 def test_a_finished_run_gives_its_checkpoint_and_makes_no_step(make: Make) -> None:
     made = make()
-    train(made, Line())
+    train(made, Line)
     task = Line(step=_raise(AssertionError("a step"), *range(100)))
-    assert train(made, task) == made.output / "step-00000012"
+    assert train(made, lambda _: task) == made.output / "step-00000012"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks there")
+def test_a_folder_is_trained_in_by_one_run_at_a_time(make: Make) -> None:
+    made = make()
+    hidden = made.output / ".step-00000004"  # what another process is writing
+
+    def second(drawn: int) -> None:
+        if drawn == 2:
+            hidden.mkdir()
+            with pytest.raises(TrainingError, match=f"being trained in {made.output} already"):
+                train(made, Line)
+            assert hidden.exists()
+
+    assert train(made, lambda _: Line(step=second)) == made.output / "step-00000012"
+    assert train(make(steps=13), Line) == made.output / "step-00000013"
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot be made or written to .*: give another output"):
+        train(make(output=tmp_path / "file" / "run"), Line)
+
+
+# ------------------------------------------------------------------------------------------------------------ resuming
+
+
+def test_a_resumed_run_takes_the_numbers_that_its_recipe_has_now(make: Make) -> None:
+    made = make(optimizer={"lr": 1e-3})
+    train(made, Line, stop_after=4)
+    numbers = {"lr": 5e-2, "betas": (0.5, 0.6), "eps": 1e-3, "weight_decay": 0.25}
+    task = Line()
+    train(make(optimizer=numbers, ema=0.75, steps=8, schedule={"name": "constant"}), lambda _: task)
+    state = checkpoints.load_latest(made.output)
+    assert state is not None
+    group = state["optimizers"][0]["param_groups"][0]
+    assert {name: group[name] for name in numbers} == numbers
+    assert state["optimizers"][0]["state"][0]["step"] == 8  # moments are the run's own
+    assert _told(made.output)[-1]["lr"] == 5e-2
+
+
+def test_a_resumed_run_keeps_what_it_was_begun_with(make: Make) -> None:
+    made = make()
+    train(made, Line, stop_after=4)
+    with pytest.raises(RecipeError, match=r"run in .*/run was .*\(seed was 0 and is now 7\): go on with"):
+        train(make(seed=7), Line)
+    with pytest.raises(RecipeError, match="optimizer.name was 'adamw' and is now 'muon'"):
+        train(make(optimizer={"name": "muon"}), Line)
+    train(made, Line)
+    assert _steps(made.output) == [8, 12]
+
+
+def _forget(folder: Path, key: str) -> Any:
+    """Makes a checkpoint one of an earlier version, which has no such key; returns its value."""
+    state = torch.load(folder / checkpoints.STATE_FILE, weights_only=True)
+    value = state.pop(key)
+    torch.save(state, folder / checkpoints.STATE_FILE)
+    return value
+
+
+def test_a_checkpoint_without_averages_can_be_resumed(make: Make) -> None:
+    made = make()
+    assert _forget(train(made, Line, stop_after=5), "averages")["steps"] == 2
+    train(made, Line)
+    assert _steps(made.output) == [8, 12]
+
+
+def test_a_checkpoint_without_a_recipe_can_be_resumed_by_one_that_fits(make: Make) -> None:
+    made = make()
+    _forget(train(made, Line, stop_after=4), "recipe")
+
+    class Plane(Line):
+        def __init__(self, recipe: Recipe) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 1)
+
+    with pytest.raises(RecipeError, match="step-00000004 do not fit this recipe .*: go on with"):
+        train(made, Plane)
+    train(make(seed=1), Line)
+    assert _steps(made.output) == [8, 12]
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -261,8 +343,7 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(make: Make, monkeypat
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", named)
-    folder = train(made, Line())
-    assert folder is not None
+    folder = train(made, Line)
     inside = {path.stat().st_ino for path in (folder, *folder.rglob("*"))}
     assert len(inside) == 4  # the folder, one in it, weights and state
     assert [inside <= seen for seen in before] == [True]
@@ -275,13 +356,13 @@ def test_an_old_checkpoint_loses_its_name_before_its_files(make: Make, monkeypat
     def killed(path: Path, *arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    train(made, Line(), stop_after=4)
+    train(made, Line, stop_after=4)
     with monkeypatch.context() as patch:
         patch.setattr("shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(made, Line())
+            train(made, Line)
     assert _steps(made.output) == [8]
-    train(made, Line())
+    train(made, Line)
     assert sorted(path.name for path in made.output.iterdir() if "step-" in path.name) == ["step-00000012"]
 
 
@@ -291,13 +372,13 @@ def test_an_old_checkpoint_loses_its_name_before_its_files(make: Make, monkeypat
 @pytest.mark.parametrize("killed", [5, 8, 10, 11])
 def test_metrics_of_a_killed_run_are_those_of_a_whole_one(make: Make, killed: int, tmp_path: Path) -> None:
     whole = make(output=tmp_path / "whole")
-    train(whole, Line())
+    train(whole, Line)
     parts = make()
     with pytest.raises(KeyboardInterrupt):
-        train(parts, Line(step=_raise(KeyboardInterrupt(), killed)))
+        train(parts, lambda _: Line(step=_raise(KeyboardInterrupt(), killed)))
     with open(parts.output / METRICS_FILE, "a") as file:
         file.write('{"step": 1')  # killed in the middle of a line
-    train(parts, Line())
+    train(parts, Line)
     assert [line["step"] for line in _told(whole.output)] == [3, 6, 9, 12]
     assert [line["drawn"] for line in _told(whole.output)] == [3, 6, 9, 12]
     assert _told(parts.output) == _told(whole.output)
@@ -307,42 +388,9 @@ def test_tensorboard_forgets_the_steps_that_are_done_again(make: Make) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     made = make()
     with pytest.raises(KeyboardInterrupt):
-        train(made, Line(step=_raise(KeyboardInterrupt(), 8)))  # reported 3 and 6, saved 4
-    train(made, Line())
+        train(made, lambda _: Line(step=_raise(KeyboardInterrupt(), 8)))  # reported 3 and 6, saved 4
+    train(made, Line)
     events = accumulator.EventAccumulator(str(made.output / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("mse")] == [3, 6, 9, 12]
     assert [event.value for event in events.Scalars("drawn")] == [3, 6, 9, 12]
-
-
-def test_a_run_begun_anew_keeps_no_old_metrics(tmp_path: Path) -> None:
-    (tmp_path / METRICS_FILE).write_text('{"step": 3}\n{"step": 6}\nnot a report\n')
-    with Metrics(tmp_path, 10, 0):
-        pass
-    assert (tmp_path / METRICS_FILE).read_text() == ""
-    (tmp_path / METRICS_FILE).write_text('{"step": 3}\n{"step": 6}\n')
-    with Metrics(tmp_path, 10, 3):
-        pass
-    assert (tmp_path / METRICS_FILE).read_text() == '{"step": 3}\n'
-
-
-def test_averages_are_over_the_steps_since_they_were_taken() -> None:
-    first = Averages()
-    first.add({"loss": 1.0})
-    second = Averages()
-    second.load_state_dict(first.state_dict())
-    second.add({"loss": 4.0})
-    assert second.take() == {"loss": 2.5}
-    assert second.take() == {}
-
-
-def test_a_checkpoint_without_averages_can_be_resumed(make: Make) -> None:
-    """As runs of earlier versions wrote them."""
-    made = make()
-    folder = train(made, Line(), stop_after=5)
-    assert folder is not None
-    state = torch.load(folder / checkpoints.STATE_FILE, weights_only=True)
-    assert state.pop("averages")["steps"] == 2
-    torch.save(state, folder / checkpoints.STATE_FILE)
-    train(made, Line())
-    assert _steps(made.output) == [8, 12]

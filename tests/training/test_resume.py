@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bagel.errors import RecipeError
 from bagel.training import checkpoints
 from bagel.training.loop import train
 from bagel.training.recipe import BagelRecipe
@@ -45,25 +47,37 @@ def _assert_same(a: Any, b: Any, where: str = "state") -> None:
         assert a == b, where
 
 
+Make = Callable[..., BagelRecipe]
+
+
 @pytest.fixture
-def uninterrupted(recipe: Callable[..., BagelRecipe], tmp_path: Path) -> dict[str, Any]:
+def uninterrupted(recipe: Make, tmp_path: Path) -> dict[str, Any]:
     whole = recipe(output=tmp_path / "whole", steps=6)
-    train(whole, Quiet(whole))
+    train(whole, Quiet)
     return _state(whole.output)
 
 
-def test_stopped_and_resumed(recipe: Callable[..., BagelRecipe], tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+def test_stopped_and_resumed(recipe: Make, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     parts = recipe(output=tmp_path / "parts", steps=6)
     for stop_after in (1, 2, None):  # stops at steps 1 and 3
-        train(parts, Quiet(parts), stop_after=stop_after)
+        train(parts, Quiet, stop_after=stop_after)
     _assert_same(_state(parts.output), uninterrupted)
 
 
+def test_stopped_and_resumed_with_accumulation_in_bfloat16(recipe: Make, tmp_path: Path) -> None:
+    """Two packs a step: the data position, packing buffer and random state stand where the second one left them."""
+    states = []
+    for name, stops in (("whole", [None]), ("parts", [1, 2, None])):
+        made = recipe(output=tmp_path / name, steps=4, accumulate=2, precision="bfloat16", save_every=100)
+        for stop_after in stops:
+            train(made, Quiet, stop_after=stop_after)
+        states.append(_state(made.output))
+    _assert_same(*states)
+    assert states[0]["data"]["slots"][0] == 4 * 2 * 2 * 160  # steps, packs, rows, und slots
+
+
 def test_killed_in_a_save(
-    recipe: Callable[..., BagelRecipe],
-    tmp_path: Path,
-    uninterrupted: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
+    recipe: Make, tmp_path: Path, uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The machine stops while the second checkpoint is being written: the first one counts."""
     parts = recipe(output=tmp_path / "parts", steps=6)
@@ -77,25 +91,41 @@ def test_killed_in_a_save(
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(KeyboardInterrupt):
-        train(parts, Quiet(parts))
+        train(parts, Quiet)
     assert [folder.name for folder in checkpoints.checkpoint_folders(parts.output)] == ["step-00000002"]
-    train(parts, Quiet(parts))
+    train(parts, Quiet)
     _assert_same(_state(parts.output), uninterrupted)
     assert not list(parts.output.glob(".step-*"))
 
 
-def test_only_the_newest_checkpoints_are_kept(recipe: Callable[..., BagelRecipe]) -> None:
+def test_only_the_newest_checkpoints_are_kept(recipe: Make) -> None:
     made = recipe(keep=2)
-    train(made, Quiet(made))
+    train(made, Quiet)
     assert [f.name for f in checkpoints.checkpoint_folders(made.output)] == ["step-00000004", "step-00000006"]
 
 
 def test_a_run_goes_on_without_what_it_was_made_from(
-    recipe: Callable[..., BagelRecipe], tmp_path: Path, uninterrupted: dict[str, Any]
+    recipe: Make, tmp_path: Path, uninterrupted: dict[str, Any], autoencoder_folder: Path
 ) -> None:
     """The autoencoder's run may have moved on, or be gone: a run that has begun keeps its own."""
-    parts = recipe(output=tmp_path / "parts", steps=6)
-    train(parts, Quiet(parts), stop_after=2)
-    elsewhere = recipe(output=tmp_path / "parts", steps=6, autoencoder=tmp_path / "gone")
-    train(elsewhere, Quiet(elsewhere))
-    _assert_same(_state(parts.output), uninterrupted)
+    source = Path(shutil.copytree(autoencoder_folder, tmp_path / "autoencoder"))
+    parts = recipe(output=tmp_path / "parts", steps=6, autoencoder=str(source))
+    train(parts, Quiet, stop_after=2)
+    shutil.rmtree(source)
+    train(parts, Quiet)
+    resumed = _state(parts.output)
+    assert resumed["recipe"].pop("autoencoder") == str(source)
+    assert uninterrupted["recipe"].pop("autoencoder") == str(autoencoder_folder)
+    _assert_same(resumed, uninterrupted)
+
+
+def test_a_run_that_has_begun_refuses_another_model(recipe: Make) -> None:
+    """It would go on with its own, and say nothing."""
+    made = recipe(steps=4)
+    train(made, Quiet, stop_after=1)
+    with pytest.raises(RecipeError, match="model.decoder.hidden_size was 32 and is now 64"):
+        train(recipe(model={"decoder": {"hidden_size": 64}}), Quiet)
+    with pytest.raises(RecipeError, match="init was None and is now 'mini'"):
+        train(recipe(model=None, init="mini"), Quiet)
+    with pytest.raises(RecipeError, match="optimizer.name was 'muon' and is now 'adamw'"):
+        train(recipe(optimizer={"name": "adamw"}), Quiet)

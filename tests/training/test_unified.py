@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from bagel.config import load_config
 from bagel.data.packer import RawPack
+from bagel.errors import CheckpointError, RecipeError
+from bagel.inference import loading
 from bagel.model.attention import MaskedAttention
-from bagel.sequence import PackedSequence
-from bagel.training.objective import add_noise, compute_losses
+from bagel.training import unified
+from bagel.training.checkpoints import STATE_FILE
+from bagel.training.loop import _backward
+from bagel.training.objective import add_noise, compute_losses, draw_timesteps
 from bagel.training.optimizer import Optimizers
 from bagel.training.recipe import BagelRecipe
 from bagel.training.unified import BagelTask
@@ -19,30 +27,8 @@ from bagel.training.unified import BagelTask
 Make = Callable[..., BagelRecipe]
 
 
-def _samples(task: BagelTask, wanted: Callable[[object], bool], count: int) -> list[object]:
-    found = []
-    index = 0
-    while len(found) < count:
-        sample = task.stream.sample(index)
-        if wanted(sample):
-            found.append(sample)
-        index += 1
-    return found
-
-
-def _loss(task: BagelTask, packs: list[PackedSequence], noise: list[Tensor], times: list[Tensor]) -> Tensor:
-    """The loop's normalisation, with given noise."""
-    totals = {name: sum(task.counts(p)[name] for p in packs) for name in ("ce", "mse")}
-    whole = torch.zeros(())
-    for packed, n, t in zip(packs, noise, times, strict=True):
-        noised = add_noise(packed, t, n)
-        losses = compute_losses(task.module, noised, MaskedAttention(noised.packed))
-        whole = whole + losses.ce_sum(False) / totals["ce"] + losses.mse_sum() / totals["mse"]
-    return whole
-
-
-def test_accumulation_is_one_large_pack(recipe: Make) -> None:
-    task = BagelTask(recipe(pack={"rows": 4}))
+def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = BagelTask(recipe(pack={"rows": 4}, ce_weight=0.5))
     raw = task.stream.next_batch()
     whole = task._pack(raw)
     halves = [task._pack(RawPack(raw.rows[:2])), task._pack(RawPack(raw.rows[2:]))]
@@ -52,42 +38,40 @@ def test_accumulation_is_one_large_pack(recipe: Make) -> None:
     cut, pictures = len(halves[0].latents), len(halves[0].latent_grids)
     torch.nn.init.normal_(task.module.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(task.module.latent_out.weight, std=0.1)
-    gradients = []
-    for packs, ns, ts in (
-        ([whole], [noise], [times]),
-        (halves, [noise[:cut], noise[cut:]], [times[:pictures], times[pictures:]]),
-    ):
+    # The halves must count differently: else a mean of means would do.
+    assert task.counts(halves[0])["ce"] != task.counts(halves[1])["ce"]
+    given = [(times, noise), (times[:pictures], noise[:cut]), (times[pictures:], noise[cut:])]
+    monkeypatch.setattr(unified, "add_noise", lambda packed, t, n: add_noise(packed, *given.pop(0)))
+    gradients, means = [], []
+    for packs in ([whole], halves):
         task.module.zero_grad()
-        _loss(task, packs, ns, ts).backward()
+        means.append(_backward(task, packs, generator, torch.float32))
         gradients.append(torch.cat([p.grad.flatten() for p in task.module.parameters() if p.grad is not None]))
+    assert given == []
+    assert means[0] == pytest.approx(means[1], rel=1e-4)
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "mix",
-    [
-        {"draw": 1.0},  # no ViT picture, no text loss
-        {"ask": 1.0},  # no VAE picture
-        {"edit": 1.0},
-        {"think_answer": 1.0},
-    ],
-    ids=lambda mix: next(iter(mix)),
+    ("task_name", "absent"),
+    [("draw", {"vit", "text loss"}), ("ask", {"latents"}), ("edit", {"text loss"}), ("think_answer", {"latents"})],
 )
-def test_packs_without_some_kind_of_token_train(recipe: Make, mix: dict[str, float]) -> None:
-    made = recipe(data={"mix": mix}, dropout={"text": 0.0, "vit": 0.0, "vae": 0.0})
+def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, absent: set[str]) -> None:
+    made = recipe(data={"mix": {task_name: 1.0}}, dropout={"text": 0.0, "vit": 0.0, "vae": 0.0})
     task = BagelTask(made)
     before = {name: p.clone() for name, p in task.module.named_parameters()}
     optimizers = Optimizers(task.module.named_parameters(), made.optimizer)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         batch = task._pack(task.stream.next_batch())
-        sums, counts = task.losses(batch, generator), task.counts(batch)
-        loss = sum(sums[name] / max(counts[name], 1.0) for name in sums)
-        assert torch.isfinite(loss)
-        loss.backward()
-        assert torch.isfinite(torch.tensor(optimizers.step(1.0)))
+        kinds = {"vit": batch.vit_slots, "text loss": batch.ce_slots, "latents": batch.latent_slots}
+        assert {name for name, slots in kinds.items() if slots.numel() == 0} == absent
+        means = _backward(task, [batch], generator, torch.float32)
+        assert {name for name, mean in means.items() if mean > 0} == ({"ce"} if "latents" in absent else {"mse"})
+        assert math.isfinite(optimizers.step(1.0))
     moved = {name for name, p in task.module.named_parameters() if not torch.equal(p, before[name])}
     assert any(".und." in name for name in moved)
+    assert any(".gen." in name for name in moved) == ("latents" not in absent)
 
 
 def test_a_pack_of_one_sample_trains(recipe: Make) -> None:
@@ -120,8 +104,55 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
         assert torch.allclose(together[which], joined, rtol=1e-4, atol=1e-5)
 
 
-def test_the_wrong_recipe_is_refused(recipe: Make) -> None:
-    from bagel.errors import RecipeError
+def test_a_run_starts_from_whatever_names_a_checkpoint(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = BagelTask(recipe(timestep_shift=2.0))
+    run = tmp_path / "first"
+    for step in (2, 4):  # what is in the newest checkpoint counts
+        folder = run / f"step-{step:08d}"
+        weights = {name: torch.full_like(p, step) for name, p in first.module.named_parameters()}
+        first.write_weights(folder, weights)
+        (folder / STATE_FILE).write_bytes(b"")
+    monkeypatch.setattr(loading, "MINI_FOLDER", Path(shutil.copytree(folder, tmp_path / "embedded")))
 
+    def started(**changes: object) -> BagelTask:
+        return BagelTask(recipe(model=None, output=tmp_path / "second", **changes))
+
+    for name in ("mini", str(folder), str(run)):
+        task = started(init=name, autoencoder=None)
+        assert {float(p.detach().mean()) for p in task.module.parameters()} == {4.0}
+        assert task.config == first.config
+    assert started(init=str(run), autoencoder="mini").autoencoder.config == first.autoencoder.config
+    with pytest.raises(CheckpointError, match="is no folder"):
+        started(init=str(tmp_path / "nowhere"))
+
+
+def test_the_timestep_shift_is_that_of_the_recipe_or_of_the_checkpoint(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def draw(images: int, shift: float, generator: torch.Generator) -> Tensor:
+        drawn.append(shift)
+        return draw_timesteps(images, shift, generator)
+
+    monkeypatch.setattr(unified, "draw_timesteps", draw)
+
+    def shift_of(**changes: object) -> float:
+        task = BagelTask(recipe(**changes))
+        task.losses(task._pack(task.stream.next_batch()), torch.Generator().manual_seed(0))
+        task.write_weights(folder := tmp_path / f"{len(drawn)}", dict(task.module.named_parameters()))
+        assert load_config(folder).timestep_shift == drawn[-1]
+        return drawn[-1]
+
+    assert shift_of() == 1.0
+    assert shift_of(timestep_shift=2.0) == 2.0
+    second = {"model": None, "autoencoder": None, "init": str(tmp_path / "2"), "output": tmp_path / "other"}
+    assert shift_of(**second) == 2.0
+    assert shift_of(**second, timestep_shift=4.0) == 4.0
+
+
+def test_the_wrong_recipe_is_refused(recipe: Make) -> None:
     with pytest.raises(RecipeError, match="either init"):
         BagelTask(recipe(init="somewhere"))
