@@ -215,7 +215,7 @@ class GenerationSettings:
         3.0, "float",
         "Spends more steps near pure noise the higher it is; 1 spaces them evenly.",
         "Raise it when the layout is wrong; lower it when details are.",
-        tasks=DRAWING, low=0, high=100, above=True,
+        tasks=DRAWING, low=0.01, high=100,
     )  # fmt: skip
     enable_taylorseer: bool = _setting(
         False, "bool",
