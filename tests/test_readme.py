@@ -1,0 +1,42 @@
+"""The README shows the measured figures as the results hold them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def readme() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_holds_the_figures_of_the_results(readme: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.filled(text) == text, "run python benchmarks/readme.py"
+    assert readme.tables().keys() == {"abilities", "speed"}
+
+
+def test_a_group_is_its_rows_together(readme: ModuleType) -> None:
+    row = {"right": 150, "total": 200}
+    other = {"right": 50, "total": 200}
+    report = {
+        "rows": {"edit/move": row, "edit/swap": other, "edit/chain of 3": other, "riddle/draw thinking": row},
+        "summary": {"gain of thinking": 0.25},
+    }
+    lines = readme.abilities(report).splitlines()
+    assert lines[2].startswith("| **edits** | 0.500 |")
+    assert lines[3].startswith("| · move | 0.750 | 0.686 – 0.805 |")
+    assert lines[5].startswith("| **chains of three edits in one session** | 0.250 |")
+    assert lines[6].startswith("| **riddles, thinking** | 0.750 |")
+    assert lines[7] == "| **what thinking adds** | +0.250 | | +0.30 |"
