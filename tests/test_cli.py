@@ -293,7 +293,11 @@ def test_ctrl_c_at_the_prompt_ends_with_130(tiny: str) -> None:
     command = [sys.executable, "-m", "bagel", "chat", "-c", tiny]
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    chat = subprocess.Popen(command, text=True, env=environment, **pipes)
+
+    def hear_interrupts() -> None:  # a shell that runs the tests in the background has them ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    chat = subprocess.Popen(command, text=True, env=environment, preexec_fn=hear_interrupts, **pipes)
     assert chat.stdin is not None
     assert chat.stdout is not None
     chat.stdin.write("/set\n")
