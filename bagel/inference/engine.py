@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from bagel.memory import keep_freed_memory
 from bagel.model.attention import CachedAttention, CachedSample
 from bagel.model.bagel import BagelModel
 from bagel.model.cache import Context, Tail
@@ -211,6 +212,8 @@ class Engine:
         max_active_cost: int = 262144,
         max_step_pixels: int = 4 * 1024 * 1024,
     ) -> None:
+        if model.device.type == "cpu":
+            keep_freed_memory()
         self.model, self.autoencoder = model, autoencoder
         self.spec = PackSpec.of(model.config, special)
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost

@@ -22,12 +22,12 @@ from bagel.mini.words import (
 
 STYLE_WEIGHTS: dict[str, int] = {
     "full": 20,
-    "loose": 15,
-    "short": 22,
+    "loose": 13,
+    "short": 24,
     "count": 12,
     "place": 12,
-    "relation": 11,
-    "background": 8,
+    "relation": 14,
+    "background": 5,
 }
 STYLES: tuple[str, ...] = tuple(STYLE_WEIGHTS)
 PREFIXES = ("a picture of", "a photo of", "a drawing of", "draw")
@@ -132,14 +132,14 @@ def _plan(scene: Scene, style: str, rng: random.Random) -> Plan:
             plan = replace(plan, colours="but one" if rng.random() < 0.6 else "none")
         return plan
     if style == "short":
-        return Plan(colours="none" if rng.random() < 0.25 else "all")
+        return Plan(colours="none" if rng.random() < 0.4 else "all")
     if style == "count":
         repeated = len({thing.kind for thing in scene.things}) < len(scene.things)
         colours = "none" if repeated and rng.random() < 0.4 else "all"
         return Plan(background=rng.random() < 0.25, colours=colours)
     if style == "background":
         return Plan(background=True, colours="none" if rng.random() < 0.15 else "all")
-    colours = "all" if rng.random() < 0.85 else "none"
+    colours = "all" if rng.random() < 0.65 else "none"
     arrangement = "relation" if style == "relation" and related else "places"
     return Plan(arrangement, background=rng.random() < 0.2, sizes=sizes and rng.random() < 0.5, colours=colours)
 
