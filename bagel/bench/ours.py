@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bagel.inference.engine import Engine, Output, Request, Row, Work
+from bagel.inference.engine import Engine
+from bagel.inference.work import Output, Request, Row, Work
 from bagel.model.cache import Context
 from bagel.sequence import TextSegment, VaeSegment
 

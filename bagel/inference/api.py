@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 from collections import deque
@@ -18,13 +19,15 @@ from bagel.errors import PromptError, SettingError
 from bagel.images import ImageSource, open_image
 from bagel.inference.batch import as_batch, check_stream, naming, opener, pair, spread, with_progress
 from bagel.inference.defaults import Defaults, check_grid, check_size, official_defaults, read_defaults
-from bagel.inference.engine import Engine, Handle
+from bagel.inference.engine import Engine
 from bagel.inference.loading import compile_experts, load
+from bagel.inference.prefixes import PrefixCache
 from bagel.inference.requests import Item, Recorder, Runtime
 from bagel.inference.result import Result
 from bagel.inference.session import Session
 from bagel.inference.settings import GenerationSettings, Task, resolve
 from bagel.inference.tasks import Media, Order, check_room, cost_of, one_shot
+from bagel.inference.work import Handle
 
 Progress = Callable[[int, int], None]
 OnText = Callable[[str], None]
@@ -64,6 +67,7 @@ class Bagel:
             special=checkpoint.special,
             vae_transform=self.defaults.vae_transform,
             vit_transform=self.defaults.vit_transform,
+            preview_pictures=self.defaults.preview_pictures,
         )
 
     @classmethod
@@ -212,10 +216,7 @@ class Bagel:
 
         Raises: as `edit`.
         """
-        if output not in ("image", "text"):
-            raise SettingError(f"output is {output!r}: it must be 'image' or 'text'.")
-        pictures = any(not isinstance(item, str) for item in inputs)
-        task: Task = "ask" if output == "text" else "edit" if pictures else "generate"
+        task = task_of(inputs, output)
         extra = {"noise": noise, "recorder": recorder}
         return self._batch(task, output, [list(inputs)], True, settings, 1, progress, on_text, return_result, extra)
 
@@ -291,9 +292,60 @@ class Bagel:
                 )
         return Order(task, settings, seed, size, **extra)
 
-    def _submit(self, items: list[Item], output: Media, order: Order) -> Handle[Result]:
-        cost = cost_of(self.runtime, items, order, latents=output == "image")
-        return self.engine.submit(one_shot(self.runtime, items, output, order), cost)
+    def submit(
+        self,
+        inputs: Sequence[str | ImageSource],
+        *,
+        output: Media = "image",
+        on_step: Progress | None = None,
+        on_preview: Callable[[Image.Image], None] | None = None,
+        on_text: OnText | None = None,
+        **settings: Any,
+    ) -> Handle[Result]:
+        """`interleave` without waiting: for servers and pages, which have many requests at once.
+
+        It is worked on while some thread drives the engine, such as one in `engine.run_until([handle])`; callbacks come
+        from that thread and should return at once. `handle.cancel()` ends it within a step.
+
+        Args:
+            inputs, output, on_text, **settings: as in `interleave`.
+            on_step: called with the denoising steps done and in all.
+            on_preview: called up to eight times with a small look at the picture as it forms.
+
+        Raises: as `interleave`, before anything runs.
+        """
+        items, order = self.prepare(inputs, output, settings, on_step=on_step, on_preview=on_preview, on_text=on_text)
+        return self.submit_order(items, output, order)
+
+    def prepare(
+        self, inputs: Sequence[str | ImageSource], output: Media, settings: dict[str, Any], **extra: Any
+    ) -> tuple[list[Item], Order]:
+        """Checks a request: what it reads, and what it is to do.
+
+        Raises: as `interleave`.
+        """
+        task = task_of(inputs, output)
+        items = self.check_items(inputs, output)
+        order = self.order(task, settings, items, **extra)
+        check_room(self.runtime, items, output, order)
+        return items, order
+
+    def cost(self, items: Sequence[Item], output: Media, order: Order) -> int:
+        """About how many tokens of cache a request will hold at the most."""
+        return cost_of(self.runtime, items, order, latents=output == "image")
+
+    def share_prefixes(self, max_tokens: int) -> None:
+        """Lets requests that begin alike (same system prompt, same picture) share what they read; 0 ends it.
+
+        Args:
+            max_tokens: of cache, kept for requests to come.
+        """
+        prefixes = PrefixCache(max_tokens) if max_tokens else None
+        self.runtime = dataclasses.replace(self.runtime, prefixes=prefixes)
+
+    def submit_order(self, items: list[Item], output: Media, order: Order) -> Handle[Result]:
+        """Takes in a request that `prepare` has checked."""
+        return self.engine.submit(one_shot(self.runtime, items, output, order), self.cost(items, output, order))
 
     def _batch(
         self,
@@ -329,7 +381,7 @@ class Bagel:
             raise SettingError(f"on_text follows a single request: this is a batch of {len(prepared)}.")
         if progress is not None and output == "image":
             prepared = with_progress(prepared, progress)
-        handles = [self._submit(items, output, order) for items, order in prepared]
+        handles = [self.submit_order(items, output, order) for items, order in prepared]
         self.engine.run_until(handles)
         results = []
         for i, handle in enumerate(handles):
@@ -349,4 +401,17 @@ class Bagel:
         return self._stream_handle(items, order, pieces)
 
     def _stream_handle(self, items: list[Item], order: Order, pieces: deque[str]) -> Iterator[str]:
-        yield from self.engine.stream(self._submit(items, "text", order), pieces)
+        yield from self.engine.stream(self.submit_order(items, "text", order), pieces)
+
+
+def task_of(inputs: Sequence[str | ImageSource], output: Media) -> Task:
+    """Whose defaults apply.
+
+    Raises:
+        SettingError: there is no such output.
+    """
+    if output not in ("image", "text"):
+        raise SettingError(f"output is {output!r}: it must be 'image' or 'text'.")
+    if output == "text":
+        return "ask"
+    return "edit" if any(not isinstance(item, str) for item in inputs) else "generate"

@@ -3,7 +3,8 @@
     {"generate": {"size": [64, 64], "num_timesteps": 25}, "edit": {…}, "ask": {…},
      "vae_transform": {"max_size": 64, "min_size": 64, "stride": 16}, "vit_transform": {…}}
 
-Whatever it does not say is official.
+Whatever it does not say is official. An optional `preview_pictures.png` beside it is a sheet of typical pictures, of
+eight latent cells a side each, that previews are fitted to.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from bagel.config import BagelConfig
-from bagel.errors import CheckpointError, SettingError, SizeError
-from bagel.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform
+from bagel.errors import CheckpointError, ImageError, SettingError, SizeError
+from bagel.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image
 from bagel.inference.settings import TASKS, Task, parse_settings
 
 DEFAULTS_FILE = "bagel_defaults.json"
+PREVIEW_FILE = "preview_pictures.png"
 _OFFICIAL_SIZE = 1024
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """Default settings by task, and how pictures are resized on their way in."""
+    """Default settings by task, how pictures are resized on their way in, and what previews are fitted to."""
 
     vae_transform: ImageTransform
     vit_transform: ImageTransform
     tasks: Mapping[Task, Mapping[str, Any]] = field(default_factory=dict)
+    preview_pictures: Image.Image | None = None
 
     def of(self, task: Task) -> Mapping[str, Any]:
         return self.tasks.get(task, {})
@@ -57,7 +62,7 @@ def read_defaults(folder: Path, config: BagelConfig) -> Defaults:
     Raises:
         CheckpointError: its file is damaged, or holds an unknown key or a value out of range.
     """
-    defaults = official_defaults(config)
+    defaults = dataclasses.replace(official_defaults(config), preview_pictures=_preview_pictures(folder, config))
     path = folder / DEFAULTS_FILE
     if not path.exists():
         return defaults
@@ -73,13 +78,28 @@ def read_defaults(folder: Path, config: BagelConfig) -> Defaults:
         size = tasks["generate"].get("size")
         if size is not None:
             check_size(size, config)
-        return Defaults(
+        return dataclasses.replace(
+            defaults,
             vae_transform=_transform(raw.get("vae_transform", {}), defaults.vae_transform),
             vit_transform=_transform(raw.get("vit_transform", {}), defaults.vit_transform),
             tasks=tasks,
         )
     except (SettingError, SizeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _preview_pictures(folder: Path, config: BagelConfig) -> Image.Image | None:
+    path = folder / PREVIEW_FILE
+    if not path.exists():
+        return None
+    try:
+        sheet = open_image(path)
+    except ImageError as error:
+        raise CheckpointError(str(error)) from error
+    side = config.vae.downsample * 8
+    if min(sheet.size) < side:
+        raise CheckpointError(f"{path} is {sheet.width}×{sheet.height}: its pictures must be {side} pixels a side.")
+    return sheet
 
 
 def _transform(raw: Mapping[str, Any], default: ImageTransform) -> ImageTransform:

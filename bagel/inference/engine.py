@@ -15,73 +15,24 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from itertools import groupby
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
+from bagel.inference.work import Decode, Encode, Handle, Output, Piece, Request, Row
 from bagel.memory import keep_freed_memory
 from bagel.model.attention import CachedAttention, CachedSample
 from bagel.model.bagel import BagelModel
-from bagel.model.cache import Context, Tail
+from bagel.model.cache import Context
 from bagel.model.vae import Autoencoder
-from bagel.sequence import PackSpec, Sample, Segment, SpecialTokens, pack, segment_length
+from bagel.sequence import PackSpec, Sample, SpecialTokens, pack
 
 T = TypeVar("T")
 
-
-class Output(Enum):
-    """What a row of work results in."""
-
-    NONE = "nothing"  # None: the context has grown
-    LOGITS = "logits"  # (vocab,) of what follows the row's last token
-    HIDDEN = "hidden"  # (N, hidden) of the last segment's latents, before the final norm
-
-
-@dataclass(eq=False)
-class Row:
-    """Segments to be read behind a context.
-
-    Attributes:
-        context: what they follow. Within one step no context may stand in two rows that append.
-        segments: what to read.
-        output: what is wanted.
-        tail: scratch to use; the context then stays as it is. None: the segments become part of the context.
-        record: whether the context keeps an entry for each segment.
-    """
-
-    context: Context
-    segments: tuple[Segment, ...]
-    output: Output = Output.NONE
-    tail: Tail | None = None
-    record: bool = True
-
-    @property
-    def tokens(self) -> int:
-        return sum(segment_length(segment) for segment in self.segments)
-
-
-@dataclass(eq=False)
-class Encode:
-    """Pixels (3, H, W) in [-1, 1] -> scaled latent (z, h, w), float32 on the model's device."""
-
-    pixels: Tensor
-
-
-@dataclass(eq=False)
-class Decode:
-    """Scaled latent (z, h, w) -> pixels (3, H, W), float32 on the CPU."""
-
-    latent: Tensor
-
-
-Work = Row | Encode | Decode
-Request = Generator[list[Work], list[Any], T]
+_FROM_WITHIN = "a request or its callback cannot run the engine that runs it"
 
 
 @dataclass
@@ -96,96 +47,6 @@ class EngineStats:
     noised_tokens: int = 0  # of denoising steps, image markers included
     encoded: int = 0  # pictures
     decoded: int = 0
-
-
-@dataclass(eq=False)
-class _Item:
-    """One piece of a request's work, and what became of it."""
-
-    owner: Handle[Any]
-    work: Work
-    committing: bool = False  # its context is being extended
-    settled: bool = False  # the result or the error stands
-    result: Any = None
-    error: Exception | None = None
-
-    def settle(self, result: Any = None, error: Exception | None = None) -> None:
-        self.result, self.error, self.settled = result, error, True
-
-
-class Handle(Generic[T]):
-    """A submitted request."""
-
-    def __init__(self, request: Request[T], cost: int, lock: threading.RLock) -> None:
-        self._request = request
-        self._lock = lock
-        self.cost = cost
-        self._begun = False
-        self._items: list[_Item] = []  # what it waits for
-        self._running = False
-        self._cancelled = False
-        self._value: T | None = None
-        self.error: BaseException | None = None
-        self.done = False
-
-    def result(self) -> T:
-        """What the request returned.
-
-        Raises:
-            RuntimeError: it is not done yet.
-            CancelledError: it was cancelled.
-            Exception: what the request raised.
-        """
-        if not self.done:
-            raise RuntimeError("the request is not done: run the engine first")
-        if self.error is not None:
-            raise self.error
-        return self._value  # type: ignore[return-value]  # set when done without an error
-
-    def cancel(self) -> None:
-        """Ends the request at once, or, when called from inside it, as soon as it waits; its memory is free again."""
-        with self._lock:
-            self._cancelled = True
-            if not self._running and not self.done:
-                self._close()
-
-    def _close(self) -> None:
-        self._request.close()
-        self._finish(error=CancelledError())
-
-    def _finish(self, value: T | None = None, error: BaseException | None = None) -> None:
-        self._items = []
-        self._value, self.error, self.done = value, error, True
-
-    def _advance(self) -> None:
-        """Hands the request its results, the first time none, and runs it to its next work or its end.
-
-        What it raises is kept in the handle.
-        """
-        begun, items = self._begun, self._items
-        try:
-            self._running = self._begun = True
-            self._items = []  # whatever happens from here on, nothing is handed over twice
-            error = next((item.error for item in items if item.error is not None), None)
-            if error is not None:
-                work = self._request.throw(error)
-            elif begun:
-                work = self._request.send([item.result for item in items])
-            else:
-                work = next(self._request)
-            while not work:
-                work = self._request.send([])
-            self._items = [_Item(self, own) for own in work]
-        except StopIteration as stop:
-            self._finish(stop.value)
-        except BaseException as raised:
-            self._finish(error=raised)
-            if not isinstance(raised, Exception):  # an interrupt ends this request, and everybody's step
-                raise
-        finally:
-            self._running = False
-        if self._cancelled and not self.done:
-            self._close()
 
 
 class Engine:
@@ -219,30 +80,43 @@ class Engine:
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
         self.max_step_pixels = max_step_pixels
         self.stats = EngineStats()
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held by the thread that steps
         self._handles: list[Handle[Any]] = []  # in order of arrival: those at work, then those that wait for room
+        self._arrivals: deque[Handle[Any]] = deque()  # submitted since; taken in by whoever steps
         self._stepping = False
+        # Of threads that wait for results: one of them, the driver, makes steps, and the others sleep.
+        self._turn = threading.Condition()
+        self._driver: int | None = None
 
     def new_context(self, reserve: int = 0) -> Context:
         """An empty context; `reserve` tokens are expected in all."""
         return Context(self.model.config.decoder, self.model.dtype, self.model.device, reserve)
 
     def submit(self, request: Request[T], cost: int = 0) -> Handle[T]:
-        """Takes a request in; it begins with the next step that has room.
+        """Takes a request in; it begins with the next step that has room. Never waits, whoever is stepping.
 
         Args:
             request: a generator, not yet begun.
             cost: tokens of cache that it will hold.
         """
         handle = Handle(request, cost, self._lock)
-        with self._lock:
-            self._handles.append(handle)
+        self._arrivals.append(handle)
         return handle
 
     @property
     def idle(self) -> bool:
         """Whether no request is left."""
-        return all(handle.done for handle in self._handles)
+        return all(handle.done for handle in [*self._handles, *self._arrivals])
+
+    @property
+    def active(self) -> int:
+        """How many requests are at work."""
+        return sum(handle.begun and not handle.done for handle in list(self._handles))
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for room."""
+        return sum(not handle.begun and not handle.done for handle in [*self._handles, *self._arrivals])
 
     def step(self) -> None:
         """Advances every active request by one piece of work.
@@ -250,18 +124,21 @@ class Engine:
         Raises:
             RuntimeError: called by a request, or by one of its callbacks.
         """
-        with self._lock, torch.inference_mode():
-            if self._stepping:
-                raise RuntimeError("a request or its callback cannot run the engine that runs it")
-            self._stepping = True
-            try:
-                self._step()
-            finally:
-                self._stepping = False
+        try:
+            with self._lock, torch.inference_mode():
+                if self._stepping:
+                    raise RuntimeError(_FROM_WITHIN)
+                self._stepping = True
+                try:
+                    self._step()
+                finally:
+                    self._stepping = False
+        finally:
+            self._close_cancelled()
 
     def _step(self) -> None:
         active = self._admit()
-        items = [item for handle in active for item in handle._items if not item.settled]
+        items = [item for handle in active for item in handle.pieces if not item.settled]
         if items:
             self.stats.steps += 1
         rows = [item for item in items if isinstance(item.work, Row)]
@@ -275,7 +152,7 @@ class Engine:
                     self._attempt(run, batch)
         for handle in active:
             if not handle.done:  # cancelled by another request's callback
-                handle._advance()
+                handle.advance()
         self._forget_done()
 
     def run_until(self, handles: Iterable[Handle[Any]]) -> None:
@@ -306,31 +183,65 @@ class Engine:
             handle.cancel()
 
     def _step_for(self, handle: Handle[Any]) -> None:
-        with self._lock:
-            if handle.done:  # by another thread, while this one waited
+        """One step for a request that is not done, taken by this thread or by another that waits, too."""
+        me = threading.get_ident()
+        with self._turn:
+            if self._driver not in (None, me):
+                self._turn.wait()  # until the other one has made its step
                 return
-            if handle not in self._handles:
-                raise RuntimeError("the request was not submitted to this engine")
-            self.step()
+            if self._driver == me:
+                raise RuntimeError(_FROM_WITHIN)
+            self._driver = me
+        try:
+            with self._lock:
+                self._take_arrivals()
+                if handle.done:  # by another thread, while this one waited
+                    return
+                if handle not in self._handles:
+                    raise RuntimeError("the request was not submitted to this engine")
+                self.step()
+        finally:
+            self._close_cancelled()
+            with self._turn:
+                self._driver = None
+                self._turn.notify_all()
+
+    def _take_arrivals(self) -> None:
+        while self._arrivals:
+            self._handles.append(self._arrivals.popleft())
+        for handle in self._handles:
+            handle.close_if_cancelled()
+
+    def _close_cancelled(self) -> None:
+        """Ends what was cancelled while this thread had the lock, which the other one would not wait for."""
+        while any(handle.overdue for handle in [*self._handles, *self._arrivals]):
+            if not self._lock.acquire(blocking=False):
+                return  # whoever has it looks after itself
+            try:
+                self._take_arrivals()
+                self._forget_done()
+            finally:
+                self._lock.release()
 
     def _admit(self) -> list[Handle[Any]]:
         """Lets those begin for whom there is room; returns all that are at work."""
+        self._take_arrivals()
         self._forget_done()
-        cost = sum(handle.cost for handle in self._handles if handle._begun)
+        cost = sum(handle.cost for handle in self._handles if handle.begun)
         active: list[Handle[Any]] = []
         for handle in list(self._handles):
             if handle.done:  # cancelled by one that has just begun
                 continue
-            if not handle._begun:
+            if not handle.begun:
                 if active and cost + handle.cost > self.max_active_cost:
                     break
                 cost += handle.cost
-                handle._advance()
+                handle.advance()
                 if handle.done:
                     cost -= handle.cost
-            elif any(item.committing and not item.settled for item in handle._items):
+            elif any(item.committing and not item.settled for item in handle.pieces):
                 # A step was broken off just there: whether its context holds the row or not nobody knows.
-                handle._close()
+                handle.close()
             if not handle.done:
                 active.append(handle)
         return active
@@ -338,7 +249,7 @@ class Engine:
     def _forget_done(self) -> None:
         self._handles = [handle for handle in self._handles if not handle.done]
 
-    def _attempt(self, run: Callable[[list[_Item]], None], batch: list[_Item]) -> None:
+    def _attempt(self, run: Callable[[list[Piece]], None], batch: list[Piece]) -> None:
         """Runs a batch; if it fails, each request's part on its own, so that only the culprits fail."""
         try:
             run(batch)
@@ -354,7 +265,7 @@ class Engine:
         for own in owners:
             self._attempt(run, own)
 
-    def _forward(self, batch: list[_Item]) -> None:
+    def _forward(self, batch: list[Piece]) -> None:
         rows: list[Row] = [item.work for item in batch if isinstance(item.work, Row)]
         packed = pack([[Sample(row.segments, row.context.position) for row in rows]], self.spec)
         tails = [row.tail or row.context.allocate(row.tokens) for row in rows]
@@ -383,14 +294,14 @@ class Engine:
             item.settle(result)
             self.stats.rows += 1
 
-    def _encode(self, batch: list[_Item]) -> None:
+    def _encode(self, batch: list[Piece]) -> None:
         pixels = torch.stack([item.work.pixels for item in batch if isinstance(item.work, Encode)])
         latents = self.autoencoder.encode(pixels.to(self.model.device, self._picture_dtype)).float()
         for item, latent in zip(batch, latents, strict=True):
             item.settle(latent)
         self.stats.encoded += len(batch)
 
-    def _decode(self, batch: list[_Item]) -> None:
+    def _decode(self, batch: list[Piece]) -> None:
         latents = torch.stack([item.work.latent for item in batch if isinstance(item.work, Decode)])
         pixels = self.autoencoder.decode(latents.to(self.model.device, self._picture_dtype)).float().cpu()
         for item, picture in zip(batch, pixels, strict=True):
@@ -401,22 +312,22 @@ class Engine:
     def _picture_dtype(self) -> torch.dtype:
         return self.autoencoder.encoder.conv_in.weight.dtype
 
-    def _pixels(self, item: _Item) -> int:
+    def _pixels(self, item: Piece) -> int:
         *_, height, width = _shape(item)
         scale = self.model.config.vae.downsample if isinstance(item.work, Decode) else 1
         return height * width * scale**2
 
 
-def _shape(item: _Item) -> tuple[int, ...]:
+def _shape(item: Piece) -> tuple[int, ...]:
     work = item.work
     return tuple(
         work.pixels.shape if isinstance(work, Encode) else work.latent.shape if isinstance(work, Decode) else ()
     )
 
 
-def _batches(items: list[_Item], size: Callable[[Any], int], limit: int) -> Iterator[list[_Item]]:
+def _batches(items: list[Piece], size: Callable[[Any], int], limit: int) -> Iterator[list[Piece]]:
     """Neighbours together, as many as have no more than `limit` in all; at least one."""
-    batch: list[_Item] = []
+    batch: list[Piece] = []
     total = 0
     for item in items:
         if batch and total + size(item) > limit:

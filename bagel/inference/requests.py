@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from bagel.errors import ContextLengthError
 from bagel.images import ImageTransform, latent_to_tokens, patchify, to_pil, to_pixels, tokens_to_latent
 from bagel.inference import flow
 from bagel.inference.decode import TextStream, choose_token
-from bagel.inference.engine import Decode, Encode, Engine, Output, Request, Row, Work
+from bagel.inference.engine import Engine
 from bagel.inference.flow import Role, TaylorSeer
 from bagel.inference.history import History, Kind, Turn
+from bagel.inference.prefixes import PrefixCache
+from bagel.inference.preview import Previewer, due
 from bagel.inference.settings import GenerationSettings
+from bagel.inference.work import Decode, Encode, Output, Request, Row, Work
 from bagel.model.cache import Context, Tail
 from bagel.sequence import Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, segment_length
 from bagel.tokenizer import Tokenizer
@@ -37,6 +41,13 @@ class Runtime:
     special: SpecialTokens
     vae_transform: ImageTransform
     vit_transform: ImageTransform
+    preview_pictures: Image.Image | None = None
+    prefixes: PrefixCache | None = None
+
+    @cached_property
+    def previewer(self) -> Previewer:
+        """Fitted when it is first asked for."""
+        return Previewer(self.engine.autoencoder, self.preview_pictures)
 
     def text(self, text: str) -> TextSegment:
         return self.special.condition(self.tokenizer.encode(text))
@@ -227,6 +238,7 @@ def draw(
     *,
     recorder: Recorder | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    on_preview: Callable[[Image.Image], None] | None = None,
 ) -> Request[Drawing]:
     """Draws a picture that follows a history, which stays as it is.
 
@@ -235,6 +247,7 @@ def draw(
         noise: (rows·columns, latent_dim) float32.
         recorder: is filled.
         on_step: is called with the number of steps done and that of all.
+        on_preview: is called now and then with a look at the picture as it would be by now, just before `on_step`.
     """
     config, model = runtime.config, runtime.engine.model
     width, height = size
@@ -242,6 +255,10 @@ def draw(
     branch_of = yield from _branches(runtime, history, flow.roles_used(settings), noise.shape[0] + 2)
     seers = {role: TaylorSeer() for role in branch_of} if settings.enable_taylorseer else {}
     evaluations = done = 0
+    patch = config.latent_patch_size
+
+    def to_latent(tokens: Tensor) -> Tensor:
+        return tokens_to_latent(tokens, grid[0] * patch, grid[1] * patch, patch)
 
     def velocities(x: Tensor, t: float, roles: Sequence[Role]) -> Request[dict[Role, Tensor]]:
         """The model's velocity for each role, every branch run at most once."""
@@ -273,8 +290,12 @@ def draw(
         if Role.WITHOUT_TEXT in found:
             v = flow.guide(v, found[Role.WITHOUT_TEXT], found.get(Role.WITHOUT_IMAGE), settings)
         done += 1
+        steps = settings.num_timesteps - 1
+        if on_preview is not None and due(done, steps):
+            # Guidance overshoots: what the full context alone leads to is nearer to the picture.
+            on_preview(runtime.previewer(to_latent(x - t * found[Role.FULL])))
         if on_step is not None:
-            on_step(done, settings.num_timesteps - 1)
+            on_step(done, steps)
         return v
 
     tokens = yield from flow.sample(
@@ -282,9 +303,7 @@ def draw(
     )
     if recorder is not None:
         recorder.latent = tokens.cpu()
-    patch = config.latent_patch_size
-    latent = tokens_to_latent(tokens, grid[0] * patch, grid[1] * patch, patch)
-    (pixels,) = yield [Decode(latent)]
+    (pixels,) = yield [Decode(to_latent(tokens))]
     return Drawing(to_pil(pixels), evaluations)
 
 

@@ -12,13 +12,13 @@ from PIL import Image
 from bagel.errors import BagelError, PromptError, SettingError
 from bagel.images import ImageSource
 from bagel.inference.batch import check_stream, naming
-from bagel.inference.engine import Handle, Request
 from bagel.inference.history import History, Turn
 from bagel.inference.requests import Item, read, tokens_of
 from bagel.inference.result import Result
 from bagel.inference.saving import SavedSession, read_session, write_session
 from bagel.inference.settings import Task
 from bagel.inference.tasks import Media, Order, cost_of, make_picture, make_text, system_prompt
+from bagel.inference.work import Handle, Request
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel

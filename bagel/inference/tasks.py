@@ -7,15 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from PIL import Image
 from torch import Tensor
 
 from bagel.inference import flow
 from bagel.inference.decode import split_thinking
-from bagel.inference.engine import Request
 from bagel.inference.history import History
+from bagel.inference.prefixes import keys_of, shareable
 from bagel.inference.requests import Item, Recorder, Runtime, draw, noise_for, read, tokens_of, write
 from bagel.inference.result import Result
 from bagel.inference.settings import GenerationSettings, Task
+from bagel.inference.work import Request
 from bagel.prompts import SYSTEM_PROMPT_GENERATE, SYSTEM_PROMPT_UNDERSTAND
 
 Media = Literal["image", "text"]
@@ -37,6 +39,7 @@ class Order:
         noise: (N, latent_dim) instead of that from the seed.
         recorder: is filled.
         on_step: is called with the number of denoising steps done and that of all.
+        on_preview: is called now and then with a small look at the picture as it forms.
         on_text: is called with each piece of text, thinking included.
     """
 
@@ -47,6 +50,7 @@ class Order:
     noise: Tensor | None = None
     recorder: Recorder | None = None
     on_step: Callable[[int, int], None] | None = None
+    on_preview: Callable[[Image.Image], None] | None = None
     on_text: Callable[[str], None] | None = None
 
     @property
@@ -88,7 +92,16 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
         )
         yield from read(runtime, history, [("thought", text)], latents=True)
     noise = noise_for(runtime.config, size, order.seed) if order.noise is None else order.noise
-    drawing = yield from draw(runtime, history, settings, size, noise, recorder=order.recorder, on_step=order.on_step)
+    drawing = yield from draw(
+        runtime,
+        history,
+        settings,
+        size,
+        noise,
+        recorder=order.recorder,
+        on_step=order.on_step,
+        on_preview=order.on_preview,
+    )
     thinking, rest = split_thinking(text)
     result = _result(history, order, began)
     # A thought without its tags is a thought all the same: what follows is a picture.
@@ -118,12 +131,38 @@ def one_shot(runtime: Runtime, items: Sequence[Item], output: Media, order: Orde
     latents = output == "image"
     items = _after_system_prompt(items, output, order)
     likely = tokens_of(runtime, items, latents=latents) + min(order.most_text, _LIKELY_TEXT) + 2
-    history = History(runtime.engine.new_context(likely + _noised_tokens(runtime, order)))
-    yield from read(runtime, history, items, latents=latents)
+    history = yield from _begin(runtime, items, likely + _noised_tokens(runtime, order), latents=latents)
     make = make_picture if output == "image" else make_text
     result = yield from make(runtime, history, order)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def _begin(runtime: Runtime, items: Sequence[Item], expected: int, *, latents: bool) -> Request[History]:
+    """A history that has read `items`, from a shared beginning where there is one; it will grow to `expected` tokens.
+
+    What can be shared is read first, and kept for others.
+    """
+    prefixes = runtime.prefixes
+    common = shareable(items) if prefixes is not None else 0
+    if prefixes is None or not common:
+        history = History(runtime.engine.new_context(expected))
+        yield from read(runtime, history, items, latents=latents)
+        return history
+    keys = keys_of(items[:common], latents=latents)
+    # A new one has no room to spare: it stays when this request is over.
+    history = prefixes.find(keys) or History(
+        runtime.engine.new_context(tokens_of(runtime, items[:common], latents=latents))
+    )
+    known = len(history.turns)
+    if known < common:
+        yield from read(runtime, history, items[known:common], latents=latents)
+        prefixes.keep(keys, history)
+        history = history.copy()
+    history.context.expect(expected)
+    if common < len(items):
+        yield from read(runtime, history, items[common:], latents=latents)
+    return history
 
 
 def check_room(runtime: Runtime, items: Sequence[Item], output: Media, order: Order) -> None:

@@ -118,6 +118,10 @@ class Context:
             other.length, other.position = last.length, last.position
         return other
 
+    def expect(self, length: int) -> None:
+        """Makes the next chunk large enough for `length` tokens in all."""
+        self._reserve = length
+
     def shared_entries(self, segments: tuple[Segment, ...]) -> int:
         """How many of `segments`, from the first on, are this context's own (the very same objects)."""
         count = 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from bagel.checkpoint.official import (
@@ -22,9 +24,12 @@ from bagel.data.packer import PackShape, PackStream, RawPack, pack_gauges
 from bagel.data.prefetch import Prefetcher
 from bagel.errors import RecipeError
 from bagel.images import ImageTransform, latent_to_tokens
-from bagel.inference.defaults import DEFAULTS_FILE
+from bagel.inference.defaults import DEFAULTS_FILE, PREVIEW_FILE
 from bagel.inference.loading import choose_device
 from bagel.mini.documents import corpus
+from bagel.mini.draw import draw
+from bagel.mini.sampling import sample_scene
+from bagel.mini.scene import WORLD
 from bagel.mini.source import MiniSource
 from bagel.model.attention import MaskedAttention
 from bagel.model.bagel import BagelModel
@@ -172,9 +177,21 @@ class BagelTask(Task[BagelModel, PackedSequence]):
             tokenizer=self.tokenizer,
         )
         write_defaults(folder, self.recipe.data.side)
+        write_preview_pictures(folder, self.config)
 
     def write_samples(self, path: Path, checkpoint: Path) -> None:
         write_sheet(path, checkpoint, self.recipe.data.side, str(self.device))
+
+
+def write_preview_pictures(folder: Path, config: BagelConfig) -> None:
+    """The sheet of typical pictures that previews are fitted to: 8 × 8 of the picture world."""
+    side, rng = config.vae.downsample * 8, random.Random(0)
+    if side % WORLD:
+        return
+    sheet = Image.new("RGB", (8 * side, 8 * side))
+    for i in range(64):
+        sheet.paste(draw(sample_scene(rng), side), (i % 8 * side, i // 8 * side))
+    sheet.save(folder / PREVIEW_FILE, optimize=True)
 
 
 def write_defaults(folder: Path, side: int) -> None:

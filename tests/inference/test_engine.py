@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bagel.inference.api import Bagel
-from bagel.inference.engine import Decode, Encode, Engine, Handle, Output, Request, Row
+from bagel.inference.engine import Engine
+from bagel.inference.work import Decode, Encode, Handle, Output, Request, Row
 from bagel.model.cache import Context
 from bagel.sequence import TextSegment, VaeSegment
 
@@ -373,6 +374,88 @@ def test_threads_share_steps(bagel: Bagel) -> None:
     for i in range(4):
         (alone,) = finish(bagel, read_texts(bagel, contents[i]))
         assert relative(found[i][-1], alone[-1]) < 1e-5
+
+
+def slow_request(bagel: Bagel, entered: threading.Event, go_on: threading.Event) -> Request[str]:
+    """Holds up the engine in its first step until it is told to go on."""
+    context = bagel.engine.new_context()
+    yield [Row(context, (text(bagel, "x"),))]
+    entered.set()
+    assert go_on.wait(timeout=30)
+    yield [Row(context, (text(bagel, "y"),))]
+    return "done"
+
+
+def test_neither_submitting_nor_cancelling_waits_for_a_step(bagel: Bagel) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    slow = bagel.engine.submit(slow_request(bagel, entered, go_on))
+    thread = threading.Thread(target=bagel.engine.run_until, args=([slow],))
+    thread.start()
+    assert entered.wait(timeout=30)
+    late = bagel.engine.submit(read_texts(bagel, ["a"]))  # both while the other thread is in the middle of a step
+    late.cancel()
+    assert not late.done
+    assert bagel.engine.waiting == 1
+    go_on.set()
+    thread.join(timeout=30)
+    assert slow.result() == "done"
+    assert isinstance(late.error, CancelledError)
+    assert bagel.engine.idle
+
+
+def test_what_is_cancelled_at_the_very_end_of_a_step_is_closed(bagel: Bagel) -> None:
+    """No later step is needed to give its memory back."""
+    handles: list[Handle[Any]] = []
+    engine = bagel.engine
+
+    def last() -> Request[None]:
+        yield [Row(engine.new_context(), (text(bagel, "x"),))]
+        canceller = threading.Thread(target=handles[0].cancel)  # another thread: it finds the engine taken
+        canceller.start()
+        canceller.join(timeout=30)
+
+    handles.append(engine.submit(read_texts(bagel, ["a", "b", "c", "d"])))
+    handle = engine.submit(last())
+    engine.run_until([handle])
+    assert handle.done
+    assert isinstance(handles[0].error, CancelledError)
+    assert engine.idle
+
+
+def test_a_callback_cannot_run_the_engine(bagel: Bagel) -> None:
+    def within() -> Request[None]:
+        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+        bagel.engine.run_until([bagel.engine.submit(read_texts(bagel, ["a"]))])
+
+    handle = bagel.engine.submit(within())
+    bagel.engine.run_until([handle])
+    with pytest.raises(RuntimeError, match="cannot run the engine"):
+        handle.result()
+
+
+def test_threads_wait_asleep_while_one_drives(bagel: Bagel) -> None:
+    """Twenty threads, each with requests of its own, make the steps of the longest, not one after another."""
+    count = 20
+    found: list[Any] = []
+
+    def work() -> None:
+        found.append(finish(bagel, read_texts(bagel, ["a", "b", "c", "d", "e"])))
+
+    threads = [threading.Thread(target=work) for _ in range(count)]
+    entered, go_on = threading.Event(), threading.Event()
+    slow = bagel.engine.submit(slow_request(bagel, entered, go_on))
+    driver = threading.Thread(target=bagel.engine.run_until, args=([slow],))
+    driver.start()
+    assert entered.wait(timeout=30)
+    for thread in threads:
+        thread.start()
+    while bagel.engine.waiting < count:
+        pass
+    go_on.set()
+    for thread in (driver, *threads):
+        thread.join(timeout=60)
+    assert len(found) == count
+    assert bagel.engine.stats.steps <= 2 + 6
 
 
 def test_requests_are_plain_generators(bagel: Bagel) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from bagel.images import open_image, patchify
 from bagel.inference.api import Bagel
-from bagel.inference.engine import Decode, Encode, Request
 from bagel.inference.requests import Recorder
 from bagel.inference.result import Result
+from bagel.inference.work import Decode, Encode, Request
 from bagel.sequence import Sample, VitSegment, pack
 
 TOLERANCE = 1e-5

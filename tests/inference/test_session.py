@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bagel.errors import BagelError, ContextLengthError, DataError, ImageError, PromptError, SettingError
 from bagel.inference.api import Bagel
-from bagel.inference.engine import Output, Request, Row
 from bagel.inference.flow import Role
 from bagel.inference.session import Session, draw_together
+from bagel.inference.work import Output, Request, Row
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:

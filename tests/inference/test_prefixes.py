@@ -1,0 +1,120 @@
+"""Shared beginnings: what is found, what is kept, and that results stay what they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bagel.checkpoint.official import Checkpoint
+from bagel.inference.api import Bagel
+from bagel.inference.defaults import Defaults
+from bagel.inference.prefixes import keys_of, shareable
+from bagel.prompts import SYSTEM_PROMPT_GENERATE
+
+
+@pytest.fixture
+def sharing(checkpoint: Checkpoint, defaults: Defaults) -> Bagel:
+    bagel = Bagel(checkpoint, defaults=defaults)
+    bagel.share_prefixes(4096)
+    return bagel
+
+
+def close(a: Image.Image, b: Image.Image) -> bool:
+    """Equal but for what rounding does to a float32 computed in another order."""
+    return bool(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1)
+
+
+def prefixes(bagel: Bagel) -> Any:
+    assert bagel.runtime.prefixes is not None
+    return bagel.runtime.prefixes
+
+
+def test_a_picture_is_read_once(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
+    picture = golden.image("wide")
+    questions = ["What is this?", "Which colour?", "How many?"]
+    expected = [bagel.ask(picture, question) for question in questions]
+    alone = bagel.engine.stats.prefill_tokens
+    assert [sharing.ask(picture, question) for question in questions] == expected
+    assert (prefixes(sharing).hits, prefixes(sharing).misses) == (2, 1)
+    saved = alone - sharing.engine.stats.prefill_tokens
+    assert saved == 2 * prefixes(sharing).tokens > 0
+
+
+def test_edits_of_one_picture(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
+    picture = golden.image("tall")
+    for seed, instruction in enumerate(["make it red", "make it blue"]):
+        expected = bagel.edit(picture, instruction, seed=seed)
+        assert close(sharing.edit(picture, instruction, seed=seed), expected)
+    assert sharing.engine.stats.encoded == 1
+    assert bagel.engine.stats.encoded == 2
+
+
+def test_what_is_read_for_drawing_is_not_what_is_read_for_answering(sharing: Bagel, golden: Any) -> None:
+    sharing.edit(golden.image("tall"), "make it red", seed=0)
+    sharing.ask(golden.image("tall"), "What is this?")
+    assert (prefixes(sharing).hits, prefixes(sharing).misses) == (0, 2)
+
+
+def test_system_prompts_are_shared(sharing: Bagel, bagel: Bagel) -> None:
+    for prompt in ("a red circle", "a blue square"):
+        expected = bagel.generate(prompt, seed=1, think=True, max_think_tokens=5)
+        assert close(sharing.generate(prompt, seed=1, think=True, max_think_tokens=5), expected)
+    assert prefixes(sharing).hits == 1
+    assert prefixes(sharing).tokens == len(bagel.tokenizer.encode(SYSTEM_PROMPT_GENERATE)) + 2
+
+
+def test_a_longer_beginning_goes_on_from_a_shorter_one(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
+    first, second = Image.open(golden.image("wide")), Image.open(golden.image("tall"))
+    for pictures in ([first], [first, second], [first, second], [second, first]):
+        assert sharing.ask(pictures, "What is this?") == bagel.ask(pictures, "What is this?")
+    assert (prefixes(sharing).hits, prefixes(sharing).misses) == (2, 2)
+    assert len(prefixes(sharing)._kept) == 2  # the first alone is part of the first two
+
+
+def test_together_as_alone(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
+    picture = golden.image("wide")
+    prompts = [f"text number {i}" for i in range(4)]
+    sharing.edit(picture, "warm up", seed=9)
+    together = sharing.edit([picture] * 4, prompts, seed=[1, 2, 3, 4])
+    for i, image in enumerate(together):
+        assert close(image, bagel.edit(picture, prompts[i], seed=i + 1))
+
+
+def test_the_least_recently_used_is_forgotten(sharing: Bagel, golden: Any) -> None:
+    pictures = [golden.image(name) for name in ("wide", "tall", "tiny")]
+    sizes = []
+    for picture in pictures:
+        before = prefixes(sharing).tokens
+        sharing.ask(picture, "What is this?")
+        sizes.append(prefixes(sharing).tokens - before)
+    sharing.share_prefixes(sum(sizes) - 1)
+    for index in (0, 1, 0, 2):  # the second is now the oldest
+        sharing.ask(pictures[index], "What is this?")
+    assert prefixes(sharing).tokens <= sum(sizes) - 1
+    hits = prefixes(sharing).hits
+    sharing.ask(pictures[0], "Why?")
+    assert prefixes(sharing).hits == hits + 1
+    sharing.ask(pictures[1], "Why?")
+    assert prefixes(sharing).hits == hits + 1
+
+
+def test_what_is_too_large_is_not_kept(sharing: Bagel, golden: Any) -> None:
+    sharing.share_prefixes(3)
+    sharing.ask(golden.image("wide"), "What is this?")
+    assert prefixes(sharing).tokens == 0
+    sharing.share_prefixes(0)
+    assert sharing.runtime.prefixes is None
+
+
+def test_only_beginnings_are_shared() -> None:
+    image = Image.new("RGB", (4, 4))
+    assert shareable([("text", "a")]) == 0
+    assert shareable([("text", "a"), ("image", image), ("text", "b")]) == 2
+    assert shareable([("system", "s"), ("text", "b")]) == 1
+    other = Image.new("RGB", (4, 4), "red")
+    assert keys_of([("image", image)], latents=True) == keys_of([("image", image.copy())], latents=True)
+    assert keys_of([("image", image)], latents=True) != keys_of([("image", other)], latents=True)
+    assert keys_of([("image", image)], latents=True) != keys_of([("image", image)], latents=False)

@@ -1,0 +1,108 @@
+"""Previews: when they come, what they show, and what a checkpoint may bring along for them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bagel.errors import CheckpointError
+from bagel.inference.api import Bagel
+from bagel.inference.defaults import PREVIEW_FILE, read_defaults
+from bagel.inference.loading import MINI_FOLDER
+from bagel.inference.preview import PREVIEWS, Previewer, due
+from bagel.mini.draw import draw
+from bagel.mini.scene import Scene, Thing
+from bagel.model.vae import Autoencoder
+
+
+@pytest.fixture(scope="module")
+def mini() -> Bagel:
+    return Bagel.from_pretrained("mini", dtype="float32")
+
+
+def difference(a: Image.Image, b: Image.Image) -> float:
+    return float(np.abs(np.asarray(a, float) - np.asarray(b, float)).mean())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 8, 9, 24, 49, 999])
+def test_a_few_looks_and_none_at_the_end(steps: int) -> None:
+    looks = [done for done in range(1, steps + 1) if due(done, steps)]
+    assert len(looks) <= PREVIEWS
+    assert steps not in looks
+    assert len(looks) >= min(steps - 1, PREVIEWS // 2)
+
+
+def test_a_look_at_an_encoded_picture_is_like_the_picture(mini: Bagel) -> None:
+    scenes = [
+        Scene("sea", (Thing("car", "red", "large", "top left"),)),
+        Scene("night", (Thing("star", "yellow", "large", "bottom right"), Thing("cup", "blue", "large", "top left"))),
+    ]
+    pictures = [draw(scene, 64) for scene in scenes]
+    from bagel.images import to_pixels
+
+    latents = mini.engine.autoencoder.encode(torch.stack([to_pixels(picture) for picture in pictures]))
+    looks = [mini.runtime.previewer(latent) for latent in latents]
+    assert [look.size for look in looks] == [(64, 64)] * 2
+    for i in range(2):
+        assert difference(looks[i], pictures[i]) < 0.5 * difference(looks[i], pictures[1 - i])
+
+
+def test_looks_come_nearer_to_the_picture(mini: Bagel) -> None:
+    looks: list[Image.Image] = []
+    handle = mini.submit(["a red car in the middle, at sea"], on_preview=looks.append, seed=1, num_timesteps=17)
+    mini.engine.run_until([handle])
+    picture = handle.result().image
+    assert picture is not None
+    assert len(looks) == 7
+    assert difference(looks[-1], picture) < 0.9 * difference(looks[0], picture)
+
+
+def test_looking_changes_nothing(bagel: Bagel) -> None:
+    plain = bagel.generate("a red circle", seed=3)
+    handle = bagel.submit(["a red circle"], on_preview=lambda _: None, seed=3)
+    bagel.engine.run_until([handle])
+    assert handle.result().value.tobytes() == plain.tobytes()  # type: ignore[union-attr]
+
+
+def test_large_pictures_have_small_previews() -> None:
+    from bagel.config import VaeConfig
+
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(VaeConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4)).eval()
+    previewer = Previewer(autoencoder)
+    assert previewer(torch.randn(4, 128, 64)).size == (128, 256)
+    assert previewer(torch.randn(4, 300, 20)).size == (20, 300)  # a pixel for each cell at the least
+    assert previewer(torch.randn(4, 3, 5)).size == (40, 24)
+
+
+def test_pooled_previews_are_the_pooled_large_ones(mini: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.2
+    full = np.asarray(mini.runtime.previewer(latent), float)
+    monkeypatch.setattr("bagel.inference.preview._LARGEST_SIDE", 32)
+    small = np.asarray(mini.runtime.previewer(latent), float)
+    assert small.shape == (32, 32, 3)
+    pooled = full.reshape(32, 2, 32, 2, 3).mean((1, 3))
+    inside = (full.reshape(32, 2, 32, 2, 3) % 255 != 0).all((1, 3))  # where nothing was cut off
+    assert inside.mean() > 0.3
+    assert np.abs(small - pooled)[inside].max() <= 1.5
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("no picture", "not in a known picture format"), ((20, 20), "must be 64 pixels a side")]
+)
+def test_a_bad_sheet_is_refused(tmp_path: Path, content: Any, expected: str) -> None:
+    for path in MINI_FOLDER.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    config = Bagel.from_pretrained("mini").config
+    if isinstance(content, str):
+        (tmp_path / PREVIEW_FILE).write_text(content)
+    else:
+        Image.new("RGB", content).save(tmp_path / PREVIEW_FILE)
+    with pytest.raises(CheckpointError, match=expected):
+        read_defaults(tmp_path, config)
