@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -87,7 +88,8 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._file.close()
+        with suppress(OSError):  # of a line that could not be written before
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -113,12 +115,19 @@ class Metrics:
             rate = (step - first) / max(now - begun, 1e-9)
             eta = (self.steps - step) / rate if rate else float("inf")
             print(f"step {step}/{self.steps} {text} eta {eta / 60:.1f} min", flush=True)
-        self._file.write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
-        self._file.flush()
+        self._write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
         self._done, self._tokens, self._since = 0, 0, now
+
+    def _write(self, line: str) -> None:
+        """Reports are to look at: where they cannot be written, as on a full disk, the training goes on."""
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            self.note(f"{self._file.name} cannot be written: {error.strerror or error}")
 
     def note(self, text: str) -> None:
         """A line for the user that does not disturb the bar."""

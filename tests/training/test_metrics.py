@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from bagel.training.metrics import METRICS_FILE, Averages, Metrics
 
 
@@ -26,3 +28,15 @@ def test_averages_are_over_the_steps_since_they_were_taken() -> None:
     second.add({"loss": 4.0})
     assert second.take() == {"loss": 2.5}
     assert second.take() == {}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_ends_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Metrics(tmp_path, 10, 0) as metrics:
+        metrics._file.close()
+        metrics._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115
+        metrics.report(1, {"loss": 1.0})
+        metrics.report(2, {"loss": 0.5})
+    told = capsys.readouterr().out
+    assert told.count("cannot be written: No space left on device") == 2
+    assert "step 2/10" in told
