@@ -106,6 +106,15 @@ def describe(scene: Scene) -> str:
     return f"{', '.join(phrases)}, {BACKGROUND_PHRASES[scene.background][0]}"
 
 
+def tell(scene: Scene, rng: random.Random) -> str:
+    """All that `describe` says, in any order and in the words of captions."""
+    say = rng.choice((in_place, at_place))
+    phrases = [f"{counted(t.kind, t.colour, t.size)} {say(t.slot)}" for t in scene.things]
+    rng.shuffle(phrases)
+    prefix = f"{rng.choice(PREFIXES)} " if phrases and rng.random() < PREFIX_SHARE else ""
+    return f"{prefix}{join(phrases) if phrases else 'nothing'}, {background_phrase(scene.background, rng)}"
+
+
 def can_relate(scene: Scene) -> bool:
     """Whether the scene can be told by relations alone: two aligned things, or three around a corner."""
     if len(scene.things) == 2:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from bagel.mini.captions import caption, describe
+from bagel.mini.captions import caption, describe, tell
 from bagel.mini.edits import Edit, sample_edit
 from bagel.mini.questions import question, questions
 from bagel.mini.riddles import sample_riddle
@@ -48,11 +48,19 @@ DEFAULT_MIX: dict[str, float] = {
     "think_edit": 0.06,
     "think_answer": 0.06,
     "session": 0.06,
+    "read": 0.0,
+    "rewrite": 0.0,
+    "foretell": 0.0,
     "direct_draw": 0.0,
     "direct_edit": 0.0,
     "direct_answer": 0.0,
 }
-"""Share of each task. The "direct" tasks are riddles without the thinking: a fair rival to thinking, off by default."""
+"""Share of each task. The "direct" tasks are riddles without the thinking: a fair rival to thinking, off by default.
+
+"read" (questions about a scene told in words), "rewrite" (what an edit makes of a scene told in words) and "foretell"
+(what it would make of a picture, in words) draw nothing. They teach the text side which colour belongs to which thing,
+and which thing an instruction means, by the dense loss of words; pictures are then drawn from what it understood.
+"""
 TASKS: tuple[str, ...] = tuple(DEFAULT_MIX)
 
 DESCRIBE_PROMPTS = ("Describe the picture.", "What is in the picture?", "What do you see?")
@@ -165,6 +173,24 @@ def _session(rng: random.Random, split: str) -> tuple[Part, ...]:
         return *parts, Say(last.question, False), Say(last.answer, True)
 
 
+def _read(rng: random.Random, split: str) -> tuple[Part, ...]:
+    scene = sample_scene(rng, split)
+    parts: list[Part] = [Say(tell(scene, rng), False)]
+    for qa in questions(scene, rng, rng.randint(3, 6)):
+        parts += [Say(qa.question, False), Say(qa.answer, True)]
+    return tuple(parts)
+
+
+def _rewrite(rng: random.Random, split: str) -> tuple[Part, ...]:
+    before, edit = _scene_and_edit(rng, split)
+    return Say(tell(before, rng), False), Say(edit.instruction, False), Say(describe(edit.result), True)
+
+
+def _foretell(rng: random.Random, split: str) -> tuple[Part, ...]:
+    before, edit = _scene_and_edit(rng, split)
+    return Show(before, False), Say(edit.instruction, False), Say(describe(edit.result), True)
+
+
 def thought(think: str) -> str:
     """The thinking in its tags, as the model is to write it."""
     return f"<think>{think}</think>"
@@ -243,6 +269,9 @@ _MAKERS: dict[str, Callable[[random.Random, str], tuple[Part, ...]]] = {
     "think_edit": _think_edit,
     "think_answer": _think_answer,
     "session": _session,
+    "read": _read,
+    "rewrite": _rewrite,
+    "foretell": _foretell,
     "direct_draw": _direct("draw"),
     "direct_edit": _direct("edit"),
     "direct_answer": _direct("answer"),

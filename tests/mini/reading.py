@@ -44,7 +44,7 @@ SYNONYM = {
 def attributes(phrase: str) -> dict[str, str]:
     """What "a big red car in the top left" says of the thing."""
     found: dict[str, str] = {}
-    place = re.search(r" in the (top left|top right|bottom left|bottom right|middle)$", phrase)
+    place = re.search(r"(?: in the|) (top left|top right|bottom left|bottom right|middle)$", phrase)
     if place:
         found["slot"] = place.group(1)
         phrase = phrase[: place.start()]

@@ -12,11 +12,13 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from bagel.mini.documents import DEFAULT_MIX, DESCRIBE_PROMPTS, TASKS, Say, Show, corpus, sample_document
-from bagel.mini.scene import SceneError
+from bagel.mini.scene import Scene, SceneError, Thing
+from bagel.mini.words import BACKGROUND_PHRASES
 from bagel.prompts import SYSTEM_PROMPT_GENERATE, SYSTEM_PROMPT_UNDERSTAND
 
 GOLDEN_PROMPTS = Path(__file__).parents[1] / "golden" / "system_prompts.json"
@@ -37,6 +39,9 @@ FORMS = {
     "think_edit": {"spsSP"},
     "think_answer": {"spsS"},
     "session": {"sPsSsPsS"},
+    "read": {"s" + "sS" * n for n in (3, 4, 5, 6)},
+    "rewrite": {"ssS"},
+    "foretell": {"psS"},
     "direct_draw": {"sP"},
     "direct_edit": {"psP"},
     "direct_answer": {"psS"},
@@ -102,6 +107,45 @@ def test_chains_and_questions_are_right(reading: ModuleType) -> None:
                 checked["answers"] += 1
     assert checked["edits"] > 1500
     assert checked["answers"] > 1500
+
+
+def told_scene(reading: ModuleType, text: str) -> Scene:
+    """The scene that a complete listing of things and background tells of, read word by word."""
+    for prefix in ("a picture of ", "a photo of ", "a drawing of ", "draw "):
+        text = text.removeprefix(prefix)
+    *listed, where = text.split(", ")
+    background = next(name for name, phrases in BACKGROUND_PHRASES.items() if where in phrases)
+    things = []
+    for phrase in ", ".join(listed).replace(" and ", ", ").split(", "):
+        if phrase != "nothing":
+            found = {"size": "medium", **reading.attributes(phrase)}
+            things.append(Thing(found["kind"], found["colour"], found["size"], found["slot"]))
+    return Scene(background, tuple(things))
+
+
+def looks(scene: Scene) -> tuple[Any, ...]:
+    return scene.background, sorted((t.kind, t.colour, t.size, t.slot) for t in scene.things)
+
+
+def test_questions_about_a_text_are_answered_right(reading: ModuleType) -> None:
+    rng = random.Random(5)
+    for _ in range(400):
+        told, *rest = sample_document(rng, {"read": 1})[1]
+        scene = told_scene(reading, told.text)
+        for asked, answered in zip(rest[::2], rest[1::2], strict=True):
+            assert reading.answer(scene, asked.text) == answered.text, (told.text, asked.text)
+
+
+def test_what_an_edit_makes_is_told_right(reading: ModuleType) -> None:
+    rng = random.Random(6)
+    tasks = Counter()
+    for _ in range(600):
+        task, (before, instruction, after) = sample_document(rng, {"rewrite": 1, "foretell": 1})
+        scene = before.scene if isinstance(before, Show) else told_scene(reading, before.text)
+        result, _ = reading.carry_out(scene, instruction.text)
+        assert looks(told_scene(reading, after.text)) == looks(result), (task, instruction.text)
+        tasks[task] += 1
+    assert min(tasks.values()) > 200
 
 
 def test_descriptions_are_asked_for() -> None:
