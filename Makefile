@@ -6,24 +6,30 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+# What the demo needs, and what the tests need beside it.
+BASE := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 # The exact version is named on pip's command line, and first: a range would let pip take another build of PyTorch.
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 
 .PHONY: venv demo test slow clean
 .DEFAULT_GOAL := test
 
-venv: $(STAMP)
+venv: $(DEV)
 
-$(STAMP): pyproject.toml constraints.txt
+$(BASE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(TORCH) -c constraints.txt
-	$(BIN)/python -m pip install $(TORCH) -c constraints.txt -e ".[dev,train]"
+	$(BIN)/python -m pip install $(TORCH) -c constraints.txt -e .
 	@touch $@
 
-demo: venv
+$(DEV): $(BASE)
+	$(BIN)/python -m pip install $(TORCH) -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(BASE)
 	$(BIN)/bagel demo
 
 test: venv

@@ -26,7 +26,7 @@ from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecip
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-COMMANDS = ("generate", "edit", "ask", "chat", "demo", "info", "verify", "train", "eval", "bench")
+COMMANDS = ("generate", "edit", "ask", "chat", "app", "serve", "demo", "info", "verify", "train", "eval", "bench")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The command line: `bagel generate | edit | ask | chat | info | verify | train | eval | bench | demo`.
+"""The command line: `bagel generate | edit | ask | chat | app | serve | info | verify | train | eval | bench | demo`.
 
 Each command imports what it needs when it runs, so that `bagel --help` is instant. Bad input ends a command with one
 sentence on standard error and status 2, Ctrl-C with status 130.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from bagel.cli import chat, generation, inspection, measuring
+from bagel.cli import chat, generation, inspection, measuring, page, serving
 
 app = typer.Typer(
     name="bagel",
@@ -30,6 +30,8 @@ app.command("generate")(generation.generate)
 app.command("edit")(generation.edit)
 app.command("ask")(generation.ask)
 app.command("chat")(chat.chat)
+app.command("serve")(serving.serve)
+app.command("app")(page.app)
 app.command("demo")(inspection.demo)
 app.command("info")(inspection.info)
 app.command("verify")(inspection.verify)

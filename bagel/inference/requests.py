@@ -99,6 +99,21 @@ class Recorder:
 
 
 @dataclass(frozen=True)
+class Written:
+    """A text written.
+
+    Attributes:
+        text: up to the end token, the limit, or the first stop text. It can be read behind the history.
+        tokens: that it took, the end token included.
+        complete: whether it ended by itself or at a stop text, not at the limit.
+    """
+
+    text: str
+    tokens: int
+    complete: bool
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A picture drawn, and how many branch evaluations it took."""
 
@@ -148,7 +163,7 @@ def write(
     leave: int = 0,
     recorder: Recorder | None = None,
     on_text: Callable[[str], None] | None = None,
-) -> Request[str]:
+) -> Request[Written]:
     """Writes a text that follows a history, which stays as it is; the tokens' cache is dropped.
 
     It is dropped, since what stands in a context is the text, read as any other: its tokens need not be those that it
@@ -160,8 +175,6 @@ def write(
         leave: positions to be left behind the text.
         recorder: is filled.
         on_text: is called with each piece of the text as it becomes known.
-
-    Returns: the text up to the end token, the limit, or the first stop text. It can be read behind the history.
     """
     context = history.context.fork()
     room = runtime.room(context) - leave
@@ -197,7 +210,8 @@ def write(
                 yield from follow(token)
             break
     give(stream.finish())
-    return runtime.fitting(stream.text, room)
+    ended = token == runtime.special.eos
+    return Written(runtime.fitting(stream.text, room), len(tokens) + ended, ended or stream.stopped)
 
 
 @dataclass

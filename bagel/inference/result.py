@@ -24,6 +24,8 @@ class Result:
         text: the answer without its thinking, or "".
         thinking: what was thought before, without its tags; "" if nothing.
         raw_text: the text as the model wrote it, tags and all: the answer, or the thinking before a picture.
+        written: tokens that this text took, its end token included.
+        complete: whether it ended by itself or at a stop text, not at a limit.
         prompt: the texts given, joined by line breaks.
         seed: of all randomness.
         settings: those that applied, by name.
@@ -35,6 +37,8 @@ class Result:
     text: str = ""
     thinking: str = ""
     raw_text: str = ""
+    written: int = 0
+    complete: bool = True
     prompt: str = ""
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)

@@ -23,6 +23,8 @@ from bagel.inference.work import Handle, Request
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
 
+OnSubmit = Callable[[Handle[Any]], None]
+
 
 class Session:
     """A conversation with a `Bagel`. Adding a turn computes only that turn.
@@ -85,7 +87,9 @@ class Session:
         self,
         *,
         progress: Callable[[int, int], None] | None = None,
+        on_preview: Callable[[Image.Image], None] | None = None,
         on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
@@ -96,7 +100,10 @@ class Session:
 
         Args:
             progress: called with the denoising steps done and in all.
+            on_preview: called up to eight times with a small look at the picture as it forms.
             on_text: called with the pieces of the thinking.
+            on_submit: is given the handle before anything runs. `handle.cancel()`, from any thread, ends the turn
+                within a step and leaves the session as it was.
             return_result: give a `Result` instead of the picture.
             **settings: by name; defaults are those of "edit" once there is a picture. The size is that of the last one.
 
@@ -105,15 +112,16 @@ class Session:
         Raises:
             PromptError, SizeError, SettingError, ContextLengthError: before anything runs.
             BagelError: a stream of this session is open.
+            CancelledError: it was cancelled.
         """
-        order = self._drawing_order(settings, on_step=progress, on_text=on_text)
-        handle = self._submit_drawing(order)
-        self.bagel.engine.run_until([handle])
-        result = self._accept(handle.result())
+        order = self._drawing_order(settings, on_step=progress, on_preview=on_preview, on_text=on_text)
+        result = self._accept(self._run(self._submit_drawing(order), on_submit))
         return result if return_result else result.image
 
     @overload
-    def generate_text(self, *, stream: Literal[True], **settings: Any) -> Iterator[str]: ...
+    def generate_text(
+        self, *, stream: Literal[True], on_submit: OnSubmit | None = None, **settings: Any
+    ) -> Iterator[str]: ...
     @overload
     def generate_text(self, *, stream: Literal[False] = False, return_result: bool = False, **settings: Any) -> Any: ...
 
@@ -122,6 +130,7 @@ class Session:
         *,
         stream: bool = False,
         on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
@@ -133,6 +142,7 @@ class Session:
                 changed until the iterator has ended, which makes the answer part of the conversation, or is closed or
                 dropped, which leaves the session as it was.
             on_text: called with each piece.
+            on_submit: as in `generate_image`; of a stream, when its first piece is asked for.
             return_result: give a `Result` instead of the answer.
             **settings: those of "ask", by name.
 
@@ -141,11 +151,14 @@ class Session:
         Raises:
             PromptError, SettingError, ContextLengthError: before anything runs.
             BagelError: a stream of this session is open.
+            CancelledError: it was cancelled.
         """
-        return self._write([], stream, on_text, return_result, settings)
+        return self._write([], stream, on_text, on_submit, return_result, settings)
 
     @overload
-    def ask(self, question: str, *, stream: Literal[True], **settings: Any) -> Iterator[str]: ...
+    def ask(
+        self, question: str, *, stream: Literal[True], on_submit: OnSubmit | None = None, **settings: Any
+    ) -> Iterator[str]: ...
     @overload
     def ask(
         self, question: str, *, stream: Literal[False] = False, return_result: bool = False, **settings: Any
@@ -157,6 +170,7 @@ class Session:
         *,
         stream: bool = False,
         on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
@@ -165,7 +179,7 @@ class Session:
         `undo` takes back the answer alone; once more, the question.
         """
         items = self.bagel.check_items([question], self._output)
-        return self._write(items, stream, on_text, return_result, settings)
+        return self._write(items, stream, on_text, on_submit, return_result, settings)
 
     def fork(self) -> Session:
         """A second session that goes on from here. It shares the cache: nothing is computed or copied."""
@@ -268,6 +282,12 @@ class Session:
         handle.result()
         self._history = history
 
+    def _run(self, handle: Handle[tuple[History, Result]], on_submit: OnSubmit | None) -> tuple[History, Result]:
+        if on_submit is not None:
+            on_submit(handle)
+        self.bagel.engine.run_until([handle])
+        return handle.result()
+
     def _reading(self, history: History, items: Sequence[Item]) -> Request[None]:
         yield from read(self.bagel.runtime, history, items, latents=self._latents)
 
@@ -299,6 +319,7 @@ class Session:
         added: Sequence[Item],
         stream: bool,
         on_text: Callable[[str], None] | None,
+        on_submit: OnSubmit | None,
         return_result: bool,
         settings: dict[str, Any],
     ) -> Any:
@@ -306,17 +327,19 @@ class Session:
         if stream:
             check_stream(on_text, return_result)
             pieces: deque[str] = deque()
-            return self._stream(
-                added, self._order("ask", settings, added, on_text=pieces.append), pieces, self._history
-            )
+            order = self._order("ask", settings, added, on_text=pieces.append)
+            return self._stream(added, order, pieces, on_submit, self._history)
         order = self._order("ask", settings, added, on_text=on_text)
-        handle = self._submit_answer(added, order)
-        self.bagel.engine.run_until([handle])
-        result = self._accept(handle.result(), len(added))
+        result = self._accept(self._run(self._submit_answer(added, order), on_submit), len(added))
         return result if return_result else result.text
 
     def _stream(
-        self, added: Sequence[Item], order: Order, pieces: deque[str], history: History
+        self,
+        added: Sequence[Item],
+        order: Order,
+        pieces: deque[str],
+        on_submit: OnSubmit | None,
+        history: History,
     ) -> Generator[str, None, None]:
         """`order` was made for `history`."""
         self._check_free()
@@ -325,6 +348,8 @@ class Session:
         self._streaming = True
         try:
             handle = self._submit_answer(added, order)
+            if on_submit is not None:
+                on_submit(handle)
             yield from self.bagel.engine.stream(handle, pieces)
             self._accept(handle.result(), len(added))
         finally:

@@ -14,7 +14,7 @@ from bagel.inference import flow
 from bagel.inference.decode import split_thinking
 from bagel.inference.history import History
 from bagel.inference.prefixes import keys_of, shareable
-from bagel.inference.requests import Item, Recorder, Runtime, draw, noise_for, read, tokens_of, write
+from bagel.inference.requests import Item, Recorder, Runtime, Written, draw, noise_for, read, tokens_of, write
 from bagel.inference.result import Result
 from bagel.inference.settings import GenerationSettings, Task
 from bagel.inference.work import Request
@@ -78,9 +78,9 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
     began = time.perf_counter()
     settings, size = order.settings, order.size
     assert size is not None, "a picture needs a size"
-    text = ""
+    written = Written("", 0, True)
     if settings.think:
-        text = yield from write(
+        written = yield from write(
             runtime,
             history,
             settings,
@@ -90,7 +90,7 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
             recorder=order.recorder,
             on_text=order.on_text,
         )
-        yield from read(runtime, history, [("thought", text)], latents=True)
+        yield from read(runtime, history, [("thought", written.text)], latents=True)
     noise = noise_for(runtime.config, size, order.seed) if order.noise is None else order.noise
     drawing = yield from draw(
         runtime,
@@ -102,10 +102,10 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
         on_step=order.on_step,
         on_preview=order.on_preview,
     )
-    thinking, rest = split_thinking(text)
-    result = _result(history, order, began)
+    thinking, rest = split_thinking(written.text)
+    result = _result(history, order, began, written)
     # A thought without its tags is a thought all the same: what follows is a picture.
-    result.image, result.raw_text, result.thinking = drawing.image, text, f"{thinking} {rest}".strip()
+    result.image, result.thinking = drawing.image, f"{thinking} {rest}".strip()
     result.settings["size"] = size
     result.evaluations = drawing.evaluations
     result.image.info.update(result.metadata())
@@ -116,12 +116,11 @@ def make_text(runtime: Runtime, history: History, order: Order) -> Request[Resul
     """Writes an answer, which does not become part of the history."""
     began = time.perf_counter()
     settings = order.settings
-    text = yield from write(
+    written = yield from write(
         runtime, history, settings, order.seed, order.most_text, recorder=order.recorder, on_text=order.on_text
     )
-    result = _result(history, order, began)
-    result.raw_text = text
-    result.thinking, result.text = split_thinking(text) if settings.think else ("", text)
+    result = _result(history, order, began, written)
+    result.thinking, result.text = split_thinking(written.text) if settings.think else ("", written.text)
     return result
 
 
@@ -191,9 +190,12 @@ def _noised_tokens(runtime: Runtime, order: Order) -> int:
     return order.size[0] * order.size[1] // runtime.config.latent_stride**2 + 2
 
 
-def _result(history: History, order: Order, began: float) -> Result:
+def _result(history: History, order: Order, began: float, written: Written) -> Result:
     prompt = "\n".join(turn.content for turn in history.turns if turn.kind == "text" and isinstance(turn.content, str))
     return Result(
+        raw_text=written.text,
+        written=written.tokens,
+        complete=written.complete,
         prompt=prompt,
         seed=order.seed,
         settings={**order.settings.as_dict(order.task), "seed": order.seed},

@@ -1,0 +1,1 @@
+"""One model for many users at once: the queue that the server and the page share, the HTTP interface, the page."""

@@ -1,0 +1,99 @@
+"""How much memory there is, and how many requests it holds.
+
+Everything a request takes is known before it runs: keys and values for its tokens, activations of one forward pass, and
+those of one pass of the autoencoder, which a large picture makes the largest. The engine works in passes of limited
+size and lets requests wait whose cache finds no room; what could never run is refused at the door.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bagel.inference.api import Bagel
+
+MARGIN = 0.15
+"""Share of the free memory that is left alone."""
+_CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # of what may be used: all caches, and of these the ones kept for later requests
+_MOST_TOKENS = 1 << 22  # of cache, however much memory there is
+_LIVE_MAPS = 6  # feature maps of full size that the autoencoder holds at once, float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device; for the CPU the least of what machine and container leave."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    found = [value for value in (_available(), _container()) if value is not None]
+    return min(found, default=4 << 30)
+
+
+def _available() -> int | None:
+    """What the kernel thinks can be had without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _container() -> int | None:
+    """What is left of the memory limit of a control group (version 2); None without one."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
+        cached = next(
+            (
+                int(line.split()[1])
+                for line in (group / "memory.stat").read_text().splitlines()
+                if line.startswith("inactive_file ")
+            ),
+            0,
+        )
+    except OSError:
+        return None
+    return None if limit == "max" else int(limit) - int(used) + cached
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What fits into the memory at hand.
+
+    Attributes:
+        cache_tokens: of cache, for all requests at work together.
+        prefix_tokens: of cache, kept for requests to come.
+        step_tokens: most tokens of one forward pass.
+        step_pixels: most pixels of one pass of the autoencoder; a larger picture is refused.
+    """
+
+    cache_tokens: int
+    prefix_tokens: int
+    step_tokens: int
+    step_pixels: int
+
+
+def capacity(bagel: Bagel, memory: int | None = None) -> Capacity:
+    """
+    Args:
+        bagel: loaded; its weights are not counted.
+        memory: bytes to be used; what is free, less a margin, if not given.
+    """
+    config, itemsize = bagel.config, bagel.dtype.itemsize
+    decoder = config.decoder
+    usable = int(free_memory(bagel.device) * (1 - MARGIN)) if memory is None else memory
+    per_token = decoder.num_layers * 2 * decoder.num_kv_heads * decoder.head_dim * itemsize
+    cache = min(int(usable * _CACHE_SHARE) // per_token, _MOST_TOKENS)
+    # One layer's activations are alive at a time; norms and rotary positions are worked out in float32.
+    widths = 2 * decoder.num_heads * decoder.head_dim + 3 * decoder.intermediate_size + 4 * decoder.hidden_size
+    activations = widths * itemsize + 4 * decoder.hidden_size * 4
+    rest = usable - cache * per_token
+    return Capacity(
+        cache_tokens=cache - int(cache * _PREFIX_SHARE),
+        prefix_tokens=int(cache * _PREFIX_SHARE),
+        step_tokens=max(1, min(32768, rest // 2 // activations)),
+        step_pixels=min(4 << 20, rest // 2 // (config.vae.ch * 4 * _LIVE_MAPS)),
+    )

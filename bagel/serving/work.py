@@ -1,0 +1,158 @@
+"""From a checked body to results: what all routes share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import Request
+
+from bagel.inference.result import Result
+from bagel.inference.tasks import Media, Order
+from bagel.serving.errors import ClientGone, as_api_error, log_failure, no_such_model
+from bagel.serving.fetch import fetch
+from bagel.serving.metrics import Metrics
+from bagel.serving.options import ServerOptions
+from bagel.serving.pictures import from_data_uri
+from bagel.serving.service import Callbacks, Service, Started
+from bagel.serving.streams import PING, Channel, End, Preview, Text, event
+
+T = TypeVar("T")
+_log = logging.getLogger("bagel.serving")
+_WORKERS = 4  # pictures that are decoded or encoded at the same time
+
+
+@dataclass
+class Desk:
+    """What an app's routes work with."""
+
+    service: Service
+    options: ServerOptions
+    metrics: Metrics
+    workers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_WORKERS))
+    ready: bool = False
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Runs what takes long beside the event loop."""
+        return await run_sync(call, limiter=self.workers)
+
+    def check_model(self, name: str | None) -> None:
+        """
+        Raises:
+            ApiError: the model is another than the one here.
+        """
+        if name is not None and name != self.options.model_name:
+            raise no_such_model(name, self.options.model_name)
+
+    async def picture(self, url: str) -> bytes:
+        """The file behind a data URI or an address.
+
+        Raises:
+            ImageError: it is neither, or not to be had.
+        """
+        if url[:5].lower() == "data:":
+            return await self.in_thread(partial(from_data_uri, url))
+        return await fetch(url, self.options.allowed_urls)
+
+    async def start(
+        self,
+        request: Request,
+        inputs: Sequence[str | bytes],
+        output: Media,
+        n: int,
+        settings: dict[str, Any],
+        listen: Callable[[int, Order], Callbacks] | None = None,
+    ) -> Started:
+        """Checks a request and takes it in.
+
+        Raises: as `Service.start`.
+        """
+        if self.options.log_prompts:
+            _log.info("%s asks %r", request.state.request_id, [item for item in inputs if isinstance(item, str)])
+        call = partial(self.service.start, inputs, output=output, n=n, listen=listen, **settings)
+        return await self.in_thread(call)
+
+    async def results(self, request: Request, started: Started) -> list[Result]:
+        """Waits for all results; if the client leaves, or one of them fails, the others are cancelled.
+
+        Raises:
+            ClientGone: the client has left.
+            Exception: what a request raised.
+        """
+        waiting = asyncio.gather(*(asyncio.wrap_future(job.future) for job in started.jobs))
+        gone = asyncio.create_task(_disconnected(request))
+        try:
+            both: set[asyncio.Future[Any]] = {waiting, gone}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientGone
+            try:
+                results: list[Result] = waiting.result()
+            except asyncio.CancelledError as error:  # of a request, not of this task: nothing is awaited here
+                raise CancelledError from error
+        finally:
+            started.cancel()
+            gone.cancel()
+            with suppress(BaseException):
+                waiting.cancel()
+        for result in results:
+            self.count(started, result)
+        return results
+
+    async def stream(
+        self, request: Request, started: Started, channel: Channel, encode: Callable[[Text | Preview | End], Any]
+    ) -> AsyncGenerator[bytes, None]:
+        """Events as they come, encoded by an asynchronous generator, until all results are there.
+
+        An error ends the stream, as an event with OpenAI's error object. So does the client, by leaving.
+        """
+        for index, job in enumerate(started.jobs):
+            job.future.add_done_callback(partial(channel.end, index))
+        left = len(started.jobs)
+        try:
+            while left:
+                news = await channel.next()
+                if news is None:
+                    yield PING
+                    continue
+                if isinstance(news, End):
+                    self.count(started, news.result())
+                    left -= 1
+                async for chunk in encode(news):
+                    yield chunk
+        except Exception as error:
+            log_failure(error, request.state.request_id, self.options.log_prompts)
+            yield event(as_api_error(error).content)
+        finally:
+            started.cancel()
+            self.metrics.dropped_previews.inc(channel.dropped)
+
+    def count(self, started: Started, result: Result) -> None:
+        """Counts a result for the metrics."""
+        self.metrics.count(started.order.task, started.prompt, result, self.drawn_tokens(result))
+
+    def drawn_tokens(self, result: Result) -> int:
+        """Tokens of a result's picture, its markers included."""
+        if result.image is None:
+            return 0
+        return result.image.width * result.image.height // self.service.bagel.config.latent_stride**2 + 2
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has left. The body has been read by then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def desk_of(request: Request) -> Desk:
+    """For `Depends`."""
+    desk: Desk = request.app.state.desk
+    return desk

@@ -1,0 +1,186 @@
+"""Controls, presets, sizes and languages, without a browser."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+
+import bagel.app
+from bagel.app.controls import Controls, info_of
+from bagel.app.language import LANGUAGES, Labels, say
+from bagel.app.presets import PRESETS
+from bagel.app.room import Room
+from bagel.app.setting_texts import SETTING_TEXTS
+from bagel.app.sizes import sizes
+from bagel.app.texts import TEXTS
+from bagel.errors import SettingError
+from bagel.inference.defaults import check_size
+from bagel.inference.settings import SETTINGS, TASKS, Task, parse_settings, task_settings
+from bagel.serving.service import Limits, Service
+
+
+def built(room: Room, *tasks: Task) -> Controls:
+    controls = Controls(room, "part", *tasks)
+    controls.build()
+    return controls
+
+
+def values(controls: Controls, **settings: Any) -> list[Any]:
+    """What the components hold when these settings are shown."""
+    return controls.updates(settings)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_there_is_a_control_for_every_setting_and_untouched_they_send_nothing(room: Room, task: Task) -> None:
+    controls = built(room, task)
+    assert list(controls.controls) == [setting.name for setting in task_settings(task)]
+    assert controls.settings([component.value for component in controls.components]) == {}
+    assert controls.settings(values(controls)) == {}
+
+
+CHANGED: dict[str, Any] = {
+    "cfg_text_scale": 2.5,
+    "cfg_image_scale": 3.0,
+    "cfg_interval": (0.25, 0.75),
+    "cfg_renorm_type": "channel",
+    "cfg_renorm_min": 0.5,
+    "num_timesteps": 20,
+    "timestep_shift": 1.5,
+    "enable_taylorseer": True,
+    "size": (64, 48),
+    "think": True,
+    "max_think_tokens": 50,
+    "max_new_tokens": 40,
+    "do_sample": True,
+    "temperature": 0.9,
+    "top_k": 20,
+    "top_p": 0.75,
+    "repetition_penalty": 1.25,
+    "stop": ("\n", "the end"),
+    "seed": 2**62 + 1,
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_shown_is_what_is_sent(room: Room, task: Task) -> None:
+    assert set(CHANGED) == set(SETTINGS)
+    wanted = {name: value for name, value in CHANGED.items() if task in SETTINGS[name].tasks}
+    controls = built(room, task)
+    shown = values(controls, **wanted)
+    assert len(shown) == len(controls.components)
+    processed = [
+        component.preprocess(component.postprocess(value))
+        for component, value in zip(controls.components, shown, strict=True)
+    ]
+    assert controls.settings(processed) == parse_settings(task, wanted)
+
+
+def test_a_chat_sends_each_task_its_own(room: Room) -> None:
+    controls = built(room, "generate", "ask")
+    shown = values(controls, num_timesteps=20, max_new_tokens=40, temperature=0.9)
+    assert controls.settings(shown, "ask") == {"max_new_tokens": 40, "temperature": 0.9}
+    assert controls.settings(shown, "generate") == {"num_timesteps": 20, "temperature": 0.9}
+
+
+def test_values_out_of_range_are_told(room: Room) -> None:
+    controls = built(room, "generate")
+    names = [name for name, control in controls.controls.items() for _ in control.components]
+    for name, wrong, sentence in (
+        ("seed", "-1", "seed is '-1'"),
+        ("size", "64 by 64", "size is '64 by 64'"),
+        ("top_k", -1, "top_k is -1"),
+    ):
+        shown = values(controls)
+        shown[names.index(name)] = wrong
+        with pytest.raises(SettingError, match=sentence):
+            controls.settings(shown)
+    shown = values(controls)
+    shown[names.index("cfg_interval")] = 1.0
+    with pytest.raises(SettingError, match="cfg_interval"):
+        controls.settings(shown)
+    shown = values(controls)
+    shown[names.index("top_k")] = None  # an emptied field
+    assert controls.settings(shown) == {}
+
+
+def test_the_size_field_takes_words_and_numbers(room: Room) -> None:
+    controls = built(room, "generate")
+    read = controls.controls["size"].read
+    assert [read(value) for value in (None, "", "auto", "模型默认 · 64×64", "the model's own · 64×64")] == [None] * 5
+    assert read("4:3 · 64×48") == "64×48"
+    assert read("32x32") == "32x32"
+
+
+def test_limits_of_the_service_bound_the_controls(service: Service) -> None:
+    bounded = Service(service.bagel, limits=Limits(timesteps=20, new_tokens=100))
+    with gr.Blocks(analytics_enabled=False):
+        room = Room(bounded, None, Labels("en"), gr.Radio())  # type: ignore[arg-type]
+        controls = built(room, "generate")
+    (steps,) = controls.controls["num_timesteps"].components
+    assert steps.maximum == 20
+    assert controls.within_limits({"num_timesteps": 30}) == {"num_timesteps": 20}
+    assert controls.defaults["max_think_tokens"] == 100
+    assert "max_think_tokens, 1 – 100" in controls.controls["max_think_tokens"].components[0].info
+
+
+def test_sizes_can_be_drawn(service: Service) -> None:
+    found = sizes(service.bagel)
+    assert found == {"1:1": (64, 64), "4:3": (64, 48), "3:4": (48, 64), "16:9": (64, 32), "9:16": (32, 64)}
+    for size in found.values():
+        check_size(size, service.bagel.config)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_presets_change_the_same_settings_and_one_of_them_is_the_default(room: Room, task: Task) -> None:
+    controls = Controls(room, "part", task)
+    changes = {name: change(controls.defaults) for name, change in PRESETS[task].items()}
+    assert len({frozenset(change) for change in changes.values()}) == 1
+    for change in changes.values():
+        parse_settings(task, change)
+    default = {name: controls.defaults[name] for name in next(iter(changes.values()))}
+    assert list(changes.values()).count(default) == 1
+    assert len({str(change) for change in changes.values()}) == len(changes)
+
+
+def test_every_text_is_there_in_both_languages_and_is_used() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in Path(bagel.app.__file__).parent.glob("*.py"))
+    for key, texts in TEXTS.items():
+        assert set(texts) == set(LANGUAGES), key
+        assert sources.count(f'"{key}"') >= 2, f"{key} is said nowhere"
+        fields = [set(re.findall(r"{(\w+)}", text)) for text in texts.values()]
+        assert fields[0] == fields[1], key
+    assert set(SETTING_TEXTS) == set(SETTINGS)
+    for name, setting in SETTINGS.items():
+        assert all(dataclasses.astuple(SETTING_TEXTS[name]))
+        assert setting.about in info_of(setting, "en")
+        assert setting.when in info_of(setting, "en")
+        assert SETTING_TEXTS[name].when in info_of(setting, "zh")
+
+
+def test_labels_follow_the_language() -> None:
+    labels = Labels("en")
+    with gr.Blocks(analytics_enabled=False):
+        button = labels.make(gr.Button, value=say("draw"), variant="primary")
+        labels.make(gr.Textbox, label="the same everywhere")
+    assert button.value == "Draw"
+    assert labels.components == [button]
+    (update,) = labels.switch("zh")
+    assert update["value"] == "开始画"
+    assert "variant" not in update
+
+
+def test_gradio_is_imported_by_the_page_alone() -> None:
+    root = Path(bagel.app.__file__).parents[1]
+    for path in root.rglob("*.py"):
+        if path.parent.name == "app":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(name.split(".")[0] == "gradio" for name in names), path

@@ -1,0 +1,303 @@
+"""The page in a headless browser: every part does its job from the click to the picture."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bagel.inference.engine import Engine
+from bagel.inference.work import Handle
+from bagel.serving.service import Service
+from tests.app.visiting import Open, Shot, answered, draw, drawn, go, sentence, steps, wait_until
+
+
+def test_create_draws_while_one_watches(open_page: Open, shot: Shot) -> None:
+    page = open_page()
+    steps(page, 150)
+    page.click("#create-settings button")
+    draw(page, "a red car")
+    page.wait_for_selector("#create-stage img.bagel-look")
+    page.wait_for_function("/\\d\\ss left/.test(document.querySelector('#create-stage').innerText)")
+    assert 0 < int(page.get_attribute("#create-stage [role=progressbar]", "aria-valuenow")) < 100
+    shot(page, "create-forming", full=False)
+    look = page.locator("#create-stage img.bagel-look").bounding_box()
+    (picture,) = drawn(page)
+    assert picture.size == (64, 64)
+    assert picture.info["prompt"] == "a red car"
+    final = page.locator("#create-gallery img").first.bounding_box()
+    assert abs(look["width"] - final["width"]) < 0.25 * final["width"], "a preview is as large as its picture"
+    assert page.query_selector("#create-stage .bagel-stage") is None
+    assert f"seed {picture.info['seed']} · 64×64 · 149 steps" in page.inner_text("#create-facts")
+    shot(page, "create", readme=True, full=False)
+
+
+def test_several_pictures_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot) -> None:
+    page = open_page()
+    page.fill("#create-seed input", "7")
+    page.fill("#create-count input[type=number]", "4")
+    page.press("#create-count input[type=number]", "Tab")
+    draw(page, "a blue star at night")
+    pictures = drawn(page)
+    assert [picture.info["seed"] for picture in pictures] == ["7", "8", "9", "10"]
+    shot(page, "create-four", full=False)
+    page.locator("#create-gallery button.thumbnail-item").nth(2).click()
+    page.click("#create-to-edit")
+    page.wait_for_selector("#edit-run", state="visible")
+    page.wait_for_function("document.querySelector('#edit-pictures img').src.includes('bagel-9')")
+    go(page, "Create")
+    page.click("#create-to-ask")
+    page.wait_for_selector("#ask-run", state="visible")
+    page.wait_for_function("document.querySelector('#ask-pictures img').src.includes('bagel-9')")
+
+
+def test_edit_goes_on_from_its_own_result(open_page: Open, shot: Shot, tmp_path: Path) -> None:
+    page = open_page()
+    go(page, "Edit")
+    page.wait_for_selector("#edit-pictures img")
+    draw(page, "change the background to night", "edit", "instruction")
+    (first,) = drawn(page, "edit")
+    shot(page, "edit", readme=True, full=False)
+    page.click("#edit-again")
+    page.wait_for_function(f"document.querySelector('#edit-pictures img').src.includes('bagel-{first.info['seed']}')")
+    Image.new("RGB", (80, 64), "navy").save(tmp_path / "second.png")
+    page.set_input_files("#edit-pictures input[type=file]", tmp_path / "second.png")
+    page.wait_for_function("document.querySelectorAll('#edit-pictures img').length == 2")
+    page.fill("#edit-seed input", "5")
+    draw(page, "make the car blue", "edit", "instruction")
+    page.wait_for_selector("#edit-facts >> text=seed 5")
+    (second,) = drawn(page, "edit")
+    assert second.info["prompt"] == "make the car blue"
+    assert second.size == (64, 48), "the size follows the last picture: 80×64, resized for the model"
+
+
+def test_ask_writes_its_answer(open_page: Open, shot: Shot) -> None:
+    page = open_page()
+    go(page, "Ask")
+    page.click("#ask-examples >> text=What colour is the car?")
+    page.wait_for_function("document.querySelector('#ask-question textarea').value != ''")
+    page.check("#ask-think input")
+    page.click("#ask-run")
+    page.wait_for_selector("#ask-facts .bagel-note")
+    assert page.input_value("#ask-answer textarea")
+    page.wait_for_selector("#ask-run", state="visible")
+    page.click("#ask-facts summary")
+    shot(page, "ask", readme=True, full=False)
+
+
+def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot) -> None:
+    page = open_page()
+    page.check("#create-think input")
+    steps(page, 150)
+    page.click("#create-settings button")
+    draw(page, "draw as many white stars as a car has wheels")
+    page.wait_for_selector("#create-stage .bagel-thoughts p")
+    thought = page.inner_text("#create-stage .bagel-thoughts")
+    assert "think>" not in thought
+    shot(page, "create-thinking", full=False)
+    (picture,) = drawn(page)
+    assert picture.info["thinking"]
+    page.click("#create-facts summary")
+    assert picture.info["thinking"] in page.inner_text("#create-facts")
+
+
+@pytest.mark.parametrize("part", ["create", "chat"])
+def test_stop_ends_the_request_within_a_step(
+    open_page: Open, service: Service, shot: Shot, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    page = open_page()
+    if part == "chat":
+        go(page, "Chat")
+    steps(page, 250, part)
+    page.click(f"#{part}-settings button")
+    if part == "chat":
+        page.fill("#chat-box textarea", "a red car")
+        page.click("#chat-draw")
+    else:
+        draw(page, "a red car")
+    page.wait_for_selector(f"#{part}-stage img.bagel-look")
+    steps_made: list[int] = []
+    made_when_cancelled: list[int] = []
+    step, cancel = Engine.step, Handle.cancel
+    monkeypatch.setattr(Engine, "step", lambda engine: (step(engine), steps_made.append(1)))
+    monkeypatch.setattr(Handle, "cancel", lambda handle: (made_when_cancelled.append(len(steps_made)), cancel(handle)))
+    wait_until(lambda: bool(steps_made))
+    page.click(f"#{part}-stop")
+    page.wait_for_selector(f"#{part}-run", state="visible")
+    assert len(steps_made) <= made_when_cancelled[0] + 1, "at most the step that was being made when Stop came"
+    assert service.bagel.engine.idle
+    page.wait_for_selector(f"#{part}-stage >> text=Stopped after step")
+    found = re.search(r"Stopped after step (\d+) of 249", page.inner_text(f"#{part}-stage"))
+    assert found
+    assert int(found[1]) < 249
+    assert service.present == 0
+    if part == "chat":
+        # What was said comes back, to be said anew.
+        page.wait_for_function("document.querySelector('#chat-box textarea').value == 'a red car'")
+        assert "a red car" not in page.inner_text("#chat-log")
+    else:
+        shot(page, "create-stopped", full=False)
+
+
+def test_what_is_wrong_is_said_in_one_sentence(
+    open_page: Open, service: Service, shot: Shot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = open_page()
+    page.click("#create-run")
+    assert "write something that the model can go by" in sentence(page)
+    page.fill("#create-seed input", "seven")
+    draw(page, "a cup")
+    assert "seed is 'seven': it must be 0 or more or none" in sentence(page)
+    page.fill("#create-seed input", "")
+    with ExitStack() as places:
+        for _ in range(service.limits.queue):
+            places.enter_context(service.place())
+        page.click("#create-run")
+        said = sentence(page)
+        assert "try again later" in said, said
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "start", lambda *_, **__: 1 / 0)
+        page.click("#create-run")
+        shown = sentence(page)
+        assert "something went wrong on the server" in shown
+        assert "Zero" not in shown
+    page.wait_for_selector("#create-run", state="visible")
+
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    go(page, "Edit")
+    page.set_input_files("#edit-pictures input[type=file]", tmp_path / "broken.png")
+    page.wait_for_function("document.querySelectorAll('#edit-pictures img').length == 2")
+    draw(page, "make it night", "edit", "instruction")
+    page.wait_for_selector(".toast-body")
+    shot(page, "broken-upload", full=False)
+    said = sentence(page)
+    assert "picture 2 of 2" in said
+    assert "/" not in said.replace("index 1", ""), "no path of the server"
+    go(page, "Create")
+    draw(page, "a cup")
+    drawn(page)
+
+
+def test_a_picture_restores_its_prompt_and_settings(open_page: Open, tmp_path: Path) -> None:
+    page = open_page()
+    page.click("#create-fast")
+    page.fill("#create-seed input", "11")
+    draw(page, "a yellow sun 太阳")
+    (picture,) = drawn(page)
+    source = page.get_attribute("#create-gallery img", "src")
+    with urllib.request.urlopen(source) as answer:
+        (tmp_path / "sun.png").write_bytes(answer.read())
+    assert picture.info["prompt"] == "a yellow sun 太阳"
+
+    other = open_page()
+    other.click("#create-restore button")
+    other.set_input_files("#create-restore-file input[type=file]", tmp_path / "sun.png")
+    other.wait_for_function("document.querySelector('#create-prompt textarea').value == 'a yellow sun 太阳'")
+    assert other.input_value("#create-seed input") == "11"
+    other.click("#create-settings button")
+    assert other.input_value("#create-num-timesteps input[type=number]") == "8"
+    other.click("#create-run")
+    (again,) = drawn(other)
+    assert again.tobytes() == picture.tobytes(), "the same picture"
+
+
+def test_seeds_presets_and_reset(open_page: Open) -> None:
+    page = open_page()
+    page.click("#create-dice")
+    page.wait_for_function("/^\\d+$/.test(document.querySelector('#create-seed input').value)")
+    seed = page.input_value("#create-seed input")
+    page.click("#create-settings button")
+    page.click("#create-fine")
+    page.wait_for_function("document.querySelector('#create-num-timesteps input[type=number]').value == '30'")
+    page.click("#create-fast")
+    page.wait_for_function("document.querySelector('#create-num-timesteps input[type=number]').value == '8'")
+    draw(page, "a cup")
+    (picture,) = drawn(page)
+    assert picture.info["seed"] == seed
+    page.click("#create-no-seed")
+    page.wait_for_function("document.querySelector('#create-seed input').value == ''")
+    page.click("#create-last-seed")
+    page.wait_for_function(f"document.querySelector('#create-seed input').value == '{seed}'")
+    page.click("#create-reset")
+    page.wait_for_function("document.querySelector('#create-num-timesteps input[type=number]').value == '15'")
+    assert page.input_value("#create-seed input") == ""
+
+
+def test_the_language_can_be_switched(open_page: Open, shot: Shot) -> None:
+    page = open_page()
+    page.fill("#create-prompt textarea", "a cup")
+    page.get_by_text("中文", exact=True).click()
+    page.wait_for_selector("#create-run >> text=开始画")
+    assert page.input_value("#create-prompt textarea") == "a cup"
+    page.click("#create-settings button")
+    page.wait_for_selector("#create-settings >> text=文字引导")
+    page.fill("#create-seed input", "x")
+    page.click("#create-run")
+    assert "seed is 'x'" in sentence(page)
+    page.fill("#create-seed input", "3")
+    page.click("#create-run")
+    drawn(page)
+    assert "种子 3" in page.inner_text("#create-facts")
+    shot(page, "create-chinese-settings")
+    page.click("#create-settings button")
+    shot(page, "create-chinese", readme=True, full=False)
+    go(page, "对话")
+    shot(page, "chat-chinese", full=False)
+    page.get_by_text("English", exact=True).click()
+    page.wait_for_selector("#create-run >> text=Draw", state="attached")
+
+
+@pytest.mark.parametrize("language", ["English", "中文"])
+def test_a_phone_is_wide_enough(open_page: Open, shot: Shot, language: str) -> None:
+    page = open_page(width=390, height=844, has_touch=True, is_mobile=True)
+    page.get_by_text(language, exact=True).click()
+    for number, part in enumerate(("create", "edit", "ask", "chat")):
+        page.get_by_role("tab").nth(number).click()
+        page.wait_for_selector(f"#{part}-run", state="visible")
+        if part == "create":
+            draw(page, "a red car")
+            drawn(page)
+        page.click(f"#{part}-settings button")
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, part
+        page.click(f"#{part}-settings button")
+        shot(
+            page, f"phone-{part}" + "-chinese" * (language == "中文"), readme=(part, language) == ("create", "English")
+        )
+
+
+def test_two_visitors_share_one_model(open_page: Open, service: Service) -> None:
+    first, second = open_page(), open_page()
+    for page in (first, second):
+        steps(page, 200)
+    draw(first, "a red car")
+    draw(second, "a blue fish")
+    wait_until(lambda: service.bagel.engine.active == 2)
+    done = service.bagel.engine.stats.steps
+    assert drawn(first)[0].info["prompt"] == "a red car"
+    assert drawn(second)[0].info["prompt"] == "a blue fish"
+    assert service.bagel.engine.stats.steps - done < 300, "they drew together"
+
+
+def test_what_belongs_to_a_tab_goes_with_it(open_page: Open, service: Service, served: Any) -> None:
+    page = open_page()
+    before = len(served.desks)
+    go(page, "Chat")
+    page.fill("#chat-box textarea", "a red car")
+    page.click("#chat-draw")
+    answered(page, "a red car", 1)
+    assert served.desks.tokens > 0
+    assert len(served.desks) == before + 1
+    go(page, "Create")
+    steps(page, 250)
+    draw(page, "a cup")
+    page.wait_for_selector("#create-stage img.bagel-look")
+    page.context.close()
+    wait_until(lambda: len(served.desks) == before)
+    wait_until(lambda: service.bagel.engine.idle, seconds=5)
+    assert service.present == 0

@@ -1,0 +1,172 @@
+"""Pictures in and out: limits, metadata, and what is served to whom."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image, PngImagePlugin
+
+from bagel.app.examples import INSTRUCTIONS, MESSAGES, PROMPTS, QUESTIONS, example_picture
+from bagel.app.page import mount
+from bagel.app.pictures import keep, open_upload, open_uploads, read_recipe
+from bagel.app.style import CSS, page_options
+from bagel.errors import BagelError, ImageError, SettingError
+from bagel.serving.http import create_app
+from bagel.serving.options import ServerOptions
+from bagel.serving.service import Service
+
+PIXELS = 1_000_000
+
+
+def test_a_picture_says_how_it_was_made(service: Service) -> None:
+    result = service.run(["a yellow sun 太阳"], seed=5, num_timesteps=3, size=(64, 48), cfg_text_scale=2.0)
+    path = keep(result.image, "bagel-5")
+    recipe = read_recipe(path, "generate", PIXELS)
+    assert recipe.prompt == "a yellow sun 太阳"
+    assert {"seed": 5, "num_timesteps": 3, "size": (64, 48), "cfg_text_scale": 2.0}.items() <= recipe.settings.items()
+    again = service.run([recipe.prompt], **recipe.settings)
+    assert again.image.tobytes() == result.image.tobytes()
+    assert Path(path).name == "bagel-5.png"
+
+
+@pytest.mark.parametrize(
+    ("notes", "sentence"),
+    [
+        ({}, "does not say how it was made"),
+        ({"prompt": "a cup"}, "does not say how it was made"),
+        ({"prompt": "a cup", "settings": "{"}, "damaged"),
+        ({"prompt": "a cup", "settings": "[]"}, "damaged"),
+        ({"prompt": "a cup", "settings": "{}", "seed": "x"}, "damaged"),
+        ({"prompt": "a cup", "settings": '{"num_timesteps": 1}'}, "num_timesteps is 1"),
+    ],
+)
+def test_a_picture_that_says_nothing_of_use(tmp_path: Path, notes: dict[str, str], sentence: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    for name, text in notes.items():
+        info.add_itxt(name, text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises((ImageError, SettingError), match=sentence):
+        read_recipe(str(tmp_path / "a.png"), "generate", PIXELS)
+
+
+def test_settings_of_other_versions_are_left_out(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("prompt", "a cup")
+    info.add_itxt("settings", '{"num_timesteps": 9, "unheard_of": 1, "max_new_tokens": 7}')
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
+    recipe = read_recipe(str(tmp_path / "a.png"), "generate", PIXELS)
+    assert recipe.settings == {"num_timesteps": 9, "seed": None}
+
+
+def test_uploads_are_opened_with_limits_and_without_a_path_in_the_message(tmp_path: Path) -> None:
+    good, broken, large = (str(tmp_path / name) for name in ("good.png", "broken.png", "large.png"))
+    Image.new("RGBA", (8, 8)).save(good)
+    Path(broken).write_bytes(b"no picture")
+    Image.new("RGB", (1001, 1000)).save(large)
+    assert open_upload(good, PIXELS).mode == "RGB"
+    for wrong, sentence in (
+        (broken, "not in a known picture format"),
+        (large, "too large"),
+        ("gone", "upload it anew"),
+    ):
+        with pytest.raises(ImageError, match=sentence) as raised:
+            open_uploads([good, wrong], PIXELS)
+        assert str(tmp_path) not in str(raised.value)
+        assert "picture 2 of 2" in str(raised.value)
+
+
+def test_examples_can_be_used_with_the_embedded_model(service: Service) -> None:
+    path = example_picture(service.bagel)
+    assert open_upload(path, PIXELS).size == (64, 64)
+    for text in (*PROMPTS, *INSTRUCTIONS, *QUESTIONS, *MESSAGES):
+        assert text.isascii(), "its words are English"
+        assert len(service.bagel.tokenizer.encode(text)) < 24, "and as short as those that it was trained on"
+
+
+def test_nothing_is_fetched_or_told_elsewhere() -> None:
+    options = page_options()
+    assert options["allowed_paths"] == []
+    assert options["run_history"] is False
+    assert "http" not in CSS
+    assert all("http" not in str(sheet) for sheet in options["theme"]._stylesheets)
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Any:
+    app = create_app(service, ServerOptions(model_name="mini"))
+    mount(app, service, path="/app", name="mini <b>", auth=[("me", "secret")])
+    with TestClient(app) as client:
+        yield client
+
+
+def test_the_page_can_be_mounted_behind_a_password(client: Any) -> None:
+    assert client.get("/health").json()["status"] == "ok"
+    assert client.get("/app/config").status_code == 401
+    assert client.post("/app/login", data={"username": "me", "password": "wrong"}).status_code == 400
+    assert client.post("/app/login", data={"username": "me", "password": "secret"}).status_code == 200
+    assert client.get("/app/").status_code == 200
+    config = client.get("/app/config").json()
+    labels = {component["props"].get("label") for component in config["components"]}
+    assert {"Create", "Edit", "Ask", "Chat"} <= labels
+    assert "mini &lt;b&gt;" in str(config)
+
+
+def test_files_of_the_server_are_not_served(client: Any) -> None:
+    client.post("/app/login", data={"username": "me", "password": "secret"})
+    for path in ("/etc/passwd", __file__, str(Path(__file__).parents[2] / "pyproject.toml")):
+        assert client.get(f"/app/gradio_api/file={path}").status_code == 403
+
+
+def test_an_upload_that_is_too_large_is_refused(client: Any) -> None:
+    client.post("/app/login", data={"username": "me", "password": "secret"})
+    large = io.BytesIO(b"0" * (33 << 20))
+    assert client.post("/app/gradio_api/upload", files={"files": ("a.png", large)}).status_code == 413
+
+
+def test_auth_on_the_command_line() -> None:
+    from bagel.cli.page import user_of
+
+    assert user_of("me:a:b") == ("me", "a:b")
+    for wrong in ("me", "me:", ":secret", ""):
+        with pytest.raises(SettingError, match="USER:PASSWORD"):
+            user_of(wrong)
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens the page with what was asked for, tells where, and ends with Ctrl-C."""
+    import gradio as gr
+    from typer.testing import CliRunner
+
+    from bagel.cli import app
+
+    launched: dict[str, Any] = {}
+
+    def launch(page: gr.Blocks, **options: Any) -> tuple[None, str, None]:
+        launched.update(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    arguments = ["app", "--port", "0", "--auth", "me:secret", "--lang", "zh", "--precision", "float32"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 130
+    assert launched["auth"] == [("me", "secret")]
+    assert launched["server_name"] == "127.0.0.1"
+    assert launched["server_port"] > 0
+    assert launched["share"] is False
+    result = CliRunner().invoke(app, ["app", "--auth", "me"])
+    assert result.exit_code == 2
+
+
+def test_a_missing_package_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+    import sys
+
+    import bagel.app as package
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(BagelError, match=r"pip install \"bagel-mot\[app\]\""):
+        importlib.reload(package)

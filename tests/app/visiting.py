@@ -1,0 +1,71 @@
+"""What a visitor of the page does, and waits for."""
+
+from __future__ import annotations
+
+import io
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+Open, Shot = Callable[..., Any], Callable[..., None]
+
+
+def go(page: Any, tab: str) -> None:
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def draw(page: Any, prompt: str, part: str = "create", field: str = "prompt") -> None:
+    page.fill(f"#{part}-{field} textarea", prompt)
+    page.click(f"#{part}-run")
+
+
+def drawn(page: Any, part: str = "create") -> list[Image.Image]:
+    """Waits for a run to be over, and fetches what it drew as one would download it."""
+    page.wait_for_selector(f"#{part}-facts .bagel-note")
+    page.wait_for_selector(f"#{part}-run", state="visible")
+    page.wait_for_selector(f"#{part}-gallery img")
+    sources = page.eval_on_selector_all(f"#{part}-gallery img", "all => all.map(one => one.src)")
+    pictures = []
+    for source in dict.fromkeys(sources):
+        with urllib.request.urlopen(source) as answer:
+            pictures.append(Image.open(io.BytesIO(answer.read())))
+    return pictures
+
+
+def sentence(page: Any) -> str:
+    """What the page says went wrong; closes it."""
+    said = str(page.wait_for_selector(".toast-body").inner_text())
+    page.click(".toast-close")
+    page.wait_for_selector(".toast-body", state="detached")
+    return said
+
+
+def answered(page: Any, said: str, pictures: int) -> None:
+    """Waits until the chat has taken a turn whole, and its field is free again."""
+    page.wait_for_function(
+        """([said, pictures]) => {
+            const log = document.querySelector('#chat-log'), field = document.querySelector('#chat-box textarea')
+            return log.innerText.includes(said) && log.querySelectorAll('.bot img').length == pictures
+                && field.value == '' && !field.disabled
+        }""",
+        arg=[said, pictures],
+    )
+    page.wait_for_selector("#chat-run", state="visible")
+    page.wait_for_timeout(300)
+
+
+def steps(page: Any, number: int, part: str = "create") -> None:
+    page.click(f"#{part}-settings button")
+    field = f"#{part}-num-timesteps input[type=number]"
+    page.fill(field, str(number))
+    page.press(field, "Tab")
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)

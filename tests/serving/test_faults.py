@@ -1,0 +1,380 @@
+"""When something goes wrong for one, the others do not notice; and a server that is told to go finishes its work."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from PIL import Image
+
+from bagel import Bagel
+from bagel.inference.engine import Engine
+from bagel.inference.work import Piece
+from bagel.serving.http import create_app
+from bagel.serving.options import ServerOptions
+from bagel.serving.service import BusyError, Callbacks, LimitError, Limits, Service
+from tests.serving.conftest import opened, refused, running, same, wait_for
+
+DRAW = {"prompt": "a red car", "seed": 1, "num_timesteps": 5}
+MARK = "7" * 30  # in the prompt of the request that is to fail
+
+
+@pytest.fixture
+def slowly(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Makes every forward pass take at least so many seconds."""
+    forward = bagel.engine._forward
+
+    def set_delay(seconds: float) -> None:
+        def slow(batch: list[Piece]) -> None:
+            time.sleep(seconds)
+            forward(batch)
+
+        monkeypatch.setattr(bagel.engine, "_forward", slow)
+
+    return set_delay
+
+
+@pytest.fixture
+def failing(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, str], None]:
+    """Makes every pass fail that has a row of a request to draw at so many steps."""
+    forward = Engine._forward
+
+    def fail(error: Exception, where: str) -> None:
+        marked: set[int] = set()
+
+        def broken(engine: Engine, batch: list[Piece]) -> None:
+            for piece in batch:
+                segments = piece.work.segments  # type: ignore[union-attr]
+                if any(getattr(s, "ids", ()) and len(s.ids) > 29 for s in segments):
+                    marked.add(id(piece.owner))
+            late = where == "reading" or any(s.noised for p in batch for s in p.work.segments if hasattr(s, "noised"))  # type: ignore[union-attr]
+            if late and any(id(piece.owner) in marked for piece in batch):
+                raise error
+            forward(engine, batch)
+
+        monkeypatch.setattr(Engine, "_forward", broken)
+
+    return fail
+
+
+# ------------------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("where", ["reading", "drawing"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyError("secret of the house"), 500),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), 503),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), 503),
+        (MemoryError(), 503),
+    ],
+)
+def test_a_failing_request_fails_alone(
+    bagel: Bagel,
+    loaded: Bagel,
+    failing: Callable[[Exception, str], None],
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    status: int,
+    where: str,
+) -> None:
+    expected = Bagel(loaded.checkpoint, defaults=loaded.defaults).generate("a red car", seed=1, num_timesteps=5)
+    failing(error, where)
+    with running(bagel) as live, ThreadPoolExecutor(6) as pool:
+        good = [pool.submit(live.post, "/v1/images/generations", DRAW) for _ in range(4)]
+        bad = pool.submit(live.post, "/v1/images/generations", {**DRAW, "prompt": MARK})
+        streamed = pool.submit(live.post, "/v1/images/generations", {**DRAW, "prompt": MARK, "stream": True})
+        failure = refused(bad.result(), status, "memory" if status == 503 else "failed at this request")
+        assert "secret" not in json.dumps(failure)
+        assert ("retry-after" in bad.result().headers) == (status == 503)
+        last = json.loads(streamed.result().text.strip().rpartition("data: ")[2])
+        assert last["error"]["message"] == failure["message"]
+        for one in good:
+            assert same(opened(one.result().json()["data"][0]["b64_json"]), expected)
+        assert live.bagel.engine.idle
+        wait_for(lambda: live.service.present == 0)
+        assert live.post("/v1/images/generations", DRAW).status_code == 200  # and so do later ones
+    assert type(error).__name__ in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_broken_step_does_not_end_the_thread(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[Any]:
+        raise ValueError("no step today")
+
+    with running(bagel) as live:
+        monkeypatch.setattr(bagel.engine, "_admit", broken)
+        refused(live.post("/v1/images/generations", DRAW), 500, "failed at this request")
+        monkeypatch.undo()
+        assert live.post("/v1/images/generations", DRAW).status_code == 200
+
+
+# -------------------------------------------------------------------------------------------------- clients that leave
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_request(
+    bagel: Bagel, loaded: Bagel, slowly: Callable[[float], None], stream: bool
+) -> None:
+    expected = Bagel(loaded.checkpoint, defaults=loaded.defaults).generate("a red car", seed=1, num_timesteps=5)
+    slowly(0.02)
+    with running(bagel) as live, ThreadPoolExecutor(4) as pool:
+        body = json.dumps({**DRAW, "num_timesteps": 250, "n": 2, "stream": stream}).encode()
+        head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", int(live.url.rpartition(":")[2]))) as connection:
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            wait_for(lambda: bagel.engine.active == 2)
+            other = pool.submit(live.post, "/v1/images/generations", DRAW)
+            wait_for(lambda: bagel.engine.active == 3)
+        wait_for(lambda: bagel.engine.active <= 1, 3)  # and not after 250 steps of 20 ms
+        assert same(opened(other.result().json()["data"][0]["b64_json"]), expected)
+        wait_for(lambda: live.service.present == 0 and bagel.engine.idle, 3)
+
+
+def test_a_client_that_leaves_before_its_turn_gives_up_its_place(bagel: Bagel, slowly: Callable[[float], None]) -> None:
+    slowly(0.02)
+    with running(bagel) as live, ThreadPoolExecutor(4) as pool:
+        bagel.engine.max_active_cost = 200  # one such picture
+        first = pool.submit(live.post, "/v1/images/generations", {**DRAW, "size": "128x128", "num_timesteps": 60})
+        wait_for(lambda: bagel.engine.active == 1)
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(f"{live.url}/v1/images/generations", json={**DRAW, "size": "128x128"}, timeout=0.3)
+        assert bagel.engine.active == 1
+        wait_for(lambda: live.service.present == 1, 3)
+        assert first.result().status_code == 200
+
+
+def test_a_slow_reader_holds_up_nobody_and_misses_no_text(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+    """The reader takes nothing at all until the others are done. Asked of the app itself, since between two sockets
+    there is always some room.
+    """
+    text = " ".join(map(str, range(40)))
+    spoken(text)
+    service = Service(bagel, memory=1 << 30)
+    app = create_app(service, ServerOptions(model_name="tiny"))
+
+    def body(**more: Any) -> bytes:
+        return json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True, **more}).encode()
+
+    async def ask(content: bytes, path: str, begin: asyncio.Event | None) -> tuple[bytes, float]:
+        sent, asked, left = bytearray(), False, asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            nonlocal asked
+            if asked:
+                await left.wait()
+                return {"type": "http.disconnect"}
+            asked = True
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        async def send(message: Any) -> None:
+            if begin is not None:
+                await begin.wait()
+            sent.extend(message.get("body", b""))
+
+        headers = [(b"content-type", b"application/json"), (b"host", b"x")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": headers}
+        scope |= {"query_string": b"", "http_version": "1.1", "scheme": "http", "root_path": "", "app": app}
+        await app(scope, receive, send)  # type: ignore[arg-type]
+        return bytes(sent), time.monotonic()
+
+    async def run() -> None:
+        begin = asyncio.Event()
+        chat, images = "/v1/chat/completions", "/v1/images/generations"
+        slow = asyncio.create_task(ask(body(max_tokens=200), chat, begin))
+        looks = json.dumps({**DRAW, "num_timesteps": 30, "stream": True, "partial_images": 3}).encode()
+        slow_picture = asyncio.create_task(ask(looks, images, begin))
+        others = await asyncio.gather(*(ask(body(max_tokens=200), chat, None) for _ in range(3)))
+        assert not slow.done()
+        while service.present:  # it was worked on all the same
+            await asyncio.sleep(0.01)
+        begin.set()
+        late, _ = await slow
+        for answer in (late, *(found for found, _ in others)):
+            chunks = [json.loads(line[6:]) for line in answer.decode().splitlines() if line.startswith("data: {")]
+            assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
+        assert late.count(b"data: ") < others[0][0].count(b"data: ") / 3  # in few large pieces
+        drawn, _ = await slow_picture
+        assert drawn.count(b"event: image_generation.completed") == 1
+        assert drawn.count(b"event: image_generation.partial_image") == 1  # the newest alone
+        assert b'"partial_image_index":2' in drawn
+
+    asyncio.run(run())
+    assert b"bagel_dropped_previews_total 2.0" in app.state.desk.metrics.text()
+    service.stop()
+
+
+# --------------------------------------------------------------------------------------------------- the queue's limits
+
+
+def test_a_full_queue_refuses_with_a_time_to_retry(bagel: Bagel, slowly: Callable[[float], None]) -> None:
+    slowly(0.05)
+    with running(bagel, queue=2) as live, ThreadPoolExecutor(4) as pool:
+        first = [pool.submit(live.post, "/v1/images/generations", DRAW) for _ in range(2)]
+        wait_for(lambda: live.service.present == 2)
+        for stream in (False, True):
+            answer = live.post("/v1/images/generations", {**DRAW, "stream": stream})
+            assert refused(answer, 429, "2 of 2 places are taken")["code"] == "queue_full"
+            assert int(answer.headers["retry-after"]) >= 1
+        assert [one.result().status_code for one in first] == [200, 200]
+        refused(live.post("/v1/images/generations", {**DRAW, "n": 3}), 400, "from 1 to 2")
+        assert live.post("/v1/images/generations", {**DRAW, "n": 2}).status_code == 200
+        assert live.service.present == 0
+
+
+def test_what_the_memory_never_holds_is_refused_at_once(bagel: Bagel) -> None:
+    with running(bagel, memory=8 << 20) as live:
+        error = refused(live.post("/v1/images/generations", {**DRAW, "size": "128x128"}), 400, "memory for")
+        assert error["code"] == "limit_exceeded"
+        assert bagel.engine.stats.steps == 0
+        assert live.post("/v1/images/generations", DRAW).status_code == 200
+    small = Service(bagel, memory=1 << 20)
+    with pytest.raises(LimitError, match=f"tokens of cache, this service has memory for {small.capacity.cache_tokens}"):
+        small.start(["x"], output="text", max_new_tokens=4000)
+    assert small.present == 0
+
+
+def test_first_come_first_served(bagel: Bagel) -> None:
+    """Where only one finds room at a time, they end in the order in which they came."""
+    service = Service(bagel, memory=1 << 30)
+    bagel.engine.max_active_cost = 200
+    ended: list[int] = []
+    started = []
+    for number in range(4):
+        one = service.start(["x"], size="128x128", num_timesteps=3, seed=number)
+        one.jobs[0].future.add_done_callback(lambda _, number=number: ended.append(number))  # type: ignore[misc]
+        started.append(one)
+    for one in started:
+        one.jobs[0].future.result(30)
+    assert ended == [0, 1, 2, 3]
+    service.stop()
+
+
+def test_the_service_and_threads_of_its_users_share_the_engine(bagel: Bagel, picture: Image.Image) -> None:
+    """As when a page in the same process asks, too."""
+    service = Service(bagel, memory=1 << 30)
+    started = service.start(["a red car"], n=3, seed=1)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(service.run, [picture, "What?"], output="text") for _ in range(3)]
+        texts = {future.result(30).text for future in asked}
+    pictures = [job.future.result(30).image for job in started.jobs]
+    alone = Bagel(bagel.checkpoint, defaults=bagel.defaults)
+    assert texts == {alone.ask(picture, "What?")}
+    for image, expected in zip(pictures, alone.generate("a red car", n=3, seed=1), strict=True):
+        assert image is not None
+        assert same(image, expected)
+    service.stop()
+    with pytest.raises(BusyError, match="shutting down"):
+        service.start(["x"])
+
+
+@pytest.mark.parametrize("output", ["text", "image"])
+@pytest.mark.parametrize("think", [False, True])
+def test_prompts_are_counted_as_they_are_read(bagel: Bagel, picture: Image.Image, output: Any, think: bool) -> None:
+    service = Service(bagel, memory=1 << 30)
+    settings = {"cfg_text_scale": 1} if output == "image" else {}  # no other branch reads anything
+    started = service.start(["Look.", picture, "What is it?"], output=output, think=think, **settings)
+    result = started.jobs[0].future.result(30)
+    thought = 0
+    if output == "image" and think:
+        thought = bagel.runtime.text(result.raw_text).und_len
+    assert started.prompt.total + thought == bagel.engine.stats.prefill_tokens
+    assert result.written == bagel.engine.stats.written_tokens
+    service.stop()
+
+
+def test_limits_of_pictures(bagel: Bagel, picture: Image.Image) -> None:
+    service = Service(bagel, limits=Limits(images=1, image_pixels=3000, text_characters=5), memory=1 << 30)
+    service.check([picture, "x"], "text", {}, Callbacks())
+    for inputs, match in (
+        ([picture, picture, "x"], "2 pictures"),
+        ([picture.resize((100, 100)), "x"], "at most 3000"),
+        (["abc", "def"], "6 characters"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            service.start(inputs, output="text")
+    with pytest.raises(LimitError, match="n is 9"):
+        service.start(["x"], n=9)
+    assert service.present == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- the end
+
+
+@pytest.fixture
+def process(tiny: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    """`bagel serve` as a process."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-m", "bagel", "serve", "-c", str(tiny), "--port", "0", *arguments]
+        found = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        )
+        begun.append(found)
+        assert found.stderr is not None
+        line = found.stderr.readline()
+        assert "listens at http://127.0.0.1:" in line, line + found.stderr.read()
+        return found, line.split("listens at ")[1].split()[0]
+
+    yield start
+    for one in begun:
+        one.kill()
+        one.wait()
+        if one.stderr is not None:
+            one.stderr.close()
+
+
+@contextmanager
+def streaming(url: str) -> Iterator[Iterator[str]]:
+    """The lines of a stream that takes many steps, at work."""
+    body = {**DRAW, "num_timesteps": 250, "size": "128x128", "n": 8, "stream": True, "partial_images": 3}
+    with httpx2.stream("POST", f"{url}/v1/images/generations", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: image_generation.partial_image"
+        yield lines
+
+
+def test_sigterm_finishes_what_is_at_work(process: Callable[..., Any]) -> None:
+    server, url = process()
+    assert httpx2.get(f"{url}/ready").json() == {"status": "ready", "model": "tiny", "requests": 0}
+    with streaming(url) as lines:
+        server.send_signal(signal.SIGTERM)
+        wait_for(lambda: httpx2.get(f"{url}/ready").status_code == 503)
+        answer = httpx2.post(f"{url}/v1/images/generations", json=DRAW)
+        assert refused(answer, 503, "shutting down")["code"] == "shutting_down"
+        assert int(answer.headers["retry-after"]) >= 1
+        assert httpx2.get(f"{url}/health").status_code == 200
+        assert list(lines).count("event: image_generation.completed") == 8
+    assert server.wait(20) == 0
+    assert server.stderr is not None
+    log = server.stderr.read()
+    assert "shutting down: 8 requests" in log
+    assert "a red car" not in log
+    assert "Traceback" not in log
+
+
+def test_a_second_signal_ends_at_once(process: Callable[..., Any]) -> None:
+    server, url = process("--log-prompts")
+    with streaming(url):
+        server.send_signal(signal.SIGINT)
+        wait_for(lambda: httpx2.get(f"{url}/ready").status_code == 503)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(2) == 128 + signal.SIGINT
+    assert server.stderr is not None
+    assert "a red car" in server.stderr.read()

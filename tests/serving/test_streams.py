@@ -1,0 +1,103 @@
+"""What a stream is made of: thinking and answer told apart, and what is kept for a slow reader."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bagel.inference.decode import split_thinking
+from bagel.inference.result import Result
+from bagel.inference.settings import GenerationSettings
+from bagel.inference.tasks import Order
+from bagel.serving.streams import Channel, End, Preview, Text, event
+from bagel.serving.thinking import ThinkingStream, ThoughtStream
+
+TEXTS = [
+    "<think>one and one</think> two",
+    " \n<think> \n a  b \n</think>\n\n c  d \n",
+    "no tags at all ",
+    "  no opening</think> answer",
+    "<think>never ends ",
+    "<think></think>",
+    "<think>a</thi</think>b</think>c",
+    "<think>a<think>b</think>c",
+    "<thin",
+    "<",
+    "",
+    "   ",
+    "<think>",
+    "< think>a</think>",
+    "a<think>b</think>c",
+]
+
+
+def cuts(text: str, rng: random.Random) -> list[str]:
+    places = sorted(rng.sample(range(len(text) + 1), min(len(text), rng.randint(0, 6))))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_make_up_what_the_whole_is_divided_into(text: str) -> None:
+    rng = random.Random(0)
+    thinking, answer = split_thinking(text)
+    for _ in range(50):
+        stream, thoughts = ThinkingStream(), ThoughtStream()
+        parts = cuts(text, rng)
+        pieces = [*(stream.add(part) for part in parts), stream.finish()]
+        assert ("".join(t for t, _ in pieces), "".join(a for _, a in pieces)) == (thinking, answer)
+        told = "".join([*(thoughts.add(part) for part in parts), thoughts.finish()])
+        assert told == f"{thinking} {answer}".strip()
+
+
+def test_thinking_is_given_as_it_comes() -> None:
+    stream = ThinkingStream()
+    assert [stream.add(piece) for piece in ("<think>", "one ", "two", "</think>", " three")] == [
+        ("", ""),
+        ("one", ""),
+        (" two", ""),
+        ("", ""),
+        ("", "three"),
+    ]
+
+
+def test_a_slow_reader_gets_all_text_and_the_newest_look() -> None:
+    order = Order("generate", GenerationSettings(num_timesteps=50), 0, (32, 32))
+
+    async def run() -> tuple[list[Any], int]:
+        channel = Channel(previews=3)
+        told = [channel.listen(index, order) for index in (0, 1)]
+        assert told[0].on_text is not None
+        assert told[1].on_text is not None
+        assert told[0].on_preview is not None
+        for number in range(100):
+            told[number % 2].on_text(f"{number} ")  # type: ignore[misc]
+        looks = [Image.new("RGB", (1, 1), (number, 0, 0)) for number in range(8)]
+        for look in looks:
+            told[0].on_preview(look)
+        future: Future[Result] = Future()
+        future.set_result(Result(text="done"))
+        channel.end(0, future)
+        assert await channel.next() is not None  # whatever was posted is there after one turn of the loop
+        await asyncio.sleep(0)
+        found = [await channel.next(), await channel.next(), await channel.next()]
+        assert await channel.next(timeout=0.01) is None
+        return found, channel.dropped
+
+    found, dropped = asyncio.run(run())
+    assert isinstance(found[0], Text)
+    assert found[0].text == "".join(f"{number} " for number in range(1, 100, 2))
+    assert isinstance(found[1], Preview)
+    assert (found[1].number, dropped) == (2, 2)
+    assert isinstance(found[2], End)
+    assert found[2].result().text == "done"
+
+
+def test_events_are_lines() -> None:
+    assert event({"a": "x\ny"}, "kind") == b'event: kind\ndata: {"a":"x\\ny"}\n\n'
+    assert event("[DONE]") == b"data: [DONE]\n\n"
+    assert b"\\u" not in event({"a": "ä"})
