@@ -1,0 +1,150 @@
+"""Widgets made from the settings' own metadata, the way back, and the nodes that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bagel.errors import SettingError
+from bagel.inference.settings import SETTINGS, Setting, Task, parse_settings, task_settings
+
+DRAWING_SETTINGS = "BAGEL_DRAWING_SETTINGS"
+ANSWER_SETTINGS = "BAGEL_ANSWER_SETTINGS"
+
+# ComfyUI's front end is JavaScript: larger whole numbers lose their last digits on the way.
+LARGEST_INT = 2**53 - 1
+LARGEST_SIDE = 16384  # pixels; what ComfyUI's own nodes allow
+FLOAT_STEP = 0.01
+
+Widget = tuple[Any, dict[str, Any]]
+
+# No widgets of a settings node: the seed stands beside the prompt, and which node is used says whether to think.
+_ELSEWHERE = ("seed", "think")
+
+
+def widgets_of(setting: Setting, task: Task) -> dict[str, Widget]:
+    """The widgets of one setting, by name: two for an interval and a size, else one.
+
+    Args:
+        setting: of whatever kind.
+        task: whose official defaults apply.
+    """
+    about = f"{setting.about} {setting.when}"
+    default = setting.default(task)
+    options: dict[str, Any] = {"default": default, "tooltip": about}
+    if setting.kind == "bool":
+        return {setting.name: ("BOOLEAN", options)}
+    if setting.kind == "choice":
+        return {setting.name: (list(setting.choices), options)}
+    if setting.kind == "texts":
+        options |= {"default": "\n".join(default), "multiline": True}
+        options["tooltip"] = f"{about} One a line; \\n stands for a line break."
+        return {setting.name: ("STRING", options)}
+    if setting.kind == "size":
+        options = {"default": 0, "min": 0, "max": LARGEST_SIDE, "step": 8, "tooltip": f"{about} Both 0: by default."}
+        return {side: ("INT", dict(options)) for side in ("width", "height")}
+    if setting.kind == "interval":
+        ends = zip(("low", "high"), default, strict=True)
+        return {f"{setting.name}_{end}": ("FLOAT", _number(setting, value, about)) for end, value in ends}
+    kind = "INT" if setting.kind == "int" else "FLOAT"
+    return {setting.name: (kind, _number(setting, 0 if default is None else default, about))}
+
+
+def _number(setting: Setting, default: float, about: str) -> dict[str, Any]:
+    whole = setting.kind == "int"
+    step = 1 if whole else FLOAT_STEP
+    low = 0 if setting.low is None else setting.low
+    options = {
+        "default": default,
+        "min": low + step if setting.above else low,
+        "max": LARGEST_INT if setting.high is None else min(setting.high, LARGEST_INT),
+        "step": step,
+        "tooltip": about,
+    }
+    return options if whole else {**options, "round": False}  # rounded to the step, a typed value would change
+
+
+def setting_value(setting: Setting, widgets: Mapping[str, Any]) -> Any:
+    """The value of a setting from the values of its widgets."""
+    if setting.kind == "texts":
+        return tuple(line.replace("\\n", "\n") for line in widgets[setting.name].splitlines() if line)
+    if setting.kind == "size":
+        size = widgets["width"], widgets["height"]
+        return size if any(size) else None
+    if setting.kind == "interval":
+        return widgets[f"{setting.name}_low"], widgets[f"{setting.name}_high"]
+    return widgets[setting.name]
+
+
+def seed_widget() -> Widget:
+    """The seed, with ComfyUI's control of what becomes of it after each run."""
+    kind, options = widgets_of(SETTINGS["seed"], "generate")["seed"]
+    return kind, {**options, "control_after_generate": True}
+
+
+class _Settings:
+    """A node with a widget for each setting of a task."""
+
+    TASK: Task
+    CATEGORY = "BAGEL/settings"
+    FUNCTION = "collect"
+    RETURN_NAMES = ("settings",)
+
+    @classmethod
+    def settings(cls) -> list[Setting]:
+        """Those that have widgets here."""
+        return [setting for setting in task_settings(cls.TASK) if setting.name not in _ELSEWHERE]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        widgets: dict[str, Widget] = {}
+        for setting in cls.settings():
+            widgets |= widgets_of(setting, cls.TASK)
+        return {"required": widgets}
+
+    def collect(self, **widgets: Any) -> tuple[dict[str, Any]]:
+        """
+        Raises:
+            SettingError: a value is out of range.
+        """
+        values = {setting.name: setting_value(setting, widgets) for setting in self.settings()}
+        return (parse_settings(self.TASK, values),)
+
+
+class _DrawingSettings(_Settings):
+    RETURN_TYPES = (DRAWING_SETTINGS,)
+
+    @classmethod
+    def VALIDATE_INPUTS(
+        cls, cfg_interval_low: float | None = None, cfg_interval_high: float | None = None
+    ) -> bool | str:
+        """What ComfyUI cannot see from the range of one widget. An end that comes from another node is None here."""
+        if cfg_interval_low is None or cfg_interval_high is None:
+            return True
+        try:
+            parse_settings(cls.TASK, {"cfg_interval": (cfg_interval_low, cfg_interval_high)})
+        except SettingError as error:
+            return str(error)
+        return True
+
+
+class BagelDrawingSettings(_DrawingSettings):
+    """For Text to Image, Think and Draw, and sessions without a picture."""
+
+    DESCRIPTION = "Settings of drawing. All of them apply as shown; without this node the checkpoint's own apply."
+    TASK = "generate"
+
+
+class BagelEditingSettings(_DrawingSettings):
+    """The same settings with the defaults of editing: for Edit, and wherever there is a picture to go by."""
+
+    DESCRIPTION = "Settings of editing. All of them apply as shown; without this node the checkpoint's own apply."
+    TASK = "edit"
+
+
+class BagelAnswerSettings(_Settings):
+    """For Ask, Think and Answer, and Session: Answer."""
+
+    DESCRIPTION = "Settings of answers. All of them apply as shown; without this node the checkpoint's own apply."
+    TASK = "ask"
+    RETURN_TYPES = (ANSWER_SETTINGS,)
