@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from bagel.images import (
     latent_to_tokens,
     open_image,
     patchify,
+    resize_bicubic,
     to_pil,
     to_pixels,
     to_uint8,
@@ -351,3 +353,29 @@ def test_unfit_patches_are_refused() -> None:
     for patches, height in ((torch.zeros(6, 12), 4), (torch.zeros(4, 13), 4), (torch.zeros(4, 12), 5)):
         with pytest.raises(SizeError, match="do not fill"):
             unpatchify(patches, height, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted", "height_first"),
+    [
+        ((40, 90), (64, 32), True),
+        ((90, 40), (32, 64), False),
+        ((100, 167), (71, 32), True),  # 135 rows and 29 columns fewer
+        ((85, 182), (18, 50), False),  # 132 and 67: not more than twice as many
+        ((10, 10), (20, 9), True),
+        ((10, 10), (20, 20), False),
+    ],
+)
+def test_resizing_is_the_same_with_every_pillow(
+    size: tuple[int, int], wanted: tuple[int, int], height_first: bool
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    first = (size[0], wanted[1]) if height_first else (wanted[0], size[1])
+    other = (wanted[0], size[1]) if height_first else (size[0], wanted[1])
+    bicubic = Image.Resampling.BICUBIC
+    got = np.asarray(resize_bicubic(picture, wanted))
+    assert (got == np.asarray(picture.resize(first, bicubic).resize(wanted, bicubic))).all()
+    assert (got != np.asarray(picture.resize(other, bicubic).resize(wanted, bicubic))).any()
+    if int(PIL.__version__.split(".")[0]) >= 13:
+        assert (got == np.asarray(picture.resize(wanted, bicubic))).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bagel.app.page import create_page
 from bagel.app.room import Room
 from bagel.app.style import page_options
 from bagel.inference.api import Bagel
+from bagel.inference.engine import Engine
 from bagel.serving.service import Service
 
 ROOT = Path(__file__).parents[2]
@@ -133,12 +135,25 @@ def _note(elsewhere: list[str], url: str, own: str) -> None:
 
 
 @pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every step last longer, so that a slow browser, too, sees a picture form."""
+    step = Engine.step
+
+    def slow(engine: Engine) -> None:
+        step(engine)
+        time.sleep(0.03)
+
+    monkeypatch.setattr(Engine, "step", slow)
+
+
+@pytest.fixture
 def shot() -> Callable[..., None]:
     """Keeps a picture of the page; with BAGEL_README_SCREENSHOTS=1 also those that the README shows."""
 
     def take(page: Any, name: str, readme: bool = False, full: bool = True) -> None:
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{name}.png"
+        page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(400)  # transitions
         page.screenshot(path=path, full_page=full)
         if readme and os.environ.get("BAGEL_README_SCREENSHOTS") == "1":

@@ -25,7 +25,7 @@ def test_chat_draws_answers_branches_and_goes_back(open_page: Open, shot: Shot) 
     page.wait_for_selector("#chat-log .bot >> text=/\\w/")
     answered(page, "What colour is the car?", 1)
     shot(page, "chat", readme=True, full=False)
-    before = page.inner_text("#chat-log")
+    before = page.inner_text("#chat-log .message-wrap")
     page.click("#chat-branch")
     page.wait_for_function("document.querySelector('#chat-switch input').value.startsWith('2 ← 1')")
     page.click("#chat-undo")
@@ -37,7 +37,7 @@ def test_chat_draws_answers_branches_and_goes_back(open_page: Open, shot: Shot) 
     page.click("#chat-switch input")
     page.get_by_role("option", name=re.compile("^1 ·")).click()
     page.wait_for_function("document.querySelector('#chat-log').innerText.includes('What colour')")
-    assert page.inner_text("#chat-log") == before
+    assert page.inner_text("#chat-log .message-wrap") == before
     page.click("#chat-close")
     page.wait_for_function("document.querySelectorAll('#chat-log .bot img').length == 2")
 

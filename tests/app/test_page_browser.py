@@ -14,15 +14,15 @@ from PIL import Image
 from bagel.inference.engine import Engine
 from bagel.inference.work import Handle
 from bagel.serving.service import Service
-from tests.app.visiting import Open, Shot, answered, draw, drawn, go, sentence, steps, wait_until
+from tests.app.visiting import Open, Shot, answered, draw, drawn, forming, go, sentence, steps, wait_until
 
 
-def test_create_draws_while_one_watches(open_page: Open, shot: Shot) -> None:
+def test_create_draws_while_one_watches(open_page: Open, shot: Shot, unhurried: None) -> None:
     page = open_page()
-    steps(page, 150)
+    steps(page, 80)
     page.click("#create-settings button")
     draw(page, "a red car")
-    page.wait_for_selector("#create-stage img.bagel-look")
+    forming(page, "create")
     page.wait_for_function("/\\d\\ss left/.test(document.querySelector('#create-stage').innerText)")
     assert 0 < int(page.get_attribute("#create-stage [role=progressbar]", "aria-valuenow")) < 100
     shot(page, "create-forming", full=False)
@@ -33,8 +33,8 @@ def test_create_draws_while_one_watches(open_page: Open, shot: Shot) -> None:
     final = page.locator("#create-gallery img").first.bounding_box()
     assert abs(look["width"] - final["width"]) < 0.25 * final["width"], "a preview is as large as its picture"
     assert page.query_selector("#create-stage .bagel-stage") is None
-    assert f"seed {picture.info['seed']} · 64×64 · 149 steps" in page.inner_text("#create-facts")
-    shot(page, "create", readme=True, full=False)
+    assert f"seed {picture.info['seed']} · 64×64 · 79 steps" in page.inner_text("#create-facts")
+    shot(page, "create-watched", full=False)
 
 
 def test_several_pictures_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot) -> None:
@@ -45,7 +45,7 @@ def test_several_pictures_and_the_way_to_edit_and_ask(open_page: Open, shot: Sho
     draw(page, "a blue star at night")
     pictures = drawn(page)
     assert [picture.info["seed"] for picture in pictures] == ["7", "8", "9", "10"]
-    shot(page, "create-four", full=False)
+    shot(page, "create", readme=True, full=False)
     page.locator("#create-gallery button.thumbnail-item").nth(2).click()
     page.click("#create-to-edit")
     page.wait_for_selector("#edit-run", state="visible")
@@ -90,10 +90,10 @@ def test_ask_writes_its_answer(open_page: Open, shot: Shot) -> None:
     shot(page, "ask", readme=True, full=False)
 
 
-def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot) -> None:
+def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot, unhurried: None) -> None:
     page = open_page()
     page.check("#create-think input")
-    steps(page, 150)
+    steps(page, 80)
     page.click("#create-settings button")
     draw(page, "draw as many white stars as a car has wheels")
     page.wait_for_selector("#create-stage .bagel-thoughts p")
@@ -108,7 +108,7 @@ def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot) -> None
 
 @pytest.mark.parametrize("part", ["create", "chat"])
 def test_stop_ends_the_request_within_a_step(
-    open_page: Open, service: Service, shot: Shot, monkeypatch: pytest.MonkeyPatch, part: str
+    open_page: Open, service: Service, shot: Shot, monkeypatch: pytest.MonkeyPatch, unhurried: None, part: str
 ) -> None:
     page = open_page()
     if part == "chat":
@@ -120,7 +120,7 @@ def test_stop_ends_the_request_within_a_step(
         page.click("#chat-draw")
     else:
         draw(page, "a red car")
-    page.wait_for_selector(f"#{part}-stage img.bagel-look")
+    forming(page, part)
     steps_made: list[int] = []
     made_when_cancelled: list[int] = []
     step, cancel = Engine.step, Handle.cancel
@@ -271,17 +271,17 @@ def test_a_phone_is_wide_enough(open_page: Open, shot: Shot, language: str) -> N
         )
 
 
-def test_two_visitors_share_one_model(open_page: Open, service: Service) -> None:
+def test_two_visitors_share_one_model(open_page: Open, service: Service, unhurried: None) -> None:
     first, second = open_page(), open_page()
     for page in (first, second):
-        steps(page, 200)
+        steps(page, 100)
     draw(first, "a red car")
     draw(second, "a blue fish")
     wait_until(lambda: service.bagel.engine.active == 2)
     done = service.bagel.engine.stats.steps
     assert drawn(first)[0].info["prompt"] == "a red car"
     assert drawn(second)[0].info["prompt"] == "a blue fish"
-    assert service.bagel.engine.stats.steps - done < 300, "they drew together"
+    assert service.bagel.engine.stats.steps - done < 150, "they drew together"
 
 
 def test_what_belongs_to_a_tab_goes_with_it(open_page: Open, service: Service, served: Any) -> None:
@@ -296,7 +296,7 @@ def test_what_belongs_to_a_tab_goes_with_it(open_page: Open, service: Service, s
     go(page, "Create")
     steps(page, 250)
     draw(page, "a cup")
-    page.wait_for_selector("#create-stage img.bagel-look")
+    forming(page, "create")
     page.context.close()
     wait_until(lambda: len(served.desks) == before)
     wait_until(lambda: service.bagel.engine.idle, seconds=5)

@@ -43,6 +43,14 @@ def sentence(page: Any) -> str:
     return said
 
 
+def forming(page: Any, part: str) -> None:
+    """Waits for a first look at a picture; one that is finished before that is told from one that never began."""
+    page.wait_for_selector(f"#{part}-stage img.bagel-look, #{part}-facts .bagel-note, .toast-body")
+    facts, toasts = page.query_selector(f"#{part}-facts"), page.query_selector_all(".toast-body")
+    said = [facts.inner_text() if facts else "", *(toast.inner_text() for toast in toasts)]
+    assert page.query_selector(f"#{part}-stage img.bagel-look"), f"no look at the picture, but {said}"
+
+
 def answered(page: Any, said: str, pictures: int) -> None:
     """Waits until the chat has taken a turn whole, and its field is free again."""
     page.wait_for_function(
