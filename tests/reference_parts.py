@@ -171,7 +171,15 @@ def resize_rule(w: int, h: int, limits: dict[str, int], images: int = 1) -> tupl
 
 
 def fit(image: Image.Image, limits: dict[str, int]) -> Image.Image:
-    return image.resize(resize_rule(*image.size, limits), Image.Resampling.BICUBIC)
+    width, height = resize_rule(*image.size, limits)
+    # As Pillow 13 does in one call; earlier ones always begin with the width.
+    if image.height - height > max(0, 2 * (image.width - width)):
+        return image.resize((image.width, height), Image.Resampling.BICUBIC).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+    return image.resize((width, image.height), Image.Resampling.BICUBIC).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
 
 
 def pixels_of(image: Image.Image) -> Tensor:

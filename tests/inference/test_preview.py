@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from bagel.errors import CheckpointError
+from bagel.images import to_pixels
 from bagel.inference.api import Bagel
 from bagel.inference.defaults import PREVIEW_FILE, read_defaults
 from bagel.inference.loading import MINI_FOLDER
@@ -44,8 +45,6 @@ def test_a_look_at_an_encoded_picture_is_like_the_picture(mini: Bagel) -> None:
         Scene("night", (Thing("star", "yellow", "large", "bottom right"), Thing("cup", "blue", "large", "top left"))),
     ]
     pictures = [draw(scene, 64) for scene in scenes]
-    from bagel.images import to_pixels
-
     latents = mini.engine.autoencoder.encode(torch.stack([to_pixels(picture) for picture in pictures]))
     looks = [mini.runtime.previewer(latent) for latent in latents]
     assert [look.size for look in looks] == [(64, 64)] * 2
@@ -53,14 +52,16 @@ def test_a_look_at_an_encoded_picture_is_like_the_picture(mini: Bagel) -> None:
         assert difference(looks[i], pictures[i]) < 0.5 * difference(looks[i], pictures[1 - i])
 
 
-def test_looks_come_nearer_to_the_picture(mini: Bagel) -> None:
+def test_looks_come_nearer_to_that_of_the_picture(mini: Bagel) -> None:
     looks: list[Image.Image] = []
     handle = mini.submit(["a red car in the middle, at sea"], on_preview=looks.append, seed=1, num_timesteps=17)
     mini.engine.run_until([handle])
     picture = handle.result().image
     assert picture is not None
     assert len(looks) == 7
-    assert difference(looks[-1], picture) < 0.9 * difference(looks[0], picture)
+    latent = mini.engine.autoencoder.encode(to_pixels(picture)[None])[0]
+    last = mini.runtime.previewer(latent)
+    assert difference(looks[-1], last) < 0.7 * difference(looks[0], last)
 
 
 def test_looking_changes_nothing(bagel: Bagel) -> None:
