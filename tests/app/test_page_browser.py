@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import urllib.request
 from contextlib import ExitStack
@@ -11,10 +12,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.inference.engine import Engine
+from bagel.inference.loading import MINI_FOLDER
 from bagel.inference.work import Handle
 from bagel.serving.service import Service
 from tests.app.visiting import Open, Shot, answered, draw, drawn, forming, go, sentence, steps, wait_until
+
+BALANCED = json.loads((MINI_FOLDER / DEFAULTS_FILE).read_text(encoding="utf-8"))["generate"]["num_timesteps"]
+FAST, FINE = round(BALANCED / 2), 2 * BALANCED
 
 
 def test_create_draws_while_one_watches(open_page: Open, shot: Shot, unhurried: None) -> None:
@@ -200,10 +206,14 @@ def test_a_picture_restores_its_prompt_and_settings(open_page: Open, tmp_path: P
     other.wait_for_function("document.querySelector('#create-prompt textarea').value == 'a yellow sun 太阳'")
     assert other.input_value("#create-seed input") == "11"
     other.click("#create-settings button")
-    assert other.input_value("#create-num-timesteps input[type=number]") == "8"
+    assert other.input_value("#create-num-timesteps input[type=number]") == str(FAST)
     other.click("#create-run")
     (again,) = drawn(other)
     assert again.tobytes() == picture.tobytes(), "the same picture"
+
+
+def wait_for_steps(page: Any, timesteps: int) -> None:
+    page.wait_for_function(f"document.querySelector('#create-num-timesteps input[type=number]').value == '{timesteps}'")
 
 
 def test_seeds_presets_and_reset(open_page: Open) -> None:
@@ -213,9 +223,9 @@ def test_seeds_presets_and_reset(open_page: Open) -> None:
     seed = page.input_value("#create-seed input")
     page.click("#create-settings button")
     page.click("#create-fine")
-    page.wait_for_function("document.querySelector('#create-num-timesteps input[type=number]').value == '30'")
+    wait_for_steps(page, FINE)
     page.click("#create-fast")
-    page.wait_for_function("document.querySelector('#create-num-timesteps input[type=number]').value == '8'")
+    wait_for_steps(page, FAST)
     draw(page, "a cup")
     (picture,) = drawn(page)
     assert picture.info["seed"] == seed
@@ -224,7 +234,7 @@ def test_seeds_presets_and_reset(open_page: Open) -> None:
     page.click("#create-last-seed")
     page.wait_for_function(f"document.querySelector('#create-seed input').value == '{seed}'")
     page.click("#create-reset")
-    page.wait_for_function("document.querySelector('#create-num-timesteps input[type=number]').value == '15'")
+    wait_for_steps(page, BALANCED)
     assert page.input_value("#create-seed input") == ""
 
 
