@@ -28,6 +28,7 @@ from bagel.serving.http import create_app
 from bagel.serving.options import ServerOptions
 from bagel.serving.service import BusyError, Callbacks, LimitError, Limits, Service
 from tests.serving.conftest import opened, refused, running, same, wait_for
+from tests.serving.coroutines import run_coroutine
 
 DRAW = {"prompt": "a red car", "seed": 1, "num_timesteps": 5}
 MARK = "7" * 30  # in the prompt of the request that is to fail
@@ -214,7 +215,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_no_text(bagel: Bagel, spoken: 
         assert drawn.count(b"event: image_generation.partial_image") == 1  # the newest alone
         assert b'"partial_image_index":2' in drawn
 
-    asyncio.run(run())
+    run_coroutine(run())
     assert b"bagel_dropped_previews_total 2.0" in app.state.desk.metrics.text()
     service.stop()
 

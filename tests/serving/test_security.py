@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import http.server
 import io
@@ -27,6 +26,7 @@ from bagel.serving.options import ServerOptions
 from bagel.serving.run import check_exposure, is_loopback, listen
 from bagel.serving.security import is_key
 from tests.serving.conftest import Live, data_uri, png, refused, running, wait_for
+from tests.serving.coroutines import run_coroutine
 
 ASK = "/v1/chat/completions"
 DRAW = {"prompt": "x", "num_timesteps": 2}
@@ -323,12 +323,12 @@ def web(picture: Image.Image) -> Iterator[str]:
 def test_private_addresses_are_never_asked(web: str) -> None:
     for host in (web, web.replace("localhost", "127.0.0.1")):
         with pytest.raises(ImageError, match="not on the public internet"):
-            asyncio.run(fetch(f"http://{host}/a.png", [host]))
+            run_coroutine(fetch(f"http://{host}/a.png", [host]))
 
 
 def test_what_is_fetched_is_bounded(web: str, monkeypatch: pytest.MonkeyPatch, picture: Image.Image) -> None:
     monkeypatch.setattr(fetching, "is_public", lambda address: address in ("127.0.0.1", "::1"))
-    assert asyncio.run(fetch(f"http://{web}/a.png", [web])) == png(picture)
+    assert run_coroutine(fetch(f"http://{web}/a.png", [web])) == png(picture)
     monkeypatch.setattr(fetching, "MAX_BYTES", 4000)
     monkeypatch.setattr(fetching, "SECONDS", 0.5)
     for path, match in (
@@ -338,12 +338,12 @@ def test_what_is_fetched_is_bounded(web: str, monkeypatch: pytest.MonkeyPatch, p
         ("slow", "within 0.5 seconds"),
     ):
         with pytest.raises(ImageError, match=match):
-            asyncio.run(fetch(f"http://{web}/{path}", [web]))
+            run_coroutine(fetch(f"http://{web}/{path}", [web]))
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         host = f"localhost:{closed.getsockname()[1]}"
         with pytest.raises(ImageError, match="cannot be fetched"):
-            asyncio.run(fetch(f"http://{host}/a.png", [host]))
+            run_coroutine(fetch(f"http://{host}/a.png", [host]))
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +359,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked(web: str, monkeyp
     monkeypatch.setattr(fetching.anyio, "getaddrinfo", changing)
     monkeypatch.setattr(fetching, "is_public", lambda address: True)
     port = web.rpartition(":")[2]
-    data = asyncio.run(fetch(f"http://changing.invalid:{port}/a.png", [f"changing.invalid:{port}"]))
+    data = run_coroutine(fetch(f"http://changing.invalid:{port}/a.png", [f"changing.invalid:{port}"]))
     assert Image.open(io.BytesIO(data)).format == "PNG"
     assert asked == ["changing.invalid"]
 

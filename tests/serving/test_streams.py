@@ -16,6 +16,7 @@ from bagel.inference.settings import GenerationSettings
 from bagel.inference.tasks import Order
 from bagel.serving.streams import Channel, End, Preview, Text, event
 from bagel.serving.thinking import ThinkingStream, ThoughtStream
+from tests.serving.coroutines import run_coroutine
 
 TEXTS = [
     "<think>one and one</think> two",
@@ -88,7 +89,7 @@ def test_a_slow_reader_gets_all_text_and_the_newest_look() -> None:
         assert await channel.next(timeout=0.01) is None
         return found, channel.dropped
 
-    found, dropped = asyncio.run(run())
+    found, dropped = run_coroutine(run())
     assert isinstance(found[0], Text)
     assert found[0].text == "".join(f"{number} " for number in range(1, 100, 2))
     assert isinstance(found[1], Preview)
