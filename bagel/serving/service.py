@@ -1,8 +1,8 @@
 """The queue in front of one model, for the server and the page alike.
 
 First come, first served: a request that finds no room waits for those before it, one that could never run is refused,
-and so is any while too many are waiting. Requests are worked on together, by the threads that wait for their results
-(`run`), or by the service's own (`start`).
+and so is any while too many are waiting. Requests are worked on together, by the service's own thread (`start`), or, as
+those of sessions, by the threads that wait for their results in a `place`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from bagel.inference.requests import Item, tokens_of
 from bagel.inference.result import Result
 from bagel.inference.settings import MAX_SEED, GenerationSettings, Task
 from bagel.inference.tasks import Media, Order, one_shot, system_prompt
-from bagel.inference.work import Handle
 from bagel.serving.driver import Driver, Job
 from bagel.serving.limits import BusyError, ClosedError, LimitError, Limits, without_special_tokens
 from bagel.serving.memory import Capacity, capacity
@@ -119,35 +118,6 @@ class Service:
 
     # ------------------------------------------------------------------------------------------------------- requests
 
-    def run(
-        self,
-        inputs: Sequence[str | ImageSource],
-        *,
-        output: Media = "image",
-        callbacks: Callbacks | None = None,
-        on_submit: Callable[[Handle[Result]], None] | None = None,
-        **settings: Any,
-    ) -> Result:
-        """Runs one request to its end, together with those of other threads.
-
-        Args:
-            inputs, output, **settings: as in `Bagel.interleave`.
-            callbacks: whom to tell on the way.
-            on_submit: is given the handle, by which another thread may cancel the request.
-
-        Raises:
-            BusyError: try again later.
-            LimitError: it asks for more than the service gives.
-            BagelError: it cannot be run; nothing was.
-            CancelledError: it was cancelled.
-        """
-        with self.place():
-            handle = self.submit(inputs, output=output, callbacks=callbacks, **settings)
-            if on_submit is not None:
-                on_submit(handle)
-            self.bagel.engine.run_until([handle])
-            return handle.result()
-
     def start(
         self,
         inputs: Sequence[str | ImageSource],
@@ -166,7 +136,9 @@ class Service:
             listen: says whom to tell on the way, for the result of that number.
 
         Raises:
-            BusyError, LimitError, BagelError: as `run`.
+            BusyError: try again later.
+            LimitError: it asks for more than the service gives.
+            BagelError: it cannot be run; nothing was.
         """
         self.check_n(n)
         self._take(n)
@@ -238,18 +210,6 @@ class Service:
     def _give_back_after(self, began: float, _: object = None) -> None:
         self._durations.append(time.monotonic() - began)
         self._give_back(1)
-
-    def submit(
-        self,
-        inputs: Sequence[str | ImageSource],
-        *,
-        output: Media = "image",
-        callbacks: Callbacks | None = None,
-        **settings: Any,
-    ) -> Handle[Result]:
-        """Checks a request and takes it in, for whoever holds a place; see `run`."""
-        items, order = self.check(inputs, output, settings, callbacks or Callbacks())
-        return self.bagel.submit_order(items, output, order)
 
     def check(
         self, inputs: Sequence[str | ImageSource], output: Media, settings: dict[str, Any], callbacks: Callbacks

@@ -15,6 +15,7 @@ from bagel.app.page import mount
 from bagel.app.pictures import keep, open_upload, open_uploads, read_recipe
 from bagel.app.style import CSS, page_options
 from bagel.errors import BagelError, ImageError, SettingError
+from bagel.inference.result import Result
 from bagel.serving.http import create_app
 from bagel.serving.options import ServerOptions
 from bagel.serving.service import Service
@@ -23,12 +24,15 @@ PIXELS = 1_000_000
 
 
 def test_a_picture_says_how_it_was_made(service: Service) -> None:
-    result = service.run(["a yellow sun 太阳"], seed=5, num_timesteps=3, size=(64, 48), cfg_text_scale=2.0)
+    def drawn(prompt: str, **settings: Any) -> Result:
+        return service.start([prompt], **settings).jobs[0].future.result(30)
+
+    result = drawn("a yellow sun 太阳", seed=5, num_timesteps=3, size=(64, 48), cfg_text_scale=2.0)
     path = keep(result.image, "bagel-5")
     recipe = read_recipe(path, "generate", PIXELS)
     assert recipe.prompt == "a yellow sun 太阳"
     assert {"seed": 5, "num_timesteps": 3, "size": (64, 48), "cfg_text_scale": 2.0}.items() <= recipe.settings.items()
-    again = service.run([recipe.prompt], **recipe.settings)
+    again = drawn(recipe.prompt, **recipe.settings)
     assert again.image.tobytes() == result.image.tobytes()
     assert Path(path).name == "bagel-5.png"
 

@@ -270,9 +270,14 @@ def test_the_service_and_threads_of_its_users_share_the_engine(bagel: Bagel, pic
     """As when a page in the same process asks, too."""
     service = Service(bagel, memory=1 << 30)
     started = service.start(["a red car"], n=3, seed=1)
+
+    def ask() -> str:
+        with service.place():
+            return bagel.ask(picture, "What?")
+
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(service.run, [picture, "What?"], output="text") for _ in range(3)]
-        texts = {future.result(30).text for future in asked}
+        asked = [pool.submit(ask) for _ in range(3)]
+        texts = {future.result(30) for future in asked}
     pictures = [job.future.result(30).image for job in started.jobs]
     alone = Bagel(bagel.checkpoint, defaults=bagel.defaults)
     assert texts == {alone.ask(picture, "What?")}
