@@ -1,0 +1,152 @@
+"""NF4 (QLoRA): sixteen levels of a normal distribution, a scale for each block of neighbours.
+
+The package bitsandbytes has kernels for it, which are used where it is installed; without it, the weights are brought
+back by PyTorch alone, which is slower.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel.errors import CheckpointError
+from bagel.model.matrices.base import QuantisedMatrix, pieces
+
+# QLoRA, appendix E: quantiles of a normal distribution, zero among them, scaled to [−1, 1].
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+BLOCK = 64
+SCALE_BLOCK = 256
+
+
+class Nf4Matrix(QuantisedMatrix):
+    """`values` uint8 (out·in/2,), the earlier weight in the high half; scales of blocks either as `scale` float32
+    (blocks,), or in 8 bits: `scale` uint8 (blocks,), `scale_levels` float32 (256,), `scale_scale` float32 (one for 256
+    blocks,), `scale_offset` float32 (), with scale = level · scale of the scales + offset.
+    """
+
+    format = "nf4"
+    few_rows = 1
+
+    @classmethod
+    def fits(cls, shape: tuple[int, int]) -> bool:
+        return shape[1] % BLOCK == 0
+
+    @classmethod
+    def stored_bytes(cls, shape: tuple[int, int]) -> int:
+        blocks = shape[0] * shape[1] // BLOCK
+        return shape[0] * shape[1] // 2 + blocks + 4 * -(-blocks // SCALE_BLOCK) + 4 * 257
+
+    @classmethod
+    def quantise(cls, weight: Tensor) -> Nf4Matrix:
+        out, inner = weight.shape
+        if not cls.fits((out, inner)):
+            raise CheckpointError(f"a matrix of {out}×{inner} cannot be NF4: it takes rows of a multiple of {BLOCK}")
+        levels = torch.tensor(LEVELS, device=weight.device)
+        borders = ((levels[1:] + levels[:-1]) / 2).tolist()
+        values = torch.empty(out * inner // 2, dtype=torch.uint8, device=weight.device)
+        scale = torch.empty(out * inner // BLOCK, dtype=torch.float32, device=weight.device)
+        for start, stop in pieces((out, inner)):
+            blocks = weight[start:stop].float().reshape(-1, BLOCK)
+            largest = blocks.abs().amax(1)
+            scale[start * inner // BLOCK : stop * inner // BLOCK] = largest
+            blocks = blocks / torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
+            level = torch.zeros(blocks.shape, dtype=torch.uint8, device=weight.device)
+            for border in borders:  # twice as fast as torch.bucketize
+                level += blocks > border
+            level = level.view(-1, 2)
+            values[start * inner // 2 : stop * inner // 2] = level[:, 0] << 4 | level[:, 1]
+        return cls((out, inner), {"values": values, **_in_8_bits(scale)})
+
+    @property
+    def block(self) -> int:
+        """Weights that share a scale."""
+        return self.shape[0] * self.shape[1] // self.tensors["scale"].numel()
+
+    def scales(self) -> Tensor:
+        """Of all blocks, float32 (blocks,)."""
+        scale = self.tensors["scale"]
+        if scale.dtype != torch.uint8:
+            return scale
+        outer = self.tensors["scale_scale"].repeat_interleave(SCALE_BLOCK)[: scale.numel()]
+        return self.tensors["scale_levels"][scale.int()] * outer + self.tensors["scale_offset"]
+
+    def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        stop = self.shape[0] if stop is None else stop
+        return self._dequantise(self.scales(), dtype, start, stop)
+
+    def _dequantise(self, scales: Tensor, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        inner = self.shape[1]
+        scale = scales[start * inner // self.block : stop * inner // self.block]
+        packed = self.tensors["values"].flatten()[start * inner // 2 : stop * inner // 2]
+        if has_bitsandbytes():
+            shape = [stop - start, inner]
+            return torch.ops.bitsandbytes.dequantize_4bit(packed[:, None], scale, self.block, "nf4", shape, dtype)
+        # Two weights stand in a byte: a table of 256 pairs gives both at once.
+        levels = torch.tensor(LEVELS, device=packed.device)
+        pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)
+        result = torch.empty(stop - start, inner, dtype=dtype, device=packed.device)
+        for i, j in pieces((stop - start, inner)):
+            wide = F.embedding(packed[i * inner // 2 : j * inner // 2].int(), pairs).view(-1, self.block)
+            result[i:j] = wide.mul_(scale[i * inner // self.block : j * inner // self.block, None]).view(j - i, inner)
+        return result
+
+    def multiply_few(self, x: Tensor) -> Tensor | None:
+        # The package's kernel for the CPU wants the weights in an order of its own.
+        if x.device.type != "cuda" or x.shape[0] != 1 or not has_bitsandbytes():
+            return None
+        code = torch.tensor(LEVELS, device=x.device)
+        packed = self.tensors["values"].view(-1, 1)
+        return torch.ops.bitsandbytes.gemv_4bit(x, packed, list(self.shape), self.scales(), code, self.block)
+
+    def multiply_many(self, x: Tensor) -> Tensor:
+        scales = self.scales()
+        result = x.new_empty(x.shape[0], self.shape[0])
+        for start, stop in self.blocks():
+            result[:, start:stop] = F.linear(x, self._dequantise(scales, x.dtype, start, stop))
+        return result
+
+
+def _in_8_bits(scale: Tensor) -> dict[str, Tensor]:
+    """Scales of blocks less their mean, in 8 bits."""
+    levels = dynamic_levels().to(scale.device)
+    offset = scale.mean()
+    rest = F.pad(scale - offset, (0, -scale.numel() % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
+    outer = rest.abs().amax(1)
+    relative = rest / torch.where(outer == 0, torch.ones_like(outer), outer)[:, None]
+    fine = torch.bucketize(relative, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)
+    return {
+        "scale": fine.flatten()[: scale.numel()].clone(),
+        "scale_levels": levels,
+        "scale_scale": outer,
+        "scale_offset": offset,
+    }
+
+
+@cache
+def dynamic_levels() -> Tensor:
+    """The 256 levels of dynamic quantisation in 8 bits (Dettmers 2016), ascending in [−1, 1], float32: a sign, a power
+    of ten, and steps within it, twice as many for every next power.
+    """
+    levels = [0.0, 1.0]
+    for power in range(7):
+        borders = torch.linspace(0.1, 1, 2**power + 1, dtype=torch.float32)
+        steps = ((borders[1:] + borders[:-1]) / 2 * 10.0 ** (power - 6)).tolist()
+        levels += [*steps, *(-step for step in steps)]
+    return torch.tensor(sorted(levels), dtype=torch.float32)
+
+
+@cache
+def has_bitsandbytes() -> bool:
+    """Whether the package is installed and works."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except Exception:  # of whatever kind: it loads a library of its own
+        return False
+    return hasattr(torch.ops.bitsandbytes, "gemv_4bit")

@@ -1,0 +1,69 @@
+"""A linear map whose weights are stored in few bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bagel.model.matrices import Fp8Matrix, Int8Matrix, QuantisedMatrix
+
+
+class QuantisedLinear(nn.Module):
+    """A linear map for inference. In a state dictionary it is as the `nn.Linear` it was made from, in the precision of
+    its activations.
+
+    Attributes:
+        dynamic: multiply with activations in 8 bits too.
+    """
+
+    def __init__(
+        self, matrix: QuantisedMatrix, bias: Tensor | None, dtype: torch.dtype, *, dynamic: bool = False
+    ) -> None:
+        """
+        Args:
+            matrix: the weights.
+            bias: (out,), or none.
+            dtype: of the activations.
+            dynamic: for INT8 and FP8.
+        """
+        super().__init__()
+        self.kind, self.shape, self.dtype, self.dynamic = type(matrix), matrix.shape, dtype, dynamic
+        self.out_features, self.in_features = matrix.shape
+        self._names = tuple(matrix.tensors)
+        for name, tensor in matrix.tensors.items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("bias", bias)
+
+    @property
+    def matrix(self) -> QuantisedMatrix:
+        return self.kind(self.shape, {name: self._buffers[name] for name in self._names})  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, in_features) -> (T, out_features)"""
+        matrix = self.matrix
+        products = None
+        if self.dynamic and isinstance(matrix, Int8Matrix | Fp8Matrix):
+            products = matrix.multiply_dynamic(x)
+        elif x.shape[0] <= matrix.few_rows:
+            products = matrix.multiply_few(x)
+        if products is None:
+            products = matrix.multiply_many(x)
+        bias = self._buffers["bias"]
+        return products if bias is None else products.add_(bias)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
+        # Moving is fine. Casting would change the scales, and the values of float8 with them.
+        if fn(torch.empty(0, dtype=torch.float32)).dtype != torch.float32:
+            raise RuntimeError("quantised weights cannot be cast: load the model anew in the precision that is wanted")
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.matrix.dequantise(self.dtype)
+        if self._buffers["bias"] is not None:
+            destination[prefix + "bias"] = self._buffers["bias"]
+
+    def extra_repr(self) -> str:
+        dynamic = ", dynamic" if self.dynamic else ""
+        return f"in_features={self.in_features}, out_features={self.out_features}, format={self.kind.format}{dynamic}"

@@ -1,0 +1,143 @@
+"""Weights in few bits: how near they are, how they are multiplied, and whose layout they have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bagel.errors import CheckpointError
+from bagel.model.matrices import FORMATS, Fp8Matrix, Int4Matrix, Int8Matrix, Nf4Matrix, QuantisedMatrix
+from bagel.model.matrices.nf4 import LEVELS, dynamic_levels
+from bagel.model.quantised import QuantisedLinear
+
+KINDS = sorted(FORMATS)
+
+
+def weight(out: int = 192, inner: int = 384, seed: int = 0) -> Tensor:
+    return torch.randn(out, inner, generator=torch.Generator().manual_seed(seed)) * 0.05
+
+
+def relative(got: Tensor, wanted: Tensor) -> float:
+    return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.009), ("fp8", 0.03), ("int4", 0.11), ("nf4", 0.10)])
+def test_how_near_it_is(kind: str, error: float) -> None:
+    w = weight()
+    found = relative(FORMATS[kind].quantise(w).dequantise(torch.float32), w)
+    assert error / 3 < found < error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_foretold(kind: str) -> None:
+    for shape in ((192, 384), (64, 64), (128, 1024)):
+        assert FORMATS[kind].quantise(weight(*shape)).nbytes == FORMATS[kind].stored_bytes(shape)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_a_part_are_those_of_the_whole(kind: str) -> None:
+    matrix = FORMATS[kind].quantise(weight())
+    whole = matrix.dequantise(torch.bfloat16)
+    for start, stop in ((0, 192), (64, 128), (10, 75), (191, 192)):
+        assert torch.equal(matrix.dequantise(torch.bfloat16, start, stop), whole[start:stop])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 16, 70])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products(kind: str, rows: int, dtype: torch.dtype) -> None:
+    matrix = FORMATS[kind].quantise(weight())
+    x = torch.randn(rows, 384, generator=torch.Generator().manual_seed(1)).to(dtype)
+    bias = torch.randn(192, generator=torch.Generator().manual_seed(2)).to(dtype)
+    wanted = F.linear(x.double(), matrix.dequantise(torch.float32).double(), bias.double())
+    with torch.inference_mode():
+        got = QuantisedLinear(matrix, bias, dtype)(x)
+    assert got.dtype == dtype
+    assert relative(got, wanted) < (1e-5 if dtype == torch.float32 else 6e-3)
+
+
+def test_every_piece_of_a_large_matrix_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bagel.model.matrices.base._BLOCK", 64 * 384)
+    for kind in KINDS:
+        matrix = FORMATS[kind].quantise(weight(200 - 8, 384))
+        x = torch.randn(60, 384)
+        assert relative(matrix.multiply_many(x), F.linear(x, matrix.dequantise(torch.float32))) < 1e-5
+
+
+def test_dynamic_activations() -> None:
+    matrix = Int8Matrix.quantise(weight())
+    x = torch.randn(20, 384)
+    x[0] *= 1000  # a loud row does not drown the others
+    wanted = F.linear(x, weight())
+    got = QuantisedLinear(matrix, None, torch.float32, dynamic=True)(x)
+    assert 0.002 < relative(got[1:], wanted[1:]) < 0.02
+    assert torch.equal(QuantisedLinear(matrix, None, torch.float32, dynamic=True)(x[3:4]), got[3:4])
+
+
+def test_zeros_and_constants_survive() -> None:
+    for kind in KINDS:
+        for value in (0.0, 0.5):
+            got = FORMATS[kind].quantise(torch.full((64, 128), value)).dequantise(torch.float32)
+            assert torch.allclose(got, torch.tensor(value), rtol=0.03), kind
+
+
+def test_whole_numbers_of_int4_are_packed_and_unpacked() -> None:
+    q = torch.randint(0, 16, (128, 96), dtype=torch.uint8)
+    matrix = Int4Matrix.quantise(weight(128, 96))
+    matrix.tensors["values"] = Int4Matrix.pack(q)
+    assert torch.equal(matrix.unpack(), q)
+    assert torch.equal(matrix.unpack(64, 128), q[64:])
+
+
+def test_int4_is_in_the_order_of_the_kernel() -> None:
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("the kernel's order is another one on this processor")
+    q = torch.randint(0, 16, (128, 256), dtype=torch.int32)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
+    assert torch.equal(Int4Matrix.pack(q.to(torch.uint8)).flatten(), packed.view(torch.uint8).flatten())
+
+
+def test_float8_is_widened_bit_by_bit() -> None:
+    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    every = every[~every.float().isnan()]
+    assert torch.equal(Fp8Matrix._widened(every, torch.bfloat16), every.to(torch.bfloat16))
+
+
+def test_levels_of_nf4_are_the_nearest() -> None:
+    w = weight(8, 64)
+    matrix = Nf4Matrix.quantise(w)
+    relative_w = w / w.abs().amax(1, keepdim=True)
+    nearest = (relative_w[..., None] - torch.tensor(LEVELS)).abs().argmin(-1).to(torch.uint8)
+    packed = matrix.tensors["values"].view(8, 32)
+    assert torch.equal(torch.stack([packed >> 4, packed & 15], -1).flatten(1), nearest)
+
+
+def test_dynamic_levels() -> None:
+    levels = dynamic_levels()
+    assert levels.shape == (256,)
+    assert torch.equal(levels, levels.sort().values)
+    assert (levels == 0).sum() == 1
+    assert levels[-1] == 1
+    assert levels[0] == pytest.approx(-0.99297, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int4", "nf4"])
+def test_what_does_not_fit_is_said(kind: str) -> None:
+    assert not FORMATS[kind].fits((64, 80))
+    with pytest.raises(CheckpointError, match="64×80"):
+        FORMATS[kind].quantise(torch.zeros(64, 80))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_is_that_of_a_linear_map(kind: str) -> None:
+    matrix: QuantisedMatrix = FORMATS[kind].quantise(weight())
+    module = nn.Sequential(QuantisedLinear(matrix, torch.ones(192), torch.bfloat16))
+    state = module.state_dict()
+    assert state.keys() == {"0.weight", "0.bias"}
+    assert torch.equal(state["0.weight"], matrix.dequantise(torch.bfloat16))
+    moved = module.to("meta")[0]
+    assert {t.device.type for t in moved.buffers()} == {"meta"}
+    with pytest.raises(RuntimeError, match="cannot be cast"):
+        module.to(torch.float16)
