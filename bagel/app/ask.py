@@ -76,7 +76,7 @@ class Ask:
                 with telling(language):
                     settings = controls.settings(values)
                     think = bool(settings.get("think", controls.defaults["think"]))
-                    inputs = [*open_uploads(paths_of(gallery), room.max_pixels), question]
+                    inputs = [*open_uploads(paths_of(gallery), room.service), question]
                     work.start(room.service, inputs, "text", settings)
                     for _ in work.follow():
                         thought, said = stage.split_stream(work.text, think)

@@ -155,7 +155,7 @@ class Chat:
                 back: Any = {"text": said, "files": files}  # what did not become part of the conversation
                 note = ""
                 with telling(language):
-                    pictures = open_uploads(files, room.max_pixels)
+                    pictures = open_uploads(files, room.service)
                     conversation = desk.chats.current
                     think = self._start(work, conversation, said, pictures, output, values, language)
                     before = [*desk.messages.of(conversation, language), *messages.pending(said, pictures)]

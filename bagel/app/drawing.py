@@ -10,7 +10,7 @@ import gradio as gr
 from bagel.app import stage
 from bagel.app.controls import Controls
 from bagel.app.language import Language, say, text
-from bagel.app.pictures import keep, paths_of, read_recipe
+from bagel.app.pictures import keep, paths_of, read_recipe, uploaded
 from bagel.app.room import QUICK, Room, RunButtons, quiet, tell, telling
 from bagel.inference.result import Result
 
@@ -179,4 +179,6 @@ def chosen_path(gallery: Sequence[tuple[str, str | None]] | None, chosen: int, l
     if not paths:
         tell(text(language, "nothing_drawn"))
         return None
-    return paths[chosen] if 0 <= chosen < len(paths) else paths[0]
+    with telling(language):
+        return uploaded(paths[chosen] if 0 <= chosen < len(paths) else paths[0])
+    return None

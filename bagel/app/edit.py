@@ -57,7 +57,7 @@ class Edit:
             paths = paths_of(gallery)
             if not paths:
                 raise PromptError(text(language, "no_picture"))
-            return [*open_uploads(paths, room.max_pixels), instruction]
+            return [*open_uploads(paths, room.service), instruction]
 
         connect(
             room,

@@ -96,4 +96,5 @@ def mount(
         auth: names and passwords that may use it; everybody if not given.
     """
     page = create_page(service, language=language, name=name)
+    page.has_launched = True  # else the toolkit takes any path that a client writes into an event, and serves the file
     return gr.mount_gradio_app(app, page, path, auth=auth, **page_options())

@@ -18,6 +18,7 @@ from bagel.images import open_image
 from bagel.inference.batch import naming
 from bagel.inference.result import save_image
 from bagel.inference.settings import SETTINGS, Task, parse_settings
+from bagel.serving.service import Service
 
 MAX_UPLOAD = "32mb"
 """Of one file."""
@@ -31,24 +32,29 @@ class Recipe:
     settings: dict[str, Any]
 
 
-def open_upload(path: str, max_pixels: int) -> Image.Image:
-    """An uploaded picture. Read first, so that no error names where it lies on this machine.
+def uploaded(path: str) -> str:
+    """A path that a browser gave, which could be that of any file here: it has to lie where the page keeps its own.
 
     Raises:
-        ImageError: it cannot be used.
+        ImageError: it does not.
     """
-    return open_image(_read(path), max_pixels)
+    if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise ImageError("the picture was not uploaded to this page: upload it.")
+    return path
 
 
-def open_uploads(paths: Sequence[str], max_pixels: int) -> list[Image.Image]:
-    """
+def open_uploads(paths: Sequence[str], service: Service) -> list[Image.Image]:
+    """Uploaded pictures as the model will see them. Read first, so that no error names where they lie.
+
     Raises:
+        LimitError: there are too many.
         ImageError: one of them cannot be used; the message says which.
     """
+    service.check_pictures(len(paths))  # before any is decoded
     pictures = []
     for index, path in enumerate(paths):
         with naming("picture", index, len(paths)):
-            pictures.append(open_upload(path, max_pixels))
+            pictures.append(service.reduced(_read(path)))
     return pictures
 
 
@@ -91,6 +97,6 @@ def read_recipe(path: str, task: Task, max_pixels: int) -> Recipe:
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return Path(uploaded(path)).read_bytes()
     except OSError as error:
         raise ImageError(f"the uploaded picture cannot be read ({error.strerror}): upload it anew.") from error

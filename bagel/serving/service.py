@@ -220,7 +220,7 @@ class Service:
             LimitError, BagelError: it cannot be run.
         """
         self._check_counts(inputs)
-        inputs = [without_special_tokens(item) if isinstance(item, str) else self._reduced(item) for item in inputs]
+        inputs = [without_special_tokens(item) if isinstance(item, str) else self.reduced(item) for item in inputs]
         given = dict(settings)
         for name in ("max_new_tokens", "max_think_tokens"):
             task = "ask" if output == "text" else "generate"
@@ -291,9 +291,12 @@ class Service:
                 f"the texts have {characters} characters: this service takes at most {self.limits.text_characters}."
             )
 
-    def _reduced(self, source: ImageSource) -> Image.Image:
+    def reduced(self, source: ImageSource) -> Image.Image:
         """A picture as the model will see it: those of waiting requests would else be kept at full size, and resized by
         the thread that everybody waits for.
+
+        Raises:
+            ImageError: it cannot be used, or has more pixels than the service takes.
         """
         image = open_image(source, self.limits.image_pixels)
         transform = self.bagel.runtime.vae_transform
