@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,27 +98,28 @@ class Conversation:
             BagelError: it is refused.
             CancelledError: it was stopped.
         """
-        settings = {**settings, **self._limited(service, run, text, pictures, output, think, settings)}
+        said, most = self._checked(service, run, text, pictures, output, think, settings)
         told = run.listen(0)
         with service.place():
             session = service.bagel.session(think=think) if self.session is None else self.session.fork()
-            settings["think"] = think
-            for picture in pictures:
-                session.add(picture)
-            follow: dict[str, Any] = {"on_text": told.on_text, "on_submit": run.take, "return_result": True, **settings}
+            question = said.pop() if text and output == "text" else None
+            for item in said:
+                session.add(item, on_submit=run.take)
+            follow: dict[str, Any] = {"on_text": told.on_text, "on_submit": run.take, "return_result": True}
+            follow |= {**settings, **most, "think": think}
             if output == "image":
-                if text:
-                    session.add(text)
                 result = session.generate_image(progress=told.on_step, on_preview=told.on_preview, **follow)
-            elif text:
-                result = session.ask(text, **follow)
+            elif question is not None:
+                result = session.ask(question, **follow)
             else:
                 result = session.generate_text(**follow)
+        if run.stopped:  # when there was nothing left to cancel; the conversation may have been changed since
+            raise CancelledError
         self.past.append(self.session)
         self.session = session
         return result
 
-    def _limited(
+    def _checked(
         self,
         service: Service,
         run: Run,
@@ -126,25 +128,26 @@ class Conversation:
         output: Media,
         think: bool,
         settings: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Checks a turn as the service would one that stands alone; returns how much may be written.
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Checks a turn as the service would one that stands alone; returns what is said and shown as the service
+        takes it, and how much may be written.
 
         Raises:
             BagelError: it is refused.
         """
         if think and self.session is not None and not self.session.think:
             raise PromptError("this conversation began without thinking: begin a new one to switch it on.")
-        inputs: list[Any] = [*pictures, *([text] if text else [])]
-        if not inputs:
+        said: list[Any] = [*pictures, *([text] if text else [])]
+        inputs = said
+        if not said:
             given = [turn.content for turn in self.turns if turn.kind in ("text", "image")]
             if not given or output == "text":
                 raise PromptError("there is nothing to answer: write something, or show a picture.")
             inputs = given[-1:]
-        _, order = service.check(inputs, output, {**settings, "think": think}, Callbacks())
+        items, order = service.check(inputs, output, {**settings, "think": think}, Callbacks())
         run.size = order.size
-        if not order.most_text:
-            return {}
-        return {"max_new_tokens" if output == "text" else "max_think_tokens": order.most_text}
+        most = {"max_new_tokens" if output == "text" else "max_think_tokens": order.most_text}
+        return [content for _, content in items] if said else [], most if order.most_text else {}
 
 
 @dataclass

@@ -14,6 +14,7 @@ from PIL import Image
 from bagel.inference.result import Result
 from bagel.inference.tasks import Media, Order
 from bagel.inference.work import Handle
+from bagel.serving.driver import Job
 from bagel.serving.service import Callbacks, Service
 
 _PAUSE = 0.08  # seconds between two looks at what has happened: a page need not follow faster
@@ -50,7 +51,7 @@ class Run:
     stopped: bool = False
     size: tuple[int, int] | None = None
     progress: list[Progress] = field(default_factory=list)
-    _handles: list[Handle[Any]] = field(default_factory=list)
+    _requests: list[Handle[Any] | Job[Any]] = field(default_factory=list)
     _futures: list[Future[Any]] = field(default_factory=list)
     _news: threading.Event = field(default_factory=threading.Event)
     _first: tuple[float, int] | None = None  # when which number of steps was done
@@ -70,11 +71,11 @@ class Run:
         self._futures = [job.future for job in started.jobs]
         self.size = started.order.size
         for job in started.jobs:
-            self.take(job.handle)
+            self.take(job)
         self._announce()
 
     def start_thread(self, work: Callable[[], Any]) -> None:
-        """Anything that waits for the engine itself; it should `take` the handles of what it waits for."""
+        """Anything that waits for the engine itself; it should `take` what it waits for."""
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -87,11 +88,11 @@ class Run:
         self._announce()
         threading.Thread(target=run, name="bagel-page", daemon=True).start()
 
-    def take(self, handle: Handle[Any]) -> None:
+    def take(self, request: Handle[Any] | Job[Any]) -> None:
         """A request that is to end with this run."""
-        self._handles.append(handle)
+        self._requests.append(request)
         if self.stopped:
-            handle.cancel()
+            request.cancel()
 
     def listen(self, index: int, order: Order | None = None) -> Callbacks:
         """Whom result number `index` is to tell. They return at once: whoever drives the engine waits for them."""
@@ -123,8 +124,8 @@ class Run:
     def stop(self) -> None:
         """Ends all requests within a step. Never waits."""
         self.stopped = True
-        for handle in list(self._handles):
-            handle.cancel()
+        for request in list(self._requests):
+            request.cancel()
 
     def follow(self) -> Iterator[None]:
         """Yields whenever there is news, until all is over. If abandoned, the requests are stopped."""
@@ -141,7 +142,7 @@ class Run:
     @property
     def begun(self) -> bool:
         """Whether the engine has begun with any of them."""
-        return any(handle.begun for handle in list(self._handles))
+        return any(request.begun for request in list(self._requests))
 
     @property
     def done(self) -> int:

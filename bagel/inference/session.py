@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ from bagel.inference.work import Handle, Request
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
 
+T = TypeVar("T")
 OnSubmit = Callable[[Handle[Any]], None]
 
 
@@ -70,17 +71,22 @@ class Session:
         """Tokens in the context."""
         return self._history.context.length
 
-    def add(self, item: str | ImageSource) -> None:
+    def add(self, item: str | ImageSource, *, on_submit: OnSubmit | None = None) -> None:
         """Adds a text (`str`) or a picture (a `Path`, bytes, a PIL image or an array) to the conversation.
+
+        Args:
+            item: the text or the picture.
+            on_submit: as in `generate_image`.
 
         Raises:
             PromptError, ImageError, SizeError, ContextLengthError: it cannot be used; the session stays as it was.
             BagelError: a stream of this session is open.
+            CancelledError: it was cancelled.
         """
         self._check_free()
         items = self.bagel.check_items([item], self._output)
         before = len(self.history)
-        self._read(items)
+        self._read(items, on_submit)
         self._marks.append(before)
 
     def generate_image(
@@ -273,16 +279,14 @@ class Session:
         more += runtime.positions(added, latents=self._latents)
         runtime.check_room(self._history.context.position, more)
 
-    def _read(self, items: Sequence[Item]) -> None:
+    def _read(self, items: Sequence[Item], on_submit: OnSubmit | None = None) -> None:
         self._check_room(items)
         history = self._history.copy()
         cost = tokens_of(self.bagel.runtime, items, latents=self._latents)
-        handle = self.bagel.engine.submit(self._reading(history, items), cost)
-        self.bagel.engine.run_until([handle])
-        handle.result()
+        self._run(self.bagel.engine.submit(self._reading(history, items), cost), on_submit)
         self._history = history
 
-    def _run(self, handle: Handle[tuple[History, Result]], on_submit: OnSubmit | None) -> tuple[History, Result]:
+    def _run(self, handle: Handle[T], on_submit: OnSubmit | None) -> T:
         if on_submit is not None:
             on_submit(handle)
         self.bagel.engine.run_until([handle])

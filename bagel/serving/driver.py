@@ -30,6 +30,11 @@ class Job(Generic[T]):
     handle: Handle[T]
     future: Future[T]
 
+    @property
+    def begun(self) -> bool:
+        """Whether the engine has begun with it."""
+        return self.handle.begun
+
     def cancel(self) -> None:
         """Ends the request, by the end of the step at the latest. Never waits; without effect on one that is over."""
         self.handle.cancel()
