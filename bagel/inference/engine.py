@@ -90,7 +90,7 @@ class Engine:
 
     def new_context(self, reserve: int = 0) -> Context:
         """An empty context; `reserve` tokens are expected in all."""
-        return Context(self.model.config.decoder, self.model.dtype, self.model.device, reserve)
+        return Context(self.model.config.decoder, self.model.dtype, self.model.decoder.devices, reserve)
 
     def submit(self, request: Request[T], cost: int = 0) -> Handle[T]:
         """Takes a request in; it begins with the next step that has room. Never waits, whoever is stepping.

@@ -11,6 +11,7 @@ fork, a finished answer or a cancelled request had appended is free again withou
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from weakref import WeakSet
 
@@ -22,16 +23,27 @@ from bagel.sequence import Segment
 
 _SMALLEST_CHUNK = 64
 
+Devices = tuple[torch.device, ...]  # where each layer computes
+
 
 class Chunk:
-    """Memory for `capacity` tokens in all layers: `data` is (layers, 2, kv_heads, capacity, head_dim), keys first."""
+    """Memory for `capacity` tokens in all layers: `layers` are (2, kv_heads, capacity, head_dim) each, keys first, and
+    stand where their layer computes. Layers of one device share one block.
+    """
 
-    def __init__(self, config: DecoderConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, capacity: int, dtype: torch.dtype, devices: Devices) -> None:
         self.capacity = capacity
         self.views: WeakSet[View] = WeakSet()
-        self.data = torch.empty(
-            config.num_layers, 2, config.num_kv_heads, capacity, config.head_dim, dtype=dtype, device=device
-        )
+        shape = (2, config.num_kv_heads, capacity, config.head_dim)
+        blocks = {
+            device: iter(torch.empty(count, *shape, dtype=dtype, device=device).unbind())
+            for device, count in Counter(devices).items()
+        }
+        self.layers: tuple[Tensor, ...] = tuple(next(blocks[device]) for device in devices)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
 
     @property
     def used(self) -> int:
@@ -75,18 +87,15 @@ class Tail:
     def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
         """Writes keys and values, each (n, kv_heads, head_dim), `offset` tokens into the tail."""
         start = self.start + offset
-        target = self.chunk.data[layer, :, :, start : start + keys.shape[0]]
+        target = self.chunk.layers[layer][:, :, start : start + keys.shape[0]]
         target[0].copy_(keys.transpose(0, 1))
         target[1].copy_(values.transpose(0, 1))
 
     def visible(self, layer: int, stop: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values, (kv_heads, n, head_dim) each, of the context and the first `stop` tokens of this tail."""
-        parts = [
-            (v.chunk.data[layer, 0, :, : v.stop], v.chunk.data[layer, 1, :, : v.stop]) for v in self.views_after[:-1]
-        ]
-        own = self.chunk.data[layer, :, :, : self.start + stop]
-        parts.append((own[0], own[1]))
-        return parts
+        seen = [(view.chunk.layers[layer], view.stop) for view in self.views_after[:-1]]
+        seen.append((self.chunk.layers[layer], self.start + stop))
+        return [(pair[0, :, :end], pair[1, :, :end]) for pair, end in seen]
 
 
 class Context:
@@ -98,8 +107,16 @@ class Context:
         position: the rotary position of what comes next.
     """
 
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, reserve: int = 0) -> None:
-        self._config, self._dtype, self._device = config, dtype, device
+    def __init__(
+        self, config: DecoderConfig, dtype: torch.dtype, device: torch.device | Devices, reserve: int = 0
+    ) -> None:
+        """
+        Args:
+            device: of all layers, or one for each of them.
+            reserve: tokens that are expected in all.
+        """
+        self._config, self._dtype = config, dtype
+        self._devices = (device,) * config.num_layers if isinstance(device, torch.device) else device
         self._reserve = reserve  # expected total length: the first chunk is made this large
         self._views: tuple[View, ...] = ()
         self.entries: tuple[Entry, ...] = ()
@@ -108,7 +125,7 @@ class Context:
 
     def fork(self, entries: int | None = None) -> Context:
         """A context that shares this one's memory: all of it, or only its first `entries` segments."""
-        other = Context(self._config, self._dtype, self._device, self._reserve)
+        other = Context(self._config, self._dtype, self._devices, self._reserve)
         if entries is None:
             other._views, other.entries = self._views, self.entries
             other.length, other.position = self.length, self.position
@@ -146,7 +163,7 @@ class Context:
         if last and last.stop + tokens <= last.chunk.capacity and last.chunk.used == last.stop:
             return Tail(self._views, last.chunk, last.stop, last.stop + tokens)
         spare = 0 if scratch else max(self.length, self._reserve - self.length, _SMALLEST_CHUNK)
-        chunk = Chunk(self._config, max(tokens, spare), self._dtype, self._device)
+        chunk = Chunk(self._config, max(tokens, spare), self._dtype, self._devices)
         return Tail(self._views, chunk, 0, tokens)
 
     def commit(self, tail: Tail, segments: tuple[Segment, ...], *, record: bool = True) -> None:
@@ -181,4 +198,4 @@ class Context:
     @property
     def nbytes(self) -> int:
         """Bytes of cache this context looks at, shared chunks included."""
-        return sum(view.chunk.data.nbytes for view in self._views)
+        return sum(view.chunk.nbytes for view in self._views)

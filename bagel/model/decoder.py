@@ -9,6 +9,8 @@ What is unusual about it:
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -91,6 +93,11 @@ class DecoderLayer(nn.Module):
         self.und = Expert(config)
         self.gen = Expert(config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and where the cache of its keys and values stands."""
+        return self.und.input_norm.weight.device
+
     def forward(
         self, und: Tensor, gen: Tensor, und_rope: Rope, gen_rope: Rope, attend: Attend
     ) -> tuple[Tensor, Tensor]:
@@ -116,6 +123,11 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes."""
+        return tuple(cast(DecoderLayer, layer).device for layer in self.layers)
 
     def forward(
         self, und: Tensor, gen: Tensor, positions: tuple[Tensor, Tensor], attend: Attention
