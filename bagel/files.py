@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+_STAGING = ".partial"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,6 +49,84 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text with plain line feeds."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to fill, whose files become those of `folder` once all of them are there.
+
+    They are made in `.partial` within it, so nothing unfinished ever has its final name. An error leaves nothing
+    behind. What a killed process leaves is removed by the next one that writes the same folder.
+
+    Raises:
+        FileExistsError: there is something in the folder already, or it is a file.
+        BlockingIOError: another process is filling it.
+        OSError: it cannot be made or written to.
+    """
+    if folder.exists() and (not folder.is_dir() or any(entry.name != _STAGING for entry in folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise FileExistsError(errno.EEXIST, f"{folder} {what}")
+    is_new = not folder.exists()
+    staging = folder / _STAGING
+    staging.mkdir(parents=True, exist_ok=True)
+    with _locked(staging):
+        try:
+            for left in staging.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield staging
+            for entry in sorted(staging.iterdir()):
+                os.replace(entry, folder / entry.name)
+            staging.rmdir()
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            if is_new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes out until this one leaves or ends; where the system has no such locks, all are let in."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(errno.EAGAIN, f"another process is writing {folder.parent}") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Before something large is written into a folder, which may be missing still.
+
+    Raises:
+        OSError: the disk has less room than `needed` bytes.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"{size_text(needed)} are needed in {folder}, but only {size_text(free)} are free there"
+        )
+
+
+def size_text(count: float) -> str:
+    """Bytes in words, such as 29.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
 
 
 def check_writable(path: Path) -> None:

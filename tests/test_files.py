@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from bagel.files import check_writable, make_writable_folder, write_atomically, write_text
+from bagel.files import (
+    check_free_space,
+    check_writable,
+    make_writable_folder,
+    whole_folder,
+    write_atomically,
+    write_text,
+)
 from bagel.inference.result import save_image
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
@@ -107,3 +115,58 @@ def test_checking_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
 def test_checking_a_pipe_does_not_open_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     check_writable(tmp_path / "pipe.png")
+
+
+def test_a_folder_becomes_whole_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "new"
+    with whole_folder(folder) as staging:
+        (staging / "a").write_text("1")
+        (staging / "inner").mkdir()
+        assert [path.name for path in folder.iterdir()] == [".partial"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "inner"]
+
+
+def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        with whole_folder(folder) as staging:
+            (staging / "a").write_text("1")
+            raise KeyboardInterrupt
+
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder, message in ((tmp_path, "is not empty"), (tmp_path / "file", "is a file")):
+        with pytest.raises(FileExistsError, match=message), whole_folder(folder):
+            raise AssertionError
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / "x" / ".partial" / "sub"
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    with whole_folder(tmp_path / "x") as staging:
+        (staging / "whole").write_text("whole")
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["whole"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
+def test_two_processes_do_not_fill_one_folder(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "x") as staging:
+        (staging / "a").write_text("1")
+        with pytest.raises(BlockingIOError, match="another process"), whole_folder(tmp_path / "x"):
+            raise AssertionError
+    assert (tmp_path / "x" / "a").read_text() == "1"
+
+
+def test_room_on_the_disk(tmp_path: Path) -> None:
+    check_free_space(tmp_path / "missing" / "deeper", 1)
+    with pytest.raises(OSError, match=r"1e\+09 GB are needed in .*missing, but only"):
+        check_free_space(tmp_path / "missing", 10**18)

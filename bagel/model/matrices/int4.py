@@ -27,18 +27,18 @@ class Int4Matrix(QuantisedMatrix):
 
     @classmethod
     def fits(cls, shape: tuple[int, int]) -> bool:
-        return shape[0] % _ROWS == 0 and _group_of(shape[1]) is not None
+        return shape[0] % _ROWS == 0 and group_of(shape[1]) is not None
 
     @classmethod
     def stored_bytes(cls, shape: tuple[int, int]) -> int:
-        group = _group_of(shape[1])
+        group = group_of(shape[1])
         assert group is not None
         return shape[0] * shape[1] // 2 + 4 * shape[0] * shape[1] // group
 
     @classmethod
     def quantise(cls, weight: Tensor) -> Int4Matrix:
         out, inner = weight.shape
-        group = _group_of(inner)
+        group = group_of(inner)
         if group is None or not cls.fits((out, inner)):
             raise CheckpointError(f"a matrix of {out}×{inner} cannot be INT4: it takes multiples of {_ROWS} and of 32")
         values = torch.empty(out // _ROWS, inner, _ROWS // 2, dtype=torch.uint8, device=weight.device)
@@ -79,7 +79,8 @@ class Int4Matrix(QuantisedMatrix):
         return _kernel(self, x) if has_int4_kernel(x.device.type, x.dtype) else None
 
 
-def _group_of(inner: int) -> int | None:
+def group_of(inner: int) -> int | None:
+    """Neighbours in a row of so many weights that share a scale and a middle; None where no number of them fits."""
     return next((group for group in _GROUPS if inner % group == 0), None)
 
 
