@@ -23,6 +23,8 @@ _log = logging.getLogger("bagel.serving")
 PROTECTED = ("/v1", "/metrics")
 """Paths that need a key where there are any."""
 _CLIENT_GONE = 499
+_METHODS = ("GET", "POST", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE")
+"""That are counted by name: a client may make up others, and each would be kept."""
 _BODIES = 8
 """Bodies of all requests present may have this many times the bytes that one may have."""
 
@@ -122,7 +124,8 @@ class Observe:
         finally:
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(scope["method"] if route != "other" else "any", route, str(status)).inc()
+            method = scope["method"] if route != "other" and scope["method"] in _METHODS else "any"
+            self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
             _log.info("%s %s %s %d %.3f s", number, scope["method"], route, status, seconds)
 

@@ -391,6 +391,15 @@ def test_logs_carry_prompts_only_if_wanted(bagel: Bagel, caplog: pytest.LogCaptu
     assert ("private" in text) == wanted
 
 
+def test_methods_that_a_client_makes_up_are_not_kept(live: Live) -> None:
+    for method in ("GET", "DELETE", "MADEUP1", "MADEUP2"):
+        httpx2.request(method, f"{live.url}/health")
+    text = live.get("/metrics").text
+    assert "MADEUP" not in text
+    assert 'method="any",route="/health",status="405"} 2.0' in text
+    assert 'method="DELETE",route="/health",status="405"} 1.0' in text
+
+
 def test_metrics_say_what_happened(bagel: Bagel, loaded: Bagel) -> None:
     other = Bagel(loaded.checkpoint, defaults=loaded.defaults)
     with running(bagel) as live, running(other) as beside:  # two apps in one process
