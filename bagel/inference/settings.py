@@ -319,11 +319,12 @@ def parse_settings(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         setting = SETTINGS.get(name)
         if setting is None:
-            close = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.5)
+            # Of a name that is much longer none is close, and comparing would take long.
+            close = difflib.get_close_matches(name[:_SHOWN], SETTINGS, n=1, cutoff=0.5)
             hint = (
                 f"did you mean {close[0]}?" if close else f"there are {', '.join(s.name for s in task_settings(task))}."
             )
-            raise SettingError(f"there is no setting {name!r}: {hint}")
+            raise SettingError(f"there is no setting {_shown(name)}: {hint}")
         if task not in setting.tasks:
             raise SettingError(f"{name} is no setting of {task!r}: only of {' and '.join(map(repr, setting.tasks))}.")
         parsed[name] = setting.parse(value)

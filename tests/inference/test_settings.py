@@ -129,6 +129,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_unknown_and_foreign_names() -> None:
     with pytest.raises(SettingError, match="no setting 'cfg_img_scale': did you mean cfg_image_scale"):
         resolve("generate", {"cfg_img_scale": 2})
+    with pytest.raises(SettingError) as long:
+        parse_settings("generate", {"a" * 10_000: 1})
+    assert len(str(long.value)) < 500
     with pytest.raises(SettingError, match="no setting 'zzz'"):
         resolve("generate", {"zzz": 2})
     with pytest.raises(SettingError, match="stop is no setting of 'generate'"):
