@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ import gradio as gr
 from bagel.app.desk import Desks
 from bagel.app.language import Labels, Language, say, text
 from bagel.errors import BagelError
+from bagel.serving.errors import log_failure
 from bagel.serving.service import Service
 
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of events that have nothing to wait for."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ def telling(language: Language) -> Iterator[None]:
         yield
     except BagelError as error:
         tell(str(error))
-    except Exception:
-        _log.exception("an event of the page failed")
+    except Exception as error:
+        log_failure(error, "an event of the page", log_prompts=False)
         tell(text(language, "failed"))
 
 

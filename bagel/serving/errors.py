@@ -97,16 +97,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def log_failure(error: BaseException, request_id: str, log_prompts: bool) -> None:
+def log_failure(error: BaseException, what: str, log_prompts: bool) -> None:
     """Writes an unexpected error into the log, and lets go of what its traceback holds in memory.
 
     Args:
+        what: failed, such as the request of this number.
         log_prompts: whether its message may be written, which may quote the request.
     """
     if as_api_error(error).status >= 500 and not isinstance(error, ApiError | ClosedError):
         message = f": {error}" if log_prompts or is_out_of_memory(error) else ""
         where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-        _log.error("%s failed with %s%s\n%s", request_id, type(error).__name__, message, where)
+        _log.error("%s failed with %s%s\n%s", what, type(error).__name__, message, where)
     error.__traceback__ = None
 
 

@@ -109,7 +109,9 @@ def test_the_stage_shows_no_markup_that_the_model_wrote() -> None:
     assert "&lt;img src=x" in stage.at_work(run, "en")
 
 
-def test_errors_are_told_without_markup_and_without_what_is_inside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_told_without_markup_and_without_what_is_inside(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     told: list[str] = []
     monkeypatch.setattr("gradio.Warning", lambda sentence, **_: told.append(sentence))
     for error in (PromptError("not <b>"), ValueError("secret")):
@@ -118,6 +120,8 @@ def test_errors_are_told_without_markup_and_without_what_is_inside(monkeypatch: 
     assert told[0] == "not &lt;b&gt;"
     assert "secret" not in told[1]
     assert "something went wrong" in told[1]
+    assert "failed with ValueError" in caplog.text
+    assert "secret" not in caplog.text.replace('ValueError("secret")', "")  # the line of this test in the traceback
 
 
 def test_thinking_and_answer_are_told_apart_while_they_are_written() -> None:
