@@ -22,6 +22,7 @@ from bagel.errors import BagelError
 from bagel.inference.tasks import Media
 
 PART = "chat"
+_SHARE = 2  # conversations may keep one part in so many of the cache, so that the rest is left for requests
 
 
 class Chat:
@@ -202,7 +203,7 @@ class Chat:
         """
         settings = self.controls.settings(values, "ask" if output == "text" else "generate")
         think = bool(settings.pop("think", self.controls.defaults["think"]))
-        held, room = self._room.desks.tokens, self._room.service.capacity.cache_tokens
+        held, room = self._room.service.session_tokens, self._room.service.capacity.cache_tokens // _SHARE
         if held > room:
             raise BagelError(text(language, "chat_full", held=held, room=room))
         turn = partial(conversation.turn, self._room.service, work, said, pictures, output)

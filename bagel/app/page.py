@@ -32,6 +32,7 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
         name: of the model, for the page's head.
     """
     labels, desks = Labels(language), Desks()
+    service.count_sessions(lambda: desks.tokens)
     service.bagel.runtime.previewer  # noqa: B018 - fitted now, not while the first picture waits for it
     example = example_picture(service.bagel)
     with gr.Blocks(title="BAGEL", analytics_enabled=False, delete_cache=_CACHE) as page:

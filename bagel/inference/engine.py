@@ -79,6 +79,7 @@ class Engine:
         self.spec = PackSpec.of(model.config, special)
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
         self.max_step_pixels = max_step_pixels
+        self.idle_cost: Callable[[], int] = lambda: 0  # of what is kept between requests, such as by sessions
         self.stats = EngineStats()
         self._lock = threading.RLock()  # held by the thread that steps
         self._handles: list[Handle[Any]] = []  # in order of arrival: those at work, then those that wait for room
@@ -233,7 +234,7 @@ class Engine:
             if handle.done:  # cancelled by one that has just begun
                 continue
             if not handle.begun:
-                if active and cost + handle.cost > self.max_active_cost:
+                if active and cost + handle.cost + self.idle_cost() > self.max_active_cost:
                     break
                 cost += handle.cost
                 handle.advance()

@@ -130,7 +130,7 @@ def one_shot(runtime: Runtime, items: Sequence[Item], output: Media, order: Orde
     latents = output == "image"
     items = _after_system_prompt(items, output, order)
     likely = tokens_of(runtime, items, latents=latents) + min(order.most_text, _LIKELY_TEXT) + 2
-    history = yield from _begin(runtime, items, likely + _noised_tokens(runtime, order), latents=latents)
+    history = yield from _begin(runtime, items, likely + noised_tokens(runtime, order), latents=latents)
     make = make_picture if output == "image" else make_text
     result = yield from make(runtime, history, order)
     result.seconds = time.perf_counter() - began
@@ -176,14 +176,14 @@ def check_room(runtime: Runtime, items: Sequence[Item], output: Media, order: Or
 def cost_of(runtime: Runtime, items: Sequence[Item], order: Order, *, latents: bool) -> int:
     """About how many tokens of cache a request holds at the most that reads `items`, then does as ordered."""
     branches = len(flow.roles_used(order.settings))
-    return tokens_of(runtime, items, latents=latents) + order.most_text + branches * _noised_tokens(runtime, order)
+    return tokens_of(runtime, items, latents=latents) + order.most_text + branches * noised_tokens(runtime, order)
 
 
 def _after_system_prompt(items: Sequence[Item], output: Media, order: Order) -> list[Item]:
     return [*([system_prompt(output)] if order.settings.think else []), *items]
 
 
-def _noised_tokens(runtime: Runtime, order: Order) -> int:
+def noised_tokens(runtime: Runtime, order: Order) -> int:
     """Tokens of the picture while it is being drawn, its markers included; 0 where there is none."""
     if order.size is None:
         return 0

@@ -8,7 +8,6 @@ from collections.abc import Generator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from bagel.inference.engine import Engine
@@ -50,32 +49,49 @@ class Driver:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
-        self._starting = threading.Lock()
+        self._changed = threading.Condition()
+        self._jobs: dict[Job[Any], None] = {}  # not over, in order
+        self._ending = False
         self._thread: threading.Thread | None = None
 
     def submit(self, request: Request[T], cost: int = 0) -> Job[T]:
         """Takes a request in, as `Engine.submit`. Never waits."""
         future: Future[T] = Future()
         job = Job(self._engine.submit(_reporting(request, future), cost), future)
-        self._jobs.put(job)
-        with self._starting:
+        with self._changed:
+            self._jobs[job] = None
+            self._ending = False
+            self._changed.notify()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="bagel-engine", daemon=True)
                 self._thread.start()
+        future.add_done_callback(lambda _: self._forget(job))
         return job
 
     def stop(self) -> None:
         """Ends the thread once it has done what it was given."""
-        with self._starting:
-            if self._thread is not None:
-                self._jobs.put(None)
-                self._thread.join()
+        with self._changed:
+            thread, self._ending = self._thread, True
+            self._changed.notify()
+        if thread is not None:
+            thread.join()
+
+    def _forget(self, job: Job[Any]) -> None:
+        with self._changed:
+            del self._jobs[job]
+
+    def _next(self) -> Job[Any] | None:
+        """The oldest job; None: there will be no more, and the thread is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._ending)
+            job = next(iter(self._jobs), None)
+            if job is None:
                 self._thread = None
+            return job
 
     def _run(self) -> None:
         # Whichever request it waits for, a step advances all of them; each reports its own end.
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             try:
                 self._engine.run_until([job.handle])
             except Exception as error:  # a step itself broke, not a request in it: the thread must live on

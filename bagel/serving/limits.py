@@ -35,8 +35,10 @@ class Limits:
     Attributes:
         queue: most requests in all, at work and waiting.
         images: most pictures given in one request.
+        items: most texts and pictures given in one request; each costs time beside its tokens.
         image_pixels: most pixels of a picture given, before it is resized.
         text_characters: most characters of all texts given.
+        stop_characters: most characters of all stop texts.
         n: most results for one prompt.
         timesteps: most `num_timesteps`.
         new_tokens: most tokens written, thinking included. Where a request says nothing, this is the limit, too.
@@ -44,8 +46,10 @@ class Limits:
 
     queue: int = 64
     images: int = 8
+    items: int = 512
     image_pixels: int = 32_000_000
     text_characters: int = 32_768
+    stop_characters: int = 1024
     n: int = 8
     timesteps: int = 250
     new_tokens: int = 4096

@@ -25,7 +25,7 @@ from bagel.inference.api import Bagel
 from bagel.inference.requests import Item, tokens_of
 from bagel.inference.result import Result
 from bagel.inference.settings import MAX_SEED, GenerationSettings, Task
-from bagel.inference.tasks import Media, Order, one_shot, system_prompt
+from bagel.inference.tasks import Media, Order, noised_tokens, one_shot, system_prompt
 from bagel.serving.driver import Driver, Job
 from bagel.serving.limits import BusyError, ClosedError, LimitError, Limits, without_special_tokens
 from bagel.serving.memory import Capacity, capacity
@@ -115,6 +115,8 @@ class Service:
         self._empty = threading.Condition(self._lock)
         self._durations: deque[float] = deque(maxlen=32)  # seconds of the last requests
         self._driver = Driver(engine)
+        self._sessions: list[Callable[[], int]] = []
+        engine.idle_cost = lambda: self.session_tokens
 
     # ------------------------------------------------------------------------------------------------------- requests
 
@@ -211,6 +213,15 @@ class Service:
         self._durations.append(time.monotonic() - began)
         self._give_back(1)
 
+    def count_sessions(self, tokens: Callable[[], int]) -> None:
+        """From now on requests have the room that sessions leave which keep so many tokens between their turns."""
+        self._sessions.append(tokens)
+
+    @property
+    def session_tokens(self) -> int:
+        """Of cache, that sessions keep between their turns."""
+        return sum(tokens() for tokens in self._sessions)
+
     def check(
         self, inputs: Sequence[str | ImageSource], output: Media, settings: dict[str, Any], callbacks: Callbacks
     ) -> tuple[list[Item], Order]:
@@ -218,6 +229,7 @@ class Service:
 
         Raises:
             LimitError, BagelError: it cannot be run.
+            BusyError: there is no room beside what sessions keep now.
         """
         self._check_counts(inputs)
         inputs = [without_special_tokens(item) if isinstance(item, str) else self.reduced(item) for item in inputs]
@@ -241,7 +253,40 @@ class Service:
                 f"the request needs {cost} tokens of cache, this service has memory for {self.capacity.cache_tokens}: "
                 "shorten it, or ask for a smaller picture or fewer tokens."
             )
+        held = self.session_tokens
+        if cost > self.capacity.cache_tokens - held:
+            raise BusyError(
+                f"the request needs {cost} tokens of cache, and open conversations hold {held} of "
+                f"{self.capacity.cache_tokens}: try again later.",
+                self._retry_after(),
+            )
+        self._check_passes(items, output, order)
         return items, order
+
+    def _check_passes(self, items: Sequence[Item], output: Media, order: Order) -> None:
+        """
+        Raises:
+            LimitError: a pass that cannot be divided is larger than the memory holds.
+        """
+        runtime = self.bagel.runtime
+        # What is given is read in one pass, and so is what was written, where something follows it.
+        read = max(tokens_of(runtime, items, latents=output == "image"), order.most_text)
+        tokens = max(read, noised_tokens(runtime, order))
+        most_tokens, most_pixels = self.capacity.step_tokens, self.capacity.step_pixels
+        if tokens > most_tokens:
+            raise LimitError(
+                f"the request needs a pass of {tokens} tokens, this service has memory for {most_tokens}: "
+                "shorten it, or ask for a smaller picture or fewer tokens."
+            )
+        if output == "text":
+            return
+        for _, content in items:
+            width, height = (0, 0) if isinstance(content, str) else runtime.vae_transform.size(*content.size)
+            if width * height > most_pixels:
+                raise LimitError(
+                    f"a picture given is read at {width}×{height}, {width * height} pixels, this service has memory "
+                    f"for {most_pixels}: give a smaller one."
+                )
 
     def check_order(self, order: Order) -> None:
         """
@@ -264,6 +309,10 @@ class Service:
             raise LimitError(
                 f"{order.most_text} tokens of text are asked for: this service writes at most {self.limits.new_tokens}."
             )
+        # Every token is compared with all of them, while everybody waits.
+        characters, most = sum(map(len, settings.stop)), self.limits.stop_characters
+        if characters > most:
+            raise LimitError(f"the stop texts have {characters} characters: this service takes at most {most}.")
 
     def check_n(self, n: int) -> None:
         """
@@ -283,6 +332,10 @@ class Service:
             raise LimitError(f"there are {count} pictures: this service takes at most {self.limits.images}.")
 
     def _check_counts(self, inputs: Sequence[str | ImageSource]) -> None:
+        if len(inputs) > self.limits.items:
+            raise LimitError(
+                f"there are {len(inputs)} texts and pictures: this service takes at most {self.limits.items}."
+            )
         texts = [item for item in inputs if isinstance(item, str)]
         self.check_pictures(len(inputs) - len(texts))
         characters = sum(map(len, texts))
@@ -307,7 +360,7 @@ class Service:
     def _default_tokens(self, name: str) -> int:
         task: Task = "ask" if name == "max_new_tokens" else "generate"
         default = self.bagel.defaults.of(task).get(name, getattr(GenerationSettings(), name))
-        return min(int(default), self.limits.new_tokens)
+        return min(int(default), self.limits.new_tokens, self.capacity.step_tokens)
 
     def count(self, items: Sequence[Item], output: Media, order: Order) -> TokenCount:
         """The tokens that a request reads before it writes or draws."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
 import json
 import os
 import signal
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -250,6 +253,62 @@ def test_what_the_memory_never_holds_is_refused_at_once(bagel: Bagel) -> None:
     assert small.present == 0
 
 
+def test_what_no_pass_holds_is_refused_at_once(bagel: Bagel, picture: Image.Image) -> None:
+    service = Service(bagel, memory=1 << 30)
+    whole = service.capacity
+    service.capacity = dataclasses.replace(whole, step_pixels=1000)
+    service.check([picture, "x"], "text", {}, Callbacks())
+    with pytest.raises(LimitError, match="a picture given is read at"):
+        service.check([picture, "x"], "image", {"size": (16, 16)}, Callbacks())
+    service.capacity = dataclasses.replace(whole, step_tokens=50)
+    for inputs, output, settings in (
+        (["x" * 60], "text", {}),
+        (["x"], "text", {"max_new_tokens": 51}),
+        (["x"], "image", {"size": (128, 128)}),
+    ):
+        with pytest.raises(LimitError, match=r"needs a pass of \d+ tokens, this service has memory for 50"):
+            service.check(inputs, output, settings, Callbacks())  # type: ignore[arg-type]
+    service.capacity = dataclasses.replace(whole, step_tokens=10)
+    assert service.check(["x"], "text", {}, Callbacks())[1].most_text == 10
+
+
+def test_requests_have_the_room_that_sessions_leave(bagel: Bagel) -> None:
+    service = Service(bagel, memory=1 << 30)
+    room, held = service.capacity.cache_tokens, 0
+    service.count_sessions(lambda: held)
+    held = room - 50
+    with pytest.raises(BusyError, match=f"open conversations hold {held} of {room}"):
+        service.start(["x"], size="128x128")
+    assert service.present == 0
+    bagel.engine.max_active_cost, held = 400, 0
+    first = service.start(["x"], size="128x128", num_timesteps=100)
+    wait_for(lambda: bagel.engine.active == 1)
+    second = service.start(["x"], size="128x128", num_timesteps=100)
+    wait_for(lambda: bagel.engine.active == 2)
+    held = 300
+    third = service.start(["x"], size="32x32", num_timesteps=3)
+    wait_for(lambda: bagel.engine.stats.steps > 20)
+    assert bagel.engine.waiting == 1
+    held = 0
+    third.jobs[0].future.result(30)
+    for started in (first, second):
+        started.cancel()
+    service.stop()
+
+
+def test_what_is_over_is_let_go_of_while_earlier_requests_go_on(bagel: Bagel) -> None:
+    service = Service(bagel, memory=1 << 30)
+    first = service.start(["x"], size="128x128", num_timesteps=250)
+    job = service.start(["x"], size="32x32", num_timesteps=3).jobs[0]
+    job.future.result(30)
+    over = weakref.ref(job)
+    del job
+    wait_for(lambda: gc.collect() >= 0 and over() is None)
+    assert not first.jobs[0].future.done()
+    first.cancel()
+    service.stop()
+
+
 def test_first_come_first_served(bagel: Bagel) -> None:
     """Where only one finds room at a time, they end in the order in which they came."""
     service = Service(bagel, memory=1 << 30)
@@ -314,6 +373,10 @@ def test_limits_of_pictures(bagel: Bagel, picture: Image.Image) -> None:
     ):
         with pytest.raises(ValueError, match=match):
             service.start(inputs, output="text")
+    with pytest.raises(LimitError, match="513 texts and pictures: this service takes at most 512"):
+        service.start([""] * 513, output="text")
+    with pytest.raises(LimitError, match="stop texts have 1025 characters"):
+        service.start(["x"], output="text", stop=["a"] * 1025)
     with pytest.raises(LimitError, match="n is 9"):
         service.start(["x"], n=9)
     assert service.present == 0
