@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"there is no sheet {unknown[0]!r}: there are {', '.join(SHEETS)}")
     options.output.mkdir(parents=True, exist_ok=True)
-    bagel = Bagel.from_pretrained("mini", device="cpu", dtype="float32")
+    bagel = Bagel.from_pretrained("mini", device="cpu", precision="float32")
     for name in options.names or SHEETS:
         path = options.output / f"{name}.png"
         SHEETS[name](bagel).save(path, optimize=True)

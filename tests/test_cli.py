@@ -26,7 +26,21 @@ from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecip
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
-COMMANDS = ("generate", "edit", "ask", "chat", "app", "serve", "demo", "info", "verify", "train", "eval", "bench")
+COMMANDS = (
+    "generate",
+    "edit",
+    "ask",
+    "chat",
+    "app",
+    "serve",
+    "demo",
+    "info",
+    "verify",
+    "init",
+    "train",
+    "eval",
+    "bench",
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +174,7 @@ def test_edit_and_ask(tiny: str) -> None:
         (("generate", "x", "--seed", "9" * 401), "seed is 9+…: it must be"),
         (("chat", "--seed", "9" * 401), "seed is 9+…: it must be"),
         (("generate", "x", "-o", "out.xyz"), "png"),
-        (("generate", "x", "--dtype", "float99"), "float99"),
+        (("generate", "x", "--precision", "float99"), "float99"),
         (("generate", "x", "--device", "toaster"), "toaster"),
         (("edit", "missing.png", "make it dark"), "missing.png"),
         (("ask", "missing.png", "What?"), "missing.png"),
@@ -328,7 +342,7 @@ def test_info_counts_what_is_there(tiny: str) -> None:
 
 
 def test_info_of_the_official_size() -> None:
-    facts = json.loads(run("info", "7b", "--json", "-").stdout)
+    facts = json.loads(run("info", "7b-mot", "--json", "-").stdout)
     assert facts["folder"] is None
     assert 14.0e9 < facts["parameters"]["total"] < 15.2e9
     assert facts["cache_bytes"]["a token"] == 2 * 2 * 28 * 4 * 128

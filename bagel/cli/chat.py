@@ -13,7 +13,7 @@ from bagel.cli.options import (
     INTERRUPTED,
     CheckpointOption,
     DeviceOption,
-    DtypeOption,
+    PrecisionOption,
     command,
     complain,
     load,
@@ -53,11 +53,11 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Of the first thing generated; counts up with each.", min=0)] = None,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = "auto",
 ) -> None:
     """Talk, show pictures, have pictures drawn: one conversation, each turn computed once. /help lists the commands."""
     seed = parse_settings("generate", {"seed": seed})["seed"]
-    bagel = load(checkpoint, device, dtype)
+    bagel = load(checkpoint, device, precision)
     Conversation(bagel, output, think=think, seed=seed).run()
 
 

@@ -12,7 +12,7 @@ import typer
 from bagel.cli.options import (
     CheckpointOption,
     DeviceOption,
-    DtypeOption,
+    PrecisionOption,
     JsonOption,
     command,
     load,
@@ -44,7 +44,7 @@ def generate(
     n: CountOption = 1,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = "auto",
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
@@ -53,7 +53,7 @@ def generate(
     bagel generate "a red car under a yellow sun" -o car.png --seed 0
     """
     _check_output(output)
-    bagel = load(checkpoint, device, dtype)
+    bagel = load(checkpoint, device, precision, ("generate",))
     with step_bar("drawing") as progress:
         results = bagel.generate(prompts, n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
@@ -68,7 +68,7 @@ def edit(
     n: CountOption = 1,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = "auto",
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
@@ -77,7 +77,7 @@ def edit(
     bagel edit car.png "make it night" -o night.png
     """
     _check_output(output)
-    bagel = load(checkpoint, device, dtype)
+    bagel = load(checkpoint, device, precision)
     with step_bar("drawing") as progress:
         results = bagel.edit([images], [instruction], n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
@@ -91,7 +91,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="A question about them.", metavar="QUESTION")],
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = "auto",
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
@@ -101,7 +101,7 @@ def ask(
     """
     if not images and os.path.isfile(question):
         raise PromptError(f"{question} is a file, and the question about it is missing: write it behind the picture.")
-    bagel = load(checkpoint, device, dtype)
+    bagel = load(checkpoint, device, precision, ("understand",))
     quiet, thinking = json == "-", bool(settings.get("think"))
     result = bagel.ask(
         images or None,

@@ -11,8 +11,8 @@ from rich.table import Table
 from bagel.cli.options import (
     CheckpointOption,
     DeviceOption,
-    DtypeOption,
     JsonOption,
+    PrecisionOption,
     command,
     load,
     notes,
@@ -79,7 +79,7 @@ def verify(
     tolerance: Annotated[float, typer.Option(help="Largest relative error of floats that passes.", min=0.0)] = 1e-5,
     failed_only: Annotated[bool, typer.Option("--failed", help="Show only the rows that fail.")] = False,
     device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = "float32",
     json: JsonOption = None,
 ) -> None:
     """Compute recorded cases anew and compare, a row for each quantity.
@@ -90,7 +90,7 @@ def verify(
 
     from bagel.verify import verify as run
 
-    dtypes = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise DeviceError(f"dtype is {dtype!r}: it must be {', '.join(dtypes)}.")
     console = notes()
@@ -136,7 +136,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.", min=0)] = 0,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Draw, edit, answer and think with the embedded model; writes a contact sheet and a page."""
@@ -144,7 +144,7 @@ def demo(
 
     if output.exists() and not output.is_dir():
         raise SettingError(f"{output} is a file: give a folder to write to.")
-    bagel = load(checkpoint, device, dtype)
+    bagel = load(checkpoint, device, precision)
     report = run_demo(bagel, output, seed=seed, console=notes())
     if json != "-":
         print(f"{output / 'index.html'}\n{output / 'index.png'}")

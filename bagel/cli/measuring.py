@@ -12,7 +12,7 @@ from rich.table import Table
 from bagel.cli.options import (
     CheckpointOption,
     DeviceOption,
-    DtypeOption,
+    PrecisionOption,
     JsonOption,
     command,
     load,
@@ -58,7 +58,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 25,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = "auto",
     json: JsonOption = None,
 ) -> None:
     """Score every ability on fresh scenes with fixed seeds, exactly right or not, with 95% intervals.
@@ -67,15 +67,15 @@ def evaluate(
     """
     if suite != "mini":
         raise SettingError(f"there is no evaluation {suite!r}: there is mini.")
-    from bagel.inference.loading import find_folder
+    from bagel.inference.loading import find_checkpoint
     from bagel.mini.evaluate import evaluate as run
     from bagel.mini.evaluate import pick_rows
 
     names = pick_rows(rows)  # before the model is loaded
-    bagel = load(checkpoint, device, dtype)
+    bagel = load(checkpoint, device, precision)
     head = {
         "checkpoint": checkpoint,
-        "fingerprint": _fingerprint(find_folder(checkpoint)),
+        "fingerprint": _fingerprint(find_checkpoint(checkpoint)),
         "dtype": str(bagel.dtype)[6:],
     }
     known = _known_rows(json, {**head, "items": items, "seed": seed})

@@ -6,8 +6,8 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
@@ -22,6 +22,7 @@ from bagel.inference.settings import SETTINGS, TASKS, Setting, Task, parse_setti
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
 
+ALL_TASKS = ("generate", "edit", "understand")
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -32,7 +33,14 @@ CheckpointOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="DEVICE")]
-DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, float32, bfloat16, float16, or of the decoder's matrices int8, int8-dynamic, fp8, fp8-dynamic, int4, "
+        "nf4; more parts behind it: int8,head=int8,vit=int8,activations=float16,autoencoder=bfloat16.",
+        metavar="PRECISION",
+    ),
+]
 JsonOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
     typer.Option("--json", help="Write the result as JSON to this file; - is standard output.", metavar="FILE"),
@@ -138,15 +146,13 @@ def tables() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=240)
 
 
-def load(checkpoint: str, device: str, dtype: str) -> Bagel:
-    """A model, with a word on the terminal while it loads."""
+def load(checkpoint: str, device: str, precision: str, tasks: Sequence[str] = ALL_TASKS) -> Bagel:
+    """A model for some tasks, with a word on the terminal while it loads."""
     from bagel.inference.api import Bagel
 
     console = notes()
-    if not console.is_terminal:
-        return Bagel.from_pretrained(checkpoint, device=device, dtype=dtype)
-    with console.status(f"loading {escape(checkpoint)}"):
-        return Bagel.from_pretrained(checkpoint, device=device, dtype=dtype)
+    with console.status(f"loading {escape(checkpoint)}") if console.is_terminal else nullcontext():
+        return Bagel.from_pretrained(checkpoint, device=device, precision=precision, tasks=tasks)
 
 
 @contextmanager

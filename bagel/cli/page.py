@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bagel.cli.options import CheckpointOption, DeviceOption, command, load, notes
+from bagel.cli.options import CheckpointOption, DeviceOption, PrecisionOption, command, load, notes
 from bagel.errors import BagelError, SettingError
 
 
@@ -31,10 +31,7 @@ def app(
     ] = None,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    precision: Annotated[
-        str,
-        typer.Option("--precision", "--dtype", help="auto, float32, bfloat16 or float16.", metavar="DTYPE"),
-    ] = "auto",
+    precision: PrecisionOption = "auto",
     lang: Annotated[Literal["en", "zh"], typer.Option(help="Language that the page begins in.")] = "en",
 ) -> None:
     """Open the page: draw, edit, ask and chat in a browser. Ctrl-C ends.
@@ -50,7 +47,7 @@ def app(
     with listen(host, port) as listening:  # before minutes go into loading a large model
         port = listening.getsockname()[1]
     bagel = load(checkpoint, device, precision)
-    name = f"{checkpoint} · {bagel.device} · {str(bagel.dtype).removeprefix('torch.')}"
+    name = f"{checkpoint} · {bagel.device} · {bagel.checkpoint.precision.name}"
     page = create_page(Service(bagel), language=lang, name=name)
     try:
         _, local, public = page.launch(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bagel.cli.options import CheckpointOption, DeviceOption, DtypeOption, command, load, notes
+from bagel.cli.options import CheckpointOption, DeviceOption, PrecisionOption, command, load, notes
 from bagel.errors import BagelError, SettingError
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -22,7 +22,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
+    precision: PrecisionOption = "auto",
     model_name: Annotated[
         str | None, typer.Option(help="By which clients ask for the model; the checkpoint's name if not given.")
     ] = None,
@@ -116,7 +116,7 @@ def serve(
             timesteps=max_timesteps,
             new_tokens=max_new_tokens,
         )
-        bagel = load(checkpoint, device, dtype)
+        bagel = load(checkpoint, device, precision)
         service = Service(bagel, limits=limits, memory=None if memory is None else int(memory * 2**30))
         options = ServerOptions(
             model_name=model_name or name_of(checkpoint),

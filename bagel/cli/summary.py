@@ -11,7 +11,7 @@ from torch import nn
 from bagel.checkpoint.official import read_config
 from bagel.config import NAMED_CONFIGS, BagelConfig
 from bagel.inference.defaults import official_defaults, read_defaults
-from bagel.inference.loading import find_folder
+from bagel.inference.loading import find_checkpoint
 from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 
@@ -27,7 +27,7 @@ def describe(name: str) -> dict[str, Any]:
         config = NAMED_CONFIGS[name]
         defaults = official_defaults(config)
     else:
-        folder = find_folder(name)
+        folder = find_checkpoint(name)
         config = read_config(folder)
         defaults = read_defaults(folder, config)
     decoder, vit, vae = config.decoder, config.vit, config.vae

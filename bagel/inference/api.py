@@ -6,7 +6,7 @@ import dataclasses
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bagel.checkpoint.official import Checkpoint
+from bagel.checkpoint.official import TASKS, Checkpoint
 from bagel.errors import PromptError, SettingError
 from bagel.images import ImageSource, open_image
 from bagel.inference.batch import as_batch, check_stream, naming, opener, pair, spread, with_progress
@@ -75,25 +75,31 @@ class Bagel:
         cls,
         name: str | os.PathLike[str] = "mini",
         *,
-        dtype: str | torch.dtype = "auto",
+        precision: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
+        tasks: Collection[str] = TASKS,
         compile: bool = False,
     ) -> Bagel:
         """Loads a checkpoint.
 
         Args:
-            name: "mini" (the embedded model), a folder in the official layout, or a hub id such as
-                "ByteDance-Seed/BAGEL-7B-MoT", which is downloaded once.
-            dtype: "float32", "bfloat16", "float16", or "auto": bfloat16 on accelerators and for checkpoints above 1 GB
-                (on GPUs without bfloat16 float32, above 1 GB float16). The autoencoder is in float32 in any case.
+            name: "mini" (the embedded model), a folder in the official layout or a file with weights in one, or a hub
+                id such as "ByteDance-Seed/BAGEL-7B-MoT", which is downloaded once.
+            precision: "float32", "bfloat16", "float16"; "int8", "int8-dynamic", "fp8", "fp8-dynamic", "int4" or "nf4"
+                for the decoder's big matrices, which are rounded while they are read; or "auto": bfloat16 on
+                accelerators and for checkpoints above 1 GB (on GPUs without bfloat16 float32, above 1 GB float16). More
+                parts may follow, as in "int8,head=int8,vit=int8". The autoencoder is in float32 unless it says
+                "autoencoder=bfloat16". See `bagel.checkpoint.precision`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto": the best there is.
+            tasks: what the model is for, of "generate", "edit" and "understand". ("understand",) leaves out the gen
+                expert, nearly half of all weights, and the autoencoder; ("generate",) the vision transformer.
             compile: as in `__init__`.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
             DeviceError: the device or precision is unknown, or not to be had here.
         """
-        checkpoint, folder = load(name, dtype, device, pack=not compile)
+        checkpoint, folder = load(name, precision, device, tasks, pack=not compile)
         return cls(checkpoint, defaults=read_defaults(folder, checkpoint.config), compile=compile)
 
     @property
@@ -260,6 +266,24 @@ class Bagel:
             raise PromptError("there is neither text nor picture: give at least one.")
         return items
 
+    def check_loaded_for(self, task: Task, *, pictures: bool = True) -> None:
+        """
+        Args:
+            task: that is to be done.
+            pictures: whether it reads any.
+
+        Raises:
+            SettingError: the model was loaded without the parts that this takes.
+        """
+        needs: str = "understand" if task == "ask" else task
+        loaded = set(self.checkpoint.tasks)
+        if "edit" in loaded or needs in loaded or (needs == "understand" and not pictures):
+            return
+        raise SettingError(
+            f"this model was loaded with tasks={tuple(self.checkpoint.tasks)!r}, which leaves out what {needs!r} takes: "
+            f"load it with tasks=({needs!r},) too, or with all of them."
+        )
+
     def picture_size(self, settings: GenerationSettings, items: Sequence[Item]) -> tuple[int, int]:
         """Width and height of the picture to be drawn: as set, or that of the last picture, or the checkpoint's
             default.
@@ -279,6 +303,7 @@ class Bagel:
 
     def order(self, task: Task, values: dict[str, Any], items: Sequence[Item], **extra: Any) -> Order:
         """Validates the settings of one request; a picture's size is found from `items`."""
+        self.check_loaded_for(task, pictures=any(isinstance(content, Image.Image) for _, content in items))
         settings = resolve(task, values, self.defaults.of(task))
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         size = None if task == "ask" else self.picture_size(settings, items)

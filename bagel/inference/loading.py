@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from bagel.checkpoint.official import (
     AUTOENCODER_FILE,
+    TASKS,
     Checkpoint,
-    load_autoencoder,
+    folder_of,
     load_checkpoint,
-    model_file,
+    weight_bytes,
 )
+from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
 from bagel.errors import CheckpointError, DeviceError
 from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.model.bagel import BagelModel
-from bagel.model.packed import pack_weights
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
 _LARGE = 10**9  # bytes
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHT_FILES = (".safetensors", ".json", ".gguf")
 _HUB_FILES = ["*.json", "merges.txt", "ema.safetensors", "model.safetensors", AUTOENCODER_FILE, DEFAULTS_FILE]
 
 
-def find_folder(name: str | os.PathLike[str]) -> Path:
-    """The local folder of a checkpoint: "mini", a folder, or a hub id, which is downloaded where it is not cached.
+def find_checkpoint(name: str | os.PathLike[str]) -> Path:
+    """The local place of a checkpoint: "mini", a folder, a file with weights in one, or a hub id, which is downloaded
+    where it is not cached.
 
     Raises:
         CheckpointError: there is none, or it cannot be downloaded.
@@ -38,12 +41,15 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
         if not MINI_FOLDER.is_dir():
             raise CheckpointError(f"the embedded model is missing from {MINI_FOLDER}: install the package anew.")
         return MINI_FOLDER
-    folder = Path(text).expanduser()
-    if folder.is_dir():
-        return folder
+    place = Path(text).expanduser()
+    if place.is_dir() or (place.is_file() and place.suffix in _WEIGHT_FILES):
+        return place
     if isinstance(name, str) and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", text):
         return _download(text)
-    raise CheckpointError(f"{text!r} is no folder: give 'mini', a checkpoint folder, or a hub id such as 'owner/name'.")
+    raise CheckpointError(
+        f"{text!r} is no checkpoint: give 'mini', a checkpoint folder, a file with weights in one "
+        f"({', '.join(_WEIGHT_FILES)}), or a hub id such as 'owner/name'."
+    )
 
 
 def _download(repository: str) -> Path:
@@ -84,23 +90,25 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str | torch.dtype, device: torch.device, folder: Path) -> torch.dtype:
-    """The precision of the model. "auto" is bfloat16 on accelerators and for large checkpoints.
+def choose_precision(precision: str | torch.dtype, device: torch.device, where: Path) -> Precision:
+    """In what the parts of a model are kept. "auto" is bfloat16 on accelerators and for large checkpoints.
 
     CUDA devices that only emulate bfloat16 (before compute capability 8) get float32, or float16 for large checkpoints:
     in float32 these would not fit. Activations beyond 65504 overflow in float16, so bfloat16 is the first choice.
 
     Raises:
-        DeviceError: unknown.
+        DeviceError: unknown, or the device cannot compute in it.
     """
-    if dtype == "auto":
-        large = model_file(folder).stat().st_size > _LARGE
-        if device.type == "cuda" and not _has_bfloat16(device):
-            return torch.float16 if large else torch.float32
-        return torch.float32 if device.type == "cpu" and not large else torch.bfloat16
-    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen is None or chosen not in _DTYPES.values():
-        raise DeviceError(f"dtype is {dtype!r}: it must be 'auto', {', '.join(map(repr, _DTYPES))}.")
+    half = torch.float16 if device.type == "cuda" and not _has_bfloat16(device) else torch.bfloat16
+    if precision == "auto":
+        large = weight_bytes(where) > _LARGE
+        emulated = device.type == "cuda" and half == torch.float16
+        if not large and (device.type == "cpu" or emulated):
+            half = torch.float32
+        return Precision(half)
+    text = str(precision).removeprefix("torch.") if isinstance(precision, torch.dtype) else precision
+    chosen = parse_precision(text, activations=half)
+    check_hardware(chosen, device)
     return chosen
 
 
@@ -110,31 +118,28 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def load(
-    name: str | os.PathLike[str], dtype: str | torch.dtype, device: str | torch.device, *, pack: bool = True
+    name: str | os.PathLike[str],
+    precision: str | torch.dtype,
+    device: str | torch.device,
+    tasks: Collection[str] = TASKS,
+    *,
+    pack: bool = True,
 ) -> tuple[Checkpoint, Path]:
     """Loads a checkpoint for inference, and says in which folder it is. Arguments and errors as
     `Bagel.from_pretrained`.
 
     On the CPU the weights of the model are packed where that pays, unless `pack` is false: what is packed cannot be
     compiled.
-
-    The autoencoder is in float32 whatever the model is in: bfloat16 resolves half a grey level at best, and its many
-    layers add up to several. It is small, and runs once for each picture.
     """
-    where = choose_device(device)
-    folder = find_folder(name)
-    precision = choose_dtype(dtype, where, folder)
-    checkpoint = load_checkpoint(folder, dtype=precision, device=where)
-    if precision != torch.float32:
-        checkpoint.autoencoder = load_autoencoder(folder, device=where)
-    if pack:
-        pack_weights(checkpoint.model)
-    return checkpoint, folder
+    device = choose_device(device)
+    where = find_checkpoint(name)
+    chosen = choose_precision(precision, device, where)
+    return load_checkpoint(where, precision=chosen, device=device, tasks=tasks, pack=pack), folder_of(where)
 
 
 def compile_experts(model: BagelModel) -> None:
     """Runs `torch.compile` on everything in a layer but the softmax; the number of tokens stays free."""
     for layer in model.decoder.layers:
-        for expert in (layer.und, layer.gen):
+        for expert in filter(None, (layer.und, layer.gen)):
             for method in ("project", "finish"):
                 setattr(expert, method, torch.compile(getattr(expert, method), dynamic=True))

@@ -52,6 +52,7 @@ class Session:
                 for answering), and pictures and answers are thought about by default.
             understanding: no pictures will be drawn.
         """
+        bagel.check_loaded_for("ask" if understanding else "edit")
         self.bagel, self.think, self.understanding = bagel, think, understanding
         self._history = History(bagel.engine.new_context())
         self._marks: list[int] = []  # number of turns before each add and generate

@@ -31,7 +31,7 @@ def embed(run: Path, autoencoder: Path | None = None, folder: Path = MINI_FOLDER
     Raises:
         CheckpointError: one of them is no checkpoint, or the encoders differ.
     """
-    checkpoint = load_checkpoint(latest(run), dtype=torch.float32)
+    checkpoint = load_checkpoint(latest(run), precision=torch.float32)
     pictures = checkpoint.autoencoder
     if autoencoder is not None:
         pictures = load_autoencoder(latest(autoencoder))

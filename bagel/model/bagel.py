@@ -79,6 +79,23 @@ class BagelModel(nn.Module):
         self.register_buffer("latent_pos_embed", sincos_table(config.max_latent_size, hidden))
         self.register_buffer("vit_pos_embed", sincos_table(config.vit_max_num_patch_per_side, hidden))
 
+    def drop(self, *, pictures_in: bool = False, pictures_out: bool = False) -> None:
+        """Leaves out what a task does not need; it is not to be called on afterwards.
+
+        Args:
+            pictures_in: the vision transformer and its connector, so that pictures can be drawn from texts alone.
+            pictures_out: the gen expert and the way of latents in and out, so that texts alone are written.
+        """
+        # A module set to None stays known by its name and is neither moved, stored nor counted.
+        if pictures_in:
+            for name in ("vit", "connector", "vit_pos_embed"):
+                setattr(self, name, None)
+        if pictures_out:
+            for name in ("latent_in", "latent_out", "time_embedding", "latent_pos_embed"):
+                setattr(self, name, None)
+            for module, name in ((self.decoder, "norm_gen"), *((layer, "gen") for layer in self.decoder.layers)):
+                setattr(module, name, None)
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations: that of the norms (large matrices may be stored otherwise)."""

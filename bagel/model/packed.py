@@ -72,15 +72,20 @@ def pack_weights(module: nn.Module) -> int:
     for part in module.modules():
         for parameter in part.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
-    packed = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is not nn.Linear or owners[id(child.weight)] > 1:
-                continue
-            if _pays(child.weight) and can_pack(child.weight.dtype):
-                setattr(parent, name, PackedLinear(child))
-                packed += 1
-    return packed
+    tied = {
+        name for name, child in module.named_modules() if isinstance(child, nn.Linear) and owners[id(child.weight)] > 1
+    }
+    return sum(pack_linear(module, name) for name, _ in list(module.named_modules()) if name not in tied)
+
+
+def pack_linear(module: nn.Module, name: str) -> bool:
+    """Packs one linear map inside a module, if it is one and that pays. Its weights are not tied to others."""
+    child = module.get_submodule(name)
+    if type(child) is not nn.Linear or not _pays(child.weight) or not can_pack(child.weight.dtype):
+        return False
+    parent, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, PackedLinear(child))
+    return True
 
 
 def _pays(weight: Tensor) -> bool:

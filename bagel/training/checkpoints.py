@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 
 from bagel.errors import RecipeError, TrainingError
-from bagel.inference.loading import find_folder
+from bagel.inference.loading import find_checkpoint
 
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "training_state.pt"
@@ -42,7 +42,7 @@ def find(name: str) -> Path:
     Raises:
         CheckpointError: there is none, or it cannot be downloaded.
     """
-    return latest(find_folder(name))
+    return latest(find_checkpoint(name))
 
 
 def save(run: Path, step: int, state: dict[str, Any], write_weights: Callable[[Path], None], keep: int) -> Path:

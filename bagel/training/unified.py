@@ -212,7 +212,7 @@ def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, T
     begun = checkpoint_folders(recipe.output)
     if begun or recipe.init is not None:
         # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
-        loaded = load_checkpoint(begun[-1] if begun else find(recipe.init or ""), dtype=torch.float32)
+        loaded = load_checkpoint(begun[-1] if begun else find(recipe.init or ""), precision=torch.float32)
         own = begun or recipe.autoencoder is None
         autoencoder = loaded.autoencoder if own else load_autoencoder(find(recipe.autoencoder or ""))
         return loaded.config, loaded.model, autoencoder, loaded.tokenizer

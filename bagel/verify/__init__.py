@@ -95,7 +95,7 @@ def verify(
     """
     device = choose_device(device)
     recorded = Recorded(folder)
-    checkpoint = load_checkpoint(recorded.folder / "checkpoint", dtype=dtype, device=device)
+    checkpoint = load_checkpoint(recorded.folder / "checkpoint", precision=dtype, device=device)
     spec = PackSpec.of(checkpoint.config, checkpoint.special)
     defaults = Defaults(vae_transform=recorded.transforms["vae"], vit_transform=recorded.transforms["vit"])
     subject = Subject(recorded, checkpoint, spec, Bagel(checkpoint, defaults=defaults))

@@ -60,8 +60,8 @@ class BagelLoad:
                     ["auto", "cpu", "cuda", *more_gpus, "mps"],
                     {"default": "auto", "tooltip": "auto: the best there is."},
                 ),
-                "dtype": (
-                    ["auto", "float32", "bfloat16", "float16"],
+                "precision": (
+                    ["auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4", "nf4"],
                     {"default": "auto", "tooltip": "auto: bfloat16 on GPUs and for large checkpoints, else float32."},
                 ),
             }
@@ -72,7 +72,7 @@ class BagelLoad:
         """A local folder may have been written anew, by training for one."""
         return files_state(checkpoint or "")
 
-    def load(self, checkpoint: str, device: str, dtype: str) -> tuple[Bagel]:
+    def load(self, checkpoint: str, device: str, precision: str) -> tuple[Bagel]:
         """
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
@@ -80,10 +80,10 @@ class BagelLoad:
         """
         from bagel import Bagel
 
-        key = (checkpoint, device, dtype, files_state(checkpoint))
+        key = (checkpoint, device, precision, files_state(checkpoint))
         if BagelLoad._loaded is None or BagelLoad._loaded[0] != key:
             BagelLoad._loaded = None  # first, or both would be in memory for a while
-            BagelLoad._loaded = key, Bagel.from_pretrained(checkpoint, device=device, dtype=dtype)
+            BagelLoad._loaded = key, Bagel.from_pretrained(checkpoint, device=device, precision=precision)
         return (BagelLoad._loaded[1],)
 
 

@@ -46,7 +46,7 @@ def test_names_are_the_official_ones(golden: Any) -> None:
 
 
 def test_round_trip(golden: Any, tmp_path: Path) -> None:
-    loaded = load_checkpoint(golden.checkpoint, dtype=torch.float32)
+    loaded = load_checkpoint(golden.checkpoint, precision=torch.float32)
     save_checkpoint(
         tmp_path / "out",
         loaded.config,
@@ -59,7 +59,7 @@ def test_round_trip(golden: Any, tmp_path: Path) -> None:
         before, after = load_file(golden.checkpoint / file), load_file(tmp_path / "out" / file)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-    again = load_checkpoint(tmp_path / "out", dtype=torch.float32)
+    again = load_checkpoint(tmp_path / "out", precision=torch.float32)
     assert again.config == loaded.config
     assert again.tokenizer.encode("a red circle") == loaded.tokenizer.encode("a red circle")
 
@@ -89,7 +89,7 @@ def test_missing_tables_are_rebuilt(golden: Any, changed: Callable[..., Path]) -
     def drop(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["latent_pos_embed.pos_embed"], tensors["vit_pos_embed.pos_embed"]
 
-    whole, rebuilt = (load_checkpoint(f, dtype=torch.float32) for f in (golden.checkpoint, changed(drop)))
+    whole, rebuilt = (load_checkpoint(f, precision=torch.float32) for f in (golden.checkpoint, changed(drop)))
     for name in ("latent_pos_embed", "vit_pos_embed"):
         assert torch.allclose(getattr(whole.model, name), getattr(rebuilt.model, name), atol=1e-6)
 
@@ -151,11 +151,11 @@ def watch():
         peak[0] = max(peak[0], resident())
         time.sleep(0.001)
 
-load_checkpoint(sys.argv[1], dtype=torch.bfloat16)  # libraries and allocator are there
+load_checkpoint(sys.argv[1], precision=torch.bfloat16)  # libraries and allocator are there
 peak = [0]
 base = resident()
 threading.Thread(target=watch, daemon=True).start()
-loaded = load_checkpoint(sys.argv[2], dtype=torch.bfloat16)
+loaded = load_checkpoint(sys.argv[2], precision=torch.bfloat16)
 time.sleep(0.01)
 size = sum(t.nbytes for m in (loaded.model, loaded.autoencoder) for t in m.state_dict().values())
 print((peak[0] - base) / size)

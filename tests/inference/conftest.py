@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def checkpoint(golden: Any) -> Checkpoint:
-    return load_checkpoint(golden.checkpoint, dtype=torch.float32)
+    return load_checkpoint(golden.checkpoint, precision=torch.float32)
 
 
 @pytest.fixture(scope="session")

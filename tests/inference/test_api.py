@@ -543,7 +543,7 @@ def test_automatic_precision_on_gpus(
 
 
 def test_the_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> None:
-    half = Bagel.from_pretrained(golden.checkpoint, device="cpu", dtype="bfloat16")
+    half = Bagel.from_pretrained(golden.checkpoint, device="cpu", precision="bfloat16")
     assert half.dtype is torch.bfloat16
     ours, theirs = half.checkpoint.autoencoder.state_dict(), bagel.checkpoint.autoencoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -553,7 +553,7 @@ def test_the_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> N
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_close(golden: Any, bagel: Bagel, defaults: Defaults, dtype: torch.dtype) -> None:
-    half = Bagel(load_checkpoint(golden.checkpoint, dtype=dtype), defaults=defaults)
+    half = Bagel(load_checkpoint(golden.checkpoint, precision=dtype), defaults=defaults)
     recorders = Recorder(), Recorder()
     for model, recorder in zip((bagel, half), recorders, strict=True):
         model.interleave([golden.image("wide"), "darker"], seed=0, num_timesteps=3, recorder=recorder)
@@ -565,7 +565,7 @@ def test_half_precision_is_close(golden: Any, bagel: Bagel, defaults: Defaults, 
 
 @pytest.mark.slow
 def test_compiled_equals_eager(golden: Any, bagel: Bagel, defaults: Defaults) -> None:
-    compiled = Bagel(load_checkpoint(golden.checkpoint, dtype=torch.float32), defaults=defaults, compile=True)
+    compiled = Bagel(load_checkpoint(golden.checkpoint, precision=torch.float32), defaults=defaults, compile=True)
     recorders = Recorder(), Recorder()
     for model, recorder in zip((bagel, compiled), recorders, strict=True):
         model.interleave([golden.image("wide"), "darker"], seed=0, recorder=recorder)

@@ -24,7 +24,7 @@ from bagel.model.vae import Autoencoder
 
 @pytest.fixture(scope="module")
 def mini() -> Bagel:
-    return Bagel.from_pretrained("mini", dtype="float32")
+    return Bagel.from_pretrained("mini", precision="float32")
 
 
 def difference(a: Image.Image, b: Image.Image) -> float:

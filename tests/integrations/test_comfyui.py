@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bagel.errors import CheckpointError, PromptError, SettingError
-from bagel.inference.loading import find_folder
+from bagel.inference.loading import find_checkpoint
 from bagel.inference.settings import SETTINGS, TASKS, resolve, task_settings
 
 
@@ -262,7 +262,7 @@ def test_a_session_can_be_continued_in_two_ways(model: Any) -> None:
 def test_a_checkpoint_is_loaded_once_and_again_when_its_files_change(tmp_path: Path) -> None:
     node = NODES["BagelLoad"]
     folder = tmp_path / "copy"
-    shutil.copytree(find_folder("mini"), folder)
+    shutil.copytree(find_checkpoint("mini"), folder)
     first, state = node().load(str(folder), "cpu", "float32")[0], node.IS_CHANGED(checkpoint=str(folder))
     assert node().load(str(folder), "cpu", "float32")[0] is first
     assert node.IS_CHANGED(checkpoint=str(folder), device="cpu") == state != ""

@@ -36,7 +36,10 @@ def test_weights_change_and_settings_stay(tmp_path: Path) -> None:
     embed(run, sharper, folder)
     assert json.loads((folder / "bagel_defaults.json").read_text()) == defaults
     assert not (folder / "training_state.pt").exists()
-    embedded, trained = load_checkpoint(folder, dtype=torch.float32), load_checkpoint(CHECKPOINT, dtype=torch.float32)
+    embedded, trained = (
+        load_checkpoint(folder, precision=torch.float32),
+        load_checkpoint(CHECKPOINT, precision=torch.float32),
+    )
     assert embedded.config == trained.config
     assert embedded.tokenizer.encode("a red car") == trained.tokenizer.encode("a red car")
     for name, tensor in trained.model.state_dict().items():

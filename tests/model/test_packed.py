@@ -89,7 +89,7 @@ def test_what_is_left_as_it_is() -> None:
 @pytest.mark.skipif(torch.bfloat16 not in PACKABLE, reason="no bfloat16 here")
 @pytest.mark.parametrize("compile", [False, True])
 def test_users_get_packed_weights_unless_they_compile(compile: bool) -> None:
-    bagel = Bagel.from_pretrained("mini", dtype="bfloat16", device="cpu", compile=compile)
+    bagel = Bagel.from_pretrained("mini", precision="bfloat16", device="cpu", compile=compile)
     decoder = bagel.checkpoint.model.decoder
     plain = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
     packed = [module for module in decoder.modules() if isinstance(module, PackedLinear)]

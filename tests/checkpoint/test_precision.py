@@ -1,0 +1,176 @@
+"""Precisions by name, and models loaded in them: which parts, how near, and only what a task needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bagel import Bagel
+from bagel.checkpoint.official import TASKS, load_checkpoint
+from bagel.checkpoint.precision import NAMES, QUANTISED, Precision, check_hardware, parse_precision
+from bagel.cli.options import ALL_TASKS, PrecisionOption
+from bagel.errors import CheckpointError, DeviceError, SettingError
+from bagel.inference.loading import MINI_FOLDER
+from bagel.model.quantised import QuantisedLinear
+
+ASKED = "what is in the picture?"
+
+
+@pytest.fixture(scope="module")
+def plain() -> Bagel:
+    return Bagel.from_pretrained("mini", precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts", "activations", "autoencoder"),
+    [
+        ("float32", {}, torch.float32, torch.float32),
+        ("int8", {"decoder": "int8"}, torch.bfloat16, torch.float32),
+        ("int4, head=int8,vit=nf4", {"decoder": "int4", "head": "int8", "vit": "nf4"}, torch.bfloat16, torch.float32),
+        ("fp8,activations=float16", {"decoder": "fp8"}, torch.float16, torch.float32),
+        ("bfloat16,head=int8,autoencoder=bfloat16", {"head": "int8"}, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_names(text: str, parts: dict[str, str], activations: torch.dtype, autoencoder: torch.dtype) -> None:
+    found = parse_precision(text)
+    assert (dict(found.parts), found.activations, found.autoencoder) == (parts, activations, autoencoder)
+    assert parse_precision(found.name) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "int5", "int8,mlp=int8", "int8,head=bf16", "int8,decoder=int4", "float32,activations=float16", "int8,"]
+)
+def test_unknown_names_are_refused(text: str) -> None:
+    with pytest.raises(DeviceError, match="precision is"):
+        parse_precision(text)
+
+
+def test_help_names_them_all() -> None:
+    option = PrecisionOption.__metadata__[0]  # type: ignore[attr-defined]
+    assert all(name in option.help for name in NAMES)
+    assert ALL_TASKS == TASKS
+
+
+def test_hardware_that_does_not_multiply_in_fp8_is_told_while_loading() -> None:
+    with pytest.raises(DeviceError, match="fp8-dynamic.*compute capability 8.9.*cpu"):
+        Bagel.from_pretrained("mini", precision="fp8-dynamic", device="cpu")
+    check_hardware(parse_precision("fp8"), torch.device("cpu"))
+
+
+def quantised(bagel: Bagel) -> dict[str, QuantisedLinear]:
+    return {n: m for n, m in bagel.checkpoint.model.named_modules() if isinstance(m, QuantisedLinear)}
+
+
+@pytest.mark.parametrize("precision", [name for name in QUANTISED if name != "fp8-dynamic"])
+def test_the_big_matrices_of_the_decoder_and_no_others(plain: Bagel, precision: str) -> None:
+    bagel = Bagel.from_pretrained("mini", precision=precision)
+    layers = bagel.config.decoder.num_layers
+    assert len(quantised(bagel)) == layers * 2 * 7
+    assert all(name.startswith("decoder.layers") for name in quantised(bagel))
+    assert bagel.dtype == torch.bfloat16
+    ours, theirs = bagel.checkpoint.model.state_dict(), plain.checkpoint.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        wanted, found = tensor.float(), ours[name].float()
+        if name.removesuffix(".weight") in quantised(bagel):
+            assert 0 < ((found - wanted).norm() / wanted.norm()).item() < 0.15, name
+        else:
+            assert torch.equal(found, wanted), name
+
+
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.05), ("int8-dynamic", 0.06), ("fp8", 0.12), ("int4", 0.4)])
+def test_the_first_logits_are_near(plain: Bagel, precision: str, error: float) -> None:
+    from bagel.inference.requests import Recorder
+
+    picture = plain.generate("a red star", seed=0, num_timesteps=6)
+
+    def first(bagel: Bagel) -> torch.Tensor:
+        recorder = Recorder()
+        items, order = bagel.prepare([picture, ASKED], "text", {"max_new_tokens": 1}, recorder=recorder)
+        bagel.engine.run_until([bagel.submit_order(items, "text", order)])
+        return recorder.logits[0].double()
+
+    wanted, found = first(plain), first(Bagel.from_pretrained("mini", precision=precision))
+    assert 1e-4 < ((found - wanted).norm() / wanted.norm()).item() < error
+
+
+def test_parts_by_name() -> None:
+    bagel = Bagel.from_pretrained("mini", precision="bfloat16,head=int8,vit=int8,autoencoder=bfloat16")
+    names = quantised(bagel)
+    assert "decoder.lm_head" in names
+    assert "connector.fc1" in names
+    assert len(names) == 1 + 2 + 6 * bagel.config.vit.num_layers
+    assert next(bagel.checkpoint.autoencoder.parameters()).dtype == torch.bfloat16
+    assert bagel.ask(bagel.generate("a red star", seed=0, num_timesteps=4), ASKED)
+
+
+@pytest.fixture(scope="module")
+def understanding() -> Iterator[Bagel]:
+    yield Bagel.from_pretrained("mini", precision="int8", tasks=("understand",))
+
+
+def stored(bagel: Bagel) -> int:
+    model, pictures = bagel.checkpoint.model, bagel.checkpoint.autoencoder
+    return sum(t.nbytes for m in (model, pictures) for t in (*m.parameters(), *m.buffers()) if t.device.type != "meta")
+
+
+def test_understanding_alone_answers_as_all_of_it(understanding: Bagel) -> None:
+    whole = Bagel.from_pretrained("mini", precision="int8")
+    picture = whole.generate("a red star", seed=0, num_timesteps=4)
+    assert understanding.ask(picture, ASKED) == whole.ask(picture, ASKED)
+    assert not any(".gen." in name for name in understanding.checkpoint.model.state_dict())
+    assert stored(understanding) < 0.6 * stored(whole)
+    session = understanding.session(understanding=True)
+    session.add(picture)
+    session.add(ASKED)
+    assert session.generate_text() == understanding.ask(picture, ASKED)
+
+
+def test_generating_alone_draws_as_all_of_it() -> None:
+    alone, whole = (Bagel.from_pretrained("mini", tasks=tasks) for tasks in (("generate",), TASKS))
+    assert not any(name.startswith(("vit", "connector")) for name in alone.checkpoint.model.state_dict())
+    asked: dict[str, Any] = {"seed": 3, "num_timesteps": 5, "think": True, "max_think_tokens": 8}
+    assert alone.generate("a blue car", **asked).tobytes() == whole.generate("a blue car", **asked).tobytes()
+    picture = whole.generate("a blue car", seed=3, num_timesteps=5)
+    with pytest.raises(SettingError, match=r"loaded with tasks=\('generate',\).*'understand'"):
+        alone.ask(picture, ASKED)
+    with pytest.raises(SettingError, match="'edit'"):
+        alone.edit(picture, "make it red")
+    with pytest.raises(SettingError, match="'edit'"):
+        alone.session()
+    assert isinstance(alone.ask(None, "hello"), str)
+
+
+def test_what_understanding_lacks_is_said_before_any_work(understanding: Bagel) -> None:
+    before = understanding.engine.stats.forwards
+    with pytest.raises(SettingError, match=r"loaded with tasks=\('understand',\).*'generate'"):
+        understanding.generate("a blue car")
+    with pytest.raises(SettingError, match="'edit'"):
+        understanding.session()
+    assert understanding.engine.stats.forwards == before
+
+
+@pytest.mark.parametrize("tasks", [(), ("draw",), "understand"])
+def test_unknown_tasks_are_refused(tasks: Any) -> None:
+    with pytest.raises(SettingError, match="tasks is"):
+        load_checkpoint(MINI_FOLDER, tasks=tasks)
+
+
+def test_a_file_with_weights_is_a_checkpoint(golden: Any) -> None:
+    folder = Bagel.from_pretrained(golden.checkpoint)
+    single = Bagel.from_pretrained(golden.checkpoint / "ema.safetensors")
+    a, b = folder.checkpoint.model.state_dict(), single.checkpoint.model.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        Bagel.from_pretrained(Path(__file__))
+
+
+def test_precision_of_a_checkpoint_is_told() -> None:
+    assert Precision().name == "bfloat16"
+    assert Bagel.from_pretrained("mini", precision="int4").checkpoint.precision.name == "int4"
+    with pytest.raises(DeviceError, match="precision is 'int7'"):
+        Bagel.from_pretrained("mini", precision="int7")
