@@ -8,55 +8,15 @@ size and lets requests wait whose cache finds no room; what could never run is r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from bagel.inference.api import Bagel
+from bagel.placement.memory import free_memory
 
 MARGIN = 0.15
 """Share of the free memory that is left alone."""
 _CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # of what may be used: all caches, and of these the ones kept for later requests
 _MOST_TOKENS = 1 << 22  # of cache, however much memory there is
 _LIVE_MAPS = 6  # feature maps of full size that the autoencoder holds at once, float32
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on a device; for the CPU the least of what machine and container leave."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + unused
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    found = [value for value in (_available(), _container()) if value is not None]
-    return min(found, default=4 << 30)
-
-
-def _available() -> int | None:
-    """What the kernel thinks can be had without swapping; None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _container() -> int | None:
-    """What is left of the memory limit of a control group (version 2); None without one."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
-        cached = next(
-            (
-                int(line.split()[1])
-                for line in (group / "memory.stat").read_text().splitlines()
-                if line.startswith("inactive_file ")
-            ),
-            0,
-        )
-    except OSError:
-        return None
-    return None if limit == "max" else int(limit) - int(used) + cached
 
 
 @dataclass(frozen=True)
