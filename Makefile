@@ -1,6 +1,7 @@
 # make demo   install, then let the embedded model draw, edit, answer and think; writes demo/index.html
 # make test   install, then lint, format, types and the fast tests
 # make slow   the slow tests
+# make bench-full   the official size with random weights (writes 30 GB into runs/full once; half an hour)
 # make clean  remove what the others made
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ DEV := $(VENV)/.installed-dev
 # The exact version is named on pip's command line, and first: a range would let pip take another build of PyTorch.
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 
-.PHONY: venv demo test slow clean
+.PHONY: venv demo test slow bench-full clean
 .DEFAULT_GOAL := test
 
 venv: $(DEV)
@@ -41,6 +42,9 @@ test: venv
 # pytest's status 5 says that no test is marked slow, which is no failure.
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+bench-full: venv
+	$(BIN)/python benchmarks/full.py
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache

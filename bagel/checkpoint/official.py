@@ -5,34 +5,30 @@
     ae.safetensors                                  the autoencoder
     tokenizer.json vocab.json merges.txt tokenizer_config.json
 
-Reading is strict: a missing, extra or misshapen tensor is an error that names it. Only the two fixed position tables
-may be missing (they are rebuilt from their formula); where they are present they are checked against it. Files are
-memory-mapped and cast tensor by tensor, so that loading needs little more memory than the result.
+The model may also stand in several files with an index, in a file of another name, or in another layout
+(`bagel.checkpoint.formats`); the rest stands beside it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from bagel.checkpoint.filling import DeviceOf, load_tensors
 from bagel.checkpoint.names import POSITION_TABLES, official_name
-from bagel.checkpoint.precision import DYNAMIC, Precision, format_of
-from bagel.checkpoint.source import SafetensorsFiles, TensorSource, as_tensor, open_source
+from bagel.checkpoint.precision import Precision
+from bagel.checkpoint.source import SafetensorsFiles, TensorSource, open_source
 from bagel.config import BagelConfig, dump_config, load_config, with_table_sides
 from bagel.errors import CheckpointError, SettingError
 from bagel.files import write_atomically, write_text
-from bagel.model.bagel import BagelModel, sincos_table
-from bagel.model.matrices import FORMATS, QuantisedMatrix
-from bagel.model.packed import pack_linear
-from bagel.model.quantised import QuantisedLinear
+from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 from bagel.sequence import SpecialTokens
 from bagel.tokenizer import Tokenizer
@@ -42,12 +38,6 @@ AUTOENCODER_FILE = "ae.safetensors"
 TASKS = ("generate", "edit", "understand")
 # In this order: the official file, an index, a plain file, then whatever stands alone.
 _MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
-_AHEAD = 1 << 28  # bytes: the next tensor is read ahead if it is no larger
-_TABLE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-_COARSE_TABLE_TOLERANCE = 0.07  # of a table in 8 bits
-
-DeviceOf = Callable[[str], "torch.device | None"]
-"""By our name of a tensor the device it goes to; None leaves it a view of its file."""
 
 
 @dataclass
@@ -66,7 +56,7 @@ class Checkpoint:
     autoencoder: Autoencoder
     tokenizer: Tokenizer
     tasks: tuple[str, ...] = TASKS
-    precision: Precision = Precision()
+    precision: Precision = field(default_factory=Precision)
 
     @property
     def special(self) -> SpecialTokens:
@@ -196,161 +186,6 @@ def load_autoencoder(
         autoencoder = Autoencoder(load_config(folder).vae)
     load_tensors(autoencoder, SafetensorsFiles(path, [path]), Precision(dtype), device)
     return autoencoder.eval()
-
-
-def load_tensors(
-    module: nn.Module,
-    source: TensorSource,
-    precision: Precision,
-    device: torch.device | str | DeviceOf,
-    *,
-    name_of: Callable[[str], str] = str,
-    known: Collection[str] = (),
-    pack: bool = False,
-) -> None:
-    """Fills a module that was built on the meta device, strictly.
-
-    The largest tensors come first, when there is least beside them.
-
-    Args:
-        module: is filled.
-        source: of the tensors.
-        precision: of its parts; parts go by our names of a `BagelModel`.
-        device: where they go, or a function that tells it for each tensor.
-        name_of: our names to those of the source.
-        known: further names that may stand in the source.
-        pack: as in `load_checkpoint`.
-    """
-    state = module.state_dict()
-    wanted = {name_of(name): name for name in state}
-    optional = set(POSITION_TABLES.values()) & wanted.keys()
-    present = set(source.names())
-    _refuse(source.where, "lacks", sorted(wanted.keys() - present - optional))
-    _refuse(source.where, "has an unknown tensor", sorted(present - wanted.keys() - set(known)))
-    for theirs in wanted.keys() & present:
-        stored, shape = list(source.shape(theirs)), list(state[wanted[theirs]].shape)
-        if stored != shape:
-            raise CheckpointError(f"{source.where}: {theirs} is {stored}; the configuration makes it {shape}")
-    if callable(device):
-        device_of: DeviceOf = device
-    else:
-        single = torch.device(device)
-        device_of = lambda name: single  # noqa: E731
-    for missing in optional - present:
-        table = sincos_table(isqrt(state[wanted[missing]].shape[0]), state[wanted[missing]].shape[1])
-        place = device_of(wanted[missing]) or torch.device("cpu")
-        _assign(module, wanted[missing], table.to(device=place, dtype=precision.activations))
-    names = sorted((n for n in wanted if n in present), key=lambda n: (-source.stored_bytes(n) // _AHEAD, n))
-    mapped = [n for n in names if device_of(wanted[n]) is None]
-    for theirs in mapped:
-        _assign(module, wanted[theirs], _left_in_file(source, theirs, precision.activations))
-    for theirs, found in _read_ahead(source, [n for n in names if n not in set(mapped)]):
-        ours = wanted[theirs]
-        if ours in POSITION_TABLES:
-            found = _checked_table(source, theirs, found)
-        target = device_of(ours)
-        assert target is not None
-        _install(module, ours, found, precision, target, pack)
-        del found
-
-
-def _read_ahead(source: TensorSource, names: list[str]) -> Iterator[tuple[str, Tensor | QuantisedMatrix]]:
-    """Tensors in the order given; while one is worked on the next is read, unless it is large."""
-    with ThreadPoolExecutor(1, thread_name_prefix="bagel-read") as reader:
-        ahead: Future[Tensor | QuantisedMatrix] | None = None
-        for index, name in enumerate(names):
-            found = source.read(name) if ahead is None else ahead.result()
-            ahead = None
-            if index + 1 < len(names) and source.stored_bytes(names[index + 1]) <= _AHEAD:
-                ahead = reader.submit(source.read, names[index + 1])
-            yield name, found
-            del found
-    source.close()
-
-
-def _left_in_file(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
-    """A tensor as a view of its file.
-
-    Raises:
-        CheckpointError: it is not stored in the precision that is wanted.
-    """
-    if not isinstance(source, SafetensorsFiles):
-        raise CheckpointError(
-            f"{source.where} is {source.kind}; only plain safetensors files can be used from the disk"
-        )
-    tensor = source.mapped(name)
-    if tensor.dtype != dtype:
-        raise CheckpointError(
-            f"{source.where}: {name} is {tensor.dtype}, not {dtype}; used from the disk a checkpoint stays as it is"
-        )
-    return tensor
-
-
-def _install(
-    module: nn.Module,
-    name: str,
-    found: Tensor | QuantisedMatrix,
-    precision: Precision,
-    device: torch.device,
-    pack: bool,
-) -> None:
-    """Puts one tensor in its place, in its precision; a matrix that is stored in few bits brings its own module."""
-    parent_name, _, leaf = name.rpartition(".")
-    stored = precision.stored_as(name)
-    if stored is None:
-        _assign(module, name, as_tensor(found, precision.activations).to(device))
-        if pack and leaf == "weight":
-            pack_linear(module, parent_name)
-        return
-    kind = FORMATS[format_of(stored)]
-    if not isinstance(found, kind):
-        # Where rounding is slow on the CPU an accelerator does it, one matrix at a time.
-        plain = as_tensor(found, torch.bfloat16 if isinstance(found, QuantisedMatrix) else found.dtype).to(device)
-        if not kind.fits((plain.shape[0], plain.shape[1])):
-            _assign(module, name, plain.to(precision.activations))
-            return
-        found = kind.quantise(plain)
-    matrix = kind(found.shape, {key: tensor.to(device) for key, tensor in found.tensors.items()})
-    place, _, last = parent_name.rpartition(".")
-    linear = module.get_submodule(parent_name)
-    bias = getattr(linear, "bias", None)
-    setattr(
-        module.get_submodule(place),
-        last,
-        QuantisedLinear(matrix, bias, precision.activations, dynamic=stored.endswith(DYNAMIC)),
-    )
-
-
-def _refuse(path: Path, what: str, names: list[str]) -> None:
-    if names:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        raise CheckpointError(
-            f"{path} {what}: {names[0]}{more}; the configuration and the weights do not belong together"
-        )
-
-
-def _checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMatrix) -> Tensor:
-    """A position table, if it is that of the formula; of one stored in 8 bits the formula's own."""
-    rows, width = source.shape(name)
-    formula = sincos_table(isqrt(rows), width)
-    coarse = source.stored_bytes(name) <= rows * width or isinstance(found, QuantisedMatrix)
-    table = as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found
-    error = (table.float() - formula).abs().max().item()
-    tolerance = _COARSE_TABLE_TOLERANCE if coarse else _TABLE_TOLERANCE.get(table.dtype, 1e-2)
-    if not error <= tolerance:  # also where the table holds NaN
-        raise CheckpointError(
-            f"{source.where}: {name} is off its formula by {error:.2g}; fixed position tables are never trained"
-        )
-    return formula if coarse else table
-
-
-def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
-    parent_name, _, leaf = name.rpartition(".")
-    parent = module.get_submodule(parent_name)
-    if leaf in parent._parameters:
-        parent._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
-    else:
-        parent._buffers[leaf] = tensor
 
 
 def write_json(path: Path, content: object) -> None:
