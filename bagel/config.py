@@ -335,7 +335,7 @@ def dump_config(config: BagelConfig) -> dict[str, JsonDict]:
 
 
 NAMED_CONFIGS: dict[str, BagelConfig] = {
-    "7b": BagelConfig(),
+    "7b-mot": BagelConfig(),
     "0.5b": BagelConfig(
         decoder=DecoderConfig(
             hidden_size=896, num_layers=24, num_heads=14, num_kv_heads=2, intermediate_size=4864, vocab_size=152064

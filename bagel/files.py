@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from bagel.errors import SettingError
 
 _STAGING = ".partial"
 
@@ -127,6 +130,23 @@ def size_text(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from what was typed, such as 5GB, 500 MB or 4GiB.
+
+    Raises:
+        SettingError: it is no size.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
+    if match is None or match[2].lower() == "i":
+        raise SettingError(f"{text!r} is no size: give a number with kB, MB, GB or TB behind it, such as 5GB.")
+    unit = match[2].lower()
+    base = 1024 if unit.endswith("i") else 1000
+    size = int(float(match[1]) * base ** ("kmgt".index(unit[0]) + 1 if unit else 0))
+    if size < 1:
+        raise SettingError(f"{text!r} is no size: it must be at least 1 byte.")
+    return size
 
 
 def check_writable(path: Path) -> None:

@@ -145,13 +145,13 @@ def test_grids_are_as_square_as_may_be() -> None:
 
 def test_names_and_folders_of_configurations(tmp_path: Path) -> None:
     assert config_named("0.5b").decoder.num_layers == 24
-    assert config_named("7b") == BagelConfig()
+    assert config_named("7b-mot") == BagelConfig()
     assert config_named(str(Path(__file__).parent / "golden" / "checkpoint")).decoder.vocab_size == 424
     with pytest.raises(SettingError, match=r"13b.*0\.5b"):
         config_named("13b")
     cpu = torch.device("cpu")
     assert layers_that_fit(config_named("golden"), torch.float32, cpu) == 3
-    assert 1 <= layers_that_fit(config_named("7b"), torch.float32, cpu) <= 28
+    assert 1 <= layers_that_fit(config_named("7b-mot"), torch.float32, cpu) <= 28
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bagel.errors import SettingError
 from bagel.files import (
     check_free_space,
     check_writable,
     make_writable_folder,
+    parse_size,
     whole_folder,
     write_atomically,
     write_text,
@@ -170,3 +172,26 @@ def test_room_on_the_disk(tmp_path: Path) -> None:
     check_free_space(tmp_path / "missing" / "deeper", 1)
     with pytest.raises(OSError, match=r"1e\+09 GB are needed in .*missing, but only"):
         check_free_space(tmp_path / "missing", 10**18)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("5GB", 5 * 10**9),
+        ("500 MB", 5 * 10**8),
+        ("1.5kB", 1500),
+        ("2GiB", 2**31),
+        ("7", 7),
+        ("3b", 3),
+        ("1t", 10**12),
+        ("4Mi", 2**22),
+    ],
+)
+def test_sizes_as_they_are_typed(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-5GB", "5XB", "0", "1e9", "5 GB GB", "0.1", "5ib", "nan"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(SettingError, match="is no size"):
+        parse_size(text)

@@ -54,6 +54,8 @@ _NF4_STATE = 256  # bytes of its JSON, spaces at the end included: one number's 
 
 Advance = Callable[[int], None]
 """Called with the number of bytes that were written since the last call."""
+Progress = Callable[[int, int], None]
+"""Called with bytes done, and bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,17 @@ def bytes_of(tensor: Tensor) -> np.ndarray[Any, Any]:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
+def write_model(path: Path, entries: Sequence[Entry], shard_size: int | None, advance: Advance | None = None) -> None:
+    """Writes one file, or where `shard_size` (bytes) is given, shards and their index beside where it would stand.
+
+    Errors as `write_safetensors`.
+    """
+    if shard_size is None:
+        write_safetensors(path, entries, advance)
+    else:
+        write_sharded(path.parent, entries, shard_size, advance)
+
+
 def write_sharded(folder: Path, entries: Sequence[Entry], shard_size: int, advance: Advance | None = None) -> None:
     """Writes `model-00001-of-00007.safetensors`, … of at most `shard_size` bytes each, and last the index that names
     them. A tensor that is larger alone has a file of its own.
@@ -228,6 +241,19 @@ def write_sharded(folder: Path, entries: Sequence[Entry], shard_size: int, advan
         write_safetensors(folder / file, shard, advance)
         files |= {part.name: file for entry in shard for part in parts_of(entry)}
     write_index(folder, files, sum(entry.nbytes for entry in entries))
+
+
+def counting(progress: Progress | None, total: int) -> Advance:
+    """Adds up what is written, for `progress`."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return advance
 
 
 def write_index(folder: Path, files: Mapping[str, str], total: int) -> None:

@@ -1,4 +1,5 @@
-"""The command line: `bagel generate | edit | ask | chat | app | serve | info | verify | train | eval | bench | demo`.
+"""The command line: `bagel generate | edit | ask | chat | app | serve | info | verify | init | train | eval | bench |
+demo`.
 
 Each command imports what it needs when it runs, so that `bagel --help` is instant. Bad input ends a command with one
 sentence on standard error and status 2, Ctrl-C with status 130.
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bagel.cli import chat, generation, inspection, measuring, page, serving
+from bagel.cli import chat, checkpoints, generation, inspection, measuring, page, serving
 
 app = typer.Typer(
     name="bagel",
@@ -35,6 +36,7 @@ app.command("app")(page.app)
 app.command("demo")(inspection.demo)
 app.command("info")(inspection.info)
 app.command("verify")(inspection.verify)
+app.command("init")(checkpoints.init)
 app.command("train")(measuring.train)
 app.command("eval")(measuring.evaluate)
 app.command("bench")(measuring.bench)

@@ -1,0 +1,91 @@
+"""`bagel init`, `convert` and `download` as commands: results, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bagel.cli import app
+from bagel.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig
+from bagel.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parent.parent
+MINI = ROOT / "bagel" / "mini" / "weights"
+SMALL = BagelConfig(
+    decoder=DecoderConfig(hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=64),
+    vit=VitConfig(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=32, image_size=56),
+    vae=VaeConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4),
+    max_latent_size=4,
+    vit_max_num_patch_per_side=4,
+)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setitem(NAMED_CONFIGS, "small", SMALL)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(*arguments: object, match: str) -> None:
+    """Status 2, one sentence on standard error, nothing on standard output."""
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert re.search(match, result.stderr), result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- init
+
+
+def test_init_makes_a_checkpoint_that_info_reads() -> None:
+    result = run("init", "--config", "small", "--random", "new", "--seed", 3, "--shard-size", "4MB")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "new\n"
+    assert len(list(Path("new").glob("model-*.safetensors"))) > 1
+    facts = json.loads(run("info", "new", "--json", "-").stdout)
+    assert facts["decoder"]["vocabulary"] == 152064
+    assert Tokenizer.from_folder("new").vocab_size == Tokenizer.from_folder(MINI).vocab_size
+
+
+def test_init_with_another_vocabulary() -> None:
+    folder = ROOT / "tests" / "golden" / "checkpoint"
+    assert run("init", "--config", "small", "--random", "new", "--tokenizer", folder).exit_code == 0
+    assert Tokenizer.from_folder("new").encode("a red circle") == Tokenizer.from_folder(folder).encode("a red circle")
+
+
+def test_init_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    refused("init", "--config", "7b", "--random", "x", match="there is no configuration '7b': give 7b-mot or 0.5b")
+    refused("init", "--config", "small", "x", match="only random weights can be made here: give --random")
+    refused("init", "--config", "small", "--random", "x", "--shard-size", "5XB", match="'5XB' is no size")
+    refused("init", "--config", "small", "--random", "x", "--tokenizer", "none", match="none has no tokenizer.json")
+    assert list(tmp_path.iterdir()) == []
+    Path("full").mkdir()
+    Path("full/file").write_text("mine")
+    refused("init", "--config", "small", "--random", "full", match="full is not empty: give a new folder")
+    refused("init", "--config", "small", "--random", "full/file", match="full/file is a file: give a new folder")
+    assert Path("full/file").read_text() == "mine"
+
+
+def test_init_says_how_much_room_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    usage = type("Usage", (), {"free": 12_000_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    refused(
+        "init",
+        "--config",
+        "7b-mot",
+        "--random",
+        "x",
+        match=r"x cannot be written: 29\.5 GB are needed in x, but only 12 GB are free there\.",
+    )
+    assert list(tmp_path.iterdir()) == []
