@@ -18,16 +18,16 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from bagel.checkpoint.filling import DeviceOf, load_tensors
 from bagel.checkpoint.names import POSITION_TABLES, official_name
 from bagel.checkpoint.precision import Precision
 from bagel.checkpoint.source import SafetensorsFiles, TensorSource, open_source
+from bagel.checkpoint.writing import entry_of, write_safetensors
 from bagel.config import BagelConfig, dump_config, load_config, with_table_sides
 from bagel.errors import CheckpointError, SettingError
-from bagel.files import write_atomically, write_text
+from bagel.files import write_text
 from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 from bagel.sequence import SpecialTokens
@@ -193,12 +193,6 @@ def write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Writes tensors as one safetensors file, cast to `dtype`."""
-    ready = {n: t.detach().to(device="cpu", dtype=dtype or t.dtype).contiguous() for n, t in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(ready, temporary))
-
-
 def save_checkpoint(
     folder: Path | str,
     config: BagelConfig,
@@ -224,6 +218,6 @@ def save_checkpoint(
     if tokenizer is not None:
         tokenizer.save(folder)
     if autoencoder is not None:
-        save_tensors(folder / AUTOENCODER_FILE, autoencoder)
+        write_safetensors(folder / AUTOENCODER_FILE, [entry_of(name, t) for name, t in autoencoder.items()])
     if model is not None:
-        save_tensors(folder / MODEL_FILE, {official_name(n): t for n, t in model.items()}, dtype)
+        write_safetensors(folder / MODEL_FILE, [entry_of(official_name(name), t, dtype) for name, t in model.items()])

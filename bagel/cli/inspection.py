@@ -28,7 +28,7 @@ def info(
         str,
         typer.Argument(
             metavar="CHECKPOINT",
-            help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b, 0.5b).",
+            help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b-mot, 0.5b).",
         ),
     ] = "mini",
     json: JsonOption = None,
