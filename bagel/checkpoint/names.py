@@ -43,9 +43,30 @@ _PLAIN = {
     "latent_in": "vae2llm",
     "latent_out": "llm2vae",
 }
+# llama.cpp's names within a decoder layer (`blk.N.`): ours. The gen expert's suffix goes behind.
+_LLAMA_LAYER = {
+    "attn_norm": "input_norm",
+    "attn_q": "q",
+    "attn_k": "k",
+    "attn_v": "v",
+    "attn_output": "o",
+    "attn_q_norm": "q_norm",
+    "attn_k_norm": "k_norm",
+    "ffn_norm": "mlp_norm",
+    "ffn_gate": "gate",
+    "ffn_up": "up",
+    "ffn_down": "down",
+}
+_LLAMA_PLAIN = {
+    "token_embd": "decoder.embed_tokens",
+    "output_norm": "decoder.norm",
+    "output_norm_moe_gen": "decoder.norm_gen",
+    "output": "decoder.lm_head",
+}
 POSITION_TABLES = {"latent_pos_embed": "latent_pos_embed.pos_embed", "vit_pos_embed": "vit_pos_embed.pos_embed"}
 
 _DECODER_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(und|gen)\.(\w+)\.(\w+)")
+_LLAMA_LAYER_NAME = re.compile(rf"blk\.(\d+)\.({'|'.join(_LLAMA_LAYER)})(_moe_gen)?\.(\w+)")
 _VIT_LAYER_NAME = re.compile(r"vit\.layers\.(\d+)\.(\w+)\.(\w+)")
 
 
@@ -63,3 +84,15 @@ def official_name(name: str) -> str:
         return f"vit_model.vision_model.encoder.layers.{layer}.{_VIT_LAYER[module]}.{kind}"
     module, _, kind = name.rpartition(".")
     return f"{_PLAIN[module]}.{kind}"
+
+
+def official_of_llama(name: str) -> str:
+    """The official name of a tensor that llama.cpp names, e.g. `blk.0.attn_q_moe_gen.weight` ->
+    `language_model.model.layers.0.self_attn.q_proj_moe_gen.weight`. Other names stay as they are: files of GGUF keep
+    the official ones for what llama.cpp does not have.
+    """
+    if match := _LLAMA_LAYER_NAME.fullmatch(name):
+        layer, module, gen, kind = match.groups()
+        return official_name(f"decoder.layers.{layer}.{'gen' if gen else 'und'}.{_LLAMA_LAYER[module]}.{kind}")
+    module, _, kind = name.rpartition(".")
+    return official_name(f"{_LLAMA_PLAIN[module]}.{kind}") if module in _LLAMA_PLAIN else name

@@ -7,6 +7,9 @@ rooms never ask which file layout it was.
 from __future__ import annotations
 
 import json
+import math
+import mmap
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +22,17 @@ from torch import Tensor
 from bagel.errors import CheckpointError
 from bagel.model.matrices import QuantisedMatrix
 
-_PORTION = 1 << 27  # bytes read before a file is opened anew
-
 
 class TensorSource(Protocol):
     """Tensors by their official names.
 
     Attributes:
         where: file or folder, for messages.
+        kind: its layout in words.
     """
 
     where: Path
+    kind: str
 
     def names(self) -> Collection[str]: ...
 
@@ -45,12 +48,14 @@ class TensorSource(Protocol):
         """A tensor of its own on the CPU, in the type it is stored in."""
         ...
 
+    def close(self) -> None:
+        """Gives back what is mapped; a later `read` opens the file again."""
+        ...
+
 
 class SafetensorsFiles:
-    """The tensors of one or more safetensors files, as they are stored.
-
-    Files are memory-mapped. Pages of a mapped file stay with the process until it is closed: opening it anew now and
-    then keeps them few.
+    """The tensors of one or more safetensors files, as they are stored: read into memory of their own, or as
+    views of the mapped files.
     """
 
     def __init__(self, where: Path, files: Collection[Path]) -> None:
@@ -62,6 +67,7 @@ class SafetensorsFiles:
         self._file_of: dict[str, Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
+        self._offsets: dict[str, int] = {}
         for path in files:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - it is no dictionary
@@ -70,9 +76,14 @@ class SafetensorsFiles:
                     entry = file.get_slice(name)
                     self._file_of[name] = path
                     self._shapes[name], self._dtypes[name] = tuple(entry.get_shape()), entry.get_dtype()
-        self._open: safe_open | None = None
-        self._open_path: Path | None = None
-        self._read_since = 0
+                    if entry.get_dtype() not in _DTYPES:
+                        raise CheckpointError(f"{path}: {name} is of type {entry.get_dtype()}, which is not known here")
+            self._offsets |= _offsets(path)
+        amounts: Counter[str] = Counter()
+        for name, dtype in self._dtypes.items():
+            amounts[dtype] += self.stored_bytes(name)
+        most = amounts.most_common(1)[0][0] if amounts else "nothing"
+        self.kind = f"safetensors, {_WORDS.get(most, most)}"
 
     def names(self) -> Collection[str]:
         return self._file_of.keys()
@@ -88,19 +99,38 @@ class SafetensorsFiles:
         count = 1
         for side in self._shapes[name]:
             count *= side
-        return count * _BYTES.get(self._dtypes[name], 1)
+        return count * _DTYPES[self._dtypes[name]].itemsize
 
     def file(self, name: str) -> Path:
         """The one that holds a tensor."""
         return self._file_of[name]
 
     def read(self, name: str) -> Tensor:
+        return self._read(name, 0, self._shapes[name])
+
+    def read_part(self, name: str, start: int, stop: int) -> Tensor:
+        """Entries start..stop along the first axis, as many of them as there are."""
+        count, *rest = self._shapes[name]
+        stop = min(stop, count)
+        before = self.stored_bytes(name) // max(1, count) * start
+        return self._read(name, before, (stop - start, *rest))
+
+    def _read(self, name: str, skipped: int, shape: tuple[int, ...]) -> Tensor:
+        """Into memory of its own: the pages of a mapped file would stay with the process."""
+        tensor = _given_back(shape, _DTYPES[self._dtypes[name]])
         path = self._file_of[name]
-        if self._open is None or path != self._open_path or self._read_since > _PORTION:
-            self.close()
-            self._open, self._open_path = _opening(path), path
-        self._read_since += self.stored_bytes(name)
-        return self._open.get_tensor(name).clone()
+        left = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        try:
+            with open(path, "rb", buffering=0) as file:
+                file.seek(self._offsets[name] + skipped)
+                while left:
+                    count = file.readinto(left)
+                    if not count:
+                        raise CheckpointError(f"{path} ends within {name}: it was truncated; download it anew")
+                    left = left[count:]
+        except OSError as error:
+            raise CheckpointError(f"{path} could not be read at {name}: {error}") from error
+        return tensor
 
     def mapped(self, name: str) -> Tensor:
         """A view of the file: nothing is read before it is used, and what was read the system may take back."""
@@ -114,11 +144,45 @@ class SafetensorsFiles:
         return {}
 
     def close(self) -> None:
-        """Gives the mapped pages back; a later `read` opens the file again."""
-        self._open, self._open_path, self._read_since = None, None, 0
+        """Nothing stays open between reads."""
 
 
-_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_LARGE = 1 << 20  # bytes
+_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _offsets(path: Path) -> dict[str, int]:
+    """Where the values of each tensor begin: the file starts with eight bytes, the length of a JSON header, which
+    counts from its own end.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _given_back(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor whose memory goes back to the system as soon as it is dropped. Most are soon cast or rounded, and
+    the allocator would keep tens of megabytes for other threads' sake.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LARGE:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(dtype).view(shape)
 
 
 def _opening(path: Path) -> safe_open:
@@ -153,10 +217,34 @@ def safetensors_files(path: Path) -> list[Path]:
     return files
 
 
-def bytes_of(tensor: Tensor | QuantisedMatrix) -> int:
-    return tensor.nbytes
-
-
 def as_tensor(found: Tensor | QuantisedMatrix, dtype: torch.dtype) -> Tensor:
     """A plain tensor, whatever a source gave."""
     return found.dequantise(dtype) if isinstance(found, QuantisedMatrix) else found.to(dtype)
+
+
+def open_source(path: Path) -> TensorSource:
+    """The tensors behind a path, whatever layout they are in: the layout is found out from the names and types within.
+
+    Args:
+        path: a file of safetensors, an index of several (`*.safetensors.index.json`), or a file of GGUF.
+
+    Raises:
+        CheckpointError: it is none of these, is damaged, or holds a tensor of an unknown layout; a package that reads
+            the layout is missing.
+    """
+    # Layouts stand on this file, and are imported where one is met.
+    if path.suffix == ".gguf":
+        from bagel.checkpoint.formats.gguf_file import GgufFile
+
+        return GgufFile(path)
+    if not path.name.endswith((".safetensors", ".safetensors.index.json")):
+        raise CheckpointError(
+            f"{path} is of no kind that is read here: give a .safetensors file, an index "
+            "(*.safetensors.index.json) or a .gguf file"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing")
+    from bagel.checkpoint.formats import dfloat11, grouped
+
+    files = SafetensorsFiles(path, [*safetensors_files(path), *dfloat11.further_files(path)])
+    return dfloat11.open_files(files) or grouped.open_files(files)
