@@ -110,7 +110,8 @@ class GgufFile:
         step = max(1, _PIECE // values)
         flat = result.view(-1)
         for start in range(0, len(blocks), step):
-            piece = gguf.dequantize(np.array(blocks[start : start + step]), stored.type)
+            # As one row: the package works on sixteen rows at a time, which are few blocks.
+            piece = gguf.dequantize(np.array(blocks[start : start + step]).reshape(1, -1), stored.type)
             flat[start * values : start * values + piece.size] = torch.from_numpy(piece.ravel())
         return result
 
