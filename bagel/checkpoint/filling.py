@@ -7,7 +7,7 @@ so at once, and never stands in memory as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import isqrt
 from pathlib import Path
@@ -44,8 +44,6 @@ def load_tensors(
 ) -> None:
     """Fills a module that was built on the meta device, strictly.
 
-    The largest tensors come first, when there is least beside them.
-
     Args:
         module: is filled.
         source: of the tensors.
@@ -62,12 +60,7 @@ def load_tensors(
     wanted = {name_of(name): name for name in state}
     optional = set(POSITION_TABLES.values()) & wanted.keys()
     present = set(source.names())
-    _refuse(source.where, "lacks", sorted(wanted.keys() - present - optional))
-    _refuse(source.where, "has an unknown tensor", sorted(present - wanted.keys() - set(known)))
-    for theirs in wanted.keys() & present:
-        stored, shape = list(source.shape(theirs)), list(state[wanted[theirs]].shape)
-        if stored != shape:
-            raise CheckpointError(f"{source.where}: {theirs} is {stored}; the configuration makes it {shape}")
+    check_tensors(source, {theirs: tuple(state[ours].shape) for theirs, ours in wanted.items()}, known)
     if callable(device):
         device_of: DeviceOf = device
     else:
@@ -77,7 +70,11 @@ def load_tensors(
         table = sincos_table(isqrt(state[wanted[missing]].shape[0]), state[wanted[missing]].shape[1])
         place = device_of(wanted[missing]) or torch.device("cpu")
         _assign(module, wanted[missing], table.to(device=place, dtype=precision.activations))
-    names = sorted((n for n in wanted if n in present), key=lambda n: (-source.stored_bytes(n) // _AHEAD, n))
+    # What takes most memory beside itself comes first: tables, whose formula is worked out in float64, large tensors.
+    names = sorted(
+        (n for n in wanted if n in present),
+        key=lambda n: (n not in optional, -source.stored_bytes(n) // _AHEAD, n),
+    )
     mapped = [n for n in names if device_of(wanted[n]) is None]
     for theirs in mapped:
         _assign(module, wanted[theirs], _left_in_file(source, theirs, precision.activations))
@@ -156,6 +153,25 @@ def _install(
         last,
         QuantisedLinear(matrix, bias, precision.activations, dynamic=stored.endswith(DYNAMIC)),
     )
+
+
+def check_tensors(source: TensorSource, wanted: Mapping[str, tuple[int, ...]], known: Collection[str] = ()) -> None:
+    """
+    Args:
+        source: of tensors.
+        wanted: their shapes by official name.
+        known: further names that may stand in the source.
+
+    Raises:
+        CheckpointError: a tensor is missing (other than a fixed position table), extra or misshapen.
+    """
+    present = set(source.names())
+    _refuse(source.where, "lacks", sorted(wanted.keys() - present - set(POSITION_TABLES.values())))
+    _refuse(source.where, "has an unknown tensor", sorted(present - wanted.keys() - set(known)))
+    for name in wanted.keys() & present:
+        stored, shape = list(source.shape(name)), list(wanted[name])
+        if stored != shape:
+            raise CheckpointError(f"{source.where}: {name} is {stored}; the configuration makes it {shape}")
 
 
 def _refuse(path: Path, what: str, names: list[str]) -> None:
