@@ -89,3 +89,55 @@ def test_init_says_how_much_room_is_missing(monkeypatch: pytest.MonkeyPatch, tmp
         match=r"x cannot be written: 29\.5 GB are needed in x, but only 12 GB are free there\.",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- convert
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Path:
+    return ROOT / "tests" / "golden" / "checkpoint"
+
+
+def test_convert_with_its_report(tiny: Path) -> None:
+    result = run("convert", tiny, "new", "--format", "int8", "--check", "--json", "report.json")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip().splitlines()[-1] == "new"
+    for words in ("worst tensors", "mean by kind", "language_model.model.layers.", "gate", "relative error"):
+        assert words in result.stdout
+    report = json.loads(Path("report.json").read_text())
+    assert (report["format"], report["folder"]) == ("int8", "new")
+    assert report["bytes"] == sum(path.stat().st_size for path in Path("new").iterdir())
+    errors = {row["name"]: row["error"] for row in report["tensors"]}
+    assert 0 < errors["language_model.model.layers.0.self_attn.q_proj_moe_gen.weight"] < 0.02
+    assert report["error_by_kind"]["down"] > 0.001
+    assert "evaluation" not in report
+    assert json.loads(run("info", "new", "--json", "-").stdout)["decoder"]["layers"] == 3
+
+
+def test_convert_compares_the_scores_of_mini(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def evaluate(bagel: str, *, items: int, progress: object) -> dict[str, object]:
+        asked.append((bagel, items))
+        return {"rows": {"draw/one": {"share": 0.5 if bagel == "mini" else 0.25}}}
+
+    monkeypatch.setattr("bagel.cli.checkpoints.load", lambda checkpoint, device, precision: checkpoint)
+    monkeypatch.setattr("bagel.mini.evaluate.evaluate", evaluate)
+    result = run("convert", "mini", "new", "--format", "nf4", "--check", "--items", 7, "--json", "report.json")
+    assert result.exit_code == 0, result.output
+    assert asked == [("mini", 7), ("new", 7)]
+    assert "-0.250" in result.stdout
+    row = {"before": 0.5, "after": 0.25, "change": -0.25}
+    assert json.loads(Path("report.json").read_text())["evaluation"] == {"items": 7, "rows": {"draw/one": row}}
+
+
+def test_convert_refuses_what_it_cannot_do(tiny: Path, tmp_path: Path) -> None:
+    refused("convert", tiny, "new", "--format", "int3", match="the format is 'int3': it must be bf16, ")
+    refused("convert", "nowhere", "new", "--format", "int8", match="'nowhere' is no checkpoint")
+    refused("convert", tiny, tiny, "--format", "int8", match="is the checkpoint that is to be converted")
+    refused("convert", tiny, tmp_path / "x", "--format", "gguf-f16", "--shard-size", "1MB", match="is one file")
+    Path("other").mkdir()
+    Path("other/file").write_text("mine")
+    refused("convert", tiny, "other", "--format", "int8", match="other is not empty: give a new folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]

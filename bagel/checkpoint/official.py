@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bagel.checkpoint.companions import AUTOENCODER_FILE as AUTOENCODER_FILE
 from bagel.checkpoint.filling import DeviceOf, load_tensors
 from bagel.checkpoint.names import POSITION_TABLES, official_name
 from bagel.checkpoint.precision import Precision
@@ -34,10 +35,9 @@ from bagel.sequence import SpecialTokens
 from bagel.tokenizer import Tokenizer
 
 MODEL_FILE = "ema.safetensors"
-AUTOENCODER_FILE = "ae.safetensors"
 TASKS = ("generate", "edit", "understand")
 # In this order: the official file, an index, a plain file, then whatever stands alone.
-_MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
+MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
 
 
 @dataclass
@@ -71,7 +71,7 @@ def model_file(where: Path) -> Path:
     """
     if where.is_file():
         return where
-    for name in _MODEL_FILES:
+    for name in MODEL_FILES:
         if (where / name).exists():
             return where / name
     others = [

@@ -158,6 +158,14 @@ def _tensors_of(made: Tensor | QuantisedMatrix) -> list[Tensor]:
     ]
 
 
+def is_written_so(matrix: QuantisedMatrix) -> bool:
+    """Whether a matrix consists of the very parts that are written: files bring other types of scales and blocks."""
+    if matrix.format == "nf4" and "scale_offset" not in matrix.tensors:
+        return False
+    wanted = parts_of(Entry(".weight", matrix.shape, matrix.format, lambda: matrix))
+    return [(p.dtype, p.shape) for p in wanted] == [(t.dtype, tuple(t.shape)) for t in _tensors_of(matrix)]
+
+
 def write_safetensors(path: Path, entries: Sequence[Entry], advance: Advance | None = None) -> None:
     """Writes one file, whole or not at all.
 

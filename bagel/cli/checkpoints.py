@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from rich.table import Table
 
-from bagel.cli.options import command, notes
+from bagel.cli.options import JsonOption, command, load, notes, step_bar, tables, write_json
 from bagel.errors import CheckpointError, SettingError
 from bagel.files import parse_size
 
+if TYPE_CHECKING:
+    from bagel.checkpoint.checking import TensorError
+
+FORMAT_HELP = (
+    "bf16, fp8, int8, nf4, int4, gguf-q8_0, gguf-q4_0, gguf-bf16 or gguf-f16: of the decoder's big matrices; "
+    "the rest is in bfloat16."
+)
+_WORST = 10  # tensors shown
 ShardSizeOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
     typer.Option("--shard-size", help="Several files of at most this size, such as 5GB, and an index.", metavar="SIZE"),
@@ -52,6 +61,105 @@ def init(
             folder, NAMED_CONFIGS[config], vocabulary, seed=seed, shard_size=size, progress=progress
         )
     print(folder)
+
+
+@command
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(help="mini, a checkpoint folder, a file with weights in one, or a hub id.", metavar="SOURCE"),
+    ],
+    folder: Annotated[Path, typer.Argument(help="New folder to write.", metavar="FOLDER")],
+    stored: Annotated[str, typer.Option("--format", help=FORMAT_HELP, metavar="FORMAT")],
+    shard_size: ShardSizeOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read it back and report errors; of mini, its scores too.")
+    ] = False,
+    items: Annotated[int, typer.Option(help="With --check, of mini: items in each row of the evaluation.", min=1)] = 50,
+    json: JsonOption = None,
+) -> None:
+    """Write a checkpoint in another precision or file format.
+
+    bagel convert ByteDance-Seed/BAGEL-7B-MoT bagel-int8 --format int8
+    """
+    from bagel.checkpoint.convert import check_request
+    from bagel.checkpoint.convert import convert as run
+    from bagel.inference.loading import MINI, find_checkpoint
+
+    size = None if shard_size is None else parse_size(shard_size)
+    where = find_checkpoint(source)
+    check_request(where, folder, stored, size)
+    with _writing(folder), byte_bar("converting") as progress:
+        run(where, folder, stored, shard_size=size, progress=progress)
+    written = sum(path.stat().st_size for path in folder.iterdir())
+    report: dict[str, Any] = {"source": source, "folder": str(folder), "format": stored, "bytes": written}
+    if check:
+        from bagel.checkpoint.checking import mean_by_kind, relative_errors
+
+        with step_bar("comparing") as compared:
+            errors = relative_errors(where, folder, compared)
+        means = mean_by_kind(errors)
+        report["error_by_kind"] = means
+        report["tensors"] = [{"name": row.name, "kind": row.kind, "error": row.error} for row in errors]
+        if json != "-":
+            _print_errors(errors, means)
+        if source == MINI:
+            report["evaluation"] = _compare_scores(source, folder, items)
+            if json != "-":
+                _print_scores(report["evaluation"], stored)
+    if json != "-":
+        print(folder)
+    write_json(json, report)
+
+
+def _print_errors(errors: Sequence[TensorError], means: dict[str, float]) -> None:
+    console = tables()
+    worst = sorted(errors, key=lambda row: -row.error)[:_WORST]
+    for title, rows in (
+        ("worst tensors", [(row.name, row.error) for row in worst]),
+        ("mean by kind", list(means.items())),
+    ):
+        table = Table(title=title, title_justify="left")
+        table.add_column("tensor" if title == "worst tensors" else "kind")
+        table.add_column("relative error", justify="right")
+        for name, error in rows:
+            table.add_row(name, f"{error:.2e}")
+        console.print(table)
+
+
+def _compare_scores(source: str, folder: Path, items: int) -> dict[str, Any]:
+    """The rows of `bagel eval mini`, of both checkpoints and on the same items."""
+    before, after = _scores(source, items), _scores(str(folder), items)
+    rows = {
+        name: {"before": share, "after": after[name], "change": round(after[name] - share, 4)}
+        for name, share in before.items()
+    }
+    return {"items": items, "rows": rows}
+
+
+def _scores(checkpoint: str, items: int) -> dict[str, float]:
+    """The share that came out right, by row."""
+    from bagel.mini.evaluate import ROWS, evaluate
+
+    bagel = load(checkpoint, "auto", "auto")
+    done: dict[str, int] = {}
+    with step_bar(f"scoring {checkpoint}") as progress:
+
+        def tell(row: str, count: int, total: int) -> None:
+            done[row] = count
+            progress(sum(done.values()), total * len(ROWS))
+
+        report = evaluate(bagel, items=items, progress=tell)
+    return {name: row["share"] for name, row in report["rows"].items()}
+
+
+def _print_scores(evaluation: dict[str, Any], stored: str) -> None:
+    table = Table(title=f"bagel eval mini, {evaluation['items']} items a row", title_justify="left")
+    for heading in ("row", "before", stored, "change"):
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for name, row in evaluation["rows"].items():
+        table.add_row(name, f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['change']:+.3f}")
+    tables().print(table)
 
 
 @contextmanager

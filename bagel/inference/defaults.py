@@ -18,13 +18,13 @@ from typing import Any
 
 from PIL import Image
 
+from bagel.checkpoint.companions import DEFAULTS_FILE as DEFAULTS_FILE
+from bagel.checkpoint.companions import PREVIEW_FILE as PREVIEW_FILE
 from bagel.config import BagelConfig
 from bagel.errors import CheckpointError, ImageError, SettingError, SizeError
 from bagel.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image
 from bagel.inference.settings import TASKS, Task, parse_settings
 
-DEFAULTS_FILE = "bagel_defaults.json"
-PREVIEW_FILE = "preview_pictures.png"
 _OFFICIAL_SIZE = 1024
 
 
