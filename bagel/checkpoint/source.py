@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ class SafetensorsFiles:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._dtypes: dict[str, str] = {}
         self._offsets: dict[str, int] = {}
+        self._maps: dict[Path, mmap.mmap] = {}
         for path in files:
             with _opened(path) as file:
                 for name in file.keys():  # noqa: SIM118 - it is no dictionary
@@ -133,8 +135,18 @@ class SafetensorsFiles:
         return tensor
 
     def mapped(self, name: str) -> Tensor:
-        """A view of the file: nothing is read before it is used, and what was read the system may take back."""
-        return _opening(self._file_of[name]).get_tensor(name)
+        """A view of the file, not to be written to: nothing is read before it is used, and what was read the system may
+        take back.
+        """
+        path, shape, dtype = self._file_of[name], self._shapes[name], _DTYPES[self._dtypes[name]]
+        if path not in self._maps:
+            with open(path, "rb") as file:
+                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            return torch.frombuffer(
+                self._maps[path], dtype=dtype, count=math.prod(shape), offset=self._offsets[name]
+            ).view(shape)
 
     def metadata(self) -> Mapping[str, str]:
         """What is written at the head of the first file."""
@@ -144,7 +156,8 @@ class SafetensorsFiles:
         return {}
 
     def close(self) -> None:
-        """Nothing stays open between reads."""
+        """Lets go of mapped files; views of them stay."""
+        self._maps.clear()
 
 
 _LARGE = 1 << 20  # bytes
@@ -187,7 +200,9 @@ def _given_back(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _opening(path: Path) -> safe_open:
     try:
-        return safe_open(path, framework="pt", device="cpu")
+        # With framework="pt" all of the file would be mapped so that it could be written to, which systems refuse for a
+        # file larger than their memory.
+        return safe_open(path, framework="np")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} could not be read as safetensors (truncated or damaged?): {error}") from error
 
