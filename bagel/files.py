@@ -66,9 +66,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         BlockingIOError: another process is filling it.
         OSError: it cannot be made or written to.
     """
-    if folder.exists() and (not folder.is_dir() or any(entry.name != _STAGING for entry in folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise FileExistsError(errno.EEXIST, f"{folder} {what}")
+    check_new(folder)
     is_new = not folder.exists()
     staging = folder / _STAGING
     staging.mkdir(parents=True, exist_ok=True)
@@ -86,6 +84,16 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
             raise
+
+
+def check_new(folder: Path) -> None:
+    """
+    Raises:
+        FileExistsError: there is something in the folder already, other than what a killed process left, or it is a
+            file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(entry.name != _STAGING for entry in folder.iterdir())):
+        raise FileExistsError(errno.EEXIST, f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from bagel.checkpoint.source import TensorSource, as_tensor, open_source
 from bagel.checkpoint.writing import Entry, Progress, counting, is_written_so, write_model
 from bagel.config import BagelConfig
 from bagel.errors import CheckpointError, SettingError
-from bagel.files import check_free_space, whole_folder
+from bagel.files import check_free_space, check_new, whole_folder
 from bagel.model.bagel import BagelModel
 from bagel.model.matrices import FORMATS, QuantisedMatrix
 
@@ -79,16 +79,17 @@ def convert(
         tensors.close()
 
 
-def check_request(source: Path, folder: Path, stored: str, shard_size: int | None) -> None:
-    """What can be said against a conversion before anything is read. Errors as `convert`."""
+def check_request(source: Path | None, folder: Path, stored: str, shard_size: int | None) -> None:
+    """What can be said against a conversion before anything is read, or is there. Errors as `convert`."""
     if stored not in STORED:
         raise SettingError(f"the format is {stored!r}: it must be {', '.join(STORED)}.")
     if stored.startswith(_GGUF):
         gguf_writing.check_package()
         if shard_size is not None:
             raise SettingError(f"a shard size is for safetensors files: {stored} is one file.")
-    if folder.exists() and folder.resolve() == folder_of(source).resolve():
+    if source is not None and folder.exists() and folder.resolve() == folder_of(source).resolve():
         raise CheckpointError(f"{folder} is the checkpoint that is to be converted: give a new folder.")
+    check_new(folder)
 
 
 def _shapes(source: TensorSource, config: BagelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,5 @@
-"""The command line: `bagel generate | edit | ask | chat | app | serve | info | verify | convert | init | train | eval |
-bench | demo`.
+"""The command line: `bagel generate | edit | ask | chat | app | serve | info | verify | download | convert | init |
+train | eval | bench | demo`.
 
 Each command imports what it needs when it runs, so that `bagel --help` is instant. Bad input ends a command with one
 sentence on standard error and status 2, Ctrl-C with status 130.
@@ -37,6 +37,7 @@ app.command("demo")(inspection.demo)
 app.command("info")(inspection.info)
 app.command("verify")(inspection.verify)
 app.command("convert")(checkpoints.convert)
+app.command("download")(checkpoints.download)
 app.command("init")(checkpoints.init)
 app.command("train")(measuring.train)
 app.command("eval")(measuring.evaluate)

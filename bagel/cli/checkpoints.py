@@ -21,6 +21,7 @@ FORMAT_HELP = (
     "bf16, fp8, int8, nf4, int4, gguf-q8_0, gguf-q4_0, gguf-bf16 or gguf-f16: of the decoder's big matrices; "
     "the rest is in bfloat16."
 )
+OFFICIAL = "ByteDance-Seed/BAGEL-7B-MoT"
 _WORST = 10  # tensors shown
 ShardSizeOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
@@ -88,7 +89,8 @@ def convert(
 
     size = None if shard_size is None else parse_size(shard_size)
     where = find_checkpoint(source)
-    check_request(where, folder, stored, size)
+    with _writing(folder):
+        check_request(where, folder, stored, size)
     with _writing(folder), byte_bar("converting") as progress:
         run(where, folder, stored, shard_size=size, progress=progress)
     written = sum(path.stat().st_size for path in folder.iterdir())
@@ -110,6 +112,51 @@ def convert(
     if json != "-":
         print(folder)
     write_json(json, report)
+
+
+@command
+def download(
+    repository: Annotated[str, typer.Argument(help="Name at the hub.", metavar="REPO")] = OFFICIAL,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder to put it in; by default the hub's cache, where it is found by name.", metavar="DIR"),
+    ] = None,
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Branch, tag or commit; by default the main branch.", metavar="REV"),
+    ] = None,
+    stored: Annotated[
+        str, typer.Option("--format", help="Convert it to this on the way into --to, as `bagel convert` does.")
+    ] = "bf16",
+) -> None:
+    """Fetch a checkpoint from the hub: what is needed of it, checked; run again, it goes on where it stopped.
+
+    bagel download --to bagel-int8 --format int8
+    """
+    from bagel.checkpoint.convert import check_request
+    from bagel.checkpoint.convert import convert as run
+    from bagel.checkpoint.hub import download as fetch
+
+    converts = stored != "bf16"
+    if converts:
+        if to is None:
+            raise SettingError(f"--format {stored} takes a folder to write to: give --to.")
+        with _writing(to):
+            check_request(None, to, stored, None)
+    with byte_bar("downloading") as progress:
+        folder = fetch(
+            repository,
+            folder=None if converts else to,
+            revision=revision,
+            stored=stored,
+            check=True,
+            progress=progress,
+        )
+    if converts:
+        assert to is not None
+        with _writing(to), byte_bar("converting") as progress:
+            run(folder, to, stored, progress=progress)
+    print(to or folder)
 
 
 def _print_errors(errors: Sequence[TensorError], means: dict[str, float]) -> None:

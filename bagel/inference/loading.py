@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from bagel.checkpoint.hub import download
 from bagel.checkpoint.official import (
-    AUTOENCODER_FILE,
     TASKS,
     Checkpoint,
     folder_of,
@@ -19,14 +19,12 @@ from bagel.checkpoint.official import (
 )
 from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
 from bagel.errors import CheckpointError, DeviceError
-from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.model.bagel import BagelModel
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
 _LARGE = 10**9  # bytes
 _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
-_HUB_FILES = ["*.json", "merges.txt", "ema.safetensors", "model.safetensors", AUTOENCODER_FILE, DEFAULTS_FILE]
 
 
 def find_checkpoint(name: str | os.PathLike[str]) -> Path:
@@ -45,24 +43,11 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     if place.is_dir() or (place.is_file() and place.suffix in _WEIGHT_FILES):
         return place
     if isinstance(name, str) and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", text):
-        return _download(text)
+        return download(text)
     raise CheckpointError(
         f"{text!r} is no checkpoint: give 'mini', a checkpoint folder, a file with weights in one "
         f"({', '.join(_WEIGHT_FILES)}), or a hub id such as 'owner/name'."
     )
-
-
-def _download(repository: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
-    except Exception as error:  # of many types: no network, no such repository, no access, a full disk
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{repository!r} is no folder here and could not be downloaded from the hub ({reason}): "
-            "check the name and the network, or download it elsewhere and give the folder."
-        ) from error
 
 
 def choose_device(device: str | torch.device) -> torch.device:

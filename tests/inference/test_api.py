@@ -481,7 +481,7 @@ def test_from_pretrained_reads_the_checkpoints_defaults(golden: Any, tmp_path: P
 
 
 def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="is no folder: give 'mini'"):
+    with pytest.raises(CheckpointError, match="is no checkpoint: give 'mini'"):
         Bagel.from_pretrained("nowhere")
     with pytest.raises(CheckpointError):
         Bagel.from_pretrained(tmp_path)
@@ -489,19 +489,19 @@ def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: Any, **kwargs: Any) -> None:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"'owner/name' .* could not be downloaded .*no route to host"):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", offline)
+    with pytest.raises(CheckpointError, match=r"'owner/name' .* could not be reached .*no route to host"):
         Bagel.from_pretrained("owner/name")
 
 
 def test_hub_names_are_downloaded(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def download(name: str, **kwargs: Any) -> str:
+    def download(name: str) -> Path:
         asked.append(name)
-        return str(golden.checkpoint)
+        return golden.checkpoint
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("bagel.inference.loading.download", download)
     assert Bagel.from_pretrained("owner/name.v2").config.max_latent_size == 8
     assert asked == ["owner/name.v2"]
 
