@@ -36,6 +36,8 @@ COMMANDS = (
     "demo",
     "info",
     "verify",
+    "download",
+    "convert",
     "init",
     "train",
     "eval",
