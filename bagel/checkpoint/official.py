@@ -40,6 +40,9 @@ TASKS = ("generate", "edit", "understand")
 MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
 
 
+_LARGE_EMBEDDING = 1 << 28  # bytes
+
+
 @dataclass
 class Checkpoint:
     """Everything a checkpoint folder holds, loaded.
@@ -152,6 +155,8 @@ def load_checkpoint(
     known = {official_name(name) for name in model.state_dict()}
     reads, draws = needed(tasks)
     model.drop(pictures_in=not reads, pictures_out=not draws)
+    if pack:
+        device = embedding_in_file(source, precision, device)
     load_tensors(model, source, precision, device, name_of=official_name, known=known, pack=pack)
     if draws:
         place = device("autoencoder") if callable(device) else device
@@ -161,6 +166,23 @@ def load_checkpoint(
         with torch.device("meta"):
             autoencoder = Autoencoder(config.vae)
     return Checkpoint(config, model.eval(), autoencoder, tokenizer, tuple(tasks), precision)
+
+
+def embedding_in_file(
+    source: TensorSource, precision: Precision, device: torch.device | str | DeviceOf
+) -> torch.device | str | DeviceOf:
+    """Leaves a large embedding a view of its file where it is stored as it is wanted and would stand on the CPU: a text
+    takes a few of its rows, and all of them are a gigabyte at the official size.
+    """
+    ours = "decoder.embed_tokens.weight"
+    theirs = official_name(ours)
+    place = device(ours) if callable(device) else torch.device(device)
+    large = theirs in source.names() and source.stored_bytes(theirs) >= _LARGE_EMBEDDING
+    if not isinstance(source, SafetensorsFiles) or not large or place is None or place.type != "cpu":
+        return device
+    if source.torch_dtype(theirs) != precision.activations:
+        return device
+    return lambda name: None if name == ours else device(name) if callable(device) else torch.device(device)
 
 
 def needed(tasks: Collection[str]) -> tuple[bool, bool]:

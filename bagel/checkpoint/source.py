@@ -97,11 +97,14 @@ class SafetensorsFiles:
         """As safetensors names it: BF16, F32, F8_E4M3, I8, …"""
         return self._dtypes[name]
 
+    def torch_dtype(self, name: str) -> torch.dtype:
+        return _DTYPES[self._dtypes[name]]
+
     def stored_bytes(self, name: str) -> int:
         count = 1
         for side in self._shapes[name]:
             count *= side
-        return count * _DTYPES[self._dtypes[name]].itemsize
+        return count * self.torch_dtype(name).itemsize
 
     def file(self, name: str) -> Path:
         """The one that holds a tensor."""
@@ -119,7 +122,7 @@ class SafetensorsFiles:
 
     def _read(self, name: str, skipped: int, shape: tuple[int, ...]) -> Tensor:
         """Into memory of its own: the pages of a mapped file would stay with the process."""
-        tensor = _given_back(shape, _DTYPES[self._dtypes[name]])
+        tensor = _given_back(shape, self.torch_dtype(name))
         path = self._file_of[name]
         left = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         try:
@@ -138,7 +141,7 @@ class SafetensorsFiles:
         """A view of the file, not to be written to: nothing is read before it is used, and what was read the system may
         take back.
         """
-        path, shape, dtype = self._file_of[name], self._shapes[name], _DTYPES[self._dtypes[name]]
+        path, shape, dtype = self._file_of[name], self._shapes[name], self.torch_dtype(name)
         if path not in self._maps:
             with open(path, "rb") as file:
                 self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

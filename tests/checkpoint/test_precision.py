@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,18 @@ def test_precision_of_a_checkpoint_is_told() -> None:
     assert Bagel.from_pretrained("mini", precision="int4").checkpoint.precision.name == "int4"
     with pytest.raises(DeviceError, match="precision is 'int7'"):
         Bagel.from_pretrained("mini", precision="int7")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_embedding_stays_in_its_file(monkeypatch: pytest.MonkeyPatch, plain: Bagel) -> None:
+    monkeypatch.setattr("bagel.checkpoint.official._LARGE_EMBEDDING", 1000)
+    bagel = Bagel.from_pretrained("mini", precision="bfloat16", device="cpu")
+    weight = bagel.checkpoint.model.decoder.embed_tokens.weight
+    assert torch.equal(weight, plain.checkpoint.model.decoder.embed_tokens.weight)
+    at = f"{weight.data_ptr():x}"
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    names = [m[-1] for m in maps if int(m[0].split("-")[0], 16) <= int(at, 16) < int(m[0].split("-")[1], 16)]
+    assert names[0].endswith("ema.safetensors")
+    # Where it is to be cast it is no view.
+    wide = Bagel.from_pretrained("mini", precision="float32", device="cpu")
+    assert wide.checkpoint.model.decoder.embed_tokens.weight.dtype == torch.float32
