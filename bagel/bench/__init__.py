@@ -37,11 +37,13 @@ from bagel.sequence import table_index
 _PROMPT = 64  # text tokens in the context of a picture
 
 
-def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> BagelModel:
-    """The decoder and its heads with random weights; the vision transformer, which nothing here runs, is a stub."""
-    tiny = VitConfig(hidden_size=8, num_layers=1, num_heads=1, intermediate_size=8, patch_size=2, image_size=4)
+def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device, *, vision: bool = False) -> BagelModel:
+    """A model with random weights; without `vision` its vision transformer, where nothing runs it, is a stub."""
+    if not vision:
+        tiny = VitConfig(hidden_size=8, num_layers=1, num_heads=1, intermediate_size=8, patch_size=2, image_size=4)
+        config = replace(config, vit=tiny, vit_max_num_patch_per_side=2)
     with torch.device("meta"):
-        model = BagelModel(replace(config, vit=tiny, vit_max_num_patch_per_side=2))
+        model = BagelModel(config)
     block = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).to(device, dtype)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight") or "norm_gen" in name:

@@ -12,8 +12,8 @@ import typer
 from bagel.cli.options import (
     CheckpointOption,
     DeviceOption,
-    PrecisionOption,
     JsonOption,
+    PrecisionOption,
     command,
     load,
     notes,

@@ -12,8 +12,8 @@ from rich.table import Table
 from bagel.cli.options import (
     CheckpointOption,
     DeviceOption,
-    PrecisionOption,
     JsonOption,
+    PrecisionOption,
     command,
     load,
     notes,
@@ -156,7 +156,8 @@ def _print_scores(report: dict[str, Any]) -> None:
 @command
 def bench(
     config: Annotated[
-        str, typer.Option(help="0.5b, 7b-mot, mini, golden, or a checkpoint folder; weights are random.", metavar="NAME")
+        str,
+        typer.Option(help="0.5b, 7b-mot, mini, golden, or a checkpoint folder; weights are random.", metavar="NAME"),
     ] = "0.5b",
     layers: Annotated[
         int | None,

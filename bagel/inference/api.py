@@ -280,8 +280,8 @@ class Bagel:
         if "edit" in loaded or needs in loaded or (needs == "understand" and not pictures):
             return
         raise SettingError(
-            f"this model was loaded with tasks={tuple(self.checkpoint.tasks)!r}, which leaves out what {needs!r} takes: "
-            f"load it with tasks=({needs!r},) too, or with all of them."
+            f"this model was loaded with tasks={tuple(self.checkpoint.tasks)!r}, "
+            f"which leaves out what {needs!r} takes: load it with tasks=({needs!r},) too, or with all of them."
         )
 
     def picture_size(self, settings: GenerationSettings, items: Sequence[Item]) -> tuple[int, int]:

@@ -42,16 +42,22 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in_features) -> (T, out_features)"""
-        matrix = self.matrix
-        products = None
-        if self.dynamic and isinstance(matrix, Int8Matrix | Fp8Matrix):
-            products = matrix.multiply_dynamic(x)
-        elif x.shape[0] <= matrix.few_rows:
-            products = matrix.multiply_few(x)
-        if products is None:
-            products = matrix.multiply_many(x)
+        # On the CPU the kernels are chosen by the number of rows, and torch.compile cannot lower some of them.
+        products = self._products_apart(x) if x.device.type == "cpu" else self._products(x)
         bias = self._buffers["bias"]
-        return products if bias is None else products.add_(bias)
+        return products if bias is None else products + bias
+
+    def _products(self, x: Tensor) -> Tensor:
+        matrix = self.matrix
+        if self.dynamic and isinstance(matrix, Int8Matrix | Fp8Matrix):
+            return matrix.multiply_dynamic(x)
+        if x.shape[0] <= matrix.few_rows and (products := matrix.multiply_few(x)) is not None:
+            return products
+        return matrix.multiply_many(x)
+
+    @torch.compiler.disable
+    def _products_apart(self, x: Tensor) -> Tensor:
+        return self._products(x)
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantisedLinear:
         # Moving is fine. Casting would change the scales, and the values of float8 with them.

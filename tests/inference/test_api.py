@@ -28,7 +28,7 @@ from bagel.errors import (
 from bagel.inference import loading
 from bagel.inference.api import Bagel
 from bagel.inference.defaults import Defaults
-from bagel.inference.loading import choose_dtype
+from bagel.inference.loading import choose_precision
 from bagel.inference.requests import Recorder
 from bagel.inference.result import Result, save_image
 from bagel.inference.tasks import one_shot
@@ -511,17 +511,17 @@ def test_unknown_devices_and_dtypes(golden: Any) -> None:
         {"device": "gpu"},
         {"device": "cuda:99"},
         {"device": "meta"},
-        {"dtype": "int8"},
-        {"dtype": torch.int8},
+        {"precision": "int9"},
+        {"precision": torch.int16},
     ):
-        with pytest.raises(DeviceError, match=r"device is|dtype is"):
+        with pytest.raises(DeviceError, match=r"device is|precision is"):
             Bagel.from_pretrained(golden.checkpoint, **arguments)
 
 
 def test_automatic_precision(golden: Any) -> None:
-    assert choose_dtype("auto", torch.device("cpu"), golden.checkpoint) is torch.float32
-    assert choose_dtype("auto", torch.device("mps"), golden.checkpoint) is torch.bfloat16
-    assert choose_dtype("float16", torch.device("cpu"), golden.checkpoint) is torch.float16
+    assert choose_precision("auto", torch.device("cpu"), golden.checkpoint).activations is torch.float32
+    assert choose_precision("auto", torch.device("mps"), golden.checkpoint).activations is torch.bfloat16
+    assert choose_precision("float16", torch.device("cpu"), golden.checkpoint).activations is torch.float16
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ def test_automatic_precision_on_gpus(
     monkeypatch.setattr(loading, "_LARGE", limit)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
-    assert choose_dtype("auto", torch.device("cuda"), golden.checkpoint) is expected
+    assert choose_precision("auto", torch.device("cuda"), golden.checkpoint).activations is expected
 
 
 def test_the_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> None:

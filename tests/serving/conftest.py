@@ -57,7 +57,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def loaded(tiny: Path) -> Bagel:
-    return Bagel.from_pretrained(tiny, dtype="float32", device="cpu")
+    return Bagel.from_pretrained(tiny, precision="float32", device="cpu")
 
 
 @dataclass

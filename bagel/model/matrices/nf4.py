@@ -6,6 +6,7 @@ back by PyTorch alone, which is slower.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 
 import torch
@@ -145,6 +146,8 @@ def dynamic_levels() -> Tensor:
 @cache
 def has_bitsandbytes() -> bool:
     """Whether the package is installed and works."""
+    # It says there what it does without; that is its own affair, not the user's.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
     except Exception:  # of whatever kind: it loads a library of its own

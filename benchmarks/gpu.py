@@ -1,0 +1,81 @@
+"""Everything that needs a GPU, each part one command (docs/gpu-worklist.md lists them with their results).
+
+    python benchmarks/gpu.py right                   recorded cases, batches, attention, precisions, seeds
+    python benchmarks/gpu.py fast                    full size, random weights: drawing, editing, answering, plain loop
+    python benchmarks/gpu.py fast --smoke            the same in miniature, on any machine: does it still run?
+
+Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+RESULTS = Path(__file__).parent / "results"
+console = Console(stderr=True, highlight=False)
+app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True, rich_markup_mode=None)
+
+DeviceOption = Annotated[str, typer.Option(help="cuda, cuda:1, mps or cpu.")]
+SmokeOption = Annotated[bool, typer.Option("--smoke", help="In miniature: shows that it runs, measures nothing.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="File to write; by default in benchmarks/results/.")]
+
+
+def report(name: str, smoke: bool, target: Path | None, measure: Callable[[], dict[str, Any]]) -> None:
+    """Runs a measurement and writes what it found. What was run in miniature is written only where asked for."""
+    began = time.perf_counter()
+    found = measure()
+    found |= {"seconds": time.perf_counter() - began, "date": time.strftime("%Y-%m-%d"), "smoke": smoke}
+    path = target or (None if smoke else RESULTS / f"gpu-{name}.json")
+    if path is not None:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        console.print(f"written: {path}")
+    print(json.dumps(found.get("summary", {}), indent=2))
+
+
+def device_named(name: str, smoke: bool) -> torch.device:
+    """The device; a run in miniature takes the CPU where there is no other."""
+    if name == "cuda" and not torch.cuda.is_available():
+        if smoke:
+            return torch.device("cpu")
+        console.print("there is no CUDA device here: give --device, or --smoke for a run in miniature")
+        raise typer.Exit(2)
+    return torch.device(name)
+
+
+@app.command()
+def right(device: DeviceOption = "cuda", smoke: SmokeOption = False, target: JsonOption = None) -> None:
+    """Recorded cases in float32 (TF32 off) and bfloat16, batches, attention, precisions, seeds."""
+    from gpu_parts.right import measure
+
+    where = device_named(device, smoke)
+    report("right", smoke, target, lambda: measure(where, smoke=smoke, say=console.print))
+
+
+@app.command()
+def fast(
+    device: DeviceOption = "cuda",
+    smoke: SmokeOption = False,
+    budget: Annotated[float, typer.Option(help="Seconds that it may take.", min=1)] = 500,
+    target: JsonOption = None,
+) -> None:
+    """The official size: seconds, memory and share of the matmul rate, beside a plain loop in the same run."""
+    from gpu_parts.fast import measure
+
+    where = device_named(device, smoke)
+    report("fast", smoke, target, lambda: measure(where, smoke=smoke, budget=budget, say=console.print))
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    app()
