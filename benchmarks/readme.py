@@ -1,8 +1,10 @@
-"""Puts the measured figures of `benchmarks/results/` into README.md: `python benchmarks/readme.py`.
+"""Puts the measured figures of `benchmarks/results/` into the README and docs: `python benchmarks/readme.py`.
 
 bagel eval mini --json benchmarks/results/eval-mini.json
 bagel bench --config 0.5b --dtype float32 --json benchmarks/results/bench-0.5b-cpu-float32.json
 bagel bench --config 0.5b --dtype bfloat16 --json benchmarks/results/bench-0.5b-cpu-bfloat16.json
+make bench-full
+python benchmarks/precision.py
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = RESULTS / "eval-mini.json"
 BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float32", "bfloat16")}
+FULL = RESULTS / "full-7b-mot-cpu.json"
+PRECISIONS = ("bfloat16", "int8", "int8-dynamic", "fp8", "int4", "nf4")
+SCORED = {precision: RESULTS / f"eval-mini-{precision}.json" for precision in PRECISIONS}
+COMPARED = ("draw", "draw held out", "ask", "edit", "chains", "riddles thinking", "riddles not thinking")
+LOSS = 0.02
 # (label, rows by the beginning of their names, aim)
 GROUPS: tuple[tuple[str, str, str], ...] = (
     ("text to image", "draw/", "0.80"),
@@ -90,28 +97,99 @@ def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
     return f"{seconds:.3g}", f"{result['share']:.0%}", speedup
 
 
-def tables() -> dict[str, str]:
-    """What stands between which marks of the README."""
-    found: dict[str, str] = {}
+def official_size(report: dict[str, Any]) -> str:
+    """What `make bench-full` measured as a Markdown table."""
+    parts, rates = report["parts"], report["parts"]["machine"]
+    lines = ["| what | measured |", "|---|---|"]
+    disk, memory = rates["disk_bytes_per_second"] / 1e9, rates["memory_bytes_per_second"] / 1e9
+    matmul = rates["matmul_flops_per_second"] / 1e9
+    lines.append(
+        f"| the machine: disk, memory, bfloat16 matmuls | {disk:.2f} GB/s, {memory:.1f} GB/s, {matmul:.0f} GFLOP/s |"
+    )
+    for name, part in parts.items():
+        peak = f"peak {part['peak_resident_bytes'] / 1e9:.1f} GB" if "peak_resident_bytes" in part else ""
+        if name.startswith("load"):
+            share = part["bytes_per_second"] / rates["disk_bytes_per_second"]
+            lines.append(f"| {name} | {part['seconds']:.0f} s, {share:.0%} of the disk's rate, {peak} |")
+        elif name.startswith("ask"):
+            share = part["bytes_per_second"] / rates["memory_bytes_per_second"]
+            first, each = part["first_token_seconds"], part["seconds_per_token"]
+            lines.append(
+                f"| {name}, a picture of 448 pixels | first token {first:.1f} s, then {each:.2f} s a token, "
+                f"{share:.0%} of the memory's rate, {peak} |"
+            )
+        elif name.startswith("generate"):
+            share = part["matmul_flops_per_second"] / rates["matmul_flops_per_second"]
+            each = part["seconds_per_evaluation_of_two_branches"]
+            lines.append(
+                f"| {name}, 256×256, 8 timesteps | {part['seconds']:.0f} s, {each:.2f} s a step of two branches, "
+                f"{share:.0%} of the matmul rate, {peak} |"
+            )
+        elif name.startswith("reference"):
+            lines.append(f"| {name}: first velocity and logits | {part['seconds']:.0f} s, {peak} |")
+        elif name.startswith("compare"):
+            velocity, logits = part["velocity_relative_error"], part["logits_relative_error"]
+            lines.append(
+                f"| {name.removeprefix('compare ')} against bfloat16, relative error | velocity {velocity:.3f}, "
+                f"logits {logits:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def scores_by_precision(reports: dict[str, dict[str, Any]]) -> str:
+    """Abilities of `mini` in bfloat16, and what other precisions change, in points."""
+    base, *others = reports
+    lines = [f"| ability | {base} | " + " | ".join(others) + " |", "|---|" + "---|" * len(reports)]
+    for name, share in reports[base]["summary"].items():
+        if name in COMPARED:
+            changes = [f"{100 * (reports[other]['summary'][name] - share):+.1f}" for other in others]
+            lines.append(f"| {name} | {share:.3f} | " + " | ".join(changes) + " |")
+    items = reports[base]["items"]
+    return "\n".join([*lines, "", f"{items} items in each row of the evaluation."])
+
+
+def lossy(reports: dict[str, dict[str, Any]]) -> set[str]:
+    """Precisions that lose more than LOSS on any ability."""
+    base, *others = reports
+    return {
+        other
+        for other in others
+        if any(reports[base]["summary"][name] - reports[other]["summary"][name] > LOSS for name in COMPARED)
+    }
+
+
+def read(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def tables() -> dict[Path, dict[str, str]]:
+    """What stands in which file between which marks."""
+    readme: dict[str, str] = {}
     if EVALUATION.exists():
-        found["abilities"] = abilities(json.loads(EVALUATION.read_text(encoding="utf-8")))
-    reports = {d: json.loads(path.read_text(encoding="utf-8")) for d, path in BENCHES.items() if path.exists()}
-    if reports:
-        found["speed"] = speed(reports)
+        readme["abilities"] = abilities(json.loads(EVALUATION.read_text(encoding="utf-8")))
+    if reports := read(BENCHES):
+        readme["speed"] = speed(reports)
+    found = {ROOT / "README.md": readme}
+    if FULL.exists():
+        official = official_size(json.loads(FULL.read_text(encoding="utf-8")))
+        found[ROOT / "docs" / "official.md"] = {"official size": official}
+    if len(scored := read(SCORED)) > 1:
+        found[ROOT / "docs" / "precision.md"] = {"scores by precision": scores_by_precision(scored)}
     return found
 
 
-def filled(text: str) -> str:
-    """The README's text with the tables as they are now."""
-    for mark, table in tables().items():
+def filled(path: Path, marked: dict[str, str]) -> str:
+    """A file's text with its tables as they are now."""
+    text = path.read_text(encoding="utf-8")
+    for mark, table in marked.items():
         before, opening, rest = text.partition(f"<!-- {mark} -->\n")
-        _, closing, after = rest.partition(f"\n<!-- end of {mark} -->")
+        _, closing, after = rest.partition(f"<!-- end of {mark} -->")
         if not opening or not closing:
-            raise SystemExit(f"README.md lacks the marks <!-- {mark} --> and <!-- end of {mark} -->")
-        text = before + opening + table + closing + after
+            raise SystemExit(f"{path.name} lacks the marks <!-- {mark} --> and <!-- end of {mark} -->")
+        text = before + opening + table + "\n" + closing + after
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    write_text(readme, filled(readme.read_text(encoding="utf-8")))
+    for page, marked in tables().items():
+        write_text(page, filled(page, marked))

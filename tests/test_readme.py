@@ -22,9 +22,11 @@ def readme() -> ModuleType:
 
 
 def test_the_readme_holds_the_figures_of_the_results(readme: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.filled(text) == text, "run python benchmarks/readme.py"
-    assert readme.tables().keys() == {"abilities", "speed"}
+    tables = readme.tables()
+    assert {path.name for path in tables} >= {"README.md", "official.md"}
+    assert tables[ROOT / "README.md"].keys() == {"abilities", "speed"}
+    for path, marked in tables.items():
+        assert readme.filled(path, marked) == path.read_text(encoding="utf-8"), "run python benchmarks/readme.py"
 
 
 def test_a_group_is_its_rows_together(readme: ModuleType) -> None:
@@ -40,3 +42,9 @@ def test_a_group_is_its_rows_together(readme: ModuleType) -> None:
     assert lines[5].startswith("| **chains of three edits in one session** | 0.250 |")
     assert lines[6].startswith("| **riddles, thinking** | 0.750 |")
     assert lines[7] == "| **what thinking adds** | +0.250 | | +0.30 |"
+
+
+def test_what_loses_more_than_two_points_is_lossy(readme: ModuleType) -> None:
+    good, worse = dict.fromkeys(readme.COMPARED, 0.8), dict.fromkeys(readme.COMPARED, 0.79)
+    reports = {"bfloat16": {"summary": good}, "int8": {"summary": worse}, "nf4": {"summary": {**good, "ask": 0.77}}}
+    assert readme.lossy(reports) == {"nf4"}

@@ -30,6 +30,7 @@ from bagel.config import BagelConfig, dump_config, load_config, with_table_sides
 from bagel.errors import CheckpointError, SettingError
 from bagel.files import write_text
 from bagel.model.bagel import BagelModel
+from bagel.model.matrices import QuantisedMatrix
 from bagel.model.vae import Autoencoder
 from bagel.sequence import SpecialTokens
 from bagel.tokenizer import Tokenizer
@@ -90,6 +91,17 @@ def weight_bytes(where: Path) -> int:
     """Bytes of the model's weights as they are stored."""
     source = open_source(model_file(where))
     return sum(source.stored_bytes(name) for name in source.names())
+
+
+def stored_format(where: Path) -> str | None:
+    """In how many bits the decoder's big matrices are stored: "int8", "fp8", "int4" or "nf4"; None as plain numbers.
+
+    Layouts that are brought back while they are read (GGUF, DFloat11) count as plain numbers.
+    """
+    source = open_source(model_file(where))
+    first = official_name("decoder.layers.0.und.q.weight")
+    found = source.read(first) if first in source.names() else None
+    return found.format if isinstance(found, QuantisedMatrix) else None
 
 
 def folder_of(where: Path) -> Path:

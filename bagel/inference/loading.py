@@ -15,6 +15,7 @@ from bagel.checkpoint.official import (
     Checkpoint,
     folder_of,
     load_checkpoint,
+    stored_format,
     weight_bytes,
 )
 from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
@@ -76,7 +77,8 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_precision(precision: str | torch.dtype, device: torch.device, where: Path) -> Precision:
-    """In what the parts of a model are kept. "auto" is bfloat16 on accelerators and for large checkpoints.
+    """In what the parts of a model are kept. "auto" is as it is stored, if that is in few bits; else bfloat16 on
+    accelerators and for large checkpoints, and float32.
 
     CUDA devices that only emulate bfloat16 (before compute capability 8) get float32, or float16 for large checkpoints:
     in float32 these would not fit. Activations beyond 65504 overflow in float16, so bfloat16 is the first choice.
@@ -85,6 +87,8 @@ def choose_precision(precision: str | torch.dtype, device: torch.device, where: 
         DeviceError: unknown, or the device cannot compute in it.
     """
     half = torch.float16 if device.type == "cuda" and not _has_bfloat16(device) else torch.bfloat16
+    if precision == "auto" and (stored := stored_format(where)) is not None:
+        return Precision(half, {"decoder": stored})
     if precision == "auto":
         large = weight_bytes(where) > _LARGE
         emulated = device.type == "cuda" and half == torch.float16

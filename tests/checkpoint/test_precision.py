@@ -199,3 +199,13 @@ def test_compiled_as_uncompiled(precision: str) -> None:
     first, second = (torch.tensor(list(picture.tobytes())).float() for picture in pictures)
     assert (first - second).abs().mean() < 8  # of 255 grey levels: bfloat16 is rounded at other places
     assert compiled.ask(pictures[0], ASKED)
+
+
+def test_a_checkpoint_in_few_bits_is_used_as_it_is_stored(tmp_path: Path) -> None:
+    from bagel.checkpoint.convert import convert
+
+    convert(MINI_FOLDER, tmp_path / "nf4", "nf4")
+    bagel = Bagel.from_pretrained(tmp_path / "nf4", device="cpu")
+    assert bagel.checkpoint.precision.name == "nf4"
+    assert len(quantised(bagel)) == bagel.config.decoder.num_layers * 14
+    assert Bagel.from_pretrained(tmp_path / "nf4", device="cpu", precision="float32").dtype == torch.float32
