@@ -233,6 +233,8 @@ class BagelRecipe(Recipe):
     dropout: DropoutRecipe = DropoutRecipe()
     ce_weight: float = Field(1.0, ge=0)
     mse_weight: float = Field(1.0, ge=0)
+    attention: Literal["sdpa", "flex"] = "sdpa"  # flex: FlexAttention, on CUDA, for long rows of many samples
+    activation_checkpointing: bool = False  # compute each layer's activations again instead of keeping them
     ce_reweight: bool = False  # weigh each target token by 1/√(length of its text)
     timestep_shift: float | None = Field(None, gt=0)  # by default the checkpoint's own, or 1 for a new model
 

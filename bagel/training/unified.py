@@ -31,11 +31,11 @@ from bagel.mini.draw import draw
 from bagel.mini.sampling import sample_scene
 from bagel.mini.scene import WORLD
 from bagel.mini.source import MiniSource
-from bagel.model.attention import MaskedAttention
 from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 from bagel.sequence import PackedSequence, PackSpec, Sample, SpecialTokens, pack
 from bagel.tokenizer import Tokenizer
+from bagel.training.activations import attention_of, checkpoint_activations
 from bagel.training.checkpoints import checkpoint_folders, find
 from bagel.training.initialise import initialise
 from bagel.training.loop import DTYPES, Task
@@ -84,6 +84,9 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
+        self._attention = attention_of(recipe.attention, self.device)
+        if recipe.activation_checkpointing:
+            checkpoint_activations(self.module)
         if recipe.compile:
             self._encode = torch.compile(self._encode, dynamic=False)
             for layer in self.module.decoder.layers:
@@ -162,7 +165,7 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         timesteps = draw_timesteps(images, self.config.timestep_shift, generator).to(self.device)
         noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
         noised = add_noise(batch, timesteps, noise)
-        losses = compute_losses(self.module, noised, MaskedAttention(noised.packed))
+        losses = compute_losses(self.module, noised, self._attention(noised.packed))
         return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
 
     # ---------------------------------------------------------------------------------------------------------- output

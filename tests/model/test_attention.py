@@ -11,6 +11,7 @@ from bagel.config import BagelConfig, DecoderConfig, VitConfig
 from bagel.model import attention
 from bagel.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_parts
 from bagel.model.cache import Context
+from bagel.model.flex import FlexMaskedAttention
 from bagel.sequence import PackSpec, Sample, SpecialTokens, TextSegment, VaeSegment, VitSegment, pack, segment_length
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -154,3 +155,26 @@ def test_cached_equals_masked() -> None:
             assert torch.allclose(mine, theirs, atol=1e-6)
         for i, tail in zip(active, tails, strict=True):
             contexts[i].commit(tail, (samples[i][step],))
+
+
+def test_flex_attention_equals_masked() -> None:
+    """Several samples in a row, an expert without slots of its own in some, and padding."""
+    decoder = DecoderConfig(hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, vocab_size=9)
+    config = BagelConfig(decoder=decoder, vit=VitConfig(hidden_size=8, num_layers=1, num_heads=1))
+    spec = PackSpec.of(config, SpecialTokens(1, 2, 3, 4))
+    picture = VaeSegment(torch.zeros(6, spec.latent_dim), (2, 3), noised=True, timestep=0.5)
+    rows = [
+        [Sample((TextSegment((1, 5, 6, 2)), picture)), Sample((TextSegment((1, 7, 2)),))],
+        [Sample((TextSegment((1, 8, 2)), picture, TextSegment((1, 8, 6, 2))))],
+    ]
+    packed = pack(rows, spec, und_len=20, gen_len=9)
+    und, gen = packed.rows * packed.und_len, packed.rows * packed.gen_len
+
+    def draw(heads: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(und, heads, 16), torch.randn(gen, heads, 16)
+
+    query, key, value = draw(4), draw(2), draw(2)
+    wanted = MaskedAttention(packed).for_layer(0)(query, key, value)
+    found = FlexMaskedAttention(packed).for_layer(0)(query, key, value)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
