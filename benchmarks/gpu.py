@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py right                   recorded cases, batches, attention, precisions, seeds
     python benchmarks/gpu.py fast                    full size, random weights: drawing, editing, answering, plain loop
+    python benchmarks/gpu.py train                   a training step at the official widths
     python benchmarks/gpu.py fast --smoke            the same in miniature, on any machine: does it still run?
 
 Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all.
@@ -74,6 +75,20 @@ def fast(
 
     where = device_named(device, smoke)
     report("fast", smoke, target, lambda: measure(where, smoke=smoke, budget=budget, say=console.print))
+
+
+@app.command()
+def train(
+    device: DeviceOption = "cuda",
+    smoke: SmokeOption = False,
+    layers: Annotated[int, typer.Option(help="Decoder layers, of 28; four take about 70 GB.", min=1, max=28)] = 4,
+    target: JsonOption = None,
+) -> None:
+    """A training step at the official widths: FlexAttention, activation checkpointing and compilation on and off."""
+    from gpu_parts.train import measure
+
+    where = device_named(device, smoke)
+    report("train", smoke, target, lambda: measure(where, smoke=smoke, layers=layers, say=console.print))
 
 
 if __name__ == "__main__":

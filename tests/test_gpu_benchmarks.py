@@ -47,6 +47,15 @@ def test_fast(tmp_path: Path) -> None:
     assert found["plain"]["branches"] == 3
 
 
+@pytest.mark.slow
+def test_train(tmp_path: Path) -> None:
+    found = run(tmp_path, "train")
+    ways = {(row["attention"], row["activation_checkpointing"], row["compiled"]) for row in found["rows"]}
+    assert ways >= {("sdpa", False, False), ("sdpa", True, True)}
+    assert all(row["tokens_per_second"] > 0 and row["peak_memory_bytes"] > 0 for row in found["rows"])
+    assert all("'flex'" in reason for reason in found["left_out"])
+
+
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
     import torch
 

@@ -249,7 +249,7 @@ def _matmul(model: BagelModel, scale: Scale, device: torch.device) -> dict[str, 
     work = Work(und=2, gen=tokens, latents=tokens)
     run = floor(model, work)
     run()
-    least = min(_seconds(run, device) for _ in range(5))
+    least = min(seconds_of(run, device) for _ in range(5))
     flops = matmul_flops(model, work)
     return {"tokens": tokens, "flops_per_branch": flops, "seconds": least, "flops_per_second": flops / least}
 
@@ -276,7 +276,7 @@ def _plain(model: BagelModel, scale: Scale, device: torch.device, say: Callable[
                 plain_velocity(model, markers, latents, index.flatten(), 0.5, cache.length, cache)
 
         step()
-        least = min(_seconds(step, device) for _ in range(3))
+        least = min(seconds_of(step, device) for _ in range(3))
         cache = caches[0]
         one = torch.tensor([7], device=device)
 
@@ -284,11 +284,11 @@ def _plain(model: BagelModel, scale: Scale, device: torch.device, say: Callable[
             model.logits(plain_text(model, one, cache.length, cache))
 
         decode()
-        token = min(_seconds(decode, device) for _ in range(5))
+        token = min(seconds_of(decode, device) for _ in range(5))
     return {"branches": 3, "seconds_per_step": least, "seconds_per_token": token}
 
 
-def _seconds(call: Callable[[], object], device: torch.device) -> float:
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     synchronize(device)
     began = time.perf_counter()
     call()

@@ -1,0 +1,139 @@
+"""A training step at the official widths, in as many layers as are asked for: attention, checkpointing, compilation."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bagel.bench import random_model
+from bagel.bench.floor import Work, floor, flops
+from bagel.bench.machine import machine, peak_allocated
+from bagel.bench.plan import SPECIAL, grid_of, random_ids
+from bagel.errors import BagelError
+from bagel.model.bagel import BagelModel
+from bagel.sequence import PackedSequence, PackSpec, Sample, TextSegment, VaeSegment, pack
+from bagel.training.activations import attention_of, checkpoint_activations
+from bagel.training.objective import add_noise, compute_losses
+from bagel.training.optimizer import Ema, Optimizers
+from bagel.training.recipe import OptimizerRecipe
+from gpu_parts.fast import FULL, Scale, seconds_of, smoke_scale
+
+
+def measure(device: torch.device, *, smoke: bool, layers: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """
+    Args:
+        device: where.
+        smoke: in miniature.
+        layers: of the official 28, so many that weights, gradients, moments and averages in float32 find room.
+        say: told what is being measured.
+    """
+    scale = smoke_scale() if smoke else FULL
+    config = replace(scale.config, decoder=replace(scale.config.decoder, num_layers=1 if smoke else layers))
+    scale = replace(scale, config=config)
+    samples, text, image = (2, 16, 16) if smoke else (4, 512, 1024)
+    report: dict[str, Any] = {"machine": machine(device), "layers": config.decoder.num_layers, "of_layers": 28}
+    report |= {"samples": samples, "text_tokens": text, "image_tokens": image, "rows": [], "left_out": []}
+    for attention, checkpointing, compiled in itertools.product(("sdpa", "flex"), (False, True), (False, True)):
+        cell = f"{attention}{', checkpointing' if checkpointing else ''}{', compiled' if compiled else ''}"
+        say(cell)
+        try:
+            numbers = _measure(scale, device, samples, text, image, attention, checkpointing, compiled)
+        except (torch.OutOfMemoryError, BagelError) as error:
+            report["left_out"].append(f"{cell}: {str(error).splitlines()[0]}")
+            continue
+        finally:
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        row = {"attention": attention, "activation_checkpointing": checkpointing, "compiled": compiled}
+        report["rows"].append({**row, **numbers})
+    best = max(report["rows"], key=lambda row: row["tokens_per_second"])
+    report["summary"] = {
+        "tokens per second": best["tokens_per_second"],
+        "share of the matmul rate": best["share_of_matmul_rate"],
+        "with": ", ".join(str(best[key]) for key in ("attention", "activation_checkpointing", "compiled")),
+    }
+    return report
+
+
+def _pack(scale: Scale, samples: int, text: int, image: int) -> PackedSequence:
+    """Captions and their pictures, all in one row."""
+    config = scale.config
+    grid = grid_of(image, config.max_latent_size)
+    row = []
+    for _ in range(samples):
+        ids = random_ids(text - 2, config.decoder.vocab_size).tolist()
+        picture = VaeSegment(torch.randn(image, config.latent_dim), grid, noised=True)
+        row.append(Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), picture)))
+    return pack([row], PackSpec.of(config, SPECIAL))
+
+
+def _measure(
+    scale: Scale,
+    device: torch.device,
+    samples: int,
+    text: int,
+    image: int,
+    attention: str,
+    checkpointing: bool,
+    compiled: bool,
+) -> dict[str, Any]:
+    length = text + image + 2
+    work = Work(
+        und=samples * (text + 2),
+        gen=samples * image,
+        logits=samples * (text - 1),
+        latents=samples * image,
+        attended=samples * (text * (text + 1) // 2 + (image + 2) * length),
+        backward=True,
+    )
+    packed = _pack(scale, samples, text, image)
+    seconds, peak = _time(scale, device, packed, attention, checkpointing, compiled)
+    plain = random_model(scale.config, torch.bfloat16, device)
+    matmuls = replace(work, attended=0)
+    run = floor(plain, matmuls)
+    run()
+    rate = flops(plain, matmuls) / min(seconds_of(run, device) for _ in range(3))
+    done = flops(plain, work)
+    return {
+        "seconds": seconds,
+        "tokens_per_second": samples * length / seconds,
+        "flops_per_second": done / seconds,
+        "share_of_matmul_rate": done / seconds / rate,
+        "peak_memory_bytes": peak,
+    }
+
+
+def _time(
+    scale: Scale, device: torch.device, packed: PackedSequence, attention: str, checkpointing: bool, compiled: bool
+) -> tuple[float, int]:
+    """Seconds of a whole step, and the most memory that it holds."""
+    attend = attention_of(attention, device)
+    model: BagelModel = random_model(scale.config, torch.float32, device).requires_grad_(True).train()
+    if checkpointing:
+        checkpoint_activations(model)
+    if compiled:
+        for layer in model.decoder.layers:
+            layer.compile(dynamic=False)
+    noised = add_noise(packed, torch.full((len(packed.latent_grids),), 0.5), torch.randn_like(packed.latents))
+    noised.packed, noised.target = noised.packed.to(device), noised.target.to(device)
+    optimizers = Optimizers(model.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
+    ema = Ema(model, 0.9999)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            losses = compute_losses(model, noised, attend(noised.packed))
+        (losses.ce_sum(False) / losses.ce_count(False) + losses.mse_sum() / losses.mse_count).backward()
+        optimizers.step(1.0)
+        ema.update()
+
+    step()
+    seconds = min(seconds_of(step, device) for _ in range(3))
+    if device.type == "cuda":
+        return seconds, torch.cuda.max_memory_allocated(device)
+    return seconds, peak_allocated(device, step)
