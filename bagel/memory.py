@@ -16,8 +16,10 @@ import sys
 # Parameters of mallopt, from <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
-# Blocks below this size stay. glibc before 2.35 refuses more than 32 MiB and keeps its own value then.
-_LARGEST_KEPT = (1 << 30, 1 << 25)
+# Blocks below this size stay. glibc before 2.35 refuses more than 32 MiB and keeps its own value then. It is above the
+# blocks of a denoising step, and below those of the autoencoder at the end of a large picture, which are few and of
+# many sizes: kept, the gaps between them made the peak a third higher.
+LARGEST_KEPT = 1 << 27
 _NEVER = -1
 _GROWTH = 1 << 26  # bytes by which the heap grows at least
 
@@ -37,5 +39,5 @@ def keep_freed_memory() -> bool:
         return False  # musl and others have no such settings
     mallopt = library.mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_KEPT)
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (LARGEST_KEPT, 1 << 25))
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_TOP_PAD, _GROWTH))

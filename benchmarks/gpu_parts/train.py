@@ -114,6 +114,8 @@ def _time(
 ) -> tuple[float, int]:
     """Seconds of a whole step, and the most memory that it holds."""
     attend = attention_of(attention, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     model: BagelModel = random_model(scale.config, torch.float32, device).requires_grad_(True).train()
     if checkpointing:
         checkpoint_activations(model)
