@@ -20,6 +20,8 @@ PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.
 DYNAMIC = "-dynamic"
 QUANTISED = ("fp8", "fp8-dynamic", "int8", "int8-dynamic", "int4", "nf4")
 NAMES = (*PLAIN, *QUANTISED)
+LOSSY: frozenset[str] = frozenset()
+"""Those that cost `mini` more than two points of any ability (docs/precision.md, which a test compares)."""
 PARTS = {
     "decoder": re.compile(r"decoder\.layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)\.weight"),
     "head": re.compile(r"decoder\.lm_head\.weight"),

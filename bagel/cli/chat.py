@@ -13,6 +13,8 @@ from bagel.cli.options import (
     INTERRUPTED,
     CheckpointOption,
     DeviceOption,
+    MemoryOption,
+    OffloadOption,
     PrecisionOption,
     command,
     complain,
@@ -54,10 +56,12 @@ def chat(
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
 ) -> None:
     """Talk, show pictures, have pictures drawn: one conversation, each turn computed once. /help lists the commands."""
     seed = parse_settings("generate", {"seed": seed})["seed"]
-    bagel = load(checkpoint, device, precision)
+    bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
     Conversation(bagel, output, think=think, seed=seed).run()
 
 

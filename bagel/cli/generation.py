@@ -13,6 +13,8 @@ from bagel.cli.options import (
     CheckpointOption,
     DeviceOption,
     JsonOption,
+    MemoryOption,
+    OffloadOption,
     PrecisionOption,
     command,
     load,
@@ -45,6 +47,8 @@ def generate(
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
@@ -53,7 +57,7 @@ def generate(
     bagel generate "a red car under a yellow sun" -o car.png --seed 0
     """
     _check_output(output)
-    bagel = load(checkpoint, device, precision, ("generate",))
+    bagel = load(checkpoint, device, precision, ("generate",), offload=offload, memory=memory)
     with step_bar("drawing") as progress:
         results = bagel.generate(prompts, n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
@@ -69,6 +73,8 @@ def edit(
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
@@ -77,7 +83,7 @@ def edit(
     bagel edit car.png "make it night" -o night.png
     """
     _check_output(output)
-    bagel = load(checkpoint, device, precision)
+    bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
     with step_bar("drawing") as progress:
         results = bagel.edit([images], [instruction], n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
@@ -92,6 +98,8 @@ def ask(
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
@@ -101,7 +109,7 @@ def ask(
     """
     if not images and os.path.isfile(question):
         raise PromptError(f"{question} is a file, and the question about it is missing: write it behind the picture.")
-    bagel = load(checkpoint, device, precision, ("understand",))
+    bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
     quiet, thinking = json == "-", bool(settings.get("think"))
     result = bagel.ask(
         images or None,

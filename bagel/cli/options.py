@@ -41,6 +41,19 @@ PrecisionOption = Annotated[
         metavar="PRECISION",
     ),
 ]
+OffloadOption = Annotated[
+    str,
+    typer.Option(
+        help="Where layers stand that find no room on the device: cpu (main memory), disk, none, or auto.",
+        metavar="PLACE",
+    ),
+]
+MemoryOption = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this annotation at run time
+    typer.Option(
+        help="Memory that may be taken of each GPU, or of the machine on a CPU, such as 12GB.", metavar="SIZE"
+    ),
+]
 JsonOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
     typer.Option("--json", help="Write the result as JSON to this file; - is standard output.", metavar="FILE"),
@@ -146,13 +159,26 @@ def tables() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=240)
 
 
-def load(checkpoint: str, device: str, precision: str, tasks: Sequence[str] = ALL_TASKS) -> Bagel:
-    """A model for some tasks, with a word on the terminal while it loads."""
+def load(
+    checkpoint: str,
+    device: str,
+    precision: str,
+    tasks: Sequence[str] = ALL_TASKS,
+    *,
+    offload: str = "auto",
+    memory: str | None = None,
+) -> Bagel:
+    """A model for some tasks, with a word on the terminal while it loads, and on how it runs where that was chosen."""
     from bagel.inference.api import Bagel
 
     console = notes()
     with console.status(f"loading {escape(checkpoint)}") if console.is_terminal else nullcontext():
-        return Bagel.from_pretrained(checkpoint, device=device, precision=precision, tasks=tasks)
+        bagel = Bagel.from_pretrained(
+            checkpoint, device=device, precision=precision, tasks=tasks, offload=offload, memory=memory
+        )
+    if bagel.plan is not None:
+        console.print(f"running in {escape(bagel.plan.sentence())}", soft_wrap=True)
+    return bagel
 
 
 @contextmanager

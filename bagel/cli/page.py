@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from bagel.cli.options import CheckpointOption, DeviceOption, PrecisionOption, command, load, notes
+from bagel.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    MemoryOption,
+    OffloadOption,
+    PrecisionOption,
+    command,
+    load,
+    notes,
+)
 from bagel.errors import BagelError, SettingError
 
 
@@ -32,6 +41,8 @@ def app(
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
     lang: Annotated[Literal["en", "zh"], typer.Option(help="Language that the page begins in.")] = "en",
 ) -> None:
     """Open the page: draw, edit, ask and chat in a browser. Ctrl-C ends.
@@ -46,7 +57,7 @@ def app(
 
     with listen(host, port) as listening:  # before minutes go into loading a large model
         port = listening.getsockname()[1]
-    bagel = load(checkpoint, device, precision)
+    bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
     name = f"{checkpoint} · {bagel.device} · {bagel.checkpoint.precision.name}"
     page = create_page(Service(bagel), language=lang, name=name)
     try:

@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from bagel.cli.options import CheckpointOption, DeviceOption, PrecisionOption, command, load, notes
+from bagel.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    OffloadOption,
+    PrecisionOption,
+    command,
+    load,
+    notes,
+)
 from bagel.errors import BagelError, SettingError
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -23,6 +31,7 @@ def serve(
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
     model_name: Annotated[
         str | None, typer.Option(help="By which clients ask for the model; the checkpoint's name if not given.")
     ] = None,
@@ -116,7 +125,7 @@ def serve(
             timesteps=max_timesteps,
             new_tokens=max_new_tokens,
         )
-        bagel = load(checkpoint, device, precision)
+        bagel = load(checkpoint, device, precision, offload=offload)
         service = Service(bagel, limits=limits, memory=None if memory is None else int(memory * 2**30))
         options = ServerOptions(
             model_name=model_name or name_of(checkpoint),

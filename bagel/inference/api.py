@@ -28,6 +28,7 @@ from bagel.inference.session import Session
 from bagel.inference.settings import GenerationSettings, Task, resolve
 from bagel.inference.tasks import Media, Order, check_room, cost_of, one_shot
 from bagel.inference.work import Handle
+from bagel.placement.plan import Plan
 
 Progress = Callable[[int, int], None]
 OnText = Callable[[str], None]
@@ -44,6 +45,7 @@ class Bagel:
         tokenizer: the model's.
         engine: runs all requests; `engine.stats` counts what it did.
         defaults: default settings and picture sizes of this checkpoint.
+        plan: how it runs, where that was chosen from several ways.
     """
 
     def __init__(self, checkpoint: Checkpoint, *, defaults: Defaults | None = None, compile: bool = False) -> None:
@@ -54,6 +56,7 @@ class Bagel:
             compile: run `torch.compile` on the experts; the first calls then take minutes, the others less.
         """
         self.checkpoint = checkpoint
+        self.plan: Plan | None = None
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
         self.defaults = official_defaults(checkpoint.config) if defaults is None else defaults
@@ -78,6 +81,8 @@ class Bagel:
         precision: str | torch.dtype = "auto",
         device: str | torch.device = "auto",
         tasks: Collection[str] = TASKS,
+        offload: str = "auto",
+        memory: int | str | None = None,
         compile: bool = False,
     ) -> Bagel:
         """Loads a checkpoint.
@@ -93,14 +98,24 @@ class Bagel:
             device: "cpu", "cuda", "cuda:1", "mps", or "auto": the best there is.
             tasks: what the model is for, of "generate", "edit" and "understand". ("understand",) leaves out the gen
                 expert, nearly half of all weights, and the autoencoder; ("generate",) the vision transformer.
+            offload: where layers stand that find no room on the device: "cpu", main memory; "disk", the mapped file;
+                "none"; or "auto". With "cpu" or "disk" as many layers are brought as have to be.
+            memory: bytes, or such as "12GB", that may be taken of each accelerator (of main memory on the CPU); what is
+                free less a margin if not given.
             compile: as in `__init__`.
+
+        What is "auto" is chosen for checkpoints above 1 GB so that it fits, the fastest way first (`bagel.placement`);
+        attribute `plan` says what was chosen.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
-            DeviceError: the device or precision is unknown, or not to be had here.
+            DeviceError: the device or precision is unknown, or not to be had here, or there is not enough memory.
         """
-        checkpoint, folder = load(name, precision, device, tasks, pack=not compile)
-        return cls(checkpoint, defaults=read_defaults(folder, checkpoint.config), compile=compile)
+        loaded = load(name, precision, device, tasks, offload=offload, memory=memory, pack=not compile)
+        defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
+        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile)
+        bagel.plan = loaded.plan
+        return bagel
 
     @property
     def device(self) -> torch.device:

@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from bagel.checkpoint.hub import download
+from bagel.checkpoint.names import official_name
 from bagel.checkpoint.official import (
     TASKS,
     Checkpoint,
     folder_of,
     load_checkpoint,
+    model_file,
+    needed,
+    read_config,
     stored_format,
     weight_bytes,
 )
 from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
-from bagel.errors import CheckpointError, DeviceError
+from bagel.checkpoint.source import SafetensorsFiles, open_source
+from bagel.errors import CheckpointError, DeviceError, SettingError
+from bagel.files import parse_size
 from bagel.model.bagel import BagelModel
+from bagel.placement.offload import apply
+from bagel.placement.plan import Plan, choose, plans, this_machine
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
+OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
+_ANY_MATRIX = official_name("decoder.layers.0.und.q.weight")
 _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
 
 
@@ -106,24 +117,102 @@ def _has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint ready to run.
+
+    Attributes:
+        checkpoint: with its weights in place.
+        folder: where it comes from.
+        plan: how it runs, where that was to be found out.
+    """
+
+    checkpoint: Checkpoint
+    folder: Path
+    plan: Plan | None
+
+
 def load(
     name: str | os.PathLike[str],
     precision: str | torch.dtype,
     device: str | torch.device,
     tasks: Collection[str] = TASKS,
     *,
+    offload: str = "auto",
+    memory: int | str | None = None,
     pack: bool = True,
-) -> tuple[Checkpoint, Path]:
-    """Loads a checkpoint for inference, and says in which folder it is. Arguments and errors as
-    `Bagel.from_pretrained`.
+) -> Loaded:
+    """Loads a checkpoint for inference. Arguments and errors as `Bagel.from_pretrained`.
 
     On the CPU the weights of the model are packed where that pays, unless `pack` is false: what is packed cannot be
     compiled.
     """
-    device = choose_device(device)
+    if offload not in OFFLOADS:
+        raise SettingError(f"offload is {offload!r}: it must be {', '.join(map(repr, OFFLOADS))}.")
+    needed(tasks)
     where = find_checkpoint(name)
-    chosen = choose_precision(precision, device, where)
-    return load_checkpoint(where, precision=chosen, device=device, tasks=tasks, pack=pack), folder_of(where)
+    plan: Plan | None = None
+    if memory is not None or offload in ("cpu", "disk") or (offload == "auto" and weight_bytes(where) > _LARGE):
+        plan = _plan(where, precision, device, tuple(tasks), offload, memory)
+        placement = plan.placement
+        on_cpu = placement.device.type == "cpu"
+        checkpoint = load_checkpoint(
+            where, precision=plan.precision, device=placement.device_of, tasks=tasks, pack=pack and on_cpu
+        )
+        if plan.offload != "none" or len(plan.devices) > 1:
+            apply(checkpoint.model, placement)
+    else:
+        chosen_device = choose_device(device)
+        chosen = choose_precision(precision, chosen_device, where)
+        checkpoint = load_checkpoint(where, precision=chosen, device=chosen_device, tasks=tasks, pack=pack)
+    return Loaded(checkpoint, folder_of(where), plan)
+
+
+def _plan(
+    where: Path,
+    precision: str | torch.dtype,
+    device: str | torch.device,
+    tasks: tuple[str, ...],
+    offload: str,
+    memory: int | str | None,
+) -> Plan:
+    """The fastest way of running a checkpoint here for which there is memory."""
+    allowed = parse_size(memory) if isinstance(memory, str) else memory
+    machine = this_machine(usable_devices() if device == "auto" else [choose_device(device)], allowed)
+    if precision == "auto":
+        precisions = automatic_precisions(where, [device for device, _ in machine.devices])
+    else:
+        precisions = [choose_precision(precision, machine.devices[0][0], where).name]
+    # "cpu" takes as many layers as find no room; "disk" is what was asked for, room or not.
+    offloads = {"auto": ("none", "cpu", "disk"), "cpu": ("none", "cpu")}.get(offload, (offload,))
+    source = open_source(model_file(where))
+    found = plans(
+        read_config(where, source),
+        machine,
+        tasks,
+        precisions=precisions,
+        stored=source.torch_dtype(_ANY_MATRIX) if isinstance(source, SafetensorsFiles) else None,
+        offloads=offloads,
+    )
+    return choose(found, machine)
+
+
+def usable_devices() -> list[torch.device]:
+    """The accelerators here, and the CPU."""
+    found = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append(torch.device("mps"))
+    return [*found, torch.device("cpu")]
+
+
+def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[str]:
+    """Those that come into question: as it is stored, if that is in few bits or small; all for large checkpoints."""
+    if (stored := stored_format(where)) is not None:
+        return [stored]
+    if weight_bytes(where) <= _LARGE:
+        return [choose_precision("auto", devices[0], where).name]
+    emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
+    return ["float16" if emulated else "bfloat16", "fp8-dynamic", "int8", "fp8", "int4", "nf4"]
 
 
 def compile_experts(model: BagelModel) -> None:

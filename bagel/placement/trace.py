@@ -60,7 +60,7 @@ class Heap:
     def allocate(self, size: int) -> int:
         """A handle for `free`."""
         handle = next(self._handles)
-        if size >= self._largest_kept:
+        if size == 0 or size >= self._largest_kept:
             self._mapped += size
             self._blocks[handle] = (-1, size)
         else:

@@ -1,0 +1,308 @@
+"""Ways of running a checkpoint on a machine: which precision, where the layers stand, what memory that takes.
+
+Memory is predicted from the configuration alone: weights by part, and what each piece of work holds besides, found by
+going through the model without values. Speed is estimated roughly, to put the ways in order.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bagel.checkpoint.precision import LOSSY, NAMES, Precision, check_hardware, parse_precision
+from bagel.config import BagelConfig
+from bagel.errors import DeviceError
+from bagel.placement.jobs import Job, Taken, taken, usual_jobs
+from bagel.placement.memory import free_memory
+from bagel.placement.offload import Place, Placement, spread
+from bagel.placement.sizes import Sizes, sizes
+
+MARGIN = 0.05
+"""Share of a device's free memory that is left alone."""
+HOST_MARGIN = 0.08
+BASELINE = 450 << 20
+"""Bytes that the process takes with its libraries and a large vocabulary, before any weight."""
+_DEVICE_BASELINE = 600 << 20  # of a CUDA context with its libraries' workspaces
+_FRAGMENTED = 1.05  # what a caching allocator holds beyond what is alive
+
+# Roughly, for putting plans in order: operations and bytes per second.
+_GPU_FLOPS, _GPU_MEMORY, _BUS, _DISK = 3e14, 2e12, 2e10, 1e9
+_CPU_FLOPS, _CPU_MEMORY, _MPS_FLOPS, _MPS_MEMORY = 1e12, 2.5e10, 1e13, 2e11
+# How much of that a precision reaches: multiplying many rows, and reading weights for one.
+_MANY = {"float32": 0.3, "fp8-dynamic": 1.7, "int8-dynamic": 1.2, "int8": 0.8, "fp8": 0.6, "int4": 0.55, "nf4": 0.5}
+_ONE_ON_CPU = {"fp8": 0.2, "nf4": 0.05, "int8-dynamic": 0.5}
+_EVALUATIONS, _TOKENS = 80, 100  # of a usual picture and answer
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to run on.
+
+    Attributes:
+        devices: with their free bytes; the CPU's are `host`.
+        host: free bytes of main memory.
+    """
+
+    devices: tuple[tuple[torch.device, int], ...]
+    host: int
+
+
+def this_machine(devices: Sequence[torch.device], memory: int | None = None) -> Machine:
+    """What is free here.
+
+    Args:
+        devices: that may compute.
+        memory: bytes that may be taken of each accelerator; of main memory, if the CPU alone computes.
+    """
+    host = free_memory(torch.device("cpu"))
+    if memory is not None and all(device.type == "cpu" for device in devices):
+        host = min(host, memory)
+    free = [(d, host if d.type == "cpu" else min(free_memory(d), memory or sys.maxsize)) for d in devices]
+    return Machine(tuple(free), host)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way of running a checkpoint.
+
+    Attributes:
+        precision: of the parts.
+        placement: where the decoder's layers stand.
+        devices: those that compute, all of them of one kind.
+        device_bytes: predicted peak of each job on the first device; empty on the CPU.
+        host_bytes: predicted peak of each job in main memory.
+        seconds: rough estimate of a picture and an answer, for the order.
+        fits: whether there is memory for every job.
+        lossy: whether the precision loses accuracy (docs/precision.md).
+    """
+
+    precision: Precision
+    placement: Placement
+    devices: tuple[torch.device, ...]
+    device_bytes: dict[str, int]
+    host_bytes: dict[str, int]
+    seconds: float
+    fits: bool
+    lossy: bool = False
+
+    @property
+    def offload(self) -> str:
+        """Where the layers stand that are brought: "cpu", "disk", or "none"."""
+        kinds = {place for place in self.placement.layers if isinstance(place, str)}
+        return "disk" if "disk" in kinds else "cpu" if kinds else "none"
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        layers = self.placement.layers
+        brought = sum(isinstance(place, str) for place in layers)
+        on = " and ".join(map(str, self.devices))
+        if not brought:
+            return on
+        return f"{on}, {brought} of {len(layers)} layers {'on disk' if self.offload == 'disk' else 'in main memory'}"
+
+    @property
+    def peak_device(self) -> int:
+        return max(self.device_bytes.values(), default=0)
+
+    @property
+    def peak_host(self) -> int:
+        return max(self.host_bytes.values())
+
+    def sentence(self) -> str:
+        """What was chosen."""
+        device = f"{gigabytes(self.peak_device)} of device memory and " if self.device_bytes else ""
+        return f"{self.precision.name} on {self.where}: at most {device}{gigabytes(self.peak_host)} of main memory"
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def plans(
+    config: BagelConfig,
+    machine: Machine,
+    tasks: tuple[str, ...],
+    *,
+    precisions: Sequence[str] = NAMES,
+    stored: torch.dtype | None = None,
+    offloads: Sequence[str] = ("none", "cpu", "disk"),
+) -> list[Plan]:
+    """All ways, the best first: what fits before what does not, accurate before lossy, fast before slow.
+
+    Args:
+        config: of the checkpoint.
+        machine: to run on.
+        tasks: that the model is for.
+        precisions: that come into question.
+        stored: type of the weights where they can be used from the disk as they are.
+        offloads: where layers may stand that find no room on the device.
+    """
+    jobs = [job for job in usual_jobs(config) if job.task in tasks]
+    found = [
+        plan for text in precisions for plan in _of_precision(config, machine, tasks, jobs, text, stored, offloads)
+    ]
+    return sorted(found, key=lambda plan: (not plan.fits, plan.lossy, plan.seconds))
+
+
+def choose(found: Sequence[Plan], machine: Machine) -> Plan:
+    """The best that fits.
+
+    Raises:
+        DeviceError: none does.
+    """
+    if found and found[0].fits:
+        return found[0]
+    have = [f"{gigabytes(free)} on {device}" for device, free in machine.devices if device.type != "cpu"]
+    have.append(f"{gigabytes(machine.host)} of main memory")
+    if not found:
+        raise DeviceError("no way of running this checkpoint was asked for that this machine has.")
+    least = min(found, key=lambda plan: plan.peak_host + plan.peak_device)
+    takes = least.sentence().partition(": at most ")[2]
+    raise DeviceError(
+        f"this checkpoint does not fit: there are {' and '.join(have)} free, and the smallest way of running it takes "
+        f"{takes} ({least.precision.name} on {least.where}); free memory, or load it for fewer tasks."
+    )
+
+
+def _of_precision(
+    config: BagelConfig,
+    machine: Machine,
+    tasks: tuple[str, ...],
+    jobs: list[Job],
+    text: str,
+    stored: torch.dtype | None,
+    offloads: Sequence[str],
+) -> Iterator[Plan]:
+    kinds = {device.type: device for device, _ in reversed(machine.devices)}
+    for device in kinds.values():
+        precision = parse_precision(text)
+        try:
+            check_hardware(precision, device)
+        except DeviceError:
+            continue
+        parts = sizes(config, precision, tasks)
+        works = {
+            job.name: taken(config, job, precision.activations, precision.autoencoder, on_cpu=device.type == "cpu")
+            for job in jobs
+        }
+        plain = not precision.parts and precision.activations == stored
+        if device.type == "cpu":
+            yield from _on_cpu(device, machine, precision, parts, works, plain, stored, offloads)
+        else:
+            rooms = [(d, free) for d, free in machine.devices if d.type == device.type]
+            yield from _on_devices(rooms, machine, precision, parts, works, plain, offloads)
+
+
+def _on_cpu(
+    device: torch.device,
+    machine: Machine,
+    precision: Precision,
+    parts: Sizes,
+    works: dict[str, Taken],
+    plain: bool,
+    stored: torch.dtype | None,
+    offloads: Sequence[str],
+) -> Iterator[Plan]:
+    room = machine.host * (1 - HOST_MARGIN)
+    # A large embedding stays in its file where it is stored as it is wanted: a text takes a few rows of it.
+    embedding = 0 if precision.activations == stored and parts.embedding >= 1 << 28 else parts.embedding
+    outside = parts.outside - parts.embedding + embedding
+    for offload in ("none", "disk"):
+        if offload not in offloads or (offload == "disk" and not plain):
+            continue
+        held = outside + parts.layer * (parts.layers if offload == "none" else 2)
+        host = {name: BASELINE + held + work.peak for name, work in works.items()}
+        # What is being read stands beside what is loaded already.
+        host = {name: max(peak, BASELINE + held + (256 << 20)) for name, peak in host.items()}
+        place: Place = device if offload == "none" else "disk"
+        layers = (place,) * parts.layers
+        brought = 0 if offload == "none" else parts.layer * parts.layers
+        seconds = _seconds(precision, parts, _CPU_FLOPS, _CPU_MEMORY, brought / _DISK, on_cpu=True)
+        yield Plan(
+            precision,
+            Placement(device, layers),
+            (device,),
+            {},
+            host,
+            seconds,
+            max(host.values()) <= room,
+            _is_lossy(precision),
+        )
+
+
+def _on_devices(
+    rooms: list[tuple[torch.device, int]],
+    machine: Machine,
+    precision: Precision,
+    parts: Sizes,
+    works: dict[str, Taken],
+    plain: bool,
+    offloads: Sequence[str],
+) -> Iterator[Plan]:
+    """On the first device alone, by several, and with layers brought to the first."""
+    device, free = rooms[0]
+    flops, memory = (_GPU_FLOPS, _GPU_MEMORY) if device.type == "cuda" else (_MPS_FLOPS, _MPS_MEMORY)
+    base = _DEVICE_BASELINE if device.type == "cuda" else 0
+    work = {name: int(work.peak * _FRAGMENTED) for name, work in works.items()}
+    most = max(work.values())
+    room = free * (1 - MARGIN)
+    lossy = _is_lossy(precision)
+
+    def plan(placement: Placement, devices: tuple[torch.device, ...], held: int, host: int, brought: float) -> Plan:
+        on_device = {name: base + held + bytes_ for name, bytes_ in work.items()}
+        on_host = dict.fromkeys(work, 2 * BASELINE + host + (256 << 20))
+        seconds = _seconds(precision, parts, flops, memory, brought, on_cpu=False)
+        fits = max(on_device.values()) <= room and max(on_host.values()) <= machine.host * (1 - HOST_MARGIN)
+        return Plan(precision, placement, devices, on_device, on_host, seconds, fits, lossy)
+
+    alone = plan(Placement(device, (device,) * parts.layers), (device,), parts.total, 0, 0.0)
+    if "none" in offloads:
+        yield alone
+    if len(rooms) > 1 and device.type == "cuda" and not alone.fits:
+        yield from _by_layers(rooms, parts, most, base, plan)
+    if device.type != "cuda" or (alone.fits and "none" in offloads):
+        return
+    # The two layers that come and go take room as well.
+    left = room - base - parts.outside - most - 2 * parts.layer
+    resident = max(0, min(parts.layers - 1, int(left // parts.layer)))
+    brought_bytes = parts.layer * (parts.layers - resident)
+    held = parts.outside + parts.layer * (resident + 2)
+    if "cpu" in offloads:
+        yield plan(spread(parts.layers, resident, "host", device), (device,), held, brought_bytes, brought_bytes / _BUS)
+    if "disk" in offloads and plain:
+        yield plan(spread(parts.layers, resident, "disk", device), (device,), held, 0, brought_bytes / _DISK)
+
+
+def _by_layers(
+    rooms: list[tuple[torch.device, int]], parts: Sizes, most: int, base: int, plan: Callable[..., Plan]
+) -> Iterator[Plan]:
+    """As many layers on each device as find room, in order; the first also has everything else."""
+    places: list[torch.device] = []
+    first = 0
+    for index, (device, free) in enumerate(rooms):
+        left = free * (1 - MARGIN) - base - most - (parts.outside if index == 0 else 0)
+        count = max(0, min(parts.layers - len(places), int(left // parts.layer)))
+        first = count if index == 0 else first
+        places += [device] * count
+    if len(places) == parts.layers and first < parts.layers:
+        used = tuple(dict.fromkeys(places)) if first else (rooms[0][0], *dict.fromkeys(places))
+        yield plan(Placement(rooms[0][0], tuple(places)), used, parts.outside + first * parts.layer, 0, 0.0)
+
+
+def _seconds(precision: Precision, parts: Sizes, flops: float, memory: float, brought: float, *, on_cpu: bool) -> float:
+    """Of a picture and an answer, roughly: multiplications, weights read for each token, weights brought."""
+    stored = precision.parts.get("decoder", str(precision.activations).removeprefix("torch."))
+    weights = parts.layer * parts.layers
+    # 4096 image tokens, each weight of the gen expert used once for each.
+    parameters = 6.5e9
+    many = _EVALUATIONS * max(2 * 4096 * parameters / (flops * _MANY.get(stored, 1.0)), brought)
+    one = _TOKENS * max(weights / 2 / (memory * (_ONE_ON_CPU.get(stored, 0.6) if on_cpu else 0.6)), brought / 2)
+    return many + one
+
+
+def _is_lossy(precision: Precision) -> bool:
+    return bool(set(precision.parts.values()) & LOSSY)

@@ -1,0 +1,135 @@
+"""Ways of running a checkpoint: what fits, what is chosen, and that models run so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bagel import Bagel
+from bagel.config import NAMED_CONFIGS
+from bagel.errors import DeviceError, SettingError
+from bagel.inference import loading
+from bagel.placement.offload import BroughtLayer
+from bagel.placement.plan import Machine, Plan, choose, plans
+
+CONFIG = NAMED_CONFIGS["7b-mot"]
+ALL = ("generate", "edit", "understand")
+PRECISIONS = ("bfloat16", "int8", "int4")
+CPU = torch.device("cpu")
+GB = 10**9
+
+
+def machine(*gpus: float, host: float = 64) -> Machine:
+    devices = [(torch.device("cuda", i), int(free * GB)) for i, free in enumerate(gpus)]
+    return Machine((*devices, (CPU, int(host * GB))), int(host * GB))
+
+
+def best(here: Machine, tasks: tuple[str, ...] = ALL, **more: Any) -> Plan:
+    return choose(plans(CONFIG, here, tasks, precisions=PRECISIONS, stored=torch.bfloat16, **more), here)
+
+
+@pytest.mark.parametrize(
+    ("here", "precision", "where"),
+    [
+        (machine(80), "bfloat16", "cuda:0"),
+        (machine(24, 24), "bfloat16", "cuda:0 and cuda:1"),
+        (machine(24), "int8", "cuda:0"),
+        (machine(host=64), "bfloat16", "cpu"),
+        (machine(host=30), "int8", "cpu"),
+    ],
+    ids=["large GPU", "two GPUs", "one GPU", "large CPU", "CPU"],
+)
+def test_what_is_chosen(here: Machine, precision: str, where: str) -> None:
+    plan = best(here)
+    assert (plan.precision.name, plan.where) == (precision, where)
+
+
+def test_small_gpus_have_layers_brought() -> None:
+    plan = best(machine(12, host=64))
+    assert plan.offload == "cpu"
+    assert plan.peak_device <= 0.95 * 12 * GB
+    resident = [sum(isinstance(p, torch.device) for p in best(machine(free)).placement.layers) for free in (11.5, 12, 13)]
+    assert resident == sorted(resident)
+
+
+def test_what_does_not_fit_is_said_with_what_would() -> None:
+    with pytest.raises(DeviceError, match=r"does not fit: there are 4.0 GB of main memory free.* takes .* GB"):
+        best(machine(host=4))
+
+
+def test_fewer_tasks_take_less() -> None:
+    understanding = best(machine(host=64), ("understand",))
+    assert understanding.peak_host < 0.6 * best(machine(host=64)).peak_host
+    assert list(understanding.host_bytes) == ["understand 980×980"]
+
+
+def test_the_disk_is_only_for_what_is_stored_as_it_is_wanted() -> None:
+    found = plans(CONFIG, machine(host=16), ALL, precisions=PRECISIONS, stored=torch.bfloat16, offloads=("disk",))
+    assert {plan.precision.name for plan in found} == {"bfloat16"}
+    assert not plans(CONFIG, machine(host=16), ALL, precisions=PRECISIONS, stored=None, offloads=("disk",))
+
+
+def test_weights_are_those_that_are_loaded() -> None:
+    from bagel.checkpoint.precision import parse_precision
+    from bagel.placement.sizes import sizes
+
+    for precision in ("bfloat16", "int8", "nf4", "int4,head=int8"):
+        for tasks in (ALL, ("understand",), ("generate",)):
+            bagel = Bagel.from_pretrained("mini", precision=precision, device="cpu", tasks=tasks)
+            parts = [bagel.checkpoint.model]
+            if tasks != ("understand",):
+                parts.append(bagel.checkpoint.autoencoder)  # type: ignore[arg-type]
+            held = {t.data_ptr(): t.nbytes for m in parts for t in (*m.parameters(), *m.buffers())}
+            packed = sum(
+                m.out_features * m.in_features * 2
+                for m in bagel.checkpoint.model.modules()
+                if "Packed" in type(m).__name__
+            )
+            predicted = sizes(bagel.config, parse_precision(precision), tasks).total
+            assert predicted == pytest.approx(sum(held.values()) + packed, rel=0.01), (precision, tasks)
+
+
+def as_stored(golden: Any, folder: Path) -> Path:
+    """The recorded checkpoint in bfloat16."""
+    from bagel.checkpoint.convert import convert
+
+    convert(golden.checkpoint, folder, "bf16")
+    return folder
+
+
+def test_from_the_disk_as_from_memory(golden: Any, tmp_path: Path) -> None:
+    folder = as_stored(golden, tmp_path / "bf16")
+    memory, disk = (
+        Bagel.from_pretrained(folder, precision="bfloat16", device="cpu", offload=offload)
+        for offload in ("none", "disk")
+    )
+    assert all(isinstance(layer, BroughtLayer) for layer in disk.checkpoint.model.decoder.layers)
+    assert disk.plan is not None
+    assert disk.plan.offload == "disk"
+    settings: dict[str, Any] = {"seed": 1, "num_timesteps": 3, "size": (32, 32)}
+    first, second = (bagel.generate("a cat", **settings) for bagel in (memory, disk))
+    difference = (torch.tensor(list(first.tobytes())).int() - torch.tensor(list(second.tobytes())).int()).abs()
+    assert difference.float().mean() < 2  # the matmuls of packed weights round at other places
+    assert isinstance(disk.ask(first, "What?", max_new_tokens=3), str)
+
+
+def test_large_checkpoints_are_planned_for(golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = as_stored(golden, tmp_path / "bf16")
+    assert Bagel.from_pretrained(folder, device="cpu").plan is None
+    monkeypatch.setattr(loading, "_LARGE", 1)
+    plan = Bagel.from_pretrained(folder, device="cpu").plan
+    assert plan is not None
+    assert (plan.precision.name, plan.where) == ("bfloat16", "cpu")
+    assert "bfloat16 on cpu: at most" in plan.sentence()
+    with pytest.raises(DeviceError, match="does not fit"):
+        Bagel.from_pretrained(folder, device="cpu", memory="1MB")
+
+
+def test_bad_places_and_sizes_are_refused() -> None:
+    with pytest.raises(SettingError, match="offload is 'gpu'"):
+        Bagel.from_pretrained("mini", offload="gpu")
+    with pytest.raises(SettingError, match="'lots' is no size"):
+        Bagel.from_pretrained("mini", memory="lots")
