@@ -107,9 +107,10 @@ def check_hardware(precision: Precision, device: torch.device) -> None:
     """
     for stored in precision.parts.values():
         if stored == "fp8-dynamic":
-            capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+            there = device.type == "cuda" and torch.cuda.is_available()
+            capability = torch.cuda.get_device_capability(device) if there else (0, 0)
             if capability < (8, 9):
-                here = f"compute capability {capability[0]}.{capability[1]}" if device.type == "cuda" else str(device)
+                here = f"compute capability {capability[0]}.{capability[1]}" if there else str(device)
                 raise DeviceError(
                     f"precision 'fp8-dynamic' multiplies in FP8, which takes a CUDA device of compute capability 8.9 "
                     f"or later, but this is {here}: use 'fp8', which only stores weights so."

@@ -31,9 +31,29 @@ def info(
             help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b-mot, 0.5b).",
         ),
     ] = "mini",
+    plan: Annotated[bool, typer.Option("--plan", help="Show ways of running it here, and which is chosen.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="With --plan: as if each GPU (or a GPU) had so much free.", metavar="SIZE")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="With --plan: as if so much main memory were free.", metavar="SIZE")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Show a checkpoint: configuration, sizes, parameters by part, memory. Weights are not loaded."""
+    """Show a checkpoint: configuration, sizes, parameters by part, memory. Weights are not loaded.
+
+    bagel info 7b-mot --plan --memory 12GB --ram 32GB
+    """
+    if (memory or ram) and not plan:
+        raise SettingError("--memory and --ram are for --plan: add it, or leave them out.")
+    if plan:
+        from bagel.cli.planning import planned, print_plans
+
+        found = planned(checkpoint, memory, ram)
+        if json != "-":
+            print_plans(found)
+        write_json(json, found)
+        return
     from bagel.cli.summary import describe
 
     facts = describe(checkpoint)

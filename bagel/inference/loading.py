@@ -33,9 +33,11 @@ from bagel.placement.plan import Plan, choose, plans, this_machine
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
+AUTOMATIC = ("bfloat16", "fp8-dynamic", "int8", "fp8", "int4", "nf4")
+"""Precisions that are chosen from for large checkpoints."""
 OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
-_ANY_MATRIX = official_name("decoder.layers.0.und.q.weight")
+ANY_MATRIX = official_name("decoder.layers.0.und.q.weight")
 _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
 
 
@@ -191,7 +193,7 @@ def _plan(
         machine,
         tasks,
         precisions=precisions,
-        stored=source.torch_dtype(_ANY_MATRIX) if isinstance(source, SafetensorsFiles) else None,
+        stored=source.torch_dtype(ANY_MATRIX) if isinstance(source, SafetensorsFiles) else None,
         offloads=offloads,
     )
     return choose(found, machine)
@@ -212,7 +214,7 @@ def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[s
     if weight_bytes(where) <= _LARGE:
         return [choose_precision("auto", devices[0], where).name]
     emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
-    return ["float16" if emulated else "bfloat16", "fp8-dynamic", "int8", "fp8", "int4", "nf4"]
+    return ["float16" if emulated else "bfloat16", *AUTOMATIC[1:]]
 
 
 def compile_experts(model: BagelModel) -> None:

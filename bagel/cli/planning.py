@@ -1,0 +1,99 @@
+"""`bagel info --plan`: ways of running a checkpoint, with their predicted memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from bagel.checkpoint.official import TASKS, model_file, read_config
+from bagel.checkpoint.source import SafetensorsFiles, open_source
+from bagel.cli.options import tables
+from bagel.config import NAMED_CONFIGS
+from bagel.errors import DeviceError
+from bagel.files import parse_size
+from bagel.inference.loading import ANY_MATRIX, AUTOMATIC, automatic_precisions, find_checkpoint, usable_devices
+from bagel.placement.plan import Machine, Plan, choose, gigabytes, plans, this_machine
+
+_SHOWN = 14
+
+
+def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, Any]:
+    """Plans for this machine, or for one with other memory, ready for JSON.
+
+    Args:
+        checkpoint: a name, or that of a configuration, which counts as stored in bfloat16.
+        memory: of each accelerator, such as "12GB": without one here, that of a GPU which is not.
+        ram: free main memory.
+    """
+    if checkpoint in NAMED_CONFIGS and not Path(checkpoint).is_dir():
+        config, precisions = NAMED_CONFIGS[checkpoint], list(AUTOMATIC)
+        stored: torch.dtype | None = torch.bfloat16
+    else:
+        source = open_source(model_file(where := find_checkpoint(checkpoint)))
+        config, precisions = read_config(where, source), automatic_precisions(where, usable_devices())
+        stored = source.torch_dtype(ANY_MATRIX) if isinstance(source, SafetensorsFiles) else None
+    machine = this_machine(usable_devices())
+    host = machine.host if ram is None else parse_size(ram)
+    gpus = [(device, free) for device, free in machine.devices if device.type != "cpu"]
+    if memory is not None:
+        size = parse_size(memory)
+        gpus = [(device, size) for device, _ in gpus] or [(torch.device("cuda:0"), size)]
+    machine = Machine((*gpus, (torch.device("cpu"), host)), host)
+    found = plans(config, machine, TASKS, precisions=precisions, stored=stored)
+    try:
+        chosen, reason = choose(found, machine), None
+    except DeviceError as error:
+        chosen, reason = None, str(error)
+    return {
+        "devices": {str(device): free for device, free in machine.devices if device.type != "cpu"},
+        "host": host,
+        "plans": [_facts(plan, plan is chosen) for plan in found],
+        "chosen": None if chosen is None else chosen.sentence(),
+        "reason": reason,
+    }
+
+
+def _facts(plan: Plan, chosen: bool) -> dict[str, Any]:
+    return {
+        "precision": plan.precision.name,
+        "where": plan.where,
+        "offload": plan.offload,
+        "fits": plan.fits,
+        "lossy": plan.lossy,
+        "chosen": chosen,
+        "relative_seconds": plan.seconds,
+        "device_bytes": plan.device_bytes,
+        "host_bytes": plan.host_bytes,
+    }
+
+
+def print_plans(facts: dict[str, Any]) -> None:
+    console = tables()
+    here = [f"{gigabytes(free)} on {device}" for device, free in facts["devices"].items()]
+    title = f"ways of running it with {', '.join([*here, gigabytes(facts['host']) + ' of main memory'])}"
+    table = Table(title=title, title_justify="left")
+    jobs = list(facts["plans"][0]["host_bytes"]) if facts["plans"] else []
+    for heading in ("", "precision", "where", *jobs, "fits", "relative time"):
+        table.add_column(heading)
+    fastest = min((plan["relative_seconds"] for plan in facts["plans"]), default=1.0)
+    for plan in facts["plans"][:_SHOWN]:
+        cells = []
+        for job in jobs:
+            device = f"{gigabytes(plan['device_bytes'][job])} + " if plan["device_bytes"] else ""
+            cells.append(device + gigabytes(plan["host_bytes"][job]))
+        name = plan["precision"] + (" (lossy)" if plan["lossy"] else "")
+        table.add_row(
+            "→" if plan["chosen"] else "",
+            name,
+            plan["where"],
+            *cells,
+            "yes" if plan["fits"] else "no",
+            f"{plan['relative_seconds'] / fastest:.1f}",
+            style="bold" if plan["chosen"] else None if plan["fits"] else "dim",
+        )
+    console.print(table)
+    console.print("peak of device memory + main memory for each piece of work; time is a rough estimate for the order")
+    console.print(f"chosen: {facts['chosen']}" if facts["chosen"] else facts["reason"])
