@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_ALIGNING = 64 + 32  # bytes: PyTorch's alignment, and the smallest block of the C library
+
 Workspace = Callable[[str, list[Tensor], list[Tensor]], tuple[int, int]]
 """Of an operation, with its inputs and results: bytes that it needs until its results are made, and until they are
 filled.
@@ -70,7 +72,8 @@ class Heap:
         return handle
 
     def _place(self, size: int) -> int:
-        fitting = [(stop - start, start, stop) for start, stop in self._gaps if stop - start >= size]
+        # An aligned block is cut out of a larger one: a gap of just its size is too small for it.
+        fitting = [(stop - start, start, stop) for start, stop in self._gaps if stop - start >= size + _ALIGNING]
         if fitting:
             _, start, stop = min(fitting)
             self._gaps.remove((start, stop))
@@ -80,7 +83,7 @@ class Heap:
         start = self._end
         if self._gaps and self._gaps[-1][1] == self._end:  # a gap at the end grows
             start = self._gaps.pop()[0]
-        self._end = start + size
+        self._end = max(self._end, start + size)
         return start
 
     def free(self, handle: int) -> None:
@@ -152,16 +155,16 @@ def without_values() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def traced_peak(
+def trace(
     prepare: Callable[[], tuple[list[Tensor], Callable[[], object]]],
     allocator: Exact | Heap,
     workspace: Workspace = no_workspace,
-) -> int:
-    """Most bytes that a computation holds at once beyond what it begins with.
+) -> None:
+    """Lets an allocator hold what a computation holds beyond what it begins with, as long as it does.
 
     Args:
         prepare: makes what the computation begins with; returns those tensors, and the computation.
-        allocator: new, that of the device.
+        allocator: that of the device.
         workspace: what operations take beside inputs and results.
     """
     with without_values(), torch.no_grad():
@@ -169,4 +172,3 @@ def traced_peak(
         with Tracker(allocator, workspace) as tracker:
             tracker.forget(before)
             compute()
-        return allocator.peak
