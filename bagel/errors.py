@@ -54,3 +54,7 @@ class DataError(BagelError):
 
 class DeviceError(BagelError):
     """A device or precision was asked for that this machine, or this build of PyTorch, does not offer."""
+
+
+class MemoryShortageError(DeviceError):
+    """Memory ran out while a model was loaded or at work."""

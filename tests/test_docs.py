@@ -31,7 +31,14 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = ("index", "getting-started", "settings", "official", "precision", "python", "faq")
 # What a block that is not run may hold: nothing but these needs more than this package and its embedded model.
-NEEDS_MORE = ("ByteDance-Seed/BAGEL-7B-MoT", "--config 7b-mot", "pip install", "-m venv", ".venv/bin/activate", ".venv\\Scripts\\bagel")
+NEEDS_MORE = (
+    "ByteDance-Seed/BAGEL-7B-MoT",
+    "--config 7b-mot",
+    "pip install",
+    "-m venv",
+    ".venv/bin/activate",
+    ".venv\\Scripts\\bagel",
+)
 
 
 @dataclass(frozen=True)

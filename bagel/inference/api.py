@@ -29,6 +29,7 @@ from bagel.inference.settings import GenerationSettings, Task, resolve
 from bagel.inference.tasks import Media, Order, check_room, cost_of, one_shot
 from bagel.inference.work import Handle
 from bagel.placement.plan import Plan
+from bagel.placement.shortage import explained
 
 Progress = Callable[[int, int], None]
 OnText = Callable[[str], None]
@@ -115,6 +116,7 @@ class Bagel:
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile)
         bagel.plan = loaded.plan
+        bagel.engine.explain = lambda error: explained(error, bagel.device, loaded.plan, loaded.plans)
         return bagel
 
     @property

@@ -80,6 +80,7 @@ class Engine:
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
         self.max_step_pixels = max_step_pixels
         self.idle_cost: Callable[[], int] = lambda: 0  # of what is kept between requests, such as by sessions
+        self.explain: Callable[[Exception], Exception] = lambda error: error  # of what went wrong in a pass
         self.stats = EngineStats()
         self._lock = threading.RLock()  # held by the thread that steps
         self._handles: list[Handle[Any]] = []  # in order of arrival: those at work, then those that wait for room
@@ -260,7 +261,7 @@ class Engine:
             owners = [list(group) for _, group in groupby(left, key=lambda item: item.owner)]
             if len(owners) == 1:
                 for item in left:
-                    item.settle(error=error)
+                    item.settle(error=self.explain(error))
                 return
         # Only here, where the error and with it the failed attempt's tensors are gone: they may be why it failed.
         for own in owners:

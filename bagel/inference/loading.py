@@ -29,7 +29,8 @@ from bagel.errors import CheckpointError, DeviceError, SettingError
 from bagel.files import parse_size
 from bagel.model.bagel import BagelModel
 from bagel.placement.offload import apply
-from bagel.placement.plan import Plan, choose, plans, this_machine
+from bagel.placement.plan import Machine, Plan, choose, plans, this_machine
+from bagel.placement.shortage import explained
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
@@ -127,11 +128,13 @@ class Loaded:
         checkpoint: with its weights in place.
         folder: where it comes from.
         plan: how it runs, where that was to be found out.
+        plans: that it was chosen from, the best first.
     """
 
     checkpoint: Checkpoint
     folder: Path
     plan: Plan | None
+    plans: Sequence[Plan]
 
 
 def load(
@@ -154,31 +157,39 @@ def load(
     needed(tasks)
     where = find_checkpoint(name)
     plan: Plan | None = None
+    found: Sequence[Plan] = ()
     if memory is not None or offload in ("cpu", "disk") or (offload == "auto" and weight_bytes(where) > _LARGE):
-        plan = _plan(where, precision, device, tuple(tasks), offload, memory)
+        found, machine = _plans(where, precision, device, tuple(tasks), offload, memory)
+        plan = choose(found, machine)
         placement = plan.placement
         on_cpu = placement.device.type == "cpu"
-        checkpoint = load_checkpoint(
-            where, precision=plan.precision, device=placement.device_of, tasks=tasks, pack=pack and on_cpu
-        )
-        if plan.offload != "none" or len(plan.devices) > 1:
-            apply(checkpoint.model, placement)
+        try:
+            checkpoint = load_checkpoint(
+                where, precision=plan.precision, device=placement.device_of, tasks=tasks, pack=pack and on_cpu
+            )
+            if plan.offload != "none" or len(plan.devices) > 1:
+                apply(checkpoint.model, placement)
+        except Exception as error:
+            shortage = explained(error, placement.device, plan, found)
+            if shortage is error:
+                raise
+            raise shortage from error
     else:
         chosen_device = choose_device(device)
         chosen = choose_precision(precision, chosen_device, where)
         checkpoint = load_checkpoint(where, precision=chosen, device=chosen_device, tasks=tasks, pack=pack)
-    return Loaded(checkpoint, folder_of(where), plan)
+    return Loaded(checkpoint, folder_of(where), plan, found)
 
 
-def _plan(
+def _plans(
     where: Path,
     precision: str | torch.dtype,
     device: str | torch.device,
     tasks: tuple[str, ...],
     offload: str,
     memory: int | str | None,
-) -> Plan:
-    """The fastest way of running a checkpoint here for which there is memory."""
+) -> tuple[list[Plan], Machine]:
+    """The ways of running a checkpoint here, the best first, and what there is here."""
     allowed = parse_size(memory) if isinstance(memory, str) else memory
     machine = this_machine(usable_devices() if device == "auto" else [choose_device(device)], allowed)
     if precision == "auto":
@@ -196,7 +207,7 @@ def _plan(
         stored=source.torch_dtype(ANY_MATRIX) if isinstance(source, SafetensorsFiles) else None,
         offloads=offloads,
     )
-    return choose(found, machine)
+    return found, machine
 
 
 def usable_devices() -> list[torch.device]:

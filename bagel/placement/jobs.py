@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from bagel.model.attention import CachedAttention, CachedSample
 from bagel.model.bagel import BagelModel
 from bagel.model.cache import Context
 from bagel.model.vae import Autoencoder
-from bagel.placement.trace import Exact, Heap, no_workspace, traced_peak
+from bagel.placement.trace import Exact, Heap, no_workspace, trace
 from bagel.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, pack
 
 _PROMPT = 64  # text tokens
@@ -77,21 +77,11 @@ class Taken:
 
     Attributes:
         cache: keys and values in all layers.
-        reading: alive while contexts are read.
-        drawing: alive in a denoising step, or while a token is written.
-        encoding, decoding: alive in the autoencoder.
+        peak: most bytes at once, the cache among them.
     """
 
     cache: int
-    reading: int
-    drawing: int
-    encoding: int
-    decoding: int
-
-    @property
-    def peak(self) -> int:
-        """Pictures are encoded before anything stands in the cache."""
-        return max(self.cache + max(self.reading, self.drawing, self.decoding), self.encoding)
+    peak: int
 
 
 @cache
@@ -104,9 +94,10 @@ def taken(
         config: of the model.
         job: the work.
         activations, autoencoder: what they compute in.
-        on_cpu: memory is that of the C library's heap; else a device's, of which no more is taken than is alive.
+        on_cpu: memory is that of the C library's heap, in which gaps stay from one piece of the work to the next; else
+            a device's, of which no more is taken than is alive.
     """
-    allocator: Callable[[], Exact | Heap] = partial(Heap, LARGEST_KEPT) if on_cpu else Exact
+    memory: Exact | Heap = Heap(LARGEST_KEPT) if on_cpu else Exact()
     segments = _segments(config, job)
     length = sum(segment.und_len + segment.gen_len for segment in segments)
     noised = _picture_tokens(config, job.drawn) + 2 if job.drawn else 0
@@ -115,17 +106,17 @@ def taken(
     # The first branch goes on behind the full context; one without text shares it up to the text.
     tokens = length + following + max(0, job.branches - 1) * noised + (text if job.branches > 2 else 0)
     d = config.decoder
-    token = 2 * d.num_layers * d.num_kv_heads * d.head_dim * activations.itemsize
-    encoded = _batch(job.pictures) if job.task == "edit" else None
-    return Taken(
-        cache=tokens * token,
-        reading=_forward(config, activations, segments, 1, 0, allocator()),
-        drawing=_forward(config, activations, (_noised(config, job),), job.branches, length, allocator())
-        if job.drawn
-        else _forward(config, activations, (TextSegment((5,)),), 1, length, allocator()),
-        encoding=_pictures(config, autoencoder, *encoded, allocator(), decode=False) if encoded else 0,
-        decoding=_pictures(config, autoencoder, 1, job.drawn, allocator(), decode=True) if job.drawn else 0,
-    )
+    cached = tokens * 2 * d.num_layers * d.num_kv_heads * d.head_dim * activations.itemsize
+    if job.task == "edit":
+        _pictures(config, autoencoder, *_batch(job.pictures), memory, decode=False)
+    memory.allocate(cached)
+    _forward(config, activations, segments, 1, 0, memory)
+    if job.drawn:
+        _forward(config, activations, (_noised(config, job),), job.branches, length, memory)
+        _pictures(config, autoencoder, 1, job.drawn, memory, decode=True)
+    else:
+        _forward(config, activations, (TextSegment((5,)),), 1, length, memory)
+    return Taken(cached, memory.peak)
 
 
 def _batch(pictures: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, int]]:
@@ -166,8 +157,8 @@ def _forward(
     rows: int,
     context_length: int,
     allocator: Exact | Heap,
-) -> int:
-    """Bytes alive in one forward of `rows` equal rows, each behind a context."""
+) -> None:
+    """Takes what is alive in one forward of `rows` equal rows, each behind a context."""
     shallow = replace(config, decoder=replace(config.decoder, num_layers=min(_LAYERS, config.decoder.num_layers)))
     tokens = sum(segment.und_len + segment.gen_len for segment in segments)
     packed = pack([[Sample(segments, 0)] * rows], PackSpec.of(config, _SPECIAL))
@@ -205,7 +196,7 @@ def _forward(
 
         return before, compute
 
-    return traced_peak(prepare, allocator)
+    trace(prepare, allocator)
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -229,8 +220,8 @@ def _pictures(
     allocator: Exact | Heap,
     *,
     decode: bool,
-) -> int:
-    """Bytes alive in the autoencoder."""
+) -> None:
+    """Takes what is alive in the autoencoder."""
     assert size is not None
     step = config.vae.downsample
 
@@ -242,7 +233,7 @@ def _pictures(
         x = torch.empty(count, config.vae.in_channels, size[1], size[0], dtype=dtype)
         return [*autoencoder.parameters(), x], lambda: autoencoder.encode(x)
 
-    return traced_peak(prepare, allocator, _convolutions if isinstance(allocator, Heap) else no_workspace)
+    trace(prepare, allocator, _convolutions if isinstance(allocator, Heap) else no_workspace)
 
 
 def _convolutions(operation: str, given: list[Tensor], made: list[Tensor]) -> tuple[int, int]:

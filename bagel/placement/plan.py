@@ -25,6 +25,8 @@ MARGIN = 0.05
 HOST_MARGIN = 0.08
 BASELINE = 450 << 20
 """Bytes that the process takes with its libraries and a large vocabulary, before any weight."""
+_AT_WORK = 120 << 20
+"""Bytes more once it computes: threads, compiled kernels, oneDNN's scratchpads."""
 _DEVICE_BASELINE = 600 << 20  # of a CUDA context with its libraries' workspaces
 _FRAGMENTED = 1.05  # what a caching allocator holds beyond what is alive
 
@@ -215,7 +217,7 @@ def _on_cpu(
         if offload not in offloads or (offload == "disk" and not plain):
             continue
         held = outside + parts.layer * (parts.layers if offload == "none" else 2)
-        host = {name: BASELINE + held + work.peak for name, work in works.items()}
+        host = {name: BASELINE + _AT_WORK + held + work.peak for name, work in works.items()}
         # What is being read stands beside what is loaded already.
         host = {name: max(peak, BASELINE + held + (256 << 20)) for name, peak in host.items()}
         place: Place = device if offload == "none" else "disk"

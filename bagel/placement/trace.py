@@ -155,16 +155,16 @@ def without_values() -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def traced_peak(
+def trace(
     prepare: Callable[[], tuple[list[Tensor], Callable[[], object]]],
     allocator: Exact | Heap,
     workspace: Workspace = no_workspace,
-) -> int:
-    """Most bytes that a computation holds at once beyond what it begins with.
+) -> None:
+    """Lets an allocator hold what a computation holds beyond what it begins with, as long as it does.
 
     Args:
         prepare: makes what the computation begins with; returns those tensors, and the computation.
-        allocator: new, that of the device.
+        allocator: that of the device.
         workspace: what operations take beside inputs and results.
     """
     with without_values(), torch.no_grad():
@@ -172,4 +172,3 @@ def traced_peak(
         with Tracker(allocator, workspace) as tracker:
             tracker.forget(before)
             compute()
-        return allocator.peak

@@ -12,9 +12,9 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from torch import OutOfMemoryError
 
 from bagel.errors import BagelError, ContextLengthError
+from bagel.placement.shortage import is_out_of_memory
 from bagel.serving.limits import BusyError, ClosedError, LimitError
 
 _log = logging.getLogger("bagel.serving")
@@ -79,22 +79,14 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, LimitError):
         return ApiError(400, str(error), code="limit_exceeded")
-    if isinstance(error, BagelError):
-        return ApiError(400, str(error))
     if is_out_of_memory(error):
         message = "there was not enough memory for this request: try again later, or ask for less."
         return ApiError(503, message, kind="server_error", code="out_of_memory", retry_after=_OUT_OF_MEMORY_RETRY)
+    if isinstance(error, BagelError):
+        return ApiError(400, str(error))
     if isinstance(error, CancelledError):
         return ApiError(503, "the request was cancelled: try again.", kind="server_error", code="cancelled")
     return ApiError(500, "the server failed at this request; nothing is wrong with it.", kind="server_error")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is one of the forms in which PyTorch and Python say so."""
-    if isinstance(error, MemoryError | OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def log_failure(error: BaseException, what: str, log_prompts: bool) -> None:

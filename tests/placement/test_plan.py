@@ -51,7 +51,9 @@ def test_small_gpus_have_layers_brought() -> None:
     plan = best(machine(12, host=64))
     assert plan.offload == "cpu"
     assert plan.peak_device <= 0.95 * 12 * GB
-    resident = [sum(isinstance(p, torch.device) for p in best(machine(free)).placement.layers) for free in (11.5, 12, 13)]
+    resident = [
+        sum(isinstance(p, torch.device) for p in best(machine(free)).placement.layers) for free in (11.5, 12, 13)
+    ]
     assert resident == sorted(resident)
 
 

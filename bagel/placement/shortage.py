@@ -1,0 +1,66 @@
+"""What to say when memory runs out: how much was needed, how much there was, and what would fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import OutOfMemoryError
+
+from bagel.errors import MemoryShortageError
+from bagel.placement.memory import free_memory
+from bagel.placement.plan import Plan, gigabytes
+
+_UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is one of the forms in which PyTorch, Python and this package say so."""
+    if isinstance(error, MemoryError | OutOfMemoryError | MemoryShortageError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def explained(error: Exception, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> Exception:
+    """The error with its explanation, if memory ran out; any other one as it is.
+
+    Args:
+        error: while the model was loaded or at work.
+        device: that computes.
+        plan: how the model runs, where that was chosen.
+        others: ways that were thought of, the best first.
+    """
+    if not is_out_of_memory(error) or isinstance(error, MemoryShortageError):
+        return error
+    needed = _needed(str(error))
+    asked = "more memory was needed" if needed is None else f"{_amount(needed)} more was needed"
+    return MemoryShortageError(
+        f"memory ran out on {device}: {asked} than there was, and {_amount(free_memory(device))} is free now; "
+        f"{_advice(plan, others)}."
+    )
+
+
+def _advice(plan: Plan | None, others: Sequence[Plan]) -> str:
+    """What would fit: the best way that takes less than the one that was chosen."""
+    smaller = "ask for smaller pictures or fewer at once"
+    if plan is None:
+        return f"{smaller}, or load it in fewer bits (precision='int8')"
+    taken = plan.peak_device or plan.peak_host
+    fitting = next((p for p in others if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None)
+    if fitting is None:
+        return f"{smaller}, or load it in fewer bits or with layers elsewhere (`bagel info --plan` shows what fits)"
+    place = "" if fitting.offload == "none" else f" and offload={fitting.offload!r}"
+    peak = gigabytes(fitting.peak_device or fitting.peak_host)
+    return f"{smaller}, or load it with precision={fitting.precision.name!r}{place}, which takes at most {peak}"
+
+
+def _needed(text: str) -> int | None:
+    """Bytes that PyTorch says it tried to allocate."""
+    match = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMG]iB)", text, re.IGNORECASE)
+    return None if match is None else int(float(match[1]) * _UNITS[match[2]])
+
+
+def _amount(count: int) -> str:
+    return gigabytes(count) if count >= 10**8 else f"{count / 1e6:.1f} MB"
