@@ -73,7 +73,7 @@ def load(folder: Path, precision: str, tasks: tuple[str, ...] | None = None) -> 
     forget_cached(folder)
     began = time.perf_counter()
     chosen = {} if tasks is None else {"tasks": tasks}
-    bagel = Bagel.from_pretrained(folder, precision=precision, device="cpu", **chosen)
+    bagel = Bagel.from_pretrained(folder, precision=precision, device="cpu", offload="none", **chosen)
     seconds = time.perf_counter() - began
     source = open_source(folder / "ema.safetensors")
     read = sum(source.stored_bytes(name) for name in wanted_names(bagel))
@@ -141,7 +141,7 @@ def first_outputs(folder: Path, precision: str, **place: Any) -> dict[str, Tenso
     from bagel import Bagel
     from bagel.inference.requests import Recorder, noise_for
 
-    bagel = Bagel.from_pretrained(folder, precision=precision, device="cpu", **place)
+    bagel = Bagel.from_pretrained(folder, precision=precision, device="cpu", **{"offload": "none", **place})
     drawn, said = Recorder(), Recorder()
     # One step from t = 1 to 0: what is drawn is the noise less the velocity.
     step = {"size": size(bagel.config), "num_timesteps": 2, "seed": 0, "cfg_text_scale": 1.0, "cfg_image_scale": 1.0}

@@ -160,7 +160,8 @@ def load(
     found: Sequence[Plan] = ()
     if memory is not None or offload in ("cpu", "disk") or (offload == "auto" and weight_bytes(where) > _LARGE):
         found, machine = _plans(where, precision, device, tuple(tasks), offload, memory)
-        plan = choose(found, machine)
+        # A precision that was asked for by name is not refused because the largest pictures would find no room.
+        plan = choose(found, machine, every_job=precision == "auto")
         placement = plan.placement
         on_cpu = placement.device.type == "cpu"
         try:

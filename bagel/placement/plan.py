@@ -78,6 +78,7 @@ class Plan:
         host_bytes: predicted peak of each job in main memory.
         seconds: rough estimate of a picture and an answer, for the order.
         fits: whether there is memory for every job.
+        fits_some: whether there is for the smallest.
         lossy: whether the precision loses accuracy (docs/precision.md).
     """
 
@@ -88,6 +89,7 @@ class Plan:
     host_bytes: dict[str, int]
     seconds: float
     fits: bool
+    fits_some: bool
     lossy: bool = False
 
     @property
@@ -117,7 +119,10 @@ class Plan:
     def sentence(self) -> str:
         """What was chosen."""
         device = f"{gigabytes(self.peak_device)} of device memory and " if self.device_bytes else ""
-        return f"{self.precision.name} on {self.where}: at most {device}{gigabytes(self.peak_host)} of main memory"
+        more = "" if self.fits else "; more than there is, so keep pictures small"
+        return (
+            f"{self.precision.name} on {self.where}: at most {device}{gigabytes(self.peak_host)} of main memory{more}"
+        )
 
 
 def gigabytes(count: float) -> str:
@@ -150,14 +155,22 @@ def plans(
     return sorted(found, key=lambda plan: (not plan.fits, plan.lossy, plan.seconds))
 
 
-def choose(found: Sequence[Plan], machine: Machine) -> Plan:
+def choose(found: Sequence[Plan], machine: Machine, *, every_job: bool = True) -> Plan:
     """The best that fits.
+
+    Args:
+        found: the plans, the best first.
+        machine: they are for.
+        every_job: whether there must be memory for every job, or for one of them at the least: for smaller ones too,
+            then.
 
     Raises:
         DeviceError: none does.
     """
     if found and found[0].fits:
         return found[0]
+    if not every_job and (some := next((plan for plan in found if plan.fits_some), None)) is not None:
+        return some
     have = [f"{gigabytes(free)} on {device}" for device, free in machine.devices if device.type != "cpu"]
     have.append(f"{gigabytes(machine.host)} of main memory")
     if not found:
@@ -232,6 +245,7 @@ def _on_cpu(
             host,
             seconds,
             max(host.values()) <= room,
+            min(host.values()) <= room,
             _is_lossy(precision),
         )
 
@@ -250,7 +264,7 @@ def _on_devices(
     flops, memory = (_GPU_FLOPS, _GPU_MEMORY) if device.type == "cuda" else (_MPS_FLOPS, _MPS_MEMORY)
     base = _DEVICE_BASELINE if device.type == "cuda" else 0
     work = {name: int(work.peak * _FRAGMENTED) for name, work in works.items()}
-    most = max(work.values())
+    largest = max(work.values())
     room = free * (1 - MARGIN)
     lossy = _is_lossy(precision)
 
@@ -258,18 +272,19 @@ def _on_devices(
         on_device = {name: base + held + bytes_ for name, bytes_ in work.items()}
         on_host = dict.fromkeys(work, 2 * BASELINE + host + (256 << 20))
         seconds = _seconds(precision, parts, flops, memory, brought, on_cpu=False)
-        fits = max(on_device.values()) <= room and max(on_host.values()) <= machine.host * (1 - HOST_MARGIN)
-        return Plan(precision, placement, devices, on_device, on_host, seconds, fits, lossy)
+        for_host = max(on_host.values()) <= machine.host * (1 - HOST_MARGIN)
+        every, some = (for_host and most(on_device.values()) <= room for most in (max, min))
+        return Plan(precision, placement, devices, on_device, on_host, seconds, every, some, lossy)
 
     alone = plan(Placement(device, (device,) * parts.layers), (device,), parts.total, 0, 0.0)
     if "none" in offloads:
         yield alone
     if len(rooms) > 1 and device.type == "cuda" and not alone.fits:
-        yield from _by_layers(rooms, parts, most, base, plan)
+        yield from _by_layers(rooms, parts, largest, base, plan)
     if device.type != "cuda" or (alone.fits and "none" in offloads):
         return
     # The two layers that come and go take room as well.
-    left = room - base - parts.outside - most - 2 * parts.layer
+    left = room - base - parts.outside - largest - 2 * parts.layer
     resident = max(0, min(parts.layers - 1, int(left // parts.layer)))
     brought_bytes = parts.layer * (parts.layers - resident)
     held = parts.outside + parts.layer * (resident + 2)

@@ -62,6 +62,16 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
         best(machine(host=4))
 
 
+def test_a_precision_asked_for_by_name_needs_room_for_small_work_only() -> None:
+    here = machine(host=22)
+    found = plans(CONFIG, here, ALL, precisions=("int8",), stored=torch.bfloat16)
+    with pytest.raises(DeviceError, match="does not fit"):
+        choose(found, here)
+    plan = choose(found, here, every_job=False)
+    assert plan.precision.name == "int8"
+    assert "keep pictures small" in plan.sentence()
+
+
 def test_fewer_tasks_take_less() -> None:
     understanding = best(machine(host=64), ("understand",))
     assert understanding.peak_host < 0.6 * best(machine(host=64)).peak_host
