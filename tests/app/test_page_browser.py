@@ -137,8 +137,10 @@ def test_stop_ends_the_request_within_a_step(
     page.wait_for_selector(f"#{part}-run", state="visible")
     assert len(steps_made) <= made_when_cancelled[0] + 1, "at most the step that was being made when Stop came"
     assert service.bagel.engine.idle
-    page.wait_for_selector(f"#{part}-stage >> text=Stopped after step")
-    found = re.search(r"Stopped after step (\d+) of 249", page.inner_text(f"#{part}-stage"))
+    pattern = re.compile(r"Stopped after step (\d+) of 249")
+    # Looked for again and again: the page puts the stage in anew whenever something in it changes.
+    wait_until(lambda: pattern.search(page.inner_text(f"#{part}-stage")) is not None)
+    found = pattern.search(page.inner_text(f"#{part}-stage"))
     assert found
     assert int(found[1]) < 249
     assert service.present == 0
