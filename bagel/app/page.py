@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import gradio as gr
@@ -67,7 +69,24 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
         page.unload(desks.close)
     # The service has a queue of its own, which says when it is full; the toolkit's is not to hide that.
     page.queue(default_concurrency_limit=None, api_open=False)
+    _fetch_nothing(page)
     return page
+
+
+def _fetch_nothing(page: gr.Blocks) -> None:
+    """Lets no component take an address where a file is expected: the toolkit would download it."""
+
+    def guarded(move: Callable[[Any], Awaitable[str | None]]) -> Callable[[Any], Awaitable[str | None]]:
+        async def checked(path: Any) -> str | None:
+            if re.match(r"\w+://", str(path)):
+                raise gr.Error("addresses are not fetched here: upload the file.")
+            return await move(path)
+
+        return checked
+
+    for block in page.blocks.values():
+        move = guarded(block.async_move_resource_to_block_cache)
+        block.async_move_resource_to_block_cache = move  # type: ignore[method-assign, assignment]
 
 
 def _carry(room: Room, button: Any, easel: Easel, target: Any, tabs: gr.Tabs, tab: str) -> None:
