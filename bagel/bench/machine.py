@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from bagel.checkpoint.official import read_config
 from bagel.config import NAMED_CONFIGS, BagelConfig, DecoderConfig
 from bagel.errors import SettingError
+from bagel.placement.memory import free_memory
 
 _GOLDEN = BagelConfig(
     decoder=DecoderConfig(
@@ -94,19 +95,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes that can still be taken."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2
 
 
 def layers_that_fit(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> int:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import torch
 
 from bagel.bench.floor import Work
-from bagel.bench.machine import free_memory, peak_allocated
+from bagel.bench.machine import peak_allocated
 from bagel.bench.plan import SPECIAL, Plan, grid_of, random_ids
 from bagel.bench.timing import Calls, Measured, measure
 from bagel.memory import keep_freed_memory
 from bagel.model.attention import MaskedAttention
 from bagel.model.bagel import BagelModel
+from bagel.placement.memory import free_memory
 from bagel.sequence import PackSpec, Sample, TextSegment, VaeSegment, pack
 from bagel.training.objective import add_noise, compute_losses
 from bagel.training.optimizer import Ema, Optimizers
