@@ -20,14 +20,20 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # blocks of a denoising step, and below those of the autoencoder at the end of a large picture, which are few and of
 # many sizes: kept, the gaps between them made the peak a third higher.
 LARGEST_KEPT = 1 << 27
+# Training makes the same blocks in every step, logits of a whole vocabulary among them, and gains most from keeping
+# them: with the bound above a step with a vocabulary of 150,000 took twice as long.
+LARGEST_KEPT_IN_TRAINING = 1 << 30
 _NEVER = -1
 _GROWTH = 1 << 26  # bytes by which the heap grows at least
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
     """Lets the process keep large blocks that were freed, for the next operation of the network to use.
 
-    For the whole process, and for good; calling it again changes nothing.
+    For the whole process, and for good.
+
+    Args:
+        largest: bytes below which blocks are kept.
 
     Returns:
         Whether it took effect. It does on Linux with glibc alone; elsewhere nothing happens.
@@ -39,5 +45,5 @@ def keep_freed_memory() -> bool:
         return False  # musl and others have no such settings
     mallopt = library.mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
-    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (LARGEST_KEPT, 1 << 25))
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (largest, 1 << 25))
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_TOP_PAD, _GROWTH))

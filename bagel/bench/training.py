@@ -11,7 +11,7 @@ from bagel.bench.floor import Work
 from bagel.bench.machine import peak_allocated
 from bagel.bench.plan import SPECIAL, Plan, grid_of, random_ids
 from bagel.bench.timing import Calls, Measured, measure
-from bagel.memory import keep_freed_memory
+from bagel.memory import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel.model.attention import MaskedAttention
 from bagel.model.bagel import BagelModel
 from bagel.placement.memory import free_memory
@@ -45,7 +45,7 @@ def measure_training(model: BagelModel, plan: Plan, device: torch.device, say: C
     optimizers = Optimizers(trained.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
     ema = Ema(trained, 0.9999)
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(LARGEST_KEPT_IN_TRAINING)
 
     def gradients() -> None:
         with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):

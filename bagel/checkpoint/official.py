@@ -41,7 +41,7 @@ TASKS = ("generate", "edit", "understand")
 MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
 
 
-_LARGE_EMBEDDING = 1 << 28  # bytes
+LARGE_EMBEDDING = 1 << 28  # bytes
 
 
 @dataclass
@@ -189,7 +189,7 @@ def embedding_in_file(
     ours = "decoder.embed_tokens.weight"
     theirs = official_name(ours)
     place = device(ours) if callable(device) else torch.device(device)
-    large = theirs in source.names() and source.stored_bytes(theirs) >= _LARGE_EMBEDDING
+    large = theirs in source.names() and source.stored_bytes(theirs) >= LARGE_EMBEDDING
     if not isinstance(source, SafetensorsFiles) or not large or place is None or place.type != "cpu":
         return device
     if source.torch_dtype(theirs) != precision.activations:

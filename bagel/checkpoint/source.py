@@ -78,7 +78,7 @@ class SafetensorsFiles:
                     entry = file.get_slice(name)
                     self._file_of[name] = path
                     self._shapes[name], self._dtypes[name] = tuple(entry.get_shape()), entry.get_dtype()
-                    if entry.get_dtype() not in _DTYPES:
+                    if entry.get_dtype() not in DTYPES:
                         raise CheckpointError(f"{path}: {name} is of type {entry.get_dtype()}, which is not known here")
             self._offsets |= _offsets(path)
         amounts: Counter[str] = Counter()
@@ -98,7 +98,7 @@ class SafetensorsFiles:
         return self._dtypes[name]
 
     def torch_dtype(self, name: str) -> torch.dtype:
-        return _DTYPES[self._dtypes[name]]
+        return DTYPES[self._dtypes[name]]
 
     def stored_bytes(self, name: str) -> int:
         count = 1
@@ -165,7 +165,7 @@ class SafetensorsFiles:
 
 _LARGE = 1 << 20  # bytes
 _WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bagel.checkpoint.source import DTYPES
 from bagel.errors import CheckpointError
 from bagel.files import check_free_space, write_atomically, write_text
 from bagel.model.matrices import QuantisedMatrix
@@ -35,20 +36,7 @@ from bagel.model.matrices.int4 import group_of
 from bagel.model.matrices.nf4 import BLOCK, LEVELS, SCALE_BLOCK
 
 INDEX_FILE = "model.safetensors.index.json"
-_DTYPES = {
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.int32: "I32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _METADATA = {"format": "pt"}
 _NF4_STATE = 256  # bytes of its JSON, spaces at the end included: one number's digits are not known beforehand
 
@@ -206,7 +194,7 @@ def _header(parts: Iterable[Part]) -> tuple[bytes, dict[str, int]]:
         if part.name in places:
             raise CheckpointError(f"two tensors are to be written under the name {part.name}")
         places[part.name], start, end = end, end, end + part.nbytes
-        content[part.name] = {"dtype": _DTYPES[part.dtype], "shape": list(part.shape), "data_offsets": [start, end]}
+        content[part.name] = {"dtype": _NAMES[part.dtype], "shape": list(part.shape), "data_offsets": [start, end]}
     text = json.dumps(content, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text, places

@@ -20,6 +20,7 @@ from bagel.cli.options import (
     write_json,
 )
 from bagel.errors import DeviceError, SettingError
+from bagel.files import size_text
 
 
 @command
@@ -75,20 +76,12 @@ def _print_facts(facts: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "part" else "right")
     for name, count in facts["parameters"].items():
         style = "bold" if name == "total" else None
-        table.add_row(name, f"{count:,}", _bytes(4 * count), _bytes(2 * count), style=style)
+        table.add_row(name, f"{count:,}", size_text(4 * count), size_text(2 * count), style=style)
     console.print(table)
     table = Table(title="cache", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
     for name, value in facts["cache_bytes"].items():
-        table.add_row(name, f"{_bytes(value)} (bfloat16)")
+        table.add_row(name, f"{size_text(value)} (bfloat16)")
     console.print(table)
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 @command

@@ -13,9 +13,9 @@ from bagel.checkpoint.source import SafetensorsFiles, open_source
 from bagel.cli.options import tables
 from bagel.config import NAMED_CONFIGS
 from bagel.errors import DeviceError
-from bagel.files import parse_size
+from bagel.files import parse_size, size_text
 from bagel.inference.loading import ANY_MATRIX, AUTOMATIC, automatic_precisions, find_checkpoint, usable_devices
-from bagel.placement.plan import Machine, Plan, choose, gigabytes, plans, this_machine
+from bagel.placement.plan import Machine, Plan, choose, plans, this_machine
 
 _SHOWN = 14
 
@@ -72,8 +72,8 @@ def _facts(plan: Plan, chosen: bool) -> dict[str, Any]:
 
 def print_plans(facts: dict[str, Any]) -> None:
     console = tables()
-    here = [f"{gigabytes(free)} on {device}" for device, free in facts["devices"].items()]
-    title = f"ways of running it with {', '.join([*here, gigabytes(facts['host']) + ' of main memory'])}"
+    here = [f"{size_text(free)} on {device}" for device, free in facts["devices"].items()]
+    title = f"ways of running it with {', '.join([*here, size_text(facts['host']) + ' of main memory'])}"
     table = Table(title=title, title_justify="left")
     jobs = list(facts["plans"][0]["host_bytes"]) if facts["plans"] else []
     for heading in ("", "precision", "where", *jobs, "fits", "relative time"):
@@ -82,8 +82,8 @@ def print_plans(facts: dict[str, Any]) -> None:
     for plan in facts["plans"][:_SHOWN]:
         cells = []
         for job in jobs:
-            device = f"{gigabytes(plan['device_bytes'][job])} + " if plan["device_bytes"] else ""
-            cells.append(device + gigabytes(plan["host_bytes"][job]))
+            device = f"{size_text(plan['device_bytes'][job])} + " if plan["device_bytes"] else ""
+            cells.append(device + size_text(plan["host_bytes"][job]))
         name = plan["precision"] + (" (lossy)" if plan["lossy"] else "")
         table.add_row(
             "→" if plan["chosen"] else "",

@@ -162,23 +162,25 @@ def load(
         found, machine = _plans(where, precision, device, tuple(tasks), offload, memory)
         # A precision that was asked for by name is not refused because the largest pictures would find no room.
         plan = choose(found, machine, every_job=precision == "auto")
-        placement = plan.placement
-        on_cpu = placement.device.type == "cpu"
-        try:
-            checkpoint = load_checkpoint(
-                where, precision=plan.precision, device=placement.device_of, tasks=tasks, pack=pack and on_cpu
-            )
-            if plan.offload != "none" or len(plan.devices) > 1:
-                apply(checkpoint.model, placement)
-        except Exception as error:
-            shortage = explained(error, placement.device, plan, found)
-            if shortage is error:
-                raise
-            raise shortage from error
+        computes, chosen = plan.placement.device, plan.precision
     else:
-        chosen_device = choose_device(device)
-        chosen = choose_precision(precision, chosen_device, where)
-        checkpoint = load_checkpoint(where, precision=chosen, device=chosen_device, tasks=tasks, pack=pack)
+        computes = choose_device(device)
+        chosen = choose_precision(precision, computes, where)
+    try:
+        checkpoint = load_checkpoint(
+            where,
+            precision=chosen,
+            device=computes if plan is None else plan.placement.device_of,
+            tasks=tasks,
+            pack=pack and computes.type == "cpu",
+        )
+        if plan is not None and (plan.offload != "none" or len(plan.devices) > 1):
+            apply(checkpoint.model, plan.placement)
+    except Exception as error:
+        shortage = explained(error, computes, plan, found)
+        if shortage is error:
+            raise
+        raise shortage from error
     return Loaded(checkpoint, folder_of(where), plan, found)
 
 
@@ -225,8 +227,9 @@ def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[s
         return [stored]
     if weight_bytes(where) <= _LARGE:
         return [choose_precision("auto", devices[0], where).name]
-    emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
-    return ["float16" if emulated else "bfloat16", *AUTOMATIC[1:]]
+    if any(device.type == "cuda" and not _has_bfloat16(device) for device in devices):
+        return ["float16", *(f"{name},activations=float16" for name in AUTOMATIC[1:])]
+    return list(AUTOMATIC)
 
 
 def compile_experts(model: BagelModel) -> None:

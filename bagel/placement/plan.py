@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from bagel.checkpoint.official import LARGE_EMBEDDING
 from bagel.checkpoint.precision import LOSSY, NAMES, Precision, check_hardware, parse_precision
 from bagel.config import BagelConfig
 from bagel.errors import DeviceError
+from bagel.files import size_text
 from bagel.placement.jobs import Job, Taken, taken, usual_jobs
 from bagel.placement.memory import free_memory
 from bagel.placement.offload import Place, Placement, spread
@@ -36,7 +38,7 @@ _CPU_FLOPS, _CPU_MEMORY, _MPS_FLOPS, _MPS_MEMORY = 1e12, 2.5e10, 1e13, 2e11
 # How much of that a precision reaches: multiplying many rows, and reading weights for one.
 _MANY = {"float32": 0.3, "fp8-dynamic": 1.7, "int8-dynamic": 1.2, "int8": 0.8, "fp8": 0.6, "int4": 0.55, "nf4": 0.5}
 _ONE_ON_CPU = {"fp8": 0.2, "nf4": 0.05, "int8-dynamic": 0.5}
-_EVALUATIONS, _TOKENS = 80, 100  # of a usual picture and answer
+_EVALUATIONS, _IMAGE_TOKENS, _TOKENS = 80, 4096, 100  # of a usual picture and answer
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,11 @@ class Plan:
 
     def sentence(self) -> str:
         """What was chosen."""
-        device = f"{gigabytes(self.peak_device)} of device memory and " if self.device_bytes else ""
+        device = f"{size_text(self.peak_device)} of device memory and " if self.device_bytes else ""
         more = "" if self.fits else "; more than there is, so keep pictures small"
         return (
-            f"{self.precision.name} on {self.where}: at most {device}{gigabytes(self.peak_host)} of main memory{more}"
+            f"{self.precision.name} on {self.where}: at most {device}{size_text(self.peak_host)} of main memory{more}"
         )
-
-
-def gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
 
 
 def plans(
@@ -171,8 +169,8 @@ def choose(found: Sequence[Plan], machine: Machine, *, every_job: bool = True) -
         return found[0]
     if not every_job and (some := next((plan for plan in found if plan.fits_some), None)) is not None:
         return some
-    have = [f"{gigabytes(free)} on {device}" for device, free in machine.devices if device.type != "cpu"]
-    have.append(f"{gigabytes(machine.host)} of main memory")
+    have = [f"{size_text(free)} on {device}" for device, free in machine.devices if device.type != "cpu"]
+    have.append(f"{size_text(machine.host)} of main memory")
     if not found:
         raise DeviceError("no way of running this checkpoint was asked for that this machine has.")
     least = min(found, key=lambda plan: plan.peak_host + plan.peak_device)
@@ -224,7 +222,7 @@ def _on_cpu(
 ) -> Iterator[Plan]:
     room = machine.host * (1 - HOST_MARGIN)
     # A large embedding stays in its file where it is stored as it is wanted: a text takes a few rows of it.
-    embedding = 0 if precision.activations == stored and parts.embedding >= 1 << 28 else parts.embedding
+    embedding = 0 if precision.activations == stored and parts.embedding >= LARGE_EMBEDDING else parts.embedding
     outside = parts.outside - parts.embedding + embedding
     for offload in ("none", "disk"):
         if offload not in offloads or (offload == "disk" and not plain):
@@ -314,9 +312,7 @@ def _seconds(precision: Precision, parts: Sizes, flops: float, memory: float, br
     """Of a picture and an answer, roughly: multiplications, weights read for each token, weights brought."""
     stored = precision.parts.get("decoder", str(precision.activations).removeprefix("torch."))
     weights = parts.layer * parts.layers
-    # 4096 image tokens, each weight of the gen expert used once for each.
-    parameters = 6.5e9
-    many = _EVALUATIONS * max(2 * 4096 * parameters / (flops * _MANY.get(stored, 1.0)), brought)
+    many = _EVALUATIONS * max(2 * _IMAGE_TOKENS * parts.parameters / (flops * _MANY.get(stored, 1.0)), brought)
     one = _TOKENS * max(weights / 2 / (memory * (_ONE_ON_CPU.get(stored, 0.6) if on_cpu else 0.6)), brought / 2)
     return many + one
 

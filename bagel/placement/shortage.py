@@ -9,8 +9,9 @@ import torch
 from torch import OutOfMemoryError
 
 from bagel.errors import MemoryShortageError
+from bagel.files import size_text
 from bagel.placement.memory import free_memory
-from bagel.placement.plan import Plan, gigabytes
+from bagel.placement.plan import Plan
 
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -35,9 +36,9 @@ def explained(error: Exception, device: torch.device, plan: Plan | None, others:
     if not is_out_of_memory(error) or isinstance(error, MemoryShortageError):
         return error
     needed = _needed(str(error))
-    asked = "more memory was needed" if needed is None else f"{_amount(needed)} more was needed"
+    asked = "more memory was needed" if needed is None else f"{size_text(needed)} more was needed"
     return MemoryShortageError(
-        f"memory ran out on {device}: {asked} than there was, and {_amount(free_memory(device))} is free now; "
+        f"memory ran out on {device}: {asked} than there was, and {size_text(free_memory(device))} is free now; "
         f"{_advice(plan, others)}."
     )
 
@@ -52,7 +53,7 @@ def _advice(plan: Plan | None, others: Sequence[Plan]) -> str:
     if fitting is None:
         return f"{smaller}, or load it in fewer bits or with layers elsewhere (`bagel info --plan` shows what fits)"
     place = "" if fitting.offload == "none" else f" and offload={fitting.offload!r}"
-    peak = gigabytes(fitting.peak_device or fitting.peak_host)
+    peak = size_text(fitting.peak_device or fitting.peak_host)
     return f"{smaller}, or load it with precision={fitting.precision.name!r}{place}, which takes at most {peak}"
 
 
@@ -60,7 +61,3 @@ def _needed(text: str) -> int | None:
     """Bytes that PyTorch says it tried to allocate."""
     match = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMG]iB)", text, re.IGNORECASE)
     return None if match is None else int(float(match[1]) * _UNITS[match[2]])
-
-
-def _amount(count: int) -> str:
-    return gigabytes(count) if count >= 10**8 else f"{count / 1e6:.1f} MB"

@@ -26,6 +26,7 @@ class Sizes:
         rest: of everything else in the model.
         autoencoder: of the autoencoder.
         largest: of the largest tensor as it is read.
+        parameters: of one expert in all layers; no bytes, but how many.
     """
 
     layer: int
@@ -34,6 +35,7 @@ class Sizes:
     rest: int
     autoencoder: int
     largest: int
+    parameters: int
 
     @property
     def outside(self) -> int:
@@ -57,7 +59,7 @@ def _shapes(config: BagelConfig, reads: bool, draws: bool) -> tuple[dict[str, tu
 def sizes(config: BagelConfig, precision: Precision, tasks: tuple[str, ...]) -> Sizes:
     """What the parts take that some tasks need."""
     shapes, pictures = _shapes(config, *needed(tasks))
-    layer = embedding = rest = largest = 0
+    layer = embedding = rest = largest = expert = 0
     for name, shape in shapes.items():
         plain = torch.Size(shape).numel() * precision.activations.itemsize
         stored = precision.stored_as(name)
@@ -67,8 +69,11 @@ def sizes(config: BagelConfig, precision: Precision, tasks: tuple[str, ...]) -> 
         largest = max(largest, plain)
         if name.startswith("decoder.layers.0."):
             layer += size
+            expert += torch.Size(shape).numel() if ".und." in name else 0
         elif name == "decoder.embed_tokens.weight":
             embedding = size
         elif not name.startswith("decoder.layers."):
             rest += size
-    return Sizes(layer, config.decoder.num_layers, embedding, rest, pictures * precision.autoencoder.itemsize, largest)
+    layers = config.decoder.num_layers
+    pictures *= precision.autoencoder.itemsize
+    return Sizes(layer, layers, embedding, rest, pictures, largest, expert * layers)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bagel.errors import RecipeError, TrainingError
-from bagel.memory import keep_freed_memory
+from bagel.memory import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel.training import checkpoints
 from bagel.training.claim import claimed
 from bagel.training.interruption import interruptible
@@ -221,7 +221,7 @@ def _carry_out(run: Run, end: int) -> None:
     """Steps up to `end`, with reports, samples and checkpoints."""
     recipe, task = run.recipe, run.task
     if next(task.module.parameters()).device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(LARGEST_KEPT_IN_TRAINING)
     with interruptible() as interrupted, Metrics(recipe.output, recipe.steps, run.step) as metrics:
         if run.step:
             metrics.note(f"resuming {recipe.output} at step {run.step}")

@@ -178,7 +178,7 @@ def test_precision_of_a_checkpoint_is_told() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_embedding_stays_in_its_file(monkeypatch: pytest.MonkeyPatch, plain: Bagel) -> None:
-    monkeypatch.setattr("bagel.checkpoint.official._LARGE_EMBEDDING", 1000)
+    monkeypatch.setattr("bagel.checkpoint.official.LARGE_EMBEDDING", 1000)
     bagel = Bagel.from_pretrained("mini", precision="bfloat16", device="cpu")
     weight = bagel.checkpoint.model.decoder.embed_tokens.weight
     assert torch.equal(weight, plain.checkpoint.model.decoder.embed_tokens.weight)

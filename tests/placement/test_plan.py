@@ -58,7 +58,7 @@ def test_small_gpus_have_layers_brought() -> None:
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
-    with pytest.raises(DeviceError, match=r"does not fit: there are 4.0 GB of main memory free.* takes .* GB"):
+    with pytest.raises(DeviceError, match=r"does not fit: there are 4 GB of main memory free.* takes .* GB"):
         best(machine(host=4))
 
 
