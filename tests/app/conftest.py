@@ -120,6 +120,7 @@ def open_page(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.goto(served.url)
         page.wait_for_selector("#create-run")
+        page.wait_for_timeout(300)  # fields that the toolkit is still putting in forget what is typed
         return page
 
     yield opened

@@ -68,12 +68,17 @@ def answered(page: Any, said: str, pictures: int) -> None:
 def steps(page: Any, number: int, part: str = "create") -> None:
     page.click(f"#{part}-settings button")
     field = f"#{part}-num-timesteps input[type=number]"
+    page.wait_for_selector(field)
+    page.wait_for_timeout(300)  # what is typed while the toolkit still puts the field in is overwritten by its default
     page.fill(field, str(number))
     page.press(field, "Tab")
+    page.wait_for_timeout(100)
+    assert page.input_value(field) == str(number), "the page kept what was typed"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 20, state: Callable[[], str] = lambda: "") -> None:
+    """Waits for `condition`; if it does not come about, says what there is instead."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, f"it did not come about; there is {state()!r}"
         time.sleep(0.05)
