@@ -1,6 +1,7 @@
 """Everything that needs a GPU, each part one command (docs/gpu-worklist.md lists them with their results).
 
     python benchmarks/gpu.py right                   recorded cases, batches, attention, precisions, seeds
+    python benchmarks/gpu.py learn                   mini at 128×128 pictures, in calls of some minutes, again till done
     python benchmarks/gpu.py fast                    full size, random weights: drawing, editing, answering, plain loop
     python benchmarks/gpu.py train                   a training step at the official widths
     python benchmarks/gpu.py fast --smoke            the same in miniature, on any machine: does it still run?
@@ -22,6 +23,7 @@ import typer
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
+RUNS = Path(__file__).parent.parent / "runs"
 console = Console(stderr=True, highlight=False)
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True, rich_markup_mode=None)
 
@@ -61,6 +63,26 @@ def right(device: DeviceOption = "cuda", smoke: SmokeOption = False, target: Jso
 
     where = device_named(device, smoke)
     report("right", smoke, target, lambda: measure(where, smoke=smoke, say=console.print))
+
+
+@app.command()
+def learn(
+    device: DeviceOption = "cuda",
+    smoke: SmokeOption = False,
+    seconds: Annotated[float, typer.Option(help="Of this call; the next one goes on.", min=1)] = 540,
+    work: Annotated[Path, typer.Option(help="Folder of the work.")] = RUNS / "gpu-learn",
+    export: Annotated[Path | None, typer.Option(help="Folder for the newest weights, in files of 15 MiB.")] = None,
+    target: JsonOption = None,
+) -> None:
+    """Train mini at 128×128 pictures: sizes, autoencoder, model, evaluation."""
+    from gpu_parts.learn import measure
+
+    where = device_named(device, smoke)
+
+    def run() -> dict[str, Any]:
+        return measure(where, smoke=smoke, seconds=seconds, work=work, export=export, say=console.print)
+
+    report("learn", smoke, target, run)
 
 
 @app.command()

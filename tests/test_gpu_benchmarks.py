@@ -39,6 +39,24 @@ def test_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_learn_goes_on_from_call_to_call(tmp_path: Path) -> None:
+    work, export = tmp_path / "work", tmp_path / "export"
+    calls = []
+    for seconds in (24, 60, 120, 120):  # the first has no time left to train
+        calls.append(run(tmp_path, "learn", "--work", str(work), "--export", str(export), "--seconds", str(seconds)))
+        if "scores" in calls[-1]:
+            break
+    first, last = calls[0], calls[-1]
+    assert all(row["tokens_per_second"] > 0 and row["share_of_matmul_rate"] > 0 for row in first["sizes"])
+    assert last["sizes"] == first["sizes"], "measured once"
+    assert last["model_reached"] == last["model"]["steps"]
+    assert last["autoencoder_reached"] == last["autoencoder_steps"]
+    assert set(last["scores"]) == {"draw/one_thing", "edit/recolour"}
+    assert 0 <= last["summary"]["of the embedded model"] <= 1
+    assert (export / "model.safetensors.index.json").exists() or list(export.glob("*.index.json"))
+
+
+@pytest.mark.slow
 def test_fast(tmp_path: Path) -> None:
     found = run(tmp_path, "fast")
     cells = {(row["task"], row["precision"], row["compiled"], row["batch"]) for row in found["rows"]}
