@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +100,54 @@ def test_killed_in_a_save(
     train(parts, Quiet)
     _assert_same(_state(parts.output), uninterrupted)
     assert not list(parts.output.glob(".step-*"))
+
+
+_TRAIN = """
+import json, sys
+from bagel.training import unified
+from bagel.training.loop import train
+from bagel.training.recipe import BagelRecipe
+
+class Quiet(unified.BagelTask):
+    def write_samples(self, path, checkpoint):
+        pass
+
+unified._TOKENIZER_TEXTS = 1000
+train(BagelRecipe.model_validate(json.loads(sys.argv[1])), Quiet)
+"""
+
+
+def _process(recipe: BagelRecipe) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", _TRAIN, recipe.model_dump_json()], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(recipe: Make, tmp_path: Path) -> None:
+    """A real SIGKILL, four times: in the middle of a save, and a while after one."""
+    changes: dict[str, Any] = {"steps": 8, "save_every": 1, "precision": "bfloat16"}
+    whole = recipe(output=tmp_path / "whole", **changes)
+    assert _process(whole).wait(120) == 0
+    parts = recipe(output=tmp_path / "parts", **changes)
+    in_a_save = 0
+    for number in range(4):
+        before, stale = _names(parts.output), set(parts.output.glob(".step-*"))
+        process, end = _process(parts), time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < end:
+            if number % 2 == 0 and set(parts.output.glob(".step-*")) - stale:
+                break
+            if number % 2 == 1 and _names(parts.output) - before:
+                time.sleep(0.05 * number)
+                break
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "killed before it was done"
+        in_a_save += bool(set(parts.output.glob(".step-*")) - stale)
+    assert in_a_save >= 1
+    assert _process(parts).wait(120) == 0
+    _assert_same(_state(parts.output), _state(whole.output))
+
+
+def _names(run: Path) -> set[str]:
+    return {folder.name for folder in checkpoints.checkpoint_folders(run)}
 
 
 def test_only_the_newest_checkpoints_are_kept(recipe: Make) -> None:
