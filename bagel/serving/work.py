@@ -28,6 +28,7 @@ from bagel.serving.streams import PING, Channel, End, Preview, Text, event
 T = TypeVar("T")
 _log = logging.getLogger("bagel.serving")
 _WORKERS = 4  # pictures that are decoded or encoded at the same time
+_FETCHES = 8  # pictures that are fetched at the same time
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Desk:
     options: ServerOptions
     metrics: Metrics
     workers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_WORKERS))
+    fetches: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_FETCHES))
     ready: bool = False
 
     async def in_thread(self, call: Callable[[], T]) -> T:
@@ -60,7 +62,8 @@ class Desk:
         """
         if url[:5].lower() == "data:":
             return await self.in_thread(partial(from_data_uri, url))
-        return await fetch(url, self.options.allowed_urls)
+        async with self.fetches:
+            return await fetch(url, self.options.allowed_urls)
 
     async def start(
         self,
