@@ -3,6 +3,7 @@
     python benchmarks/gpu.py right                   recorded cases, batches, attention, precisions, seeds
     python benchmarks/gpu.py learn                   mini at 128×128 pictures, in calls of some minutes, again till done
     python benchmarks/gpu.py fast                    full size, random weights: drawing, editing, answering, plain loop
+    python benchmarks/gpu.py limits                  full size on cards of 12, 16 and 24 GB: plans, memory, predictions
     python benchmarks/gpu.py train                   a training step at the official widths
     python benchmarks/gpu.py fast --smoke            the same in miniature, on any machine: does it still run?
 
@@ -97,6 +98,25 @@ def fast(
 
     where = device_named(device, smoke)
     report("fast", smoke, target, lambda: measure(where, smoke=smoke, budget=budget, say=console.print))
+
+
+@app.command()
+def limits(
+    device: DeviceOption = "cuda",
+    smoke: SmokeOption = False,
+    budget: Annotated[float, typer.Option(help="Seconds that it may take, after writing weights.", min=1)] = 420,
+    checkpoint: Annotated[Path, typer.Option(help="Folder of random weights; written if missing.")] = RUNS / "full",
+    target: JsonOption = None,
+) -> None:
+    """The official size on cards of 12, 16 and 24 GB: what is chosen, whether it completes, memory and predictions."""
+    from gpu_parts.limits import measure
+
+    where = device_named(device, smoke)
+
+    def run() -> dict[str, Any]:
+        return measure(where, smoke=smoke, budget=budget, checkpoint=checkpoint, say=console.print)
+
+    report("limits", smoke, target, run)
 
 
 @app.command()

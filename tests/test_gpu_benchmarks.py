@@ -66,6 +66,17 @@ def test_fast(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_limits(tmp_path: Path) -> None:
+    found = run(tmp_path, "limits", "--checkpoint", str(tmp_path / "random"))
+    assert not found["left_out"]
+    assert len(found["rows"]) == 9
+    for row in found["rows"]:
+        assert row["completed"], row
+        assert all(row[job]["seconds"] > 0 for job in ("generate", "edit", "understand"))
+    assert "1 of 1 layers on disk" in found["summary"]["12 GB, bfloat16, disk"]
+
+
+@pytest.mark.slow
 def test_train(tmp_path: Path) -> None:
     found = run(tmp_path, "train")
     ways = {(row["attention"], row["activation_checkpointing"], row["compiled"]) for row in found["rows"]}
