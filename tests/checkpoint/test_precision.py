@@ -82,7 +82,7 @@ def test_the_big_matrices_of_the_decoder_and_no_others(plain: Bagel, precision: 
             assert torch.equal(found, wanted), name
 
 
-@pytest.mark.parametrize(("precision", "error"), [("int8", 0.05), ("int8-dynamic", 0.06), ("fp8", 0.12), ("int4", 0.4)])
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.03), ("int8-dynamic", 0.08), ("fp8", 0.06), ("int4", 0.25)])
 def test_the_first_logits_are_near(plain: Bagel, precision: str, error: float) -> None:
     from bagel.inference.requests import Recorder
 
@@ -92,7 +92,8 @@ def test_the_first_logits_are_near(plain: Bagel, precision: str, error: float) -
         recorder = Recorder()
         items, order = bagel.prepare([picture, ASKED], "text", {"max_new_tokens": 1}, recorder=recorder)
         bagel.engine.run_until([bagel.submit_order(items, "text", order)])
-        return recorder.logits[0].double()
+        logits = recorder.logits[0].double()
+        return logits - logits.mean()  # what is added to all of them changes nothing
 
     wanted, found = first(plain), first(Bagel.from_pretrained("mini", precision=precision))
     assert 1e-4 < ((found - wanted).norm() / wanted.norm()).item() < error

@@ -247,7 +247,8 @@ def test_a_session_can_be_continued_in_two_ways(model: Any) -> None:
     assert thinking == ""
     other, again, _ = call("BagelSessionDraw", session=asked, seed=1, settings=QUICK)
     assert len(asked.history) == 1
-    assert torch.equal(images, again)
+    # The same but for a rounding: where a process's first work stands in memory changes the order of sums.
+    assert torch.allclose(images, again, rtol=0, atol=1.01 / 255)
     (seen,) = call("BagelSessionAddImage", session=other, images=torch.cat([images, again]))
     assert len(seen.history) == 4
     (question,) = call("BagelSessionAddText", session=seen, text="What is the background?")
