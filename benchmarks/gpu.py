@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,10 +80,7 @@ def learn(
     from gpu_parts.learn import measure
 
     where = device_named(device, smoke)
-
-    def run() -> dict[str, Any]:
-        return measure(where, smoke=smoke, seconds=seconds, work=work, export=export, say=console.print)
-
+    run = partial(measure, where, smoke=smoke, seconds=seconds, work=work, export=export, say=console.print)
     report("learn", smoke, target, run)
 
 
@@ -112,10 +110,7 @@ def limits(
     from gpu_parts.limits import measure
 
     where = device_named(device, smoke)
-
-    def run() -> dict[str, Any]:
-        return measure(where, smoke=smoke, budget=budget, checkpoint=checkpoint, say=console.print)
-
+    run = partial(measure, where, smoke=smoke, budget=budget, checkpoint=checkpoint, say=console.print)
     report("limits", smoke, target, run)
 
 

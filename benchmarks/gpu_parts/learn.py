@@ -161,6 +161,8 @@ def _choose(plan: Plan, device: torch.device, work: Path, say: Callable[[str], N
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     fit = [row for row in rows if "left_out" not in row]
+    if not fit:
+        raise BagelError(f"no size of the model can be trained here: {rows[0]['left_out']}")
     enough = [row for row in fit if row["tokens_per_second"] * plan.model_seconds >= plan.tokens_wanted]
     chosen = enough[-1] if enough else fit[0]
     steps = max(int(chosen["steps_per_second"] * plan.model_seconds), 2)
@@ -194,19 +196,12 @@ def _measure_size(plan: Plan, device: torch.device, work: Path, hidden: int, lay
     try:
         steps, tokens, seconds = _pace(run, plan, device)
         model, pack = run.task.module, recipe.pack
-        side = recipe.data.side // run.task.config.latent_stride
-        all_slots = Work(
-            und=pack.rows * pack.und,
-            gen=pack.rows * pack.gen,
-            # Attention by documents: each token sees about half of a row of its own length at most.
-            attended=pack.rows * (pack.und + pack.gen) * side * side,
-            backward=True,
-        )
-        bare = Work(und=all_slots.und, gen=all_slots.gen, backward=True)
+        # The decoder's matmuls over all slots, padding too: attention, the ViT and the optimiser count as time only.
+        work_done = Work(und=pack.rows * pack.und, gen=pack.rows * pack.gen, backward=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            alone = floor(model, bare)
+            alone = floor(model, work_done)
             alone()
-            rate = flops(model, bare) / min(seconds_of(alone, device) for _ in range(3))
+            rate = flops(model, work_done) / min(seconds_of(alone, device) for _ in range(3))
     finally:
         run.task.close()
     return {
@@ -216,7 +211,7 @@ def _measure_size(plan: Plan, device: torch.device, work: Path, hidden: int, lay
         "overrides": shape,
         "steps_per_second": steps / seconds,
         "tokens_per_second": tokens / seconds,
-        "share_of_matmul_rate": flops(model, all_slots) * steps / seconds / rate,
+        "share_of_matmul_rate": flops(model, work_done) * steps / seconds / rate,
         "matmul_flops_per_second": rate,
     }
 

@@ -249,6 +249,7 @@ def test_a_session_can_be_continued_in_two_ways(model: Any) -> None:
     assert len(asked.history) == 1
     # The same but for a rounding: where a process's first work stands in memory changes the order of sums.
     assert torch.allclose(images, again, rtol=0, atol=1.01 / 255)
+    assert (images != again).float().mean() < 1e-3
     (seen,) = call("BagelSessionAddImage", session=other, images=torch.cat([images, again]))
     assert len(seen.history) == 4
     (question,) = call("BagelSessionAddText", session=seen, text="What is the background?")
