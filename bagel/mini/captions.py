@@ -1,5 +1,7 @@
 """Captions: true of their scene, naming every thing in it, and leaving out attributes only.
 
+A caption that says nothing of places names things in reading order, as people do.
+
 Every caption comes with the spec of what it fixed, so that a picture drawn from it can be judged.
 """
 
@@ -77,7 +79,10 @@ def caption_with_spec(scene: Scene, rng: random.Random, style: str | None = None
     choose_from("caption style", style, STYLES)
     plan = _plan(scene, style, rng)
     things = list(scene.things)
-    rng.shuffle(things)
+    if plan.arrangement != "none":
+        # Where a caption leaves places open, its reading order still tells which of two things stands where, so that no
+        # two places of a picture have to agree on it by chance; where it names them, any order is as good.
+        rng.shuffle(things)
     said = _choose_words(things, plan, rng)
     relations: tuple[tuple[int, str, int], ...] = ()
     if not said:

@@ -45,6 +45,19 @@ def test_captions_are_true_and_complete() -> None:
         assert 2 <= len(text.split()) <= 32
 
 
+def test_where_places_are_left_open_things_are_named_in_reading_order() -> None:
+    rng = random.Random(5)
+    shuffled = 0
+    for _ in range(500):
+        scene = sample_scene(rng, things=2)
+        kinds = [thing.kind for thing in scene.things]
+        _, short = caption_with_spec(scene, rng, "short")
+        assert [thing.kind for thing in short.things] == kinds, scene
+        _, full = caption_with_spec(scene, rng, "full")
+        shuffled += [thing.kind for thing in full.things] != kinds
+    assert shuffled > 100
+
+
 def test_what_the_spec_fixes_is_in_the_words() -> None:
     rng = random.Random(2)
     for _ in range(3000):
