@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 
@@ -13,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from bagel.errors import BagelError, SettingError
+from bagel.serving.security import STALLED_SECONDS
 from bagel.serving.service import Service
 
 _log = logging.getLogger("bagel.serving")
@@ -39,8 +41,12 @@ def check_exposure(host: str, keys: tuple[str, ...], no_auth: bool) -> None:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, stalled: float = STALLED_SECONDS) -> socket.socket:
     """A socket at this address; port 0 takes a free one.
+
+    Args:
+        stalled: seconds after which a connection is closed whose client takes nothing of what is sent (on Linux): the
+            system keeps an answer that is not fetched, and would keep it as long as the client likes.
 
     Raises:
         BagelError: the address is not to be had.
@@ -50,6 +56,8 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, protocol)
         try:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if sys.platform == "linux":
+                found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * stalled))
             found.bind(address)
         except BaseException:
             found.close()

@@ -5,6 +5,7 @@ All of it is plain ASGI, so that streams pass through untouched.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import time
@@ -27,6 +28,9 @@ _METHODS = ("GET", "POST", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE")
 """That are counted by name: a client may make up others, and each would be kept."""
 _BODIES = 8
 """Bodies of all requests present may have this many times the bytes that one may have."""
+STALLED_SECONDS = 60
+"""After which a client is given up that sends nothing of the body it announced."""
+_STALLED = ApiError(408, "the rest of the request did not come.", code="request_timeout")
 
 
 def is_key(shown: str, keys: Sequence[str]) -> bool:
@@ -58,10 +62,16 @@ class Gate:
             await refusal.response()(scope, receive, send)
             return
         self._held += length
+        body = _Body(receive, send)
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, body.receive, body.send)
+        except Exception:
+            if not body.stalled:
+                raise
         finally:
             self._held -= length
+        if body.stalled and not body.answered:
+            await _STALLED.response()(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers, length: int) -> ApiError | None:
         if self.hosts is not None and _host(headers.get("host", "")) not in self.hosts:
@@ -90,6 +100,38 @@ class Gate:
                 message = "the requests present hold as much data as this server takes: try again later."
                 return ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
         return None
+
+
+class _Body:
+    """What a client sends, and what it is answered. For the app, one that stops in the middle of its body has left:
+    else it would take what all bodies share for as long as it likes.
+
+    Attributes:
+        stalled: whether it has stopped so.
+        answered: whether an answer began before.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._complete = self.stalled = self.answered = False
+
+    async def receive(self) -> Message:
+        if self._complete:  # what comes now is that the client leaves, whenever that may be
+            return await self._receive()
+        try:
+            async with asyncio.timeout(STALLED_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            self._complete = self.stalled = True
+            return {"type": "http.disconnect"}
+        self._complete = not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        # Of a body that did not come whole the app has nothing true to say.
+        if self.answered or not self.stalled:
+            self.answered = True
+            await self._send(message)
 
 
 class Observe:

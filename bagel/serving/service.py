@@ -97,7 +97,7 @@ class Service:
         """
         Args:
             bagel: the model. From now on its requests share what they begin with, and the engine's passes are bounded
-                by the memory there is.
+                by the memory there is: by what the last service made of it says, so make one.
             limits: of each request.
             memory: bytes that requests may take; most of what is free if not given.
         """

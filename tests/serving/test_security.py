@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.server
 import io
 import logging
 import socket
 import struct
+import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -166,6 +169,54 @@ def test_bodies_of_all_requests_are_bounded(bagel: Bagel) -> None:
             for upload in uploads:
                 upload.close()
         wait_for(lambda: live.post("/v1/images/generations", {**DRAW, "user": "x" * 1800}).status_code == 200)
+
+
+def test_a_body_that_stops_coming_is_given_up(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a few clients that send nothing would keep everybody out."""
+    monkeypatch.setattr("bagel.serving.security.STALLED_SECONDS", 0.3)
+    with running(bagel, ServerOptions(model_name="tiny", max_body_bytes=2000)) as live:
+        port = int(live.url.rpartition(":")[2])
+        for path, kind, begun in (
+            ("generations", "application/json", b"{"),
+            ("edits", "multipart/form-data; boundary=x", b"--x\r\n"),
+        ):
+            head = (
+                f"POST /v1/images/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 1900\r\n\r\n"
+            ).encode()
+            uploads = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(8)]
+            for upload in uploads:
+                upload.sendall(head + begun)
+            answers = [upload.recv(4096) for upload in uploads]
+            assert all(b" 408 " in answer and b"did not come" in answer for answer in answers), answers
+            assert live.post("/v1/images/generations", {**DRAW, "user": "x" * 1800}).status_code == 200
+            for upload in uploads:
+                upload.close()
+
+
+def test_a_body_may_take_longer_than_that_as_long_as_it_comes(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bagel.serving.security.STALLED_SECONDS", 0.5)
+
+    def slowly() -> Iterator[bytes]:
+        for byte in (b'{"prompt": "x", ', b'"num_timesteps"', b": ", b"2", b"}"):
+            time.sleep(0.25)
+            yield byte
+
+    with running(bagel) as live:
+        headers = {"Content-Type": "application/json"}
+        assert live.post("/v1/images/generations", content=slowly(), headers=headers).status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such option")
+def test_a_client_that_takes_nothing_is_left() -> None:
+    with listen("127.0.0.1", 0, stalled=0.5) as listening, socket.socket() as client:
+        listening.listen()
+        client.connect(listening.getsockname())
+        connection, _ = listening.accept()
+        with connection:
+            connection.settimeout(20)
+            with pytest.raises(TimeoutError) as raised:
+                _ = [connection.sendall(bytes(1 << 20)) for _ in range(100)]
+        assert raised.value.errno == errno.ETIMEDOUT  # said by the system, not by our own patience
 
 
 def bomb(width: int, height: int) -> bytes:
