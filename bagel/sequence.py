@@ -287,8 +287,7 @@ def pack(
         rows: the samples of each row.
         spec: the model's packing facts.
         und_len, gen_len: slots per row for each expert; by default what the fullest row needs. Fixed numbers keep
-        shapes
-            static from step to step.
+            shapes static from step to step.
 
     Raises:
         ValueError: a row does not fit the given lengths.
@@ -300,132 +299,133 @@ def pack(
     gen_len = need_gen if gen_len is None else gen_len
     if need_und > und_len or need_gen > gen_len:
         raise ValueError(f"a row needs {need_und} und and {need_gen} gen slots; it has {und_len} and {gen_len}")
-    length = und_len + gen_len
-    count = len(rows)
-    positions = torch.zeros(count, length, dtype=torch.int64)
-    place = torch.full((count, length), -1, dtype=torch.int64)
-    sample_of = torch.full((count, length), -1, dtype=torch.int64)
-    segment_of = torch.full((count, length), -1, dtype=torch.int64)
-    mode_of = torch.zeros(count, length, dtype=torch.int64)
+    layout = _Layout(len(rows), und_len, gen_len, spec)
+    for row, samples in enumerate(rows):
+        layout.add_row(row, samples)
+    return layout.packed()
 
-    text_ids: list[int] = []
-    text_slots: list[int] = []
-    ce_slots: list[int] = []
-    ce_labels: list[int] = []
-    ce_weights: list[float] = []
-    vit_patches: list[Tensor] = []
-    vit_slots: list[Tensor] = []
-    vit_grids: list[tuple[int, int]] = []
-    latents: list[Tensor] = []
-    latent_slots: list[Tensor] = []
-    latent_grids: list[tuple[int, int]] = []
-    timesteps: list[float] = []
-    noised: list[bool] = []
-    spans: list[list[SegmentSpan]] = []
-    next_place = next_sample = next_segment = 0
-    special = spec.special
 
-    for row_number, row in enumerate(rows):
-        und = gen = 0
-        for sample in row:
-            position = sample.position
-            sample_start = next_place
-            sample_spans: list[SegmentSpan] = []
+class _Layout:
+    """A `PackedSequence` in the making: rows are added in order, each sample's segments one behind the other."""
+
+    def __init__(self, rows: int, und_len: int, gen_len: int, spec: PackSpec) -> None:
+        self.rows, self.und_len, self.gen_len, self.spec = rows, und_len, gen_len, spec
+        shape = (rows, und_len + gen_len)
+        self.positions, self.mode = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
+        self.place, self.sample, self.segment = (torch.full(shape, -1, dtype=torch.int64) for _ in range(3))
+        self.text_ids: list[int] = []
+        self.text_slots: list[int] = []
+        self.ce_slots: list[int] = []
+        self.ce_labels: list[int] = []
+        self.ce_weights: list[float] = []
+        self.vit: list[VitSegment] = []
+        self.vit_slots: list[Tensor] = []
+        self.vae: list[VaeSegment] = []
+        self.latent_slots: list[Tensor] = []
+        self.spans: list[list[SegmentSpan]] = []
+        self._next_place = self._next_segment = 0
+
+    def add_row(self, row: int, samples: Sequence[Sample]) -> None:
+        und, gen = 0, self.und_len  # the row's next free slot for each expert
+        for sample in samples:
+            position, start, number = sample.position, self._next_place, len(self.spans)
+            spans: list[SegmentSpan] = []
             for segment in sample.segments:
-                n_und, n_gen = segment.und_len, segment.gen_len
-                total = n_und + n_gen
-                if total == 0:
-                    position += segment.advance
-                    continue
-                base = row_number * und_len + und
-                und_slice = slice(und, und + n_und)
-                gen_slice = slice(und_len + gen, und_len + gen + n_gen)
-                if isinstance(segment, TextSegment):
-                    positions[row_number, und_slice] = torch.arange(position, position + n_und)
-                    place[row_number, und_slice] = torch.arange(next_place, next_place + n_und)
-                    text_ids.extend(segment.ids)
-                    text_slots.extend(range(base, base + n_und))
-                    if segment.labels is not None:
-                        ce_slots.extend(range(base, base + len(segment.labels)))
-                        ce_labels.extend(segment.labels)
-                        ce_weights.extend([len(segment.labels) ** -0.5] * len(segment.labels))
-                else:
-                    text_ids.extend((special.start_of_image, special.end_of_image))
-                    text_slots.extend((base, base + n_und - 1))
-                    positions[row_number, und_slice] = position
-                    place[row_number, und] = next_place
-                    place[row_number, und + n_und - 1] = next_place + total - 1
-                    if isinstance(segment, VitSegment):
-                        place[row_number, und + 1 : und + n_und - 1] = torch.arange(
-                            next_place + 1, next_place + total - 1
-                        )
-                        vit_patches.append(segment.patches)
-                        vit_slots.append(torch.arange(base + 1, base + n_und - 1))
-                        vit_grids.append(segment.grid)
-                    elif isinstance(segment, VaeSegment):
-                        positions[row_number, gen_slice] = position
-                        place[row_number, gen_slice] = torch.arange(next_place + 1, next_place + total - 1)
-                        latents.append(segment.latent)
-                        latent_slots.append(
-                            torch.arange(row_number * gen_len + gen, row_number * gen_len + gen + n_gen)
-                        )
-                        latent_grids.append(segment.grid)
-                        timesteps.append(segment.timestep)
-                        noised.append(segment.noised)
-                for where in (und_slice, gen_slice):
-                    sample_of[row_number, where] = next_sample
-                    segment_of[row_number, where] = next_segment
-                    mode_of[row_number, where] = segment.mode
-                sample_spans.append(
-                    SegmentSpan(
-                        segment.mode,
-                        (base, base + n_und),
-                        (row_number * gen_len + gen, row_number * gen_len + gen + n_gen),
-                        next_place - sample_start,
-                    )
-                )
-                und += n_und
-                gen += n_gen
-                next_place += total
-                next_segment += 1
+                und_end, gen_end = und + segment.und_len, gen + segment.gen_len
+                if (und_end, gen_end) != (und, gen):  # of what was dropped, only the position goes on
+                    ours = slice(und, und_end), slice(gen, gen_end)
+                    spans.append(self._span(segment.mode, row, *ours, self._next_place - start))
+                    self._fill(segment, row, *ours, position, number)
                 position += segment.advance
-            spans.append(sample_spans)
-            next_sample += 1
+                und, gen = und_end, gen_end
+            self.spans.append(spans)
 
-    def indices(grids: list[tuple[int, int]], side: int) -> Tensor:
-        parts = [table_index(*grid, side, spec.interpolate) for grid in grids]
-        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+    def _span(self, mode: int, row: int, und: slice, gen: slice, start: int) -> SegmentSpan:
+        before_und, before_gen = row * self.und_len, row * self.gen_len - self.und_len
+        return SegmentSpan(
+            mode,
+            (before_und + und.start, before_und + und.stop),
+            (before_gen + gen.start, before_gen + gen.stop),
+            start,
+        )
 
-    empty = torch.zeros(0, dtype=torch.int64)
-    sizes = torch.tensor([r * c for r, c in latent_grids], dtype=torch.int64)
+    def _fill(self, segment: Segment, row: int, und: slice, gen: slice, position: int, sample: int) -> None:
+        """Fills the slots `und` and `gen` of a row with a segment that begins at a position."""
+        first = self._next_place
+        after = first + (und.stop - und.start) + (gen.stop - gen.start)
+        for slots in (und, gen):
+            self.sample[row, slots] = sample
+            self.segment[row, slots] = self._next_segment
+            self.mode[row, slots] = segment.mode
+        if isinstance(segment, TextSegment):
+            self.positions[row, und] = torch.arange(position, position + len(segment.ids))
+            self.place[row, und] = torch.arange(first, after)
+            self._add_text(segment, row * self.und_len + und.start)
+        else:  # a picture between its two markers, all at one position
+            self.positions[row, und] = position
+            self.positions[row, gen] = position
+            self.place[row, und.start] = first
+            self.place[row, und.stop - 1] = after - 1
+            inside = torch.arange(first + 1, after - 1)
+            opening, closing = row * self.und_len + und.start, row * self.und_len + und.stop - 1
+            self.text_ids += (self.spec.special.start_of_image, self.spec.special.end_of_image)
+            self.text_slots += (opening, closing)
+            if isinstance(segment, VitSegment):
+                self.place[row, und.start + 1 : und.stop - 1] = inside
+                self.vit.append(segment)
+                self.vit_slots.append(torch.arange(opening + 1, closing))
+            elif isinstance(segment, VaeSegment):
+                self.place[row, gen] = inside
+                self.vae.append(segment)
+                before = row * self.gen_len - self.und_len
+                self.latent_slots.append(torch.arange(before + gen.start, before + gen.stop))
+        self._next_place = after
+        self._next_segment += 1
 
-    def per_latent(values: Tensor) -> Tensor:
-        return values.repeat_interleave(sizes)
+    def _add_text(self, segment: TextSegment, first_slot: int) -> None:
+        self.text_ids += segment.ids
+        self.text_slots += range(first_slot, first_slot + len(segment.ids))
+        if segment.labels is not None:
+            count = len(segment.labels)
+            self.ce_slots += range(first_slot, first_slot + count)
+            self.ce_labels += segment.labels
+            self.ce_weights += [count**-0.5] * count
 
-    return PackedSequence(
-        rows=count,
-        und_len=und_len,
-        gen_len=gen_len,
-        text_ids=torch.tensor(text_ids, dtype=torch.int64),
-        text_slots=torch.tensor(text_slots, dtype=torch.int64),
-        vit_patches=torch.cat(vit_patches) if vit_patches else torch.zeros(0, spec.patch_dim),
-        vit_slots=torch.cat(vit_slots) if vit_slots else empty,
-        vit_index=indices(vit_grids, spec.vit_side),
-        vit_grids=vit_grids,
-        latents=torch.cat(latents) if latents else torch.zeros(0, spec.latent_dim),
-        latent_slots=torch.cat(latent_slots) if latent_slots else empty,
-        latent_index=indices(latent_grids, spec.latent_side),
-        timesteps=per_latent(torch.tensor(timesteps, dtype=torch.float32)),
-        noised=per_latent(torch.tensor(noised, dtype=torch.bool)),
-        latent_image=per_latent(torch.arange(len(latent_grids))),
-        latent_grids=latent_grids,
-        ce_slots=torch.tensor(ce_slots, dtype=torch.int64),
-        ce_labels=torch.tensor(ce_labels, dtype=torch.int64),
-        ce_weights=torch.tensor(ce_weights, dtype=torch.float32),
-        positions=positions,
-        place=place,
-        sample=sample_of,
-        segment=segment_of,
-        mode=mode_of,
-        spans=spans,
-    )
+    def packed(self) -> PackedSequence:
+        spec, none = self.spec, torch.zeros(0, dtype=torch.int64)
+        vit_grids, latent_grids = [s.grid for s in self.vit], [s.grid for s in self.vae]
+        sizes = torch.tensor([rows * columns for rows, columns in latent_grids], dtype=torch.int64)
+
+        def index(grids: list[tuple[int, int]], side: int) -> Tensor:
+            return torch.cat([none, *(table_index(*grid, side, spec.interpolate) for grid in grids)])
+
+        def per_latent(values: Tensor) -> Tensor:
+            return values.repeat_interleave(sizes)
+
+        return PackedSequence(
+            rows=self.rows,
+            und_len=self.und_len,
+            gen_len=self.gen_len,
+            text_ids=torch.tensor(self.text_ids, dtype=torch.int64),
+            text_slots=torch.tensor(self.text_slots, dtype=torch.int64),
+            vit_patches=torch.cat([s.patches for s in self.vit]) if self.vit else torch.zeros(0, spec.patch_dim),
+            vit_slots=torch.cat([none, *self.vit_slots]),
+            vit_index=index(vit_grids, spec.vit_side),
+            vit_grids=vit_grids,
+            latents=torch.cat([s.latent for s in self.vae]) if self.vae else torch.zeros(0, spec.latent_dim),
+            latent_slots=torch.cat([none, *self.latent_slots]),
+            latent_index=index(latent_grids, spec.latent_side),
+            timesteps=per_latent(torch.tensor([s.timestep for s in self.vae], dtype=torch.float32)),
+            noised=per_latent(torch.tensor([s.noised for s in self.vae], dtype=torch.bool)),
+            latent_image=per_latent(torch.arange(len(self.vae))),
+            latent_grids=latent_grids,
+            ce_slots=torch.tensor(self.ce_slots, dtype=torch.int64),
+            ce_labels=torch.tensor(self.ce_labels, dtype=torch.int64),
+            ce_weights=torch.tensor(self.ce_weights, dtype=torch.float32),
+            positions=self.positions,
+            place=self.place,
+            sample=self.sample,
+            segment=self.segment,
+            mode=self.mode,
+            spans=self.spans,
+        )
