@@ -12,7 +12,7 @@ from bagel.app.examples import INSTRUCTIONS
 from bagel.app.language import Language, say, text
 from bagel.app.pictures import open_uploads, paths_of
 from bagel.app.room import QUICK, Room, RunButtons, examples, three_parts
-from bagel.errors import PromptError
+from bagel.errors import BagelError
 
 PART = "edit"
 
@@ -56,7 +56,7 @@ class Edit:
         def collect(language: Language, gallery: Any, instruction: str) -> list[Any]:
             paths = paths_of(gallery)
             if not paths:
-                raise PromptError(text(language, "no_picture"))
+                raise BagelError(text(language, "no_picture"))
             return [*open_uploads(paths, room.service), instruction]
 
         connect(

@@ -12,12 +12,36 @@ import gradio as gr
 
 from bagel.app.desk import Desks
 from bagel.app.language import Labels, Language, say, text
-from bagel.errors import BagelError
+from bagel.errors import (
+    BagelError,
+    ContextLengthError,
+    DeviceError,
+    ImageError,
+    MemoryShortageError,
+    PromptError,
+    SettingError,
+    SizeError,
+)
 from bagel.serving.errors import log_failure
+from bagel.serving.limits import BusyError, ClosedError, LimitError
 from bagel.serving.service import Service
 
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 """Of events that have nothing to wait for."""
+_KINDS: tuple[tuple[type[BagelError], str], ...] = (
+    (ImageError, "image_error"),
+    (PromptError, "prompt_error"),
+    (SizeError, "size_error"),
+    (SettingError, "setting_error"),
+    (ContextLengthError, "context_error"),
+    (ClosedError, "closed_error"),
+    (BusyError, "busy_error"),
+    (LimitError, "limit_error"),
+    (MemoryShortageError, "memory_error"),
+    (DeviceError, "device_error"),
+    (BagelError, "own_error"),
+)
+"""Of errors, the special before the general, and the text that names the kind in the reader's language."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +72,8 @@ def telling(language: Language) -> Iterator[None]:
     try:
         yield
     except BagelError as error:
-        tell(str(error))
+        key = next(key for kind, key in _KINDS if isinstance(error, kind))
+        tell(text(language, key, sentence=error))
     except Exception as error:
         log_failure(error, "an event of the page", log_prompts=False)
         tell(text(language, "failed"))

@@ -107,6 +107,18 @@ TEXTS: dict[str, dict[str, str]] = {
         "en": "something went wrong on the server; nothing of this page was lost, so try again.",
         "zh": "服务器出了差错；页面上的内容没有丢失，请再试一次。",
     },
+    # errors: of what kind one is, before the sentence that says it in English; the page's own are translated whole
+    "image_error": {"en": "{sentence}", "zh": "图片无法使用：{sentence}"},
+    "prompt_error": {"en": "{sentence}", "zh": "文字无法使用：{sentence}"},
+    "size_error": {"en": "{sentence}", "zh": "尺寸不合适：{sentence}"},
+    "setting_error": {"en": "{sentence}", "zh": "设置不合适：{sentence}"},
+    "context_error": {"en": "{sentence}", "zh": "内容太长，请缩短或另开对话：{sentence}"},
+    "closed_error": {"en": "{sentence}", "zh": "服务器正在关闭：{sentence}"},
+    "busy_error": {"en": "{sentence}", "zh": "现在请求太多，请稍后再试：{sentence}"},
+    "limit_error": {"en": "{sentence}", "zh": "超出了这台服务器的限制：{sentence}"},
+    "memory_error": {"en": "{sentence}", "zh": "内存不足：{sentence}"},
+    "device_error": {"en": "{sentence}", "zh": "设备无法执行：{sentence}"},
+    "own_error": {"en": "{sentence}", "zh": "{sentence}"},
     "nothing_drawn": {"en": "there is no picture yet: draw one first.", "zh": "还没有图片：请先画一张。"},
     "no_picture": {
         "en": "there is no picture to change: add one, or use Create.",

@@ -17,9 +17,10 @@ from bagel.app.desk import Desk, Desks
 from bagel.app.messages import Messages
 from bagel.app.room import telling
 from bagel.app.run import Run
-from bagel.errors import BagelError, PromptError
+from bagel.errors import BagelError, DeviceError, MemoryShortageError, PromptError
 from bagel.inference.preview import PREVIEWS
 from bagel.inference.session import Session
+from bagel.serving.limits import BusyError, ClosedError
 from bagel.serving.service import Service
 from tests.app.visiting import wait_until
 
@@ -122,6 +123,27 @@ def test_errors_are_told_without_markup_and_without_what_is_inside(
     assert "something went wrong" in told[1]
     assert "failed with ValueError" in caplog.text
     assert "secret" not in caplog.text.replace('ValueError("secret")', "")  # the line of this test in the traceback
+
+
+def test_in_chinese_an_error_begins_with_what_kind_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("gradio.Warning", lambda sentence, **_: told.append(sentence))
+    for error in (
+        ClosedError("a {b}", 1),
+        BusyError("a {b}", 1),
+        MemoryShortageError("a {b}"),
+        DeviceError("a {b}"),
+        BagelError("a"),
+    ):
+        with telling("zh"):
+            raise error
+    assert told == [
+        "服务器正在关闭：a {b}",
+        "现在请求太多，请稍后再试：a {b}",
+        "内存不足：a {b}",
+        "设备无法执行：a {b}",
+        "a",
+    ]
 
 
 def test_thinking_and_answer_are_told_apart_while_they_are_written() -> None:
