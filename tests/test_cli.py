@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from bagel import Bagel
+from bagel.checkpoint.precision import LOSSY
 from bagel.cli import app
 from bagel.cli.options import settings_table
 from bagel.inference.settings import SETTINGS, TASKS, task_settings
@@ -104,6 +105,11 @@ def test_help_lists_each_setting_with_default_and_range(task: Any) -> None:
     if task == "edit":
         assert "[default: 2; 0 to 20]" in text
         assert "text_channel" in text
+
+
+def test_help_marks_precisions_that_lose_accuracy() -> None:
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", run("generate", "--help").stdout).split())
+    assert set(re.findall(r"([\w-]+) \(lossy\)", text)) == LOSSY
 
 
 def test_help_is_fast_because_torch_is_not_imported() -> None:

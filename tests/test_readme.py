@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from bagel.checkpoint.precision import LOSSY
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -48,3 +50,10 @@ def test_what_loses_more_than_two_points_is_lossy(readme: ModuleType) -> None:
     good, worse = dict.fromkeys(readme.COMPARED, 0.8), dict.fromkeys(readme.COMPARED, 0.79)
     reports = {"bfloat16": {"summary": good}, "int8": {"summary": worse}, "nf4": {"summary": {**good, "ask": 0.77}}}
     assert readme.lossy(reports) == {"nf4"}
+
+
+def test_precisions_are_called_lossy_as_they_scored(readme: ModuleType) -> None:
+    reports = readme.read(readme.SCORED)
+    assert list(reports) == list(readme.PRECISIONS)
+    assert len({(report["fingerprint"], report["items"], report["seed"]) for report in reports.values()}) == 1
+    assert readme.lossy(reports) == LOSSY

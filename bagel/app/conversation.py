@@ -15,6 +15,7 @@ from bagel.inference.history import Turn
 from bagel.inference.result import Result
 from bagel.inference.session import Session
 from bagel.inference.tasks import Media
+from bagel.model.cache import Chunk
 from bagel.serving.service import Callbacks, Service
 
 MOST = 12
@@ -44,9 +45,10 @@ class Conversation:
         return () if self.session is None else self.session.history
 
     @property
-    def tokens(self) -> int:
-        """Of cache."""
-        return 0 if self.session is None else self.session.tokens
+    def chunks(self) -> set[Chunk]:
+        """The memory of the cache that it keeps, some of it shared with its branches."""
+        sessions = [session for session in (*self.past, self.session) if session is not None]
+        return set().union(*(session.chunks for session in sessions))
 
     @property
     def title(self) -> str:
@@ -166,9 +168,9 @@ class Chats:
         self.current = self.conversations[-1]
 
     @property
-    def tokens(self) -> int:
-        """Of cache, counting what branches share once for each."""
-        return sum(conversation.tokens for conversation in list(self.conversations))
+    def chunks(self) -> set[Chunk]:
+        """The memory of the cache that they keep."""
+        return set().union(*(conversation.chunks for conversation in list(self.conversations)))
 
     def begin(self) -> None:
         """A new conversation, which becomes the current one; while that is still empty, it is the new one."""

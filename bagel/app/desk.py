@@ -12,6 +12,7 @@ import gradio as gr
 from bagel.app.conversation import Chats
 from bagel.app.messages import Messages
 from bagel.app.run import Run
+from bagel.model.cache import Chunk
 
 _MOST_DESKS = 1000
 
@@ -87,9 +88,10 @@ class Desks:
 
     @property
     def tokens(self) -> int:
-        """Of cache, that all conversations hold."""
+        """Of cache, for which all conversations hold memory."""
         with self._lock:
-            return sum(desk.chats.tokens for desk in self._desks.values())
+            chunks: set[Chunk] = set().union(*(desk.chats.chunks for desk in self._desks.values()))
+        return sum(chunk.capacity for chunk in chunks)
 
     def __len__(self) -> int:
         return len(self._desks)

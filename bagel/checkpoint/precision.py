@@ -29,8 +29,6 @@ PARTS = {
 }
 """Parts that can be quantised, by our names of their matrices."""
 
-HELP = f"auto, {', '.join(NAMES)}; parts by name: int8,head=int8,vit=int8,activations=float16,autoencoder=bfloat16."
-
 
 @dataclass(frozen=True)
 class Precision:

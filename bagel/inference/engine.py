@@ -101,7 +101,7 @@ class Engine:
             request: a generator, not yet begun.
             cost: tokens of cache that it will hold.
         """
-        handle = Handle(request, cost, self._lock)
+        handle = Handle(request, cost, self._close_cancelled)
         self._arrivals.append(handle)
         return handle
 

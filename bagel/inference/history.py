@@ -8,7 +8,7 @@ from typing import Literal
 from PIL import Image
 
 from bagel.inference.flow import Role
-from bagel.model.cache import Context
+from bagel.model.cache import Chunk, Context
 from bagel.sequence import Segment
 
 Kind = Literal["system", "text", "image", "thought", "answer", "drawing"]
@@ -38,24 +38,30 @@ class History:
     Attributes:
         turns: in order.
         context: all of them as keys and values.
-        text_only: the without-image context of the last picture drawn, kept since the next one goes on from it.
+        lasting: whether more turns will follow, as in a session.
+        text_only: in a lasting one the without-image context of the last picture drawn: the next one goes on from it.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, lasting: bool = False) -> None:
         self.turns: tuple[Turn, ...] = ()
-        self.context = context
+        self.context, self.lasting = context, lasting
         self.text_only: Context | None = None
 
     def copy(self, turns: int | None = None) -> History:
         """The same history, or its first `turns` turns; nothing is computed or copied."""
         kept = self.turns if turns is None else self.turns[:turns]
-        other = History(self.context.fork(_entries(kept)))
+        other = History(self.context.fork(_entries(kept)), lasting=self.lasting)
         other.turns, other.text_only = kept, self.text_only
         return other
 
     def append(self, turn: Turn) -> None:
         """Notes a turn whose segments have just become part of the context."""
         self.turns = (*self.turns, turn)
+
+    @property
+    def chunks(self) -> set[Chunk]:
+        """The memory of the cache that it keeps."""
+        return self.context.chunks | (set() if self.text_only is None else self.text_only.chunks)
 
     @property
     def has_picture(self) -> bool:

@@ -181,6 +181,7 @@ def write(
     max_tokens = min(max_tokens, room - 2)
     generator = torch.Generator().manual_seed(seed)
     stream = TextStream(runtime.tokenizer, settings.stop)
+    context.bound(context.length + 1 + max_tokens)
     tokens: list[int] = []
     token = runtime.special.bos
 
@@ -233,10 +234,12 @@ def _branches(runtime: Runtime, history: History, roles: Sequence[Role], tokens:
         if key not in branches:
             context, missing = history.closest(segments)
             if not context.length:  # with nothing in common: memory for this branch, not for the whole conversation
-                context = runtime.engine.new_context(sum(map(segment_length, missing)) + tokens)
+                # In one piece with the noise attention is faster; but what is kept would keep that room, too.
+                room = 0 if history.lasting and role is Role.WITHOUT_IMAGE else tokens
+                context = runtime.engine.new_context(sum(map(segment_length, missing)) + room)
             if missing:
                 yield [Row(context, missing)]
-            if role is Role.WITHOUT_IMAGE:
+            if history.lasting and role is Role.WITHOUT_IMAGE:
                 history.text_only = context
             branches[key] = _Branch(context, context.allocate(tokens, scratch=True))
         found[role] = branches[key]

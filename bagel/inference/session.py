@@ -19,6 +19,7 @@ from bagel.inference.saving import SavedSession, read_session, write_session
 from bagel.inference.settings import Task
 from bagel.inference.tasks import Media, Order, cost_of, make_picture, make_text, system_prompt
 from bagel.inference.work import Handle, Request
+from bagel.model.cache import Chunk
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
@@ -54,7 +55,7 @@ class Session:
         """
         bagel.check_loaded_for("ask" if understanding else "edit")
         self.bagel, self.think, self.understanding = bagel, think, understanding
-        self._history = History(bagel.engine.new_context())
+        self._history = History(bagel.engine.new_context(), lasting=True)
         self._marks: list[int] = []  # number of turns before each add and generate
         self._streaming = False
         if think:
@@ -71,6 +72,11 @@ class Session:
     def tokens(self) -> int:
         """Tokens in the context."""
         return self._history.context.length
+
+    @property
+    def chunks(self) -> set[Chunk]:
+        """The memory of the cache that it keeps, some of it shared with its forks."""
+        return self._history.chunks
 
     def add(self, item: str | ImageSource, *, on_submit: OnSubmit | None = None) -> None:
         """Adds a text (`str`) or a picture (a `Path`, bytes, a PIL image or an array) to the conversation.
@@ -288,8 +294,7 @@ class Session:
         self._history = history
 
     def _run(self, handle: Handle[T], on_submit: OnSubmit | None) -> T:
-        if on_submit is not None:
-            on_submit(handle)
+        _tell(handle, on_submit)
         self.bagel.engine.run_until([handle])
         return handle.result()
 
@@ -353,8 +358,7 @@ class Session:
         self._streaming = True
         try:
             handle = self._submit_answer(added, order)
-            if on_submit is not None:
-                on_submit(handle)
+            _tell(handle, on_submit)
             yield from self.bagel.engine.stream(handle, pieces)
             self._accept(handle.result(), len(added))
         finally:
@@ -366,6 +370,16 @@ class Session:
         self._marks += [before, before + added] if added else [before]
         self._history, result = outcome
         return result
+
+
+def _tell(handle: Handle[Any], on_submit: OnSubmit | None) -> None:
+    """Hands a request to whoever wants it; if that fails, nobody waits for it."""
+    if on_submit is not None:
+        try:
+            on_submit(handle)
+        except BaseException:
+            handle.cancel()
+            raise
 
 
 def draw_together(sessions: Sequence[Session], *, seed: Sequence[int | None], **settings: Any) -> list[Image.Image]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator
+import traceback
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from enum import Enum
@@ -84,9 +84,13 @@ class Piece:
 class Handle(Generic[T]):
     """A submitted request."""
 
-    def __init__(self, request: Request[T], cost: int, lock: threading.RLock) -> None:
+    def __init__(self, request: Request[T], cost: int, close_cancelled: Callable[[], None]) -> None:
+        """
+        Args:
+            close_cancelled: closes all requests that were cancelled, or leaves it to the thread that has the engine.
+        """
         self._request = request
-        self._lock = lock  # of the engine: whoever holds it may advance the request
+        self._close_cancelled = close_cancelled
         self.cost = cost
         self.begun = False
         self.pieces: list[Piece] = []  # what it waits for
@@ -115,11 +119,7 @@ class Handle(Generic[T]):
         the step. Its memory is free again then. Never waits.
         """
         self.cancelled = True
-        if self._lock.acquire(blocking=False):
-            try:
-                self.close_if_cancelled()
-            finally:
-                self._lock.release()
+        self._close_cancelled()
 
     @property
     def overdue(self) -> bool:
@@ -162,9 +162,22 @@ class Handle(Generic[T]):
         except StopIteration as stop:
             self._finish(stop.value)
         except BaseException as raised:
-            self._finish(error=raised)
+            self._finish(error=_without_frames(raised))
             if not isinstance(raised, Exception):  # an interrupt ends this request, and everybody's step
                 raise
         finally:
             self._running = False
         self.close_if_cancelled()
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """An error that no longer holds what the request held, such as its cache, which would stay for as long as the error
+    is told. Where it was raised can still be read from it.
+    """
+    # The first frame is that of `Handle.advance`, which is still at work.
+    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__
+    return error

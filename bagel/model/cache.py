@@ -118,6 +118,7 @@ class Context:
         self._config, self._dtype = config, dtype
         self._devices = (device,) * config.num_layers if isinstance(device, torch.device) else device
         self._reserve = reserve  # expected total length: the first chunk is made this large
+        self._most: int | None = None  # no longer than this in all
         self._views: tuple[View, ...] = ()
         self.entries: tuple[Entry, ...] = ()
         self.length = 0
@@ -138,6 +139,10 @@ class Context:
     def expect(self, length: int) -> None:
         """Makes the next chunk large enough for `length` tokens in all."""
         self._reserve = length
+
+    def bound(self, length: int) -> None:
+        """Takes no more memory than `length` tokens in all need. Forks are not bound."""
+        self._most = length
 
     def shared_entries(self, segments: tuple[Segment, ...]) -> int:
         """How many of `segments`, from the first on, are this context's own (the very same objects)."""
@@ -163,6 +168,8 @@ class Context:
         if last and last.stop + tokens <= last.chunk.capacity and last.chunk.used == last.stop:
             return Tail(self._views, last.chunk, last.stop, last.stop + tokens)
         spare = 0 if scratch else max(self.length, self._reserve - self.length, _SMALLEST_CHUNK)
+        if self._most is not None:
+            spare = min(spare, self._most - self.length)
         chunk = Chunk(self._config, max(tokens, spare), self._dtype, self._devices)
         return Tail(self._views, chunk, 0, tokens)
 
@@ -196,6 +203,11 @@ class Context:
             self._views = tail.views_after
 
     @property
+    def chunks(self) -> set[Chunk]:
+        """The memory that this context looks at, shared with others or not."""
+        return {view.chunk for view in self._views}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of cache this context looks at, shared chunks included."""
-        return sum(view.chunk.nbytes for view in self._views)
+        return sum(chunk.nbytes for chunk in self.chunks)

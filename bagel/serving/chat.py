@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,8 @@ from starlette.responses import Response
 
 from bagel.inference.api import task_of
 from bagel.inference.result import Result
-from bagel.inference.tasks import Media
+from bagel.inference.settings import SETTINGS
+from bagel.inference.tasks import Media, Order
 from bagel.serving.errors import ApiError
 from bagel.serving.fields import parse_extra
 from bagel.serving.pictures import to_data_uri
@@ -31,10 +32,10 @@ from bagel.serving.schemas import (
     PromptDetails,
     Usage,
 )
-from bagel.serving.service import Started
+from bagel.serving.service import Callbacks, Started
 from bagel.serving.streams import Channel, End, EventStream, Preview, Text, event
 from bagel.serving.thinking import ThinkingStream, ThoughtStream
-from bagel.serving.work import Desk, desk_of
+from bagel.serving.work import Desk, Pictures, desk_of
 
 router = APIRouter(tags=["chat"])
 
@@ -56,15 +57,12 @@ async def chat(
     text. Pictures stand in `message.images` as data URIs.
     """
     desk.check_model(body.model)
-    output, inputs = output_of(body), await read_messages(body.messages, desk)
-    settings = settings_of(body, output, inputs)
-    n = 1 if body.n is None else body.n
     if body.stream:
         channel = Channel()
-        started = await desk.start(request, inputs, output, n, settings, channel.listen)
+        started = await _start(body, request, desk, channel.listen)
         chunks = _Chunks(desk, started, body)
         return EventStream(chunks.stream(request, channel), started.cancel)
-    started = await desk.start(request, inputs, output, n, settings)
+    started = await _start(body, request, desk)
     results = await desk.results(request, started)
     images = [await desk.in_thread(partial(_images, result)) for result in results]
     return ChatCompletion(
@@ -87,6 +85,16 @@ async def chat(
 # ---------------------------------------------------------------------------------------------------------- the way in
 
 
+async def _start(
+    body: ChatRequest, request: Request, desk: Desk, listen: Callable[[int, Order], Callbacks] | None = None
+) -> Started:
+    output = output_of(body)
+    with Pictures(desk) as pictures:
+        inputs = await read_messages(body.messages, desk, pictures)
+        settings = settings_of(body, output, inputs)
+        return await desk.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
+
+
 def output_of(body: ChatRequest) -> Media:
     """
     Raises:
@@ -99,7 +107,7 @@ def output_of(body: ChatRequest) -> Media:
     return "image" if "image" in (body.modalities or ()) else "text"
 
 
-async def read_messages(messages: Sequence[Message], desk: Desk) -> list[str | bytes]:
+async def read_messages(messages: Sequence[Message], desk: Desk, pictures: Pictures) -> list[str | bytes]:
     """The texts and pictures of a conversation in the order in which the model reads them.
 
     They are those of the messages, except that where a message ends with a picture its texts come after its pictures:
@@ -117,15 +125,17 @@ async def read_messages(messages: Sequence[Message], desk: Desk) -> list[str | b
     for number, message in enumerate(messages):
         content = [message.content] if isinstance(message.content, str) else list(message.content or ())
         parts = [part if isinstance(part, str) else part.text if part.type == "text" else part for part in content]
-        if message.role == "assistant":  # an answer that was a picture alone
+        if message.role == "assistant":  # an answer that was a picture alone, or thinking that did not come to an end
             parts = [part for part in parts if not isinstance(part, str) or part.strip()]
         parts += message.images or ()
+        if not parts and message.role == "assistant":
+            continue
         if not parts:
             raise ApiError(400, f"messages.{number} is empty: leave it out.", param=f"messages.{number}.content")
         if not isinstance(parts[-1], str):
             parts.sort(key=lambda part: isinstance(part, str))  # stable: pictures first
         for part in parts:
-            inputs.append(part if isinstance(part, str) else await desk.picture(part.image_url.url))
+            inputs.append(part if isinstance(part, str) else await pictures.file(part.image_url.url))
     return inputs
 
 
@@ -142,7 +152,8 @@ def settings_of(body: ChatRequest, output: Media, inputs: Sequence[str | bytes])
     """The settings that a body asks for, in our terms.
 
     As OpenAI's clients expect, a temperature above 0 samples and 0 does not, and `top_p` alone samples at temperature
-    1. Where neither is given, the checkpoint's default holds (the likeliest token). `do_sample` overrules both.
+    1, where 0 leaves the likeliest token alone. Where neither is given, the checkpoint's default holds (the likeliest
+    token). `do_sample` overrules both.
 
     Raises:
         ApiError: one of them is wrong.
@@ -150,12 +161,21 @@ def settings_of(body: ChatRequest, output: Media, inputs: Sequence[str | bytes])
     extra = dict(body.model_extra or {})
     if extra.get("size") == "auto":
         del extra["size"]
+    greedy = extra.get("top_p") == 0 and not isinstance(extra["top_p"], bool)
+    if greedy:
+        del extra["top_p"]
     settings = parse_extra(extra, task_of(inputs, output))
-    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
-        raise ApiError(400, "max_tokens and max_completion_tokens differ: give one of them.", param="max_tokens")
-    most = body.max_completion_tokens or body.max_tokens
-    if most is not None:
-        settings.setdefault("max_new_tokens" if output == "text" else "max_think_tokens", most)
+    own = "max_new_tokens" if output == "text" else "max_think_tokens"
+    given = {"max_tokens": body.max_tokens, "max_completion_tokens": body.max_completion_tokens, own: settings.get(own)}
+    most = {name: count for name, count in given.items() if count is not None}
+    if len(set(most.values())) > 1:
+        raise ApiError(400, f"{' and '.join(most)} differ: give one of them.", param=next(iter(most)))
+    if most:
+        count = next(iter(most.values()))
+        # Of a picture it bounds the thinking alone: there, more than may be thought is no mistake.
+        settings[own] = count if output == "text" else min(count, int(SETTINGS[own].high or count))
+    if greedy:
+        settings.setdefault("do_sample", False)
     temperature, top_p = settings.get("temperature"), settings.get("top_p", 1.0)
     if temperature is not None:
         settings.setdefault("do_sample", temperature > 0)

@@ -94,10 +94,10 @@ class Driver:
         while (job := self._next()) is not None:
             try:
                 self._engine.run_until([job.handle])
-            except Exception as error:  # a step itself broke, not a request in it: the thread must live on
+            except BaseException as error:  # a step itself broke, not a request in it: the thread must live on
                 _log.error("a step of the engine failed: %s", type(error).__name__)
                 with suppress(InvalidStateError):
-                    job.future.set_exception(error)
+                    job.future.set_exception(error if isinstance(error, Exception) else CancelledError())
             if not job.future.done():  # it was closed before it began, and so could not report
                 job.future.cancel()
 

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from bagel.images import ImageSource, open_image
-from bagel.inference.api import Bagel
+from bagel.inference.api import Bagel, task_of
 from bagel.inference.requests import Item, tokens_of
 from bagel.inference.result import Result
 from bagel.inference.settings import MAX_SEED, GenerationSettings, Task
@@ -234,10 +234,9 @@ class Service:
         self._check_counts(inputs)
         inputs = [without_special_tokens(item) if isinstance(item, str) else self.reduced(item) for item in inputs]
         given = dict(settings)
-        for name in ("max_new_tokens", "max_think_tokens"):
-            task = "ask" if output == "text" else "generate"
-            if (name == "max_new_tokens") == (task == "ask") and given.get(name) is None:
-                given[name] = self._default_tokens(name)
+        name = "max_new_tokens" if output == "text" else "max_think_tokens"
+        if given.get(name) is None:
+            given[name] = self._default_tokens(name, task_of(inputs, output))
         items, order = self.bagel.prepare(
             inputs,
             output,
@@ -357,8 +356,7 @@ class Service:
         # The model resizes what it is given, which must change nothing any more.
         return transform.resize(image) if transform.size(*size) == size else image
 
-    def _default_tokens(self, name: str) -> int:
-        task: Task = "ask" if name == "max_new_tokens" else "generate"
+    def _default_tokens(self, name: str, task: Task) -> int:
         default = self.bagel.defaults.of(task).get(name, getattr(GenerationSettings(), name))
         return min(int(default), self.limits.new_tokens, self.capacity.step_tokens)
 

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
@@ -17,8 +17,8 @@ from fastapi import Request
 
 from bagel.inference.result import Result
 from bagel.inference.tasks import Media, Order
-from bagel.serving.errors import ClientGone, as_api_error, log_failure, no_such_model
-from bagel.serving.fetch import fetch
+from bagel.serving.errors import ApiError, ClientGone, as_api_error, log_failure, no_such_model
+from bagel.serving.fetch import MAX_BYTES, fetch
 from bagel.serving.metrics import Metrics
 from bagel.serving.options import ServerOptions
 from bagel.serving.pictures import from_data_uri
@@ -29,6 +29,47 @@ T = TypeVar("T")
 _log = logging.getLogger("bagel.serving")
 _WORKERS = 4  # pictures that are decoded or encoded at the same time
 _FETCHES = 8  # pictures that are fetched at the same time
+_FETCHED = 2 * _FETCHES * MAX_BYTES  # bytes of all requests that still gather their pictures
+
+
+class Pictures:
+    """Gathers the pictures of one request. What was fetched counts until the request is taken in, which keeps them at
+    the size that the model reads; what came with the request was counted before.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._bytes = desk, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._count(-self._bytes)
+
+    async def file(self, url: str) -> bytes:
+        """The file behind a data URI or an address.
+
+        Raises:
+            ImageError: it is neither, or not to be had.
+            ApiError: the requests present have fetched as much as the server takes.
+        """
+        if url[:5].lower() == "data:":
+            return await self._desk.in_thread(partial(from_data_uri, url))
+        async with self._desk.fetches:
+            if self._desk.fetched_bytes + MAX_BYTES > _FETCHED:
+                message = "the requests present have fetched as much as this server takes: try again later."
+                raise ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
+            self._count(MAX_BYTES)  # it may be as large as that
+            data = b""
+            try:
+                data = await fetch(url, self._desk.options.allowed_urls)
+                return data
+            finally:
+                self._count(len(data) - MAX_BYTES)
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        self._desk.fetched_bytes += size
 
 
 @dataclass
@@ -40,6 +81,7 @@ class Desk:
     metrics: Metrics
     workers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_WORKERS))
     fetches: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_FETCHES))
+    fetched_bytes: int = 0
     ready: bool = False
 
     async def in_thread(self, call: Callable[[], T]) -> T:
@@ -53,17 +95,6 @@ class Desk:
         """
         if name is not None and name != self.options.model_name:
             raise no_such_model(name, self.options.model_name)
-
-    async def picture(self, url: str) -> bytes:
-        """The file behind a data URI or an address.
-
-        Raises:
-            ImageError: it is neither, or not to be had.
-        """
-        if url[:5].lower() == "data:":
-            return await self.in_thread(partial(from_data_uri, url))
-        async with self.fetches:
-            return await fetch(url, self.options.allowed_urls)
 
     async def start(
         self,

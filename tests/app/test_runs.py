@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
@@ -290,6 +291,11 @@ def test_desks_are_each_tabs_own_and_end_with_it() -> None:
     assert not desk.busy("create")
     assert len(desks) == 1
     assert desks.tokens == 0
+    first, second = Mock(capacity=100), Mock(capacity=20)
+    for name, chunks in (("two", {first}), ("three", {first, second})):
+        chats = desks.of(SimpleNamespace(session_hash=name)).chats  # type: ignore[arg-type]
+        chats.current.session = SimpleNamespace(chunks=chunks)  # type: ignore[assignment]
+    assert desks.tokens == 120, "what is shared counts once"
     desks.close(one)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import traceback
 import weakref
 from collections.abc import Generator
 from concurrent.futures import CancelledError
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bagel.errors import MemoryShortageError
 from bagel.inference.api import Bagel
 from bagel.inference.engine import Engine
 from bagel.inference.work import Decode, Encode, Handle, Output, Request, Row
@@ -420,6 +423,64 @@ def test_what_is_cancelled_at_the_very_end_of_a_step_is_closed(bagel: Bagel) -> 
     assert handle.done
     assert isinstance(handles[0].error, CancelledError)
     assert engine.idle
+
+
+def test_what_is_cancelled_while_another_is_being_closed_is_closed(bagel: Bagel) -> None:
+    closing, cancelled = threading.Event(), threading.Event()
+    engine = bagel.engine
+
+    def slow_to_close() -> Request[None]:
+        context = engine.new_context()
+        try:
+            while True:
+                yield [Row(context, (text(bagel, "x"),))]
+        finally:
+            closing.set()
+            assert cancelled.wait(30)
+
+    other, slow = engine.submit(read_texts(bagel, ["a", "b", "c"])), engine.submit(slow_to_close())
+    engine.step()
+    thread = threading.Thread(target=slow.cancel)
+    thread.start()
+    assert closing.wait(30)
+    other.cancel()  # finds the engine taken
+    assert not other.done
+    cancelled.set()
+    thread.join(30)
+    assert isinstance(slow.error, CancelledError)
+    assert isinstance(other.error, CancelledError)
+    assert engine.idle
+
+
+@pytest.mark.parametrize("error", [KeyError, MemoryShortageError])
+def test_a_failed_request_lets_go_of_what_it_held(
+    bagel: Bagel, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """At once, not when garbage is collected: it may have failed for want of memory."""
+    held: list[weakref.ref[Context]] = []
+
+    def no_memory(batch: Any) -> None:
+        raise MemoryError
+
+    def failing() -> Request[None]:
+        context = bagel.engine.new_context()
+        held.append(weakref.ref(context))
+        yield [Row(context, (text(bagel, "x"),))]
+        if error is KeyError:
+            raise KeyError("mine")
+        monkeypatch.setattr(bagel.engine, "_forward", no_memory)
+        monkeypatch.setattr(bagel.engine, "explain", lambda error: MemoryShortageError("there is none left"))
+        yield [Row(context, (text(bagel, "x"),))]
+
+    handle = bagel.engine.submit(failing())
+    gc.disable()
+    try:
+        bagel.engine.run_until([handle])
+        assert isinstance(handle.error, error)
+        assert held[0]() is None
+    finally:
+        gc.enable()
+    assert "in failing" in "".join(traceback.format_exception(handle.error))
 
 
 def test_a_callback_cannot_run_the_engine(bagel: Bagel) -> None:

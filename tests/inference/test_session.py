@@ -76,6 +76,23 @@ def test_a_turn_reads_only_that_turn(bagel: Bagel, golden: Any) -> None:
     assert stats.encoded == encoded
 
 
+def test_a_session_keeps_memory_for_what_it_has_read_alone(
+    bagel: Bagel, golden: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bagel.model.cache._SMALLEST_CHUNK", 1)
+    chat = bagel.session()
+    chat.add(golden.image("wide"))
+    chat.add("make it red")
+    before = sum(chunk.capacity for chunk in chat.chunks)
+    assert before >= chat.tokens
+    context = chat._history.context
+    chat.generate_image(seed=0, cfg_image_scale=2.0)
+    texts = chat.chunks - chat._history.context.chunks
+    assert sum(chunk.capacity for chunk in texts) == bagel.runtime.text("make it red").und_len, "no room for noise"
+    assert context.chunks <= chat.chunks
+    assert chat.fork().chunks == chat.chunks
+
+
 def test_equals_the_one_shot_request(bagel: Bagel, golden: Any) -> None:
     wide = golden.image("wide")
     chat = bagel.session()

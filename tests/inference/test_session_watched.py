@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,6 +44,20 @@ def _stream(session: Any, **told: Any) -> Any:
         told["on_submit"].__self__[0].cancel()
         assert piece
     return None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_turn_that_cannot_be_handed_over_is_not_worked_on(bagel: Bagel, stream: bool) -> None:
+    def refuse(handle: Handle[Any]) -> None:
+        raise KeyError("not wanted")
+
+    session = bagel.session()
+    session.add("a cat")
+    turn = partial(session.ask, "and now?", stream=True) if stream else session.generate_image
+    with pytest.raises(KeyError, match="not wanted"):
+        list(turn(on_submit=refuse))
+    assert bagel.engine.idle
+    assert len(session.history) == 1
 
 
 @pytest.mark.parametrize("generate", [_draw, _write, _ask, _stream])

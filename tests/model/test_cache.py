@@ -132,6 +132,19 @@ def test_scratch_is_no_larger_than_asked() -> None:
     assert small.chunk.capacity == 600
 
 
+def test_a_context_that_is_bound_takes_no_more_than_that() -> None:
+    context = new_context()
+    append(context, (text(100),), torch.arange(100.0))
+    answer = context.fork()
+    answer.bound(130)
+    for number in range(30):
+        append(answer, (text(1),), torch.tensor([float(number)]), record=False)
+    assert sum(chunk.capacity for chunk in answer.chunks) == 130
+    assert contents(answer) == [*range(100), *range(30)]
+    append(answer, (text(1),), torch.zeros(1))  # more than was said: there is room for it all the same
+    assert answer.length == 131
+
+
 def test_positions_and_entries() -> None:
     context = new_context()
     vit = VitSegment(torch.zeros(6, 3), (2, 3))

@@ -132,6 +132,29 @@ def test_a_conversation_is_read_in_order(live: Live, plain: Bagel, picture: Imag
     assert completion.choices[0].message.content == expected
 
 
+def test_thinking_that_never_ended_can_be_sent_back(live: Live, plain: Bagel) -> None:
+    messages: list[Any] = [
+        user("What?"),
+        {"role": "assistant", "content": "", "reasoning_content": "so m"},
+        user("And?"),
+    ]
+    completion = live.openai().chat.completions.create(model="tiny", messages=messages, max_tokens=8)
+    expected = plain.interleave(["What?", "And?"], output="text", max_new_tokens=8)
+    assert completion.choices[0].message.content == expected
+
+
+@pytest.mark.parametrize("more", [{"top_p": 0}, {"top_p": 0, "temperature": 1.5}, {"temperature": 0, "top_p": 0.5}])
+def test_what_asks_for_the_likeliest_gets_it(live: Live, plain: Bagel, more: dict[str, Any]) -> None:
+    body = {"messages": [user("Say.")], "max_tokens": 8, **more}
+    answer = live.post("/v1/chat/completions", body).json()["choices"][0]["message"]["content"]
+    assert answer == plain.ask(None, "Say.", max_new_tokens=8)
+
+
+def test_of_a_picture_more_tokens_than_may_be_thought_are_no_mistake(live: Live) -> None:
+    body = {"messages": [user("x")], "modalities": ["image"], "num_timesteps": 2, "max_tokens": 100_000}
+    assert live.post("/v1/chat/completions", body).status_code == 200
+
+
 def test_special_tokens_in_a_prompt_are_no_special_tokens(live: Live, plain: Bagel) -> None:
     messages: Any = [user("Say<|im_end|> <|im_<|im_start|>start|>it<|vision_start|>.")]
     completion = live.openai().chat.completions.create(model="tiny", messages=messages, max_tokens=8)
@@ -249,6 +272,7 @@ def test_a_picture_with_its_thinking(live: Live, spoken: Callable[[str], None], 
         ({"temperature": 11}, "temperature is 11"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "differ"),
+        ({"max_completion_tokens": 3, "max_new_tokens": 4}, "max_completion_tokens and max_new_tokens differ"),
         ({"max_tokens": 5000}, "at most 4096"),
         ({"cfg_text_scale": 3}, "cfg_text_scale is no setting of 'ask'"),
         ({"temprature": 1}, "did you mean temperature"),

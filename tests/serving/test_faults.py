@@ -117,13 +117,20 @@ def test_a_failing_request_fails_alone(
     assert "secret" not in caplog.text
 
 
-def test_a_broken_step_does_not_end_the_thread(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+class Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+@pytest.mark.parametrize(("kind", "status"), [(ValueError, 500), (Panic, 503)])
+def test_a_broken_step_does_not_end_the_thread(
+    bagel: Bagel, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], status: int
+) -> None:
     def broken() -> list[Any]:
-        raise ValueError("no step today")
+        raise kind("no step today")
 
     with running(bagel) as live:
         monkeypatch.setattr(bagel.engine, "_admit", broken)
-        refused(live.post("/v1/images/generations", DRAW), 500, "failed at this request")
+        refused(live.post("/v1/images/generations", DRAW), status, "failed at this request" if status == 500 else "")
         monkeypatch.undo()
         assert live.post("/v1/images/generations", DRAW).status_code == 200
 
@@ -251,6 +258,16 @@ def test_what_the_memory_never_holds_is_refused_at_once(bagel: Bagel) -> None:
     with pytest.raises(LimitError, match=f"tokens of cache, this service has memory for {small.capacity.cache_tokens}"):
         small.start(["x"], output="text", max_new_tokens=4000)
     assert small.present == 0
+
+
+def test_edits_think_as_long_as_the_checkpoint_says(loaded: Bagel, picture: Image.Image) -> None:
+    edit = {**loaded.defaults.of("edit"), "max_think_tokens": 4}
+    short = dataclasses.replace(loaded.defaults, tasks={**loaded.defaults.tasks, "edit": edit})
+    service = Service(Bagel(loaded.checkpoint, defaults=short), memory=1 << 30)
+    for inputs, tokens in (([picture, "x"], 4), (["x"], 6)):
+        _, order = service.check(inputs, "image", {"think": True}, Callbacks())
+        assert order.settings.max_think_tokens == tokens
+    service.stop()
 
 
 def test_what_no_pass_holds_is_refused_at_once(bagel: Bagel, picture: Image.Image) -> None:

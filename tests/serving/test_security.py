@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -25,7 +26,9 @@ from PIL import Image
 from bagel import Bagel
 from bagel.errors import BagelError, ImageError
 from bagel.serving import fetch as fetching
+from bagel.serving import security
 from bagel.serving import work as working
+from bagel.serving.errors import ApiError
 from bagel.serving.fetch import allowed_url, fetch, is_public
 from bagel.serving.metrics import Metrics
 from bagel.serving.options import ServerOptions
@@ -173,7 +176,7 @@ def test_bodies_of_all_requests_are_bounded(bagel: Bagel) -> None:
 
 def test_a_body_that_stops_coming_is_given_up(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a few clients that send nothing would keep everybody out."""
-    monkeypatch.setattr("bagel.serving.security.STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(security, "STALLED_SECONDS", 0.3)
     with running(bagel, ServerOptions(model_name="tiny", max_body_bytes=2000)) as live:
         port = int(live.url.rpartition(":")[2])
         for path, kind, begun in (
@@ -181,12 +184,13 @@ def test_a_body_that_stops_coming_is_given_up(bagel: Bagel, monkeypatch: pytest.
             ("edits", "multipart/form-data; boundary=x", b"--x\r\n"),
         ):
             head = (
-                f"POST /v1/images/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 1900\r\n\r\n"
+                f"POST /v1/images/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nConnection: close\r\n"
+                "Content-Length: 1900\r\n\r\n"
             ).encode()
             uploads = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(8)]
             for upload in uploads:
                 upload.sendall(head + begun)
-            answers = [upload.recv(4096) for upload in uploads]
+            answers = [b"".join(iter(partial(upload.recv, 4096), b"")) for upload in uploads]
             assert all(b" 408 " in answer and b"did not come" in answer for answer in answers), answers
             assert live.post("/v1/images/generations", {**DRAW, "user": "x" * 1800}).status_code == 200
             for upload in uploads:
@@ -194,7 +198,7 @@ def test_a_body_that_stops_coming_is_given_up(bagel: Bagel, monkeypatch: pytest.
 
 
 def test_a_body_may_take_longer_than_that_as_long_as_it_comes(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bagel.serving.security.STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(security, "STALLED_SECONDS", 0.5)
 
     def slowly() -> Iterator[bytes]:
         for byte in (b'{"prompt": "x", ', b'"num_timesteps"', b": ", b"2", b"}"):
@@ -420,10 +424,34 @@ def test_few_pictures_are_fetched_at_once(loaded: Bagel, monkeypatch: pytest.Mon
     async def ask_all() -> None:
         async with anyio.create_task_group() as group:
             for number in range(30):
-                group.start_soon(desk.picture, f"https://example.org/{number}.png")
+                group.start_soon(working.Pictures(desk).file, f"https://example.org/{number}.png")
 
     run_coroutine(ask_all())
     assert most == 8
+    service.close()
+
+
+def test_what_requests_have_fetched_together_is_bounded(loaded: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    large_file = bytes(fetching.MAX_BYTES)
+
+    async def large(url: str, hosts: object) -> bytes:
+        return large_file
+
+    monkeypatch.setattr(working, "fetch", large)
+    service = Service(loaded)
+    desk = working.Desk(service, ServerOptions(), Metrics(service))
+
+    async def ask() -> None:
+        with working.Pictures(desk) as first, working.Pictures(desk) as second:
+            kept = [await first.file(f"https://example.org/{number}.png") for number in range(16)]
+            with pytest.raises(ApiError, match="try again later") as refused:
+                await second.file("https://example.org/17.png")
+            assert (len(kept), refused.value.status) == (16, 429)
+        with working.Pictures(desk) as third:
+            await third.file("https://example.org/18.png")
+
+    run_coroutine(ask())
+    assert desk.fetched_bytes == 0
     service.close()
 
 
