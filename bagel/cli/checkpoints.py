@@ -126,7 +126,12 @@ def download(
         typer.Option(help="Branch, tag or commit; by default the main branch.", metavar="REV"),
     ] = None,
     stored: Annotated[
-        str, typer.Option("--format", help="Convert it to this on the way into --to, as `bagel convert` does.")
+        str,
+        typer.Option(
+            "--format",
+            help="Convert it to this into --to, as `bagel convert` does; what is downloaded stays in the hub's cache. "
+            "bf16: the files as they are.",
+        ),
     ] = "bf16",
 ) -> None:
     """Fetch a checkpoint from the hub: what is needed of it, checked; run again, it goes on where it stopped.

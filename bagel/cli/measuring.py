@@ -67,6 +67,7 @@ def evaluate(
     """
     if suite != "mini":
         raise SettingError(f"there is no evaluation {suite!r}: there is mini.")
+    from bagel.checkpoint.official import folder_of
     from bagel.inference.loading import find_checkpoint
     from bagel.mini.evaluate import evaluate as run
     from bagel.mini.evaluate import pick_rows
@@ -75,8 +76,8 @@ def evaluate(
     bagel = load(checkpoint, device, precision)
     head = {
         "checkpoint": checkpoint,
-        "fingerprint": _fingerprint(find_checkpoint(checkpoint)),
-        "dtype": str(bagel.dtype)[6:],
+        "fingerprint": _fingerprint(folder_of(find_checkpoint(checkpoint))),
+        "precision": bagel.checkpoint.precision.name,
     }
     known = _known_rows(json, {**head, "items": items, "seed": seed})
     names = [name for name in pick_rows(None) if name in names or name in known]
@@ -161,7 +162,9 @@ def bench(
     ] = "0.5b",
     layers: Annotated[
         int | None,
-        typer.Option(help="Run so many decoder layers only; by default as many as half of the memory holds.", min=1),
+        typer.Option(
+            help="Run so many decoder layers only; by default as many as a third of the free memory holds.", min=1
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Smaller work, fewer rounds: minutes less, numbers coarser.")

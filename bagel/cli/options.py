@@ -29,7 +29,10 @@ INTERRUPTED = 130
 CheckpointOption = Annotated[
     str,
     typer.Option(
-        "--checkpoint", "-c", help="mini (embedded), a folder in the official layout, or a hub id.", metavar="NAME"
+        "--checkpoint",
+        "-c",
+        help="mini (embedded), a folder in the official layout or a file with weights in one, or a hub id.",
+        metavar="NAME",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="DEVICE")]
@@ -64,23 +67,9 @@ _TYPES: dict[str, Any] = {"float": float, "int": int, "bool": bool, "interval": 
 _METAVARS = {"interval": "LOW HIGH", "size": "WIDTHxHEIGHT", "texts": "TEXT"}
 
 
-def default_text(setting: Setting, task: Task) -> str:
-    """A setting's default as one would type it."""
-    value = setting.default(task)
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if setting.kind == "interval":
-        return " ".join(f"{end:g}" for end in value)
-    if setting.kind == "texts":
-        return " ".join(value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _help(setting: Setting, task: Task) -> str:
     about = f"{setting.about} {setting.when}"
-    return f"{escape(about)} [dim]\\[default: {default_text(setting, task)}; {escape(setting.range)}][/dim]"
+    return f"{escape(about)} [dim]\\[default: {setting.default_text(task)}; {escape(setting.range)}][/dim]"
 
 
 def _parameter(setting: Setting, task: Task) -> inspect.Parameter:
@@ -91,7 +80,7 @@ def _parameter(setting: Setting, task: Task) -> inspect.Parameter:
         help=_help(setting, task),
         metavar=_METAVARS.get(setting.kind) or ("|".join(setting.choices) or None),
         show_default=False,
-        rich_help_panel="Settings",
+        rich_help_panel="Settings, with the official defaults; a checkpoint's own go before them",
     )
     kind: Any = _TYPES.get(setting.kind, str)
     return inspect.Parameter(
@@ -212,7 +201,7 @@ def settings_table() -> str:
     """All settings as a Markdown table, as the README shows them."""
     lines = ["| setting | tasks | default | values | what it does | when to change it |", "|---|---|---|---|---|---|"]
     for setting in SETTINGS.values():
-        defaults = {task: default_text(setting, task) for task in TASKS if task in setting.tasks}
+        defaults = {task: setting.default_text(task) for task in TASKS if task in setting.tasks}
         first = next(iter(defaults.values()))
         others = [f"{task}: {text}" for task, text in defaults.items() if text != first]
         default = "; ".join([first, *others])

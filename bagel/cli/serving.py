@@ -46,7 +46,10 @@ def serve(
         ),
     ] = None,
     no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Serve everybody who can reach it.", rich_help_panel="Security")
+        bool,
+        typer.Option(
+            "--no-auth", help="Where no key is given, serve everybody who can reach it.", rich_help_panel="Security"
+        ),
     ] = False,
     allow_url: Annotated[
         list[str] | None,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bagel.checkpoint.official import read_config
+from bagel.checkpoint.official import folder_of, read_config
 from bagel.config import NAMED_CONFIGS, BagelConfig
 from bagel.inference.defaults import official_defaults, read_defaults
 from bagel.inference.loading import find_checkpoint
@@ -29,7 +29,7 @@ def describe(name: str) -> dict[str, Any]:
     else:
         folder = find_checkpoint(name)
         config = read_config(folder)
-        defaults = read_defaults(folder, config)
+        defaults = read_defaults(folder_of(folder), config)
     decoder, vit, vae = config.decoder, config.vit, config.vae
     size = defaults.of("generate").get("size")
     return {

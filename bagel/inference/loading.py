@@ -34,8 +34,8 @@ from bagel.placement.shortage import explained
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
-AUTOMATIC = ("bfloat16", "fp8-dynamic", "int8", "fp8", "int4", "nf4")
-"""Precisions that are chosen from for large checkpoints."""
+AUTOMATIC = ("bfloat16", "int8", "fp8", "int4", "nf4")
+"""Precisions that are chosen from for large checkpoints: what they cost is known (docs/precision.md)."""
 OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
 ANY_MATRIX = official_name("decoder.layers.0.und.q.weight")

@@ -73,6 +73,19 @@ class Setting:
         """The official default for a task."""
         return TASK_DEFAULTS[task].get(self.name, _DEFAULTS[self.name])
 
+    def default_text(self, task: Task) -> str:
+        """The official default as one would type it."""
+        value = self.default(task)
+        if value is None:
+            return "none"
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        if self.kind == "interval":
+            return " ".join(f"{end:g}" for end in value)
+        if self.kind == "texts":
+            return " ".join(value) or "none"
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
     def parse(self, value: Any) -> Any:
         """Returns the value in its proper type.
 

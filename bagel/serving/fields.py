@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bagel.cli.options import default_text
 from bagel.errors import SettingError
 from bagel.inference.settings import SETTINGS, Setting, Task, parse_settings
 from bagel.serving.errors import ApiError
@@ -106,7 +105,7 @@ def setting_schemas(*tasks: Task) -> dict[str, dict[str, Any]]:
     for setting in SETTINGS.values():
         own = [task for task in tasks if task in setting.tasks]
         if own:
-            about = f"{setting.about} {setting.when} Default: {default_text(setting, own[0])}, or the checkpoint's own."
+            about = f"{setting.about} {setting.when} Default: {setting.default_text(own[0])}, or the checkpoint's own."
             found[setting.name] = {"anyOf": [_schema(setting), {"type": "null"}], "description": about}
     return found
 
