@@ -158,6 +158,11 @@ def lossy(reports: dict[str, dict[str, Any]]) -> set[str]:
     }
 
 
+def whole(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those of which every row has been scored."""
+    return {name: report for name, report in reports.items() if report["summary"].keys() >= set(COMPARED)}
+
+
 def read(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
 
@@ -173,7 +178,7 @@ def tables() -> dict[Path, dict[str, str]]:
     if FULL.exists():
         official = official_size(json.loads(FULL.read_text(encoding="utf-8")))
         found[ROOT / "docs" / "official.md"] = {"official size": official}
-    if len(scored := read(SCORED)) > 1:
+    if len(scored := whole(read(SCORED))) > 1:
         found[ROOT / "docs" / "precision.md"] = {"scores by precision": scores_by_precision(scored)}
     return found
 

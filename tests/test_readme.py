@@ -53,7 +53,9 @@ def test_what_loses_more_than_two_points_is_lossy(readme: ModuleType) -> None:
 
 
 def test_precisions_are_called_lossy_as_they_scored(readme: ModuleType) -> None:
-    reports = readme.read(readme.SCORED)
-    assert list(reports) == list(readme.PRECISIONS)
+    reports = readme.whole(readme.read(readme.SCORED))
+    if len(reports) < len(readme.PRECISIONS):
+        assert not LOSSY, "it is said of some that they lose accuracy, but not all have been scored"
+        return
     assert len({(report["fingerprint"], report["items"], report["seed"]) for report in reports.values()}) == 1
     assert readme.lossy(reports) == LOSSY
