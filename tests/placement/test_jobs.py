@@ -165,4 +165,6 @@ def test_predictions_are_within_a_tenth_of_what_is_measured(task: str, side: int
     # What the libraries take for themselves differs by this much from one kind of CPU to another (bfloat16 with AMX or
     # without); beside weights of the official size it is a hundredth.
     libraries = 300e6
-    assert abs(predicted - measured) < max(0.1 * measured, libraries), f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
+    assert abs(predicted - measured) < max(0.1 * measured, libraries), (
+        f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
+    )
