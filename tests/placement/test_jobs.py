@@ -162,6 +162,6 @@ def test_predictions_are_near_what_is_measured(task: str, side: int, dtype: torc
     job = Job("generate", drawn=square, branches=2) if task == "generate" else Job("understand", (square,))
     weights = sizes(config, Precision(dtype), ("generate", "edit", "understand")).total
     predicted = BASELINE + _AT_WORK + weights + taken(config, job, dtype, torch.float32).peak
-    # Never much less than is needed. How much more differs by CPU: what libraries take for themselves, and how they keep
-    # bfloat16 (with AMX all four are within a tenth; without, pictures were predicted up to a sixth too large).
+    # Never much less than is needed. How much more differs by CPU: what libraries take for themselves, and how they
+    # keep bfloat16 (with AMX all four are within a tenth; without, predictions were up to a sixth too large).
     assert 0.9 < predicted / measured < 1.25, f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
