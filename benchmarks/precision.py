@@ -1,4 +1,4 @@
-"""Scores `mini` in every precision, for the table of docs/precision.md: `python benchmarks/precision.py --items 100`.
+"""Scores `mini` in every precision, for the table of docs/precision.md: `python benchmarks/precision.py`.
 
 The same items and seeds for every precision, so that what differs is the precision. What has been scored stays, row by
 row, so that it can be interrupted. `python benchmarks/readme.py` then writes the table.
@@ -15,7 +15,7 @@ from readme import PRECISIONS, SCORED
 
 
 def main(
-    items: Annotated[int, typer.Option(help="Items in each row of the evaluation.", min=1)] = 100,
+    items: Annotated[int, typer.Option(help="Items in each row of the evaluation.", min=1)] = 200,
     only: Annotated[list[str] | None, typer.Option(help="Precisions to score; all if not given.")] = None,
 ) -> None:
     """Score mini in every precision."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bagel.checkpoint.precision import PLAIN
 from bagel.files import write_text
 from bagel.mini.evaluate import ROWS, wilson
 
@@ -22,8 +23,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = RESULTS / "eval-mini.json"
 BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float32", "bfloat16")}
 FULL = RESULTS / "full-7b-mot-cpu.json"
-PRECISIONS = ("bfloat16", "int8", "int8-dynamic", "fp8", "int4", "nf4")
-SCORED = {precision: RESULTS / f"eval-mini-{precision}.json" for precision in PRECISIONS}
+PRECISIONS = ("bfloat16", "float32", "int8", "int8-dynamic", "fp8", "int4", "nf4")
+SCORED = {name: RESULTS / f"eval-mini-{name}.json" for name in PRECISIONS} | {"float32": EVALUATION}
 COMPARED = ("draw", "draw held out", "ask", "edit", "chains", "riddles thinking", "riddles not thinking")
 LOSS = 0.02
 # (label, rows by the beginning of their names, aim)
@@ -149,12 +150,13 @@ def scores_by_precision(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def lossy(reports: dict[str, dict[str, Any]]) -> set[str]:
-    """Precisions that lose more than LOSS on any ability."""
+    """Rounded precisions that lose more than LOSS on any ability. Float32 rounds nothing: it shows what chance does."""
     base, *others = reports
     return {
         other
         for other in others
-        if any(reports[base]["summary"][name] - reports[other]["summary"][name] > LOSS for name in COMPARED)
+        if other not in PLAIN
+        and any(reports[base]["summary"][name] - reports[other]["summary"][name] > LOSS for name in COMPARED)
     }
 
 

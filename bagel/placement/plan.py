@@ -25,8 +25,10 @@ from bagel.placement.sizes import Sizes, sizes
 MARGIN = 0.05
 """Share of a device's free memory that is left alone."""
 HOST_MARGIN = 0.08
-BASELINE = 450 << 20
-"""Bytes that the process takes with its libraries and a large vocabulary, before any weight."""
+_LIBRARIES = 330 << 20
+"""Bytes that the process takes with its libraries, before any weight."""
+_VOCABULARY_ENTRY = 768
+"""Bytes of each entry of a vocabulary while it is read; afterwards half."""
 _AT_WORK = 120 << 20
 """Bytes more once it computes: threads, compiled kernels, oneDNN's scratchpads."""
 _DEVICE_BASELINE = 600 << 20  # of a CUDA context with its libraries' workspaces
@@ -191,6 +193,7 @@ def _of_precision(
     offloads: Sequence[str],
 ) -> Iterator[Plan]:
     kinds = {device.type: device for device, _ in reversed(machine.devices)}
+    base = before_weights(config.decoder.vocab_size)
     for device in kinds.values():
         precision = parse_precision(text)
         try:
@@ -204,10 +207,15 @@ def _of_precision(
         }
         plain = not precision.parts and precision.activations == stored
         if device.type == "cpu":
-            yield from _on_cpu(device, machine, precision, parts, works, plain, stored, offloads)
+            yield from _on_cpu(device, machine, precision, parts, base, works, plain, stored, offloads)
         else:
             rooms = [(d, free) for d, free in machine.devices if d.type == device.type]
-            yield from _on_devices(rooms, machine, precision, parts, works, plain, offloads)
+            yield from _on_devices(rooms, machine, precision, parts, base, works, plain, offloads)
+
+
+def before_weights(vocabulary: int) -> int:
+    """Bytes that the process takes with its libraries and a vocabulary of so many entries, before any weight."""
+    return _LIBRARIES + _VOCABULARY_ENTRY * vocabulary
 
 
 def _on_cpu(
@@ -215,6 +223,7 @@ def _on_cpu(
     machine: Machine,
     precision: Precision,
     parts: Sizes,
+    base: int,
     works: dict[str, Taken],
     plain: bool,
     stored: torch.dtype | None,
@@ -228,9 +237,9 @@ def _on_cpu(
         if offload not in offloads or (offload == "disk" and not plain):
             continue
         held = outside + parts.layer * (parts.layers if offload == "none" else 2)
-        host = {name: BASELINE + _AT_WORK + held + work.peak for name, work in works.items()}
+        host = {name: base + _AT_WORK + held + work.peak for name, work in works.items()}
         # What is being read stands beside what is loaded already.
-        host = {name: max(peak, BASELINE + held + (256 << 20)) for name, peak in host.items()}
+        host = {name: max(peak, base + held + (256 << 20)) for name, peak in host.items()}
         place: Place = device if offload == "none" else "disk"
         layers = (place,) * parts.layers
         brought = 0 if offload == "none" else parts.layer * parts.layers
@@ -253,6 +262,7 @@ def _on_devices(
     machine: Machine,
     precision: Precision,
     parts: Sizes,
+    base: int,
     works: dict[str, Taken],
     plain: bool,
     offloads: Sequence[str],
@@ -260,15 +270,15 @@ def _on_devices(
     """On the first device alone, by several, and with layers brought to the first."""
     device, free = rooms[0]
     flops, memory = (_GPU_FLOPS, _GPU_MEMORY) if device.type == "cuda" else (_MPS_FLOPS, _MPS_MEMORY)
-    base = _DEVICE_BASELINE if device.type == "cuda" else 0
+    device_base = _DEVICE_BASELINE if device.type == "cuda" else 0
     work = {name: int(work.peak * _FRAGMENTED) for name, work in works.items()}
     largest = max(work.values())
     room = free * (1 - MARGIN)
     lossy = _is_lossy(precision)
 
     def plan(placement: Placement, devices: tuple[torch.device, ...], held: int, host: int, brought: float) -> Plan:
-        on_device = {name: base + held + bytes_ for name, bytes_ in work.items()}
-        on_host = dict.fromkeys(work, 2 * BASELINE + host + (256 << 20))
+        on_device = {name: device_base + held + bytes_ for name, bytes_ in work.items()}
+        on_host = dict.fromkeys(work, 2 * base + host + (256 << 20))
         seconds = _seconds(precision, parts, flops, memory, brought, on_cpu=False)
         for_host = max(on_host.values()) <= machine.host * (1 - HOST_MARGIN)
         every, some = (for_host and most(on_device.values()) <= room for most in (max, min))

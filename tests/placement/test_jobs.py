@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bagel.placement.jobs import Job, taken
-from bagel.placement.plan import _AT_WORK, BASELINE
+from bagel.placement.plan import _AT_WORK, before_weights
 from bagel.placement.sizes import sizes
 from bagel.placement.trace import Exact, Heap, Workspace, no_workspace, trace
 
@@ -161,7 +161,7 @@ def test_predictions_are_near_what_is_measured(task: str, side: int, dtype: torc
     square = (side, side)
     job = Job("generate", drawn=square, branches=2) if task == "generate" else Job("understand", (square,))
     weights = sizes(config, Precision(dtype), ("generate", "edit", "understand")).total
-    predicted = BASELINE + _AT_WORK + weights + taken(config, job, dtype, torch.float32).peak
-    # Never much less than is needed. How much more differs by CPU: what libraries take for themselves, and how they
-    # keep bfloat16 (with AMX all four are within a tenth; without, predictions were up to a sixth too large).
-    assert 0.9 < predicted / measured < 1.25, f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
+    predicted = before_weights(1024) + _AT_WORK + weights + taken(config, job, dtype, torch.float32).peak
+    # Never much less than is needed. The same program takes more or less from run to run, by where small blocks happen
+    # to stand between large ones: a picture of 512 took 2.86 to 3.38 GB in eleven runs.
+    assert 0.9 < predicted / measured < 1.2, f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
