@@ -432,10 +432,11 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
             raise KeyboardInterrupt
         return Row(name, 3, 4, 1.0)
 
-    def score(*rows: str, items: int = 4, seed: int = 0) -> Result:
+    def score(*rows: str, items: int = 4, seed: int = 0, model: str = tiny, precision: str = "float32") -> Result:
         ran.clear()
         options = [option for row in rows for option in ("--rows", row)]
-        return run("eval", "mini", "-c", tiny, *options, "--items", items, "--seed", seed, "--json", "scores.json")
+        options += ["--items", str(items), "--seed", str(seed), "--precision", precision]
+        return run("eval", "mini", "-c", model, *options, "--json", "scores.json")
 
     monkeypatch.setattr("bagel.mini.evaluate._Runner.run", run_row)
     assert score("ask/count", "ask/exist").exit_code == 130
@@ -453,6 +454,13 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
     score("draw/colours", seed=1)
     assert ran == ["draw/colours"]
     assert list(json.loads(Path("scores.json").read_text())["rows"]) == ["draw/colours"]
+    score("ask/count", seed=1, precision="bfloat16")  # scores of another precision are not mixed with these
+    assert ran == ["ask/count"]
+    report = json.loads(Path("scores.json").read_text())
+    assert (list(report["rows"]), report["precision"]) == (["ask/count"], "bfloat16")
+    [weights] = Path(tiny).glob("ema*.safetensors")
+    assert score("ask/count", seed=1, model=str(weights)).exit_code == 0  # a checkpoint's file stands for its folder
+    assert json.loads(Path("scores.json").read_text())["fingerprint"] == report["fingerprint"]
     Path("scores.json").write_text("not a report")
     score("draw/colours")
     assert ran == ["draw/colours"]
