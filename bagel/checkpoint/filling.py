@@ -20,13 +20,13 @@ from bagel.checkpoint.precision import DYNAMIC, Precision, format_of
 from bagel.checkpoint.source import SafetensorsFiles, TensorSource, as_tensor
 from bagel.errors import CheckpointError
 from bagel.model.bagel import sincos_table
-from bagel.model.matrices import FORMATS, QuantisedMatrix
+from bagel.model.matrices import FORMATS, QuantisedMatrix, RowScaledMatrix
 from bagel.model.packed import pack_linear
-from bagel.model.quantised import QuantisedLinear
+from bagel.model.quantised import QuantisedEmbedding, QuantisedLinear
 
 _AHEAD = 1 << 28  # bytes: the next tensor is read ahead if it is no larger
 _TABLE_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-_COARSE_TABLE_TOLERANCE = 0.07  # of a table in 8 bits
+_COARSE_TABLE_TOLERANCE = 0.15  # of a table in 4 to 8 bits
 
 DeviceOf = Callable[[str], "torch.device | None"]
 """By our name of a tensor the device it goes to; None leaves it a view of its file."""
@@ -146,13 +146,15 @@ def _install(
         found = kind.quantise(plain)
     matrix = kind(found.shape, {key: tensor.to(device) for key, tensor in found.tensors.items()})
     place, _, last = parent_name.rpartition(".")
-    linear = module.get_submodule(parent_name)
-    bias = getattr(linear, "bias", None)
-    setattr(
-        module.get_submodule(place),
-        last,
-        QuantisedLinear(matrix, bias, precision.activations, dynamic=stored.endswith(DYNAMIC)),
-    )
+    plain_module = module.get_submodule(parent_name)
+    quantised: nn.Module
+    if isinstance(plain_module, nn.Embedding):
+        assert isinstance(matrix, RowScaledMatrix)
+        quantised = QuantisedEmbedding(matrix, precision.activations)
+    else:
+        bias = getattr(plain_module, "bias", None)
+        quantised = QuantisedLinear(matrix, bias, precision.activations, dynamic=stored.endswith(DYNAMIC))
+    setattr(module.get_submodule(place), last, quantised)
 
 
 def check_tensors(source: TensorSource, wanted: Mapping[str, tuple[int, ...]], known: Collection[str] = ()) -> None:
@@ -183,10 +185,10 @@ def _refuse(path: Path, what: str, names: list[str]) -> None:
 
 
 def _checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMatrix) -> Tensor:
-    """A position table, if it is that of the formula; of one stored in 8 bits the formula's own."""
+    """A position table, if it is that of the formula; of one stored in few bits the formula's own."""
     rows, width = source.shape(name)
     formula = sincos_table(isqrt(rows), width)
-    coarse = source.stored_bytes(name) <= rows * width or isinstance(found, QuantisedMatrix)
+    coarse = source.stored_bytes(name) < 2 * rows * width or isinstance(found, QuantisedMatrix)
     table = as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found
     error = (table.float() - formula).abs().max().item()
     tolerance = _COARSE_TABLE_TOLERANCE if coarse else _TABLE_TOLERANCE.get(table.dtype, 1e-2)

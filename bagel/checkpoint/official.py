@@ -192,7 +192,7 @@ def embedding_in_file(
     large = theirs in source.names() and source.stored_bytes(theirs) >= LARGE_EMBEDDING
     if not isinstance(source, SafetensorsFiles) or not large or place is None or place.type != "cpu":
         return device
-    if source.torch_dtype(theirs) != precision.activations:
+    if source.torch_dtype(theirs) != precision.activations or precision.stored_as(ours) is not None:
         return device
     return lambda name: None if name == ours else device(name) if callable(device) else torch.device(device)
 

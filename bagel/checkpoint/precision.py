@@ -18,12 +18,15 @@ from bagel.model.matrices import FORMATS
 
 PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DYNAMIC = "-dynamic"
+BY_ROWS = ("fp8", "int8")
+"""Those of which a row can be brought back by itself, as an embedding needs it."""
 QUANTISED = ("fp8", "fp8-dynamic", "int8", "int8-dynamic", "int4", "nf4")
 NAMES = (*PLAIN, *QUANTISED)
 LOSSY: frozenset[str] = frozenset()
 """Those that cost `mini` more than two points of any ability (docs/precision.md, which a test compares)."""
 PARTS = {
     "decoder": re.compile(r"decoder\.layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)\.weight"),
+    "embedding": re.compile(r"decoder\.embed_tokens\.weight"),
     "head": re.compile(r"decoder\.lm_head\.weight"),
     "vit": re.compile(r"vit\.layers\.\d+\.(q|k|v|out|fc1|fc2)\.weight|connector\.fc[12]\.weight"),
 }
@@ -83,7 +86,7 @@ def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> 
         raise DeviceError(f"precision is {text!r}: it must be 'auto' or {', '.join(NAMES)}.")
     for item in others:
         part, _, stored = (side.strip() for side in item.partition("="))
-        if part in PARTS and part != "decoder" and stored in QUANTISED:
+        if part in PARTS and part != "decoder" and stored in (BY_ROWS if part == "embedding" else QUANTISED):
             parts[part] = stored
         elif part == "activations" and stored in PLAIN and first in QUANTISED:
             activations = PLAIN[stored]
@@ -92,8 +95,8 @@ def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> 
         else:
             raise DeviceError(
                 f"precision is {text!r}, where {item!r} is not known: after the name for the decoder it takes "
-                f"head= and vit= with {', '.join(QUANTISED)}, activations= (beside a quantised decoder) and "
-                f"autoencoder= with {', '.join(PLAIN)}."
+                f"head= and vit= with {', '.join(QUANTISED)}, embedding= with {' or '.join(BY_ROWS)}, activations= "
+                f"(beside a quantised decoder) and autoencoder= with {', '.join(PLAIN)}."
             )
     return Precision(activations, MappingProxyType(parts), autoencoder)
 

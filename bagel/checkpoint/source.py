@@ -225,7 +225,7 @@ def safetensors_files(path: Path) -> list[Path]:
     if path.suffix != ".json":
         return [path]
     try:
-        named = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        named = sorted({Path(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} could not be read as an index of safetensors files: {error}") from error
     files = [path.parent / name for name in named]

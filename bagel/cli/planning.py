@@ -9,12 +9,12 @@ import torch
 from rich.table import Table
 
 from bagel.checkpoint.official import TASKS, model_file, read_config
-from bagel.checkpoint.source import SafetensorsFiles, open_source
+from bagel.checkpoint.source import open_source
 from bagel.cli.options import tables
 from bagel.config import NAMED_CONFIGS
 from bagel.errors import DeviceError
 from bagel.files import parse_size, size_text
-from bagel.inference.loading import ANY_MATRIX, AUTOMATIC, automatic_precisions, find_checkpoint, usable_devices
+from bagel.inference.loading import AUTOMATIC, automatic_precisions, dtype_of_layers, find_checkpoint, usable_devices
 from bagel.placement.plan import Machine, Plan, choose, plans, this_machine
 
 _SHOWN = 14
@@ -34,7 +34,7 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
     else:
         source = open_source(model_file(where := find_checkpoint(checkpoint)))
         config, precisions = read_config(where, source), automatic_precisions(where, usable_devices())
-        stored = source.torch_dtype(ANY_MATRIX) if isinstance(source, SafetensorsFiles) else None
+        stored = dtype_of_layers(source)
     machine = this_machine(usable_devices())
     host = machine.host if ram is None else parse_size(ram)
     gpus = [(device, free) for device, free in machine.devices if device.type != "cpu"]

@@ -24,7 +24,7 @@ from bagel.checkpoint.official import (
     weight_bytes,
 )
 from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
-from bagel.checkpoint.source import SafetensorsFiles, open_source
+from bagel.checkpoint.source import SafetensorsFiles, TensorSource, open_source
 from bagel.errors import CheckpointError, DeviceError, SettingError
 from bagel.files import parse_size
 from bagel.model.bagel import BagelModel
@@ -38,7 +38,6 @@ AUTOMATIC = ("bfloat16", "int8", "fp8", "int4", "nf4")
 """Precisions that are chosen from for large checkpoints: what they cost is known (docs/precision.md)."""
 OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
-ANY_MATRIX = official_name("decoder.layers.0.und.q.weight")
 _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
 
 
@@ -102,7 +101,9 @@ def choose_precision(precision: str | torch.dtype, device: torch.device, where: 
     """
     half = torch.float16 if device.type == "cuda" and not _has_bfloat16(device) else torch.bfloat16
     if precision == "auto" and (stored := stored_format(where)) is not None:
-        return Precision(half, {"decoder": stored})
+        chosen = Precision(half, {"decoder": stored})
+        check_hardware(chosen, device)
+        return chosen
     if precision == "auto":
         large = weight_bytes(where) > _LARGE
         emulated = device.type == "cuda" and half == torch.float16
@@ -195,22 +196,40 @@ def _plans(
     """The ways of running a checkpoint here, the best first, and what there is here."""
     allowed = parse_size(memory) if isinstance(memory, str) else memory
     machine = this_machine(usable_devices() if device == "auto" else [choose_device(device)], allowed)
-    if precision == "auto":
+    source = open_source(model_file(where))
+    stored = dtype_of_layers(source)
+    if precision == "auto" and offload == "disk" and stored is not None:
+        precisions = [str(stored).removeprefix("torch.")]
+    elif precision == "auto":
         precisions = automatic_precisions(where, [device for device, _ in machine.devices])
     else:
         precisions = [choose_precision(precision, machine.devices[0][0], where).name]
     # "cpu" takes as many layers as find no room; "disk" is what was asked for, room or not.
     offloads = {"auto": ("none", "cpu", "disk"), "cpu": ("none", "cpu")}.get(offload, (offload,))
-    source = open_source(model_file(where))
     found = plans(
         read_config(where, source),
         machine,
         tasks,
         precisions=precisions,
-        stored=source.torch_dtype(ANY_MATRIX) if isinstance(source, SafetensorsFiles) else None,
+        stored=stored,
         offloads=offloads,
     )
+    if not found and offload == "disk":
+        kept = "in several types or in few bits" if stored is None else f"in {str(stored).removeprefix('torch.')}"
+        raise DeviceError(
+            f"offload is 'disk', which uses plain safetensors weights as they are stored, but {where} has its weights "
+            f"{kept}, and precision is {precision!r}."
+        )
     return found, machine
+
+
+def dtype_of_layers(source: TensorSource) -> torch.dtype | None:
+    """In what a checkpoint keeps its layers: what plain files have for all of them, else None."""
+    if not isinstance(source, SafetensorsFiles):
+        return None
+    beginning = official_name("decoder.layers.0.und.q.weight").partition("0.")[0]
+    kinds = {source.torch_dtype(name) for name in source.names() if name.startswith(beginning)}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def usable_devices() -> list[torch.device]:
@@ -223,11 +242,12 @@ def usable_devices() -> list[torch.device]:
 
 def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[str]:
     """Those that come into question: as it is stored, if that is in few bits or small; all for large checkpoints."""
+    emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
     if (stored := stored_format(where)) is not None:
-        return [stored]
+        return [f"{stored},activations=float16" if emulated else stored]
     if weight_bytes(where) <= _LARGE:
         return [choose_precision("auto", devices[0], where).name]
-    if any(device.type == "cuda" and not _has_bfloat16(device) for device in devices):
+    if emulated:
         return ["float16", *(f"{name},activations=float16" for name in AUTOMATIC[1:])]
     return list(AUTOMATIC)
 

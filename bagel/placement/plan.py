@@ -35,7 +35,7 @@ _DEVICE_BASELINE = 600 << 20  # of a CUDA context with its libraries' workspaces
 _FRAGMENTED = 1.05  # what a caching allocator holds beyond what is alive
 
 # Roughly, for putting plans in order: operations and bytes per second.
-_GPU_FLOPS, _GPU_MEMORY, _BUS, _DISK = 3e14, 2e12, 2e10, 1e9
+_GPU_FLOPS, _GPU_MEMORY, _BUS, _DISK = 3e14, 2e12, 2e10, 5e8
 _CPU_FLOPS, _CPU_MEMORY, _MPS_FLOPS, _MPS_MEMORY = 1e12, 2.5e10, 1e13, 2e11
 # How much of that a precision reaches: multiplying many rows, and reading weights for one.
 _MANY = {"float32": 0.3, "fp8-dynamic": 1.7, "int8-dynamic": 1.2, "int8": 0.8, "fp8": 0.6, "int4": 0.55, "nf4": 0.5}
@@ -176,7 +176,8 @@ def choose(found: Sequence[Plan], machine: Machine, *, every_job: bool = True) -
     if not found:
         raise DeviceError("no way of running this checkpoint was asked for that this machine has.")
     least = min(found, key=lambda plan: plan.peak_host + plan.peak_device)
-    takes = least.sentence().partition(": at most ")[2]
+    takes = f"{size_text(least.peak_device)} of device memory and " if least.device_bytes else ""
+    takes += f"{size_text(least.peak_host)} of main memory"
     raise DeviceError(
         f"this checkpoint does not fit: there are {' and '.join(have)} free, and the smallest way of running it takes "
         f"{takes} ({least.precision.name} on {least.where}); free memory, or load it for fewer tasks."
@@ -206,11 +207,12 @@ def _of_precision(
             for job in jobs
         }
         plain = not precision.parts and precision.activations == stored
+        draws = any(job.drawn is not None for job in jobs)
         if device.type == "cpu":
-            yield from _on_cpu(device, machine, precision, parts, base, works, plain, stored, offloads)
+            yield from _on_cpu(device, machine, precision, parts, base, works, plain, stored, offloads, draws)
         else:
-            rooms = [(d, free) for d, free in machine.devices if d.type == device.type]
-            yield from _on_devices(rooms, machine, precision, parts, base, works, plain, offloads)
+            rooms = sorted(((d, f) for d, f in machine.devices if d.type == device.type), key=lambda room: -room[1])
+            yield from _on_devices(rooms, machine, precision, parts, base, works, plain, offloads, draws)
 
 
 def before_weights(vocabulary: int) -> int:
@@ -228,10 +230,12 @@ def _on_cpu(
     plain: bool,
     stored: torch.dtype | None,
     offloads: Sequence[str],
+    draws: bool,
 ) -> Iterator[Plan]:
     room = machine.host * (1 - HOST_MARGIN)
     # A large embedding stays in its file where it is stored as it is wanted: a text takes a few rows of it.
-    embedding = 0 if precision.activations == stored and parts.embedding >= LARGE_EMBEDDING else parts.embedding
+    in_file = precision.activations == stored and "embedding" not in precision.parts
+    embedding = 0 if in_file and parts.embedding >= LARGE_EMBEDDING else parts.embedding
     outside = parts.outside - parts.embedding + embedding
     for offload in ("none", "disk"):
         if offload not in offloads or (offload == "disk" and not plain):
@@ -243,7 +247,7 @@ def _on_cpu(
         place: Place = device if offload == "none" else "disk"
         layers = (place,) * parts.layers
         brought = 0 if offload == "none" else parts.layer * parts.layers
-        seconds = _seconds(precision, parts, _CPU_FLOPS, _CPU_MEMORY, brought / _DISK, on_cpu=True)
+        seconds = _seconds(precision, parts, _CPU_FLOPS, _CPU_MEMORY, brought / _DISK, on_cpu=True, draws=draws)
         yield Plan(
             precision,
             Placement(device, layers),
@@ -266,8 +270,13 @@ def _on_devices(
     works: dict[str, Taken],
     plain: bool,
     offloads: Sequence[str],
+    draws: bool,
 ) -> Iterator[Plan]:
-    """On the first device alone, by several, and with layers brought to the first."""
+    """On the device with most room alone, by several, and with layers brought to the first.
+
+    Args:
+        rooms: devices with their free bytes, most first.
+    """
     device, free = rooms[0]
     flops, memory = (_GPU_FLOPS, _GPU_MEMORY) if device.type == "cuda" else (_MPS_FLOPS, _MPS_MEMORY)
     device_base = _DEVICE_BASELINE if device.type == "cuda" else 0
@@ -279,7 +288,7 @@ def _on_devices(
     def plan(placement: Placement, devices: tuple[torch.device, ...], held: int, host: int, brought: float) -> Plan:
         on_device = {name: device_base + held + bytes_ for name, bytes_ in work.items()}
         on_host = dict.fromkeys(work, 2 * base + host + (256 << 20))
-        seconds = _seconds(precision, parts, flops, memory, brought, on_cpu=False)
+        seconds = _seconds(precision, parts, flops, memory, brought, on_cpu=False, draws=draws)
         for_host = max(on_host.values()) <= machine.host * (1 - HOST_MARGIN)
         every, some = (for_host and most(on_device.values()) <= room for most in (max, min))
         return Plan(precision, placement, devices, on_device, on_host, seconds, every, some, lossy)
@@ -288,11 +297,11 @@ def _on_devices(
     if "none" in offloads:
         yield alone
     if len(rooms) > 1 and device.type == "cuda" and not alone.fits:
-        yield from _by_layers(rooms, parts, largest, base, plan)
+        yield from _by_layers(rooms, parts, largest, device_base, plan)
     if device.type != "cuda" or (alone.fits and "none" in offloads):
         return
     # The two layers that come and go take room as well.
-    left = room - base - parts.outside - largest - 2 * parts.layer
+    left = room - device_base - parts.outside - largest - 2 * parts.layer
     resident = max(0, min(parts.layers - 1, int(left // parts.layer)))
     brought_bytes = parts.layer * (parts.layers - resident)
     held = parts.outside + parts.layer * (resident + 2)
@@ -303,13 +312,13 @@ def _on_devices(
 
 
 def _by_layers(
-    rooms: list[tuple[torch.device, int]], parts: Sizes, most: int, base: int, plan: Callable[..., Plan]
+    rooms: list[tuple[torch.device, int]], parts: Sizes, most: int, device_base: int, plan: Callable[..., Plan]
 ) -> Iterator[Plan]:
     """As many layers on each device as find room, in order; the first also has everything else."""
     places: list[torch.device] = []
     first = 0
     for index, (device, free) in enumerate(rooms):
-        left = free * (1 - MARGIN) - base - most - (parts.outside if index == 0 else 0)
+        left = free * (1 - MARGIN) - device_base - most - (parts.outside if index == 0 else 0)
         count = max(0, min(parts.layers - len(places), int(left // parts.layer)))
         first = count if index == 0 else first
         places += [device] * count
@@ -318,12 +327,19 @@ def _by_layers(
         yield plan(Placement(rooms[0][0], tuple(places)), used, parts.outside + first * parts.layer, 0, 0.0)
 
 
-def _seconds(precision: Precision, parts: Sizes, flops: float, memory: float, brought: float, *, on_cpu: bool) -> float:
-    """Of a picture and an answer, roughly: multiplications, weights read for each token, weights brought."""
+def _seconds(
+    precision: Precision, parts: Sizes, flops: float, memory: float, brought: float, *, on_cpu: bool, draws: bool
+) -> float:
+    """Of a picture and an answer, or of an answer about a picture, roughly: multiplications, weights read for each
+    token, weights brought. A token takes one expert's weights; without drawing there is no other.
+    """
     stored = precision.parts.get("decoder", str(precision.activations).removeprefix("torch."))
     weights = parts.layer * parts.layers
-    many = _EVALUATIONS * max(2 * _IMAGE_TOKENS * parts.parameters / (flops * _MANY.get(stored, 1.0)), brought)
-    one = _TOKENS * max(weights / 2 / (memory * (_ONE_ON_CPU.get(stored, 0.6) if on_cpu else 0.6)), brought / 2)
+    share = 0.5 if draws else 1.0
+    many = (_EVALUATIONS if draws else 1) * max(
+        2 * _IMAGE_TOKENS * parts.parameters / (flops * _MANY.get(stored, 1.0)), brought
+    )
+    one = _TOKENS * max(share * weights / (memory * (_ONE_ON_CPU.get(stored, 0.6) if on_cpu else 0.6)), share * brought)
     return many + one
 
 

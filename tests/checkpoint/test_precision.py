@@ -15,7 +15,8 @@ from bagel.checkpoint.precision import NAMES, QUANTISED, Precision, check_hardwa
 from bagel.cli.options import ALL_TASKS, PrecisionOption
 from bagel.errors import CheckpointError, DeviceError, SettingError
 from bagel.inference.loading import MINI_FOLDER
-from bagel.model.quantised import QuantisedLinear
+from bagel.model.quantised import QuantisedEmbedding, QuantisedLinear
+from bagel.placement.sizes import sizes
 
 ASKED = "what is in the picture?"
 
@@ -107,6 +108,41 @@ def test_parts_by_name() -> None:
     assert len(names) == 1 + 2 + 6 * bagel.config.vit.num_layers
     assert next(bagel.checkpoint.autoencoder.parameters()).dtype == torch.bfloat16
     assert bagel.ask(bagel.generate("a red star", seed=0, num_timesteps=4), ASKED)
+
+
+@pytest.mark.parametrize("stored", ["int8", "fp8", "int4", "nf4"])
+def test_in_float16_nothing_overflows(stored: str) -> None:
+    bagel = Bagel.from_pretrained("mini", precision=f"{stored},activations=float16")
+    outputs: list[torch.Tensor] = []
+    for module in quantised(bagel).values():
+        module.register_forward_hook(lambda module, given, made: outputs.append(made))
+    bagel.generate("a red star", seed=0, num_timesteps=4)
+    assert outputs
+    assert all(made.dtype == torch.float16 and bool(made.isfinite().all()) for made in outputs)
+
+
+@pytest.mark.parametrize(("stored", "error"), [("int8", 0.01), ("fp8", 0.04)])
+def test_an_embedding_in_few_bits_if_asked(plain: Bagel, stored: str, error: float) -> None:
+    bagel = Bagel.from_pretrained("mini", precision=f"bfloat16,embedding={stored}")
+    embedding = bagel.checkpoint.model.decoder.embed_tokens
+    assert isinstance(embedding, QuantisedEmbedding)
+    assert not quantised(bagel)
+    wanted = plain.checkpoint.model.decoder.embed_tokens.weight
+    ids = torch.tensor([[0, 5], [1000, 5]])
+    found = embedding(ids)
+    assert (found.shape, found.dtype) == ((2, 2, wanted.shape[1]), torch.bfloat16)
+    assert torch.equal(found[0, 1], found[1, 1])
+    assert 1e-4 < ((found - wanted[ids]).norm() / wanted[ids].norm()).item() < error
+    assert torch.equal(bagel.checkpoint.model.state_dict()["decoder.embed_tokens.weight"][1000], found[1, 0])
+    predicted = sizes(bagel.config, parse_precision(f"bfloat16,embedding={stored}"), TASKS).embedding
+    assert predicted == embedding.matrix.stored_bytes(embedding.shape) < wanted.nbytes
+    assert bagel.ask(bagel.generate("a red star", seed=0, num_timesteps=4), ASKED)
+
+
+@pytest.mark.parametrize("stored", ["int4", "nf4", "int8-dynamic"])
+def test_an_embedding_is_stored_by_rows(stored: str) -> None:
+    with pytest.raises(DeviceError, match=f"'embedding={stored}' is not known.*embedding= with fp8 or int8"):
+        parse_precision(f"int8,embedding={stored}")
 
 
 @pytest.fixture(scope="module")

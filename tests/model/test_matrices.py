@@ -44,12 +44,12 @@ def test_rows_of_a_part_are_those_of_the_whole(kind: str) -> None:
         assert torch.equal(matrix.dequantise(torch.bfloat16, start, stop), whole[start:stop])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 16, 70])
 @pytest.mark.parametrize("kind", KINDS)
 def test_products(kind: str, rows: int, dtype: torch.dtype) -> None:
     matrix = FORMATS[kind].quantise(weight())
-    x = torch.randn(rows, 384, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = 10 * torch.randn(rows, 384, generator=torch.Generator().manual_seed(1)).to(dtype)
     bias = torch.randn(192, generator=torch.Generator().manual_seed(2)).to(dtype)
     wanted = F.linear(x.double(), matrix.dequantise(torch.float32).double(), bias.double())
     with torch.inference_mode():
@@ -64,6 +64,23 @@ def test_every_piece_of_a_large_matrix_is_multiplied(monkeypatch: pytest.MonkeyP
         matrix = FORMATS[kind].quantise(weight(200 - 8, 384))
         x = torch.randn(60, 384)
         assert relative(matrix.multiply_many(x), F.linear(x, matrix.dequantise(torch.float32))) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("inner", [33, 40, 200, 250])
+def test_rows_of_any_width(inner: int, dtype: torch.dtype) -> None:
+    matrix = Int8Matrix.quantise(weight(17, inner))
+    for rows in (1, 3, 20):
+        x = torch.randn(rows, inner).to(dtype)
+        wanted = F.linear(x.float(), matrix.dequantise(torch.float32))
+        assert relative(QuantisedLinear(matrix, None, dtype)(x), wanted) < 1e-2
+
+
+@pytest.mark.parametrize("value", [0.01, -0.3, 0.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_one_value(kind: str, value: float) -> None:
+    found = FORMATS[kind].quantise(torch.full((64, 128), value)).dequantise(torch.float32)
+    assert torch.allclose(found, torch.full((64, 128), value), rtol=0.01, atol=0)
 
 
 def test_dynamic_activations() -> None:

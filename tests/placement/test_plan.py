@@ -57,6 +57,46 @@ def test_small_gpus_have_layers_brought() -> None:
     assert resident == sorted(resident)
 
 
+def test_more_memory_never_fits_less() -> None:
+    for precision in PRECISIONS:
+        fits = []
+        for half_gigabytes in range(20, 64):
+            here = machine(half_gigabytes / 2, host=64)
+            found = plans(CONFIG, here, ALL, precisions=(precision,), stored=torch.bfloat16, offloads=("none", "cpu"))
+            fits.append(any(plan.fits for plan in found if plan.devices != (CPU,)))
+        assert fits == sorted(fits), precision
+        assert fits[-1]
+
+
+def test_no_device_is_filled_beyond_its_margin() -> None:
+    from bagel.placement.plan import _DEVICE_BASELINE, MARGIN
+    from bagel.placement.sizes import sizes
+
+    seen = 0
+    for tenths in range(180, 241, 3):
+        found = plans(CONFIG, machine(24, tenths / 10), ALL, precisions=("bfloat16",), offloads=("none",))
+        for plan in (plan for plan in found if len(plan.devices) == 2):
+            held = sum(place == plan.devices[1] for place in plan.placement.layers)
+            layer = sizes(CONFIG, plan.precision, ALL).layer
+            work = plan.peak_device - sizes(CONFIG, plan.precision, ALL).outside
+            work -= sum(place == plan.devices[0] for place in plan.placement.layers) * layer
+            assert work > _DEVICE_BASELINE
+            assert work + held * layer <= (1 - MARGIN) * tenths / 10 * GB
+            seen += 1
+    assert seen > 3
+
+
+def test_the_device_with_most_room_is_taken() -> None:
+    assert best(machine(2, 79)).where == "cuda:1"
+    assert best(machine(10, 79), ("understand",)).where == "cuda:1"
+
+
+def test_answers_alone_are_not_read_from_the_disk_where_few_bits_fit() -> None:
+    for host in (12, 14, 16, 18):
+        plan = best(machine(host=host), ("understand",))
+        assert (plan.precision.name in ("int8", "int4"), plan.offload) == (True, "none"), host
+
+
 def test_what_does_not_fit_is_said_with_what_would() -> None:
     with pytest.raises(DeviceError, match=r"does not fit: there are 4 GB of main memory free.* takes .* GB"):
         best(machine(host=4))
@@ -136,7 +176,9 @@ def test_large_checkpoints_are_planned_for(golden: Any, tmp_path: Path, monkeypa
     assert plan is not None
     assert (plan.precision.name, plan.where) == ("bfloat16", "cpu")
     assert "bfloat16 on cpu: at most" in plan.sentence()
-    with pytest.raises(DeviceError, match="does not fit"):
+    with pytest.raises(
+        DeviceError, match=r"takes [\d.]+ MB of main memory \(\w+ on cpu[^;]*\); free memory, or load it"
+    ):
         Bagel.from_pretrained(folder, device="cpu", memory="1MB")
 
 
@@ -145,3 +187,36 @@ def test_bad_places_and_sizes_are_refused() -> None:
         Bagel.from_pretrained("mini", offload="gpu")
     with pytest.raises(SettingError, match="'lots' is no size"):
         Bagel.from_pretrained("mini", memory="lots")
+
+
+def test_the_disk_takes_weights_as_they_are_stored(golden: Any, tmp_path: Path) -> None:
+    plan = Bagel.from_pretrained(as_stored(golden, tmp_path / "bf16"), device="cpu", offload="disk").plan
+    assert plan is not None
+    assert (plan.precision.name, plan.offload) == ("bfloat16", "disk")  # not float32, as a small one has by itself
+    with pytest.raises(DeviceError, match="its weights in bfloat16, and precision is 'int8'"):
+        Bagel.from_pretrained(tmp_path / "bf16", device="cpu", offload="disk", precision="int8")
+
+
+def test_layers_of_several_types_are_not_used_from_the_disk(golden: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = as_stored(golden, tmp_path / "bf16")
+    [file] = folder.glob("ema*.safetensors")
+    tensors = load_file(file)
+    norm = next(name for name in tensors if "layers.0" in name and "norm" in name)
+    save_file({**tensors, norm: tensors[norm].float()}, file)
+    with pytest.raises(DeviceError, match="in several types or in few bits"):
+        Bagel.from_pretrained(folder, device="cpu", offload="disk")
+    assert Bagel.from_pretrained(folder, device="cpu", memory="20GB").plan is not None
+
+
+def test_a_file_that_lacks_a_tensor_is_said_where_a_plan_is_made(golden: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from bagel.errors import CheckpointError
+
+    folder = as_stored(golden, tmp_path / "bf16")
+    [file] = folder.glob("ema*.safetensors")
+    save_file(load_file(folder / "ae.safetensors"), file)
+    with pytest.raises(CheckpointError, match="lacks"):
+        Bagel.from_pretrained(folder, device="cpu", memory="20GB")

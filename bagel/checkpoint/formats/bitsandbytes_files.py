@@ -26,6 +26,7 @@ from bagel.errors import CheckpointError
 from bagel.model.matrices import Int8Matrix, Nf4Matrix, QuantisedMatrix
 from bagel.model.matrices.nf4 import LEVELS, SCALE_BLOCK
 
+_SCALE_LEVELS = 256
 _STATE = ".quant_state.bitsandbytes__"
 
 
@@ -52,6 +53,8 @@ def _int8(files: SafetensorsFiles, name: str, module: str) -> Stored:
     shape = files.shape(name)
     if len(shape) != 2 or files.shape(scale) not in ((shape[0],), (shape[0], 1)):
         raise unknown(files, name, "INT8 of bitsandbytes has a number in SCB for each row")
+    if not files.torch_dtype(scale).is_floating_point:
+        raise unknown(files, name, f"its SCB is {files.dtype(scale)}")
     idle = (order,) if order in files.names() else ()
     if idle and int(files.read(order)) != 0:
         raise unknown(files, name, f"its weight_format is {int(files.read(order))}, and only 0, rows, is read")
@@ -113,6 +116,11 @@ def _nf4(files: SafetensorsFiles, name: str) -> Stored:
         raise unknown(files, name, f"NF4 of {out}×{inner} in blocks of {state.block} is of another size")
     if files.shape(parts[1]) != (blocks,) or (nested and files.shape(parts[2]) != (-(-blocks // state.scale_block),)):
         raise unknown(files, name, f"its scales are not those of {blocks} blocks")
+    types = [files.torch_dtype(part) for part in parts[1:]]
+    if nested and (types[0] != torch.uint8 or files.shape(parts[3]) != (_SCALE_LEVELS,)):
+        raise unknown(files, name, f"its scales are not in 8 bits with {_SCALE_LEVELS} levels")
+    if not all(dtype.is_floating_point for dtype in types[nested:]):
+        raise unknown(files, name, f"its scales are {', '.join(files.dtype(part) for part in parts[1 + nested :])}")
 
     def load(files: SafetensorsFiles) -> Tensor | QuantisedMatrix:
         values = files.read(name).view(torch.uint8).flatten()

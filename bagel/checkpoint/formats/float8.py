@@ -6,7 +6,7 @@
     X.weight_scale_inv  DeepSeek-V3: one for each block of 128×128 weights
     X.input_scale, X.scale_input, X.comfy_quant, scaled_fp8    of activations, and markers: not needed to read weights
 
-A weight is value · scale whatever the scale is called; without one it is the value. All of these may be mixed.
+A weight is value · scale whatever the scale is called; without one in the whole file it is the value.
 """
 
 from __future__ import annotations
@@ -47,11 +47,21 @@ def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
     if len(beside) > 1:
         raise unknown(files, name, f"with {len(beside)} scales")
     shape, scale = files.shape(name), beside[0] if beside else None
+    if scale is not None and not files.torch_dtype(scale).is_floating_point:
+        raise unknown(files, name, f"its scale is {files.dtype(scale)}")
+    if scale is not None and not shape:
+        raise unknown(files, name, "a single number needs no scale")
     words = _spread(files, name, scale)
     linear = leaf == "weight" and len(shape) == 2 and "embed" not in module.rpartition(".")[2]
+    if linear and scale is None and (other := _first_scale(files)) is not None:
+        raise CheckpointError(
+            f"{files.where}: {name} has no scale beside it, but the file has {other}: it is not whole; download it anew"
+        )
 
     def load(files: SafetensorsFiles) -> Tensor | QuantisedMatrix:
         values = files.read(name)
+        if not _is_finite(values):
+            raise CheckpointError(f"{files.where}: {name} holds infinite numbers or none at all; download it anew")
         scales = torch.ones(1) if scale is None else files.read(scale).float()
         if words == _BLOCKWISE:
             return _from_blocks(values, scales)
@@ -63,6 +73,19 @@ def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
 
     parts = (name,) if scale is None else (name, scale)
     return Stored(f"FP8 ({_TYPES[files.dtype(name)]}) {words}", shape, parts, load, idle)
+
+
+def _first_scale(files: SafetensorsFiles) -> str | None:
+    endings = tuple(f".{scale}" for scale in _SCALES)
+    return next((name for name in files.names() if name.endswith(endings)), None)
+
+
+def _is_finite(values: Tensor) -> bool:
+    """Of e4m3 the highest code of either sign is no number, of e5m2 the four highest are not."""
+    if values.numel() == 0:
+        return True
+    first = 127 if values.dtype == torch.float8_e4m3fn else 124
+    return int(values.view(torch.int8).amax()) < first and int(values.view(torch.uint8).amax()) < first + 128
 
 
 _BLOCKWISE = f"with scales of {_BLOCK}×{_BLOCK} blocks"

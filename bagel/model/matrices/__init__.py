@@ -17,10 +17,10 @@ from __future__ import annotations
 from bagel.model.matrices.base import QuantisedMatrix
 from bagel.model.matrices.int4 import Int4Matrix
 from bagel.model.matrices.nf4 import Nf4Matrix
-from bagel.model.matrices.rows import Fp8Matrix, Int8Matrix
+from bagel.model.matrices.rows import Fp8Matrix, Int8Matrix, RowScaledMatrix
 
 FORMATS: dict[str, type[QuantisedMatrix]] = {
     kind.format: kind for kind in (Int8Matrix, Fp8Matrix, Int4Matrix, Nf4Matrix)
 }
 
-__all__ = ["FORMATS", "Fp8Matrix", "Int4Matrix", "Int8Matrix", "Nf4Matrix", "QuantisedMatrix"]
+__all__ = ["FORMATS", "Fp8Matrix", "Int4Matrix", "Int8Matrix", "Nf4Matrix", "QuantisedMatrix", "RowScaledMatrix"]

@@ -47,7 +47,8 @@ class Int4Matrix(QuantisedMatrix):
             grouped = weight[start:stop].float().view(stop - start, -1, group)
             low, high = grouped.amin(-1), grouped.amax(-1)
             scale = bfloat16_scale((high - low) / 15)
-            middle = (low + 8 * scale).to(torch.bfloat16).float()
+            # A group of one value is its middle.
+            middle = torch.where(high == low, low, low + 8 * scale).to(torch.bfloat16).float()
             q = (grouped - middle[..., None]).div_(scale[..., None]).round_().add_(8).clamp_(0, 15)
             values[start // _ROWS : stop // _ROWS] = cls.pack(q.to(torch.uint8).view(stop - start, inner))
             numbers[:, start:stop] = torch.stack([scale, middle], -1).to(torch.bfloat16).transpose(0, 1)

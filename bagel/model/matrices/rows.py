@@ -11,6 +11,8 @@ from torch import Tensor
 
 from bagel.model.matrices.base import QuantisedMatrix, bfloat16_scale, pieces
 
+_KERNEL_WIDTH = 16
+
 
 class RowScaledMatrix(QuantisedMatrix):
     """`values` (out, in), `scale` float32 (out,): a weight is value · scale."""
@@ -45,10 +47,17 @@ class RowScaledMatrix(QuantisedMatrix):
             result[i:j] = values[i:j].float().mul_(scale[i:j, None])
         return result
 
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Single rows: (...) int64 -> (..., in)"""
+        return (self.tensors["values"][index].float() * self.tensors["scale"][index][..., None]).to(dtype)
+
     def multiply_many(self, x: Tensor) -> Tensor:
         """The scale is put on the products, because it is the same along a row; the values are exact in every
-        precision of activations.
+        precision of activations. In float16 products of values without their scales overflow: the matrix is brought
+        back whole.
         """
+        if x.dtype == torch.float16:
+            return super().multiply_many(x)
         values, scale = self.tensors["values"], self.tensors["scale"].to(x.dtype)
         result = x.new_empty(x.shape[0], self.shape[0])
         for start, stop in self.blocks():
@@ -71,7 +80,8 @@ class Int8Matrix(RowScaledMatrix):
     largest = 127.0
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
-        if not has_int8_kernel(x.device.type, x.dtype):
+        # The kernel reads past the end of rows that are not of its width.
+        if self.shape[1] % _KERNEL_WIDTH or not has_int8_kernel(x.device.type, x.dtype):
             return None
         return torch.ops.aten._weight_int8pack_mm(x, self.tensors["values"], self.tensors["scale"].to(x.dtype))
 
@@ -123,7 +133,7 @@ def _int_mm(x: Tensor, weight: Tensor) -> Tensor:
 @cache
 def has_int8_kernel(device: str, dtype: torch.dtype) -> bool:
     """Whether PyTorch multiplies INT8 weights as they are, on such a device and with such activations, and rightly."""
-    if device != "cpu":
+    if device != "cpu" or dtype == torch.float16:  # in which the scales of small rows are rounded away
         return False
     generator = torch.Generator().manual_seed(0)
     matrix = Int8Matrix.quantise(torch.randn(96, 64, generator=generator))

@@ -58,6 +58,8 @@ def test_int8(save: Save) -> None:
     assert torch.allclose(found.dequantise(torch.float32), theirs, rtol=1e-6, atol=0)
     with pytest.raises(CheckpointError, match="weight_format is 2"):
         open_source(save(tensors | {"q.weight_format": torch.tensor(2, dtype=torch.uint8)}))
+    with pytest.raises(CheckpointError, match="its SCB is I64"):
+        open_source(save(tensors | {"q.SCB": torch.ones(128, dtype=torch.int64)}))
     with pytest.raises(CheckpointError, match=r"q.weight \(I8 \[128, 192\]\) is of an unknown layout"):
         open_source(save(tensors | {"q.SCB": torch.ones(3)}))
 
@@ -126,3 +128,10 @@ def test_broken_nf4(save: Save) -> None:
         open_source(save(tensors | {"q.weight.quant_map": torch.linspace(-1, 1, 16)}))
     with pytest.raises(CheckpointError, match="scales are not those of 384 blocks"):
         open_source(save(tensors | {"q.weight.absmax": tensors["q.weight.absmax"][1:]}))
+    with pytest.raises(CheckpointError, match="scales are not in 8 bits with 256 levels"):
+        open_source(save(tensors | {"q.weight.absmax": tensors["q.weight.absmax"].float()}))
+    with pytest.raises(CheckpointError, match="scales are not in 8 bits with 256 levels"):
+        open_source(save(tensors | {"q.weight.nested_quant_map": torch.ones(16)}))
+    with pytest.raises(CheckpointError, match="its scales are I64"):
+        plain = four_bits(nested=False)
+        open_source(save(plain | {"q.weight.absmax": plain["q.weight.absmax"].long()}))

@@ -108,3 +108,26 @@ def test_scales_that_do_not_fit(save: Save) -> None:
     )
     with pytest.raises(CheckpointError, match="with 2 scales"):
         open_source(path)
+    with pytest.raises(CheckpointError, match="its scale is I64"):
+        open_source(save({f"{NAME}.weight": values, f"{NAME}.weight_scale": torch.ones(1, dtype=torch.int64)}))
+    single = {f"{NAME}.weight": values[0, 0].clone(), f"{NAME}.weight_scale": torch.ones(1)}
+    with pytest.raises(CheckpointError, match="a single number needs no scale"):
+        open_source(save(single))
+
+
+def test_a_scale_that_is_missing(save: Save) -> None:
+    values, other = torch.randn(OUT, INNER).to(torch.float8_e4m3fn), NAME.replace("up", "gate")
+    tensors = {f"{NAME}.weight": values, f"{other}.weight": values.clone(), f"{other}.weight_scale": torch.ones(1)}
+    with pytest.raises(CheckpointError, match=r"up_proj.weight has no scale beside it, but the file has .*gate_proj"):
+        open_source(save(tensors))
+
+
+@pytest.mark.parametrize(("dtype", "code"), [(torch.float8_e4m3fn, 127), (torch.float8_e5m2, 124)])
+def test_values_that_are_no_numbers(save: Save, dtype: torch.dtype, code: int) -> None:
+    for bits in (code, code + 128):
+        values = torch.randn(OUT, INNER).to(dtype)
+        values.view(torch.uint8)[5, 7] = code - 1
+        open_source(save({f"{NAME}.weight": values})).read(f"{NAME}.weight")
+        values.view(torch.uint8)[5, 7] = bits
+        with pytest.raises(CheckpointError, match="holds infinite numbers or none at all"):
+            open_source(save({f"{NAME}.weight": values})).read(f"{NAME}.weight")

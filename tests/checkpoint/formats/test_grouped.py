@@ -31,6 +31,10 @@ def test_plain_files(save: Save, tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a.weight": "one.safetensors", "b.bias": "two.safetensors"}}))
     with pytest.raises(CheckpointError, match=r"names one.safetensors, which is missing"):
         open_source(index)
+    for named in (1, None, ["one.safetensors"]):
+        (tmp_path / "odd.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": named}}))
+        with pytest.raises(CheckpointError, match="could not be read as an index"):
+            open_source(tmp_path / "odd.safetensors.index.json")
     save_file({"a.weight": one}, tmp_path / "one.safetensors")
     sharded = open_source(index)
     assert torch.equal(sharded.read("a.weight"), one)
