@@ -25,6 +25,7 @@ BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float3
 FULL = RESULTS / "full-7b-mot-cpu.json"
 PRECISIONS = ("bfloat16", "float32", "int8", "int8-dynamic", "fp8", "int4", "nf4")
 SCORED = {name: RESULTS / f"eval-mini-{name}.json" for name in PRECISIONS} | {"float32": EVALUATION}
+CHAINS = {name: RESULTS / f"eval-mini-{name}-chains.json" for name in PRECISIONS if name != "float32"}
 COMPARED = ("draw", "draw held out", "ask", "edit", "chains", "riddles thinking", "riddles not thinking")
 LOSS = 0.02
 # (label, rows by the beginning of their names, aim)
@@ -140,23 +141,47 @@ def official_size(report: dict[str, Any]) -> str:
 def scores_by_precision(reports: dict[str, dict[str, Any]]) -> str:
     """Abilities of `mini` in bfloat16, and what other precisions change, in points."""
     base, *others = reports
+    longer = {name for name in others if _longer(reports, name)}
     lines = [f"| ability | {base} | " + " | ".join(others) + " |", "|---|" + "---|" * len(reports)]
     for name, share in reports[base]["summary"].items():
         if name in COMPARED:
-            changes = [f"{100 * (reports[other]['summary'][name] - share):+.1f}" for other in others]
+            changes = [f"{-100 * _loss(reports, other, name):+.1f}" for other in others]
             lines.append(f"| {name} | {share:.3f} | " + " | ".join(changes) + " |")
     items = reports[base]["items"]
-    return "\n".join([*lines, "", f"{items} items in each row of the evaluation."])
+    note = f"{items} items in each row of the evaluation"
+    if longer:
+        chains = _chains(reports[base])
+        named = ", ".join(name for name in others if name in longer)
+        note += f"; of the chains {chains['total']} for {named} ({base}: {chains['share']:.3f} of these)"
+    return "\n".join([*lines, "", note + "."])
 
 
-def lossy(reports: dict[str, dict[str, Any]]) -> set[str]:
-    """Rounded precisions that lose more than LOSS on any ability. Float32 rounds nothing: it shows what chance does."""
+def _loss(reports: dict[str, dict[str, Any]], other: str, ability: str) -> float:
+    """What a precision loses against the first: of the chains on more items where both have been scored on them."""
+    base = next(iter(reports))
+    if ability == "chains" and _longer(reports, other):
+        return _chains(reports[base])["share"] - _chains(reports[other])["share"]
+    return reports[base]["summary"][ability] - reports[other]["summary"][ability]
+
+
+def _longer(reports: dict[str, dict[str, Any]], other: str) -> bool:
+    base = next(iter(reports))
+    return "chains" in reports[base] and "chains" in reports[other]
+
+
+def _chains(report: dict[str, Any]) -> dict[str, Any]:
+    return report["chains"]["rows"]["edit/chain of 3"]
+
+
+def lossy(reports: dict[str, dict[str, Any]], *, but: Sequence[str] = ()) -> set[str]:
+    """Rounded precisions that lose more than LOSS on any ability, but some. Float32, which rounds nothing, shows what
+    chance does.
+    """
     base, *others = reports
     return {
         other
         for other in others
-        if other not in PLAIN
-        and any(reports[base]["summary"][name] - reports[other]["summary"][name] > LOSS for name in COMPARED)
+        if other not in PLAIN and any(_loss(reports, other, name) > LOSS for name in COMPARED if name not in but)
     }
 
 
@@ -166,7 +191,12 @@ def whole(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def read(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    """Reports that there are; with those of the precisions goes what was scored of chains beside."""
+    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+    for name, path in CHAINS.items() if paths is SCORED else ():
+        if name in found and path.exists():
+            found[name]["chains"] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def tables() -> dict[Path, dict[str, str]]:

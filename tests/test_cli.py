@@ -107,8 +107,9 @@ def test_help_lists_each_setting_with_default_and_range(task: Any) -> None:
         assert "text_channel" in text
 
 
-def test_help_marks_precisions_that_lose_accuracy() -> None:
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", run("generate", "--help").stdout).split())
+@pytest.mark.parametrize("command", ["generate", "ask", "serve", "convert"])
+def test_help_marks_precisions_that_lose_accuracy(command: str) -> None:
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", run(command, "--help").stdout).split())
     assert set(re.findall(r"([\w-]+) \(lossy\)", text)) == LOSSY
 
 
