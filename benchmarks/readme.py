@@ -177,12 +177,9 @@ def lossy(reports: dict[str, dict[str, Any]], *, but: Sequence[str] = ()) -> set
     """Rounded precisions that lose more than LOSS on any ability, but some. Float32, which rounds nothing, shows what
     chance does.
     """
-    base, *others = reports
-    return {
-        other
-        for other in others
-        if other not in PLAIN and any(_loss(reports, other, name) > LOSS for name in COMPARED if name not in but)
-    }
+    abilities = [name for name in COMPARED if name not in but]
+    rounded = [name for name in list(reports)[1:] if name not in PLAIN]
+    return {name for name in rounded if any(_loss(reports, name, ability) > LOSS for ability in abilities)}
 
 
 def whole(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

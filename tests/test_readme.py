@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,23 @@ def test_what_loses_more_than_two_points_is_lossy(readme: ModuleType) -> None:
     good, worse = dict.fromkeys(readme.COMPARED, 0.8), dict.fromkeys(readme.COMPARED, 0.79)
     reports = {"bfloat16": {"summary": good}, "int8": {"summary": worse}, "nf4": {"summary": {**good, "ask": 0.77}}}
     assert readme.lossy(reports) == {"nf4"}
+    assert readme.lossy({"bfloat16": {"summary": good}, "float32": {"summary": {**good, "ask": 0.7}}}) == set()
+
+
+def test_chains_are_compared_on_more_items_where_they_have_been_scored(readme: ModuleType) -> None:
+    def report(chains: float, *longer: float) -> dict[str, Any]:
+        found: dict[str, Any] = {"summary": {**dict.fromkeys(readme.COMPARED, 0.8), "chains": chains}, "items": 200}
+        if longer:
+            row = {"share": longer[0], "total": 600}
+            found["chains"] = {"rows": {"edit/chain of 3": row}}
+        return found
+
+    reports = {"bfloat16": report(0.36, 0.35), "fp8": report(0.32, 0.345), "int4": report(0.10)}
+    assert readme.lossy(reports) == {"int4"}
+    assert readme.lossy(reports, but=("chains",)) == set()
+    table = readme.scores_by_precision(reports).splitlines()
+    assert "| chains | 0.360 | -0.5 | -26.0 |" in table
+    assert table[-1] == "200 items in each row of the evaluation; of the chains 600 for fp8 (bfloat16: 0.350 of these)."
 
 
 def test_precisions_are_called_lossy_as_they_scored(readme: ModuleType) -> None:

@@ -132,6 +132,6 @@ def test_broken_nf4(save: Save) -> None:
         open_source(save(tensors | {"q.weight.absmax": tensors["q.weight.absmax"].float()}))
     with pytest.raises(CheckpointError, match="scales are not in 8 bits with 256 levels"):
         open_source(save(tensors | {"q.weight.nested_quant_map": torch.ones(16)}))
+    plain = four_bits(nested=False)
     with pytest.raises(CheckpointError, match="its scales are I64"):
-        plain = four_bits(nested=False)
         open_source(save(plain | {"q.weight.absmax": plain["q.weight.absmax"].long()}))
