@@ -27,7 +27,7 @@ def main(
     lost = lossy(whole(read(SCORED)), but=("chains",))
     for precision in wanted:
         if precision in CHAINS and precision not in lost:
-            score(precision, 3 * items, CHAINS[precision], "--rows", "edit/chain")
+            score(precision, 3 * items, CHAINS[precision], "--rows", "edit/chain of 3")
 
 
 def score(precision: str, items: int, target: Path, *more: str) -> None:

@@ -1,6 +1,6 @@
 """Documents: what a training sample says and shows, before it becomes tokens.
 
-Every source of data, whatever its form on disk, yields documents; a `Builder` turns one into segments. Latents are not
+A source of data yields documents; a `Builder` turns one into segments. Latents are not
 known yet: a picture that needs one is a `PendingLatent`, and all pictures of a pack are encoded together later.
 """
 

@@ -48,8 +48,8 @@ class PackStream:
         self.waiting: list[RawSample] = []
 
     def sample(self, index: int) -> RawSample:
-        """The sample of an index: always the same."""
-        return self.builder(index, self.source(index), random.Random(self.seed * 1_000_003 + index))
+        """The sample of an index: always the same. What is left out of it is drawn apart from what it is about."""
+        return self.builder(index, self.source(index), random.Random(f"sample {self.seed} {index}"))
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -99,9 +99,18 @@ def _initial(recipe: AutoencoderRecipe) -> Autoencoder:
     if recipe.init is None:
         return _new(recipe)
     module = load_autoencoder(find(recipe.init))
-    if recipe.freeze_encoder or recipe.model is None or recipe.model.z_channels == module.config.z_channels:
+    asked = {} if recipe.model is None else recipe.model.model_dump(include=recipe.model.model_fields_set)
+    channels = asked.pop("z_channels", module.config.z_channels)
+    for name, value in asked.items():
+        if value != (there := getattr(module.config, name)):
+            raise RecipeError(f"model.{name} is {value}, but the autoencoder of init, {recipe.init}, has {there}")
+    if channels == module.config.z_channels:
         return module
-    return widen_latent(module, recipe.model.z_channels)
+    if recipe.freeze_encoder:
+        raise RecipeError(
+            f"model.z_channels is {channels}, but an encoder that is frozen keeps its {module.config.z_channels}"
+        )
+    return widen_latent(module, channels)
 
 
 def to_tensor(pictures: list[np.ndarray]) -> Tensor:

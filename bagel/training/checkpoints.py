@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bagel.inference.loading import find_checkpoint
 
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "training_state.pt"
+_PARTS = {"step", "module", "optimizers", "ema", "generator", "data"}
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -56,7 +58,7 @@ def save(run: Path, step: int, state: dict[str, Any], write_weights: Callable[[P
     try:
         run.mkdir(parents=True, exist_ok=True)
         for stale in run.glob(".step-*"):
-            shutil.rmtree(stale)
+            shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
         write_weights(temporary)
         torch.save(state, temporary / STATE_FILE)
@@ -69,7 +71,8 @@ def save(run: Path, step: int, state: dict[str, Any], write_weights: Callable[[P
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(f"the checkpoint of step {step} could not be written to {run}: {error}") from error
     for old in checkpoint_folders(run)[:-keep]:
-        _remove(old)
+        with suppress(OSError):  # files held open, a mount that is lost: it is tried again after the next save
+            _remove(old)
     return final
 
 
@@ -107,7 +110,11 @@ def load_latest(run: Path) -> dict[str, Any] | None:
         return None
     path = folders[-1] / STATE_FILE
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = sorted(_PARTS - dict(state).keys())
+        if missing:
+            raise ValueError(f"it lacks {missing[0]!r}")
+        return state
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise RecipeError(

@@ -175,7 +175,7 @@ def _backward(
     for batch in batches:
         for name, count in task.counts(batch).items():
             totals[name] = totals.get(name, 0.0) + count
-    means = dict.fromkeys(totals, 0.0)
+    means = {name: 0.0 for name, total in totals.items() if total}  # of what there is nothing there is no loss
     for batch in batches:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             sums = task.losses(batch, generator)
@@ -183,8 +183,8 @@ def _backward(
         loss = sum(task.loss_weights[name] * part for name, part in parts.items())
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
-        for name, part in parts.items():
-            means[name] += float(part.detach())
+        for name in means:
+            means[name] += float(parts[name].detach()) if name in parts else 0.0
     return means
 
 
@@ -235,7 +235,7 @@ def _carry_out(run: Run, end: int) -> None:
                 run.save()
             if sampling:
                 _write_samples(run, metrics)
-        run.save()  # whatever ended the loop, and whenever: nothing that was learnt is lost
+        run.save()  # a signal loses nothing; after an error the run goes on from its last checkpoint
         if run.step < recipe.steps:
             metrics.note(f"stopped at step {run.step}; run the same command to go on")
             if interrupted():

@@ -2,7 +2,7 @@
 
 For a picture with clean latent x₀, noise ε and one timestep t the network sees x_t = (1−t)·x₀ + t·ε and predicts the
 velocity ε − x₀. Losses are returned as sums with their counts, so that they can be normalised over a whole optimiser
-step whatever the number of packs and ranks in it.
+step whatever the number of packs in it.
 """
 
 from __future__ import annotations

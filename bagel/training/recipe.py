@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bagel.errors import RecipeError
 from bagel.mini.documents import sample_document
@@ -145,6 +145,13 @@ class AutoencoderRecipe(Recipe):
     thing_weight: float = Field(1.0, ge=1)  # of the error at a pixel where a thing is
     model: AutoencoderModelRecipe | None = None
 
+    @field_validator("optimizer")
+    @classmethod
+    def _has_no_layers(cls, optimizer: OptimizerRecipe) -> OptimizerRecipe:
+        if optimizer.name == "muon":
+            raise ValueError("name is 'muon', which is for matrices in layers; an autoencoder has none: take 'adamw'")
+        return optimizer
+
 
 class DecoderRecipe(_Strict):
     hidden_size: int = Field(256, gt=0, multiple_of=4)  # sines and cosines of column and row share it
@@ -205,7 +212,7 @@ class DropoutRecipe(_Strict):
 class PackRecipe(_Strict):
     """Slots of one pack: `rows` rows of `und` and `gen` slots each."""
 
-    rows: int = Field(1, gt=0)
+    rows: int = Field(1, gt=0, le=100_000)
     und: int = Field(gt=0)
     gen: int = Field(gt=0)
     buffer: int = Field(64, ge=0)  # samples that may wait for a row they fit into

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from bagel.checkpoint.official import (
+    folder_of,
     load_autoencoder,
     load_checkpoint,
     save_checkpoint,
@@ -55,6 +58,7 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
         config, self.module, self.autoencoder, self.tokenizer = _build(recipe)
+        self._defaults = _defaults_of_beginning(recipe)
         shift = config.timestep_shift if recipe.timestep_shift is None else recipe.timestep_shift
         self.config = replace(config, timestep_shift=shift)
         self.module.to(self.device).train().requires_grad_(True)
@@ -179,7 +183,7 @@ class BagelTask(Task[BagelModel, PackedSequence]):
             autoencoder=self.autoencoder.state_dict(),
             tokenizer=self.tokenizer,
         )
-        write_defaults(folder, self.recipe.data.side)
+        write_defaults(folder, self.recipe.data.side, self._defaults)
         write_preview_pictures(folder, self.config)
 
     def write_samples(self, path: Path, checkpoint: Path) -> None:
@@ -197,15 +201,37 @@ def write_preview_pictures(folder: Path, config: BagelConfig) -> None:
     sheet.save(folder / PREVIEW_FILE, optimize=True)
 
 
-def write_defaults(folder: Path, side: int) -> None:
-    """The settings that suit a model trained on pictures of one size, for `Bagel` to read."""
+def write_defaults(folder: Path, side: int, before: Mapping[str, Any]) -> None:
+    """The settings that suit a model trained on pictures of one size, for `Bagel` to read.
+
+    Args:
+        folder: of the checkpoint.
+        side: of the pictures, pixels.
+        before: settings of the checkpoint that the run began with, which stay.
+    """
     transform = {"max_size": side, "min_size": side}
     content = {
-        "generate": {"size": [side, side]},
+        **before,
+        "generate": {**before.get("generate", {}), "size": [side, side]},
         "vae_transform": transform,
         "vit_transform": transform,
     }
     write_json(folder / DEFAULTS_FILE, content)
+
+
+def _defaults_of_beginning(recipe: BagelRecipe) -> dict[str, Any]:
+    """The settings of the checkpoint that a run goes on from, if it has any; `load_checkpoint` has seen it whole."""
+    begun = checkpoint_folders(recipe.output)
+    if not begun and recipe.init is None:
+        return {}
+    path = folder_of(begun[-1] if begun else find(recipe.init or "")) / DEFAULTS_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} could not be read as JSON: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
+        raise RecipeError(f"{path} must hold an object of objects")
+    return found
 
 
 def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, Tokenizer]:
@@ -216,22 +242,30 @@ def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, T
     if begun or recipe.init is not None:
         # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
         loaded = load_checkpoint(begun[-1] if begun else find(recipe.init or ""), precision=torch.float32)
-        own = begun or recipe.autoencoder is None
-        autoencoder = loaded.autoencoder if own else load_autoencoder(find(recipe.autoencoder or ""))
-        return loaded.config, loaded.model, autoencoder, loaded.tokenizer
+        if begun or recipe.autoencoder is None:
+            return loaded.config, loaded.model, loaded.autoencoder, loaded.tokenizer
+        autoencoder = load_autoencoder(find(recipe.autoencoder))
+        ours, theirs = loaded.config.vae, autoencoder.config
+        if (ours.z_channels, ours.downsample) != (theirs.z_channels, theirs.downsample):
+            raise RecipeError(
+                f"the autoencoder of {recipe.autoencoder} has {theirs.z_channels} latent channels, one for "
+                f"{theirs.downsample} pixels a side; the model of {recipe.init} takes {ours.z_channels} and "
+                f"{ours.downsample}"
+            )
+        return replace(loaded.config, vae=theirs), loaded.model, autoencoder, loaded.tokenizer
     assert recipe.model is not None
     if recipe.autoencoder is None:
         raise RecipeError("a new model needs autoencoder: the folder of a trained one (config.json and ae.safetensors)")
     autoencoder = load_autoencoder(find(recipe.autoencoder))
     vae = autoencoder.config
     tokenizer = Tokenizer.train(corpus(_TOKENIZER_TEXTS, recipe.seed), recipe.model.vocab_size)
-    config = _config(recipe.model, vae, tokenizer, recipe.data.side)
+    config = _config(recipe.model, vae, tokenizer)
     model = BagelModel(config)
     initialise(model, torch.Generator().manual_seed(recipe.seed))
     return config, model, autoencoder, tokenizer
 
 
-def _config(recipe: BagelModelRecipe, vae: VaeConfig, tokenizer: Tokenizer, side: int) -> BagelConfig:
+def _config(recipe: BagelModelRecipe, vae: VaeConfig, tokenizer: Tokenizer) -> BagelConfig:
     vocab = -(-tokenizer.vocab_size // 64) * 64
     vit = recipe.vit
     return BagelConfig(

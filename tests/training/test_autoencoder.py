@@ -134,6 +134,22 @@ def test_a_wider_latent_reconstructs_about_what_it_did(make: Make, tmp_path: Pat
         AutoencoderTask(make(output=tmp_path / "narrow", init=str(first.output), model={"z_channels": 2}))
 
 
+def test_what_a_beginning_cannot_change_is_refused(make: Make, tmp_path: Path) -> None:
+    first = make()
+    train(first, AutoencoderTask)
+
+    def begin(**changes: Any) -> AutoencoderTask:
+        return AutoencoderTask(make(output=tmp_path / "next", init=str(first.output), **changes))
+
+    with pytest.raises(RecipeError, match=r"model.ch is 64, but the autoencoder of init, .*, has 32"):
+        begin(model={"ch": 64, "z_channels": 4})
+    with pytest.raises(RecipeError, match="z_channels is 6, but an encoder that is frozen keeps its 4"):
+        begin(model={"z_channels": 6}, freeze_encoder=True)
+    assert begin(model={"ch": 32, "ch_mult": [1, 1, 1, 1]}).module.config.z_channels == 4  # not the 16 of a new one
+    with pytest.raises(ValueError, match="name is 'muon'"):
+        begin(optimizer={"name": "muon"})
+
+
 def test_latent_noise_raises_the_loss_in_proportion_to_the_spread(make: Make) -> None:
     losses = []
     for noise, gain in ((0.0, 1.0), (3.0, 1.0), (3.0, 7.0)):

@@ -303,7 +303,7 @@ def _forget(folder: Path, key: str) -> Any:
 
 def test_a_checkpoint_without_averages_can_be_resumed(make: Make) -> None:
     made = make()
-    assert _forget(train(made, Line, stop_after=5), "averages")["steps"] == 2
+    assert _forget(train(made, Line, stop_after=5), "averages")["counts"]["mse"] == 2
     train(made, Line)
     assert _steps(made.output) == [8, 12]
 
@@ -323,7 +323,47 @@ def test_a_checkpoint_without_a_recipe_can_be_resumed_by_one_that_fits(make: Mak
     assert _steps(made.output) == [8, 12]
 
 
+@pytest.mark.parametrize("state", [{"step": 1}, [1, 2], 3])
+def test_a_state_that_is_none_is_told_in_a_sentence(make: Make, state: object) -> None:
+    made = make()
+    folder = train(made, Line, stop_after=4)
+    torch.save(state, folder / checkpoints.STATE_FILE)
+    with pytest.raises(RecipeError, match="training_state.pt could not be read .*remove .*step-00000004 to resume"):
+        train(made, Line)
+
+
+class Halves(Line):
+    """Has something to lose in every second batch only."""
+
+    def counts(self, batch: Tensor) -> dict[str, float]:
+        return {"mse": float(self.drawn % 2), "never": 0.0}
+
+    def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        value = self.module(batch).sum() * 0 + 6.0
+        return {"mse": value * (self.drawn % 2), "never": value * 0}
+
+    loss_weights = {"mse": 1.0, "never": 1.0}  # noqa: RUF012
+
+
+def test_steps_without_a_loss_do_not_lower_its_mean(make: Make) -> None:
+    made = make()
+    train(made, Halves)
+    told = _told(made.output)
+    assert [line["mse"] for line in told] == [6.0] * 4
+    assert not any("never" in line for line in told)
+
+
 # --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_ends_no_training(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_remove", lambda folder: (_ for _ in ()).throw(OSError("held open")))
+        train(made, Line, stop_after=8)
+    assert _steps(made.output) == [4, 8]
+    train(made, Line)
+    assert _steps(made.output) == [12]
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

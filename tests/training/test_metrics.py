@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from bagel.errors import TrainingError
 from bagel.training.metrics import METRICS_FILE, Averages, Metrics
 
 
@@ -26,8 +28,47 @@ def test_averages_are_over_the_steps_since_they_were_taken() -> None:
     second = Averages()
     second.load_state_dict(first.state_dict())
     second.add({"loss": 4.0})
-    assert second.take() == {"loss": 2.5}
+    second.add({"other": 7.0})
+    assert second.take() == {"loss": 2.5, "other": 7.0}
     assert second.take() == {}
+    second.load_state_dict({"sums": {"loss": 6.0}, "steps": 2})  # of an earlier version
+    second.add({"loss": 3.0})
+    assert second.take() == {"loss": 3.0}
+
+
+def test_a_line_that_lost_its_end_is_not_glued_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"step": 20}')
+    with Metrics(tmp_path, 40, 20) as metrics:
+        metrics.report(30, {"loss": 1.0})
+    assert [json.loads(line)["step"] for line in (tmp_path / METRICS_FILE).read_text().splitlines()] == [20, 30]
+
+
+def test_where_no_metrics_can_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).mkdir()
+    with pytest.raises(TrainingError, match=r"metrics.jsonl cannot be written: Is a directory"):
+        Metrics(tmp_path, 10, 0)
+
+
+def test_tensorboard_that_cannot_be_written_ends_no_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    with Metrics(tmp_path, 10, 0) as metrics:
+        metrics.report(1, {"loss": 1.0})
+    (tmp_path / "tensorboard").unlink()
+    with Metrics(tmp_path, 10, 1) as metrics:
+        board = metrics._board
+
+        def full(*arguments: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        board.add_scalar = full
+        metrics.report(2, {"loss": 1.0})
+        metrics.report(3, {"loss": 1.0})
+    board.close()
+    told = capsys.readouterr().out
+    assert told.count("TensorBoard's file cannot be written") == 2
+    assert "step 3/10" in told
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")

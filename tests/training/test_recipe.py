@@ -74,7 +74,6 @@ def test_a_file_that_is_not_yaml_is_refused_in_a_sentence(tmp_path: Path) -> Non
         (AUTOENCODER, "side=128"),
         (AUTOENCODER, "batch_size=8"),
         (AUTOENCODER, "model.ch_mult=[1,2]"),
-        (AUTOENCODER, "optimizer.name=muon"),
         (BAGEL, "autoencoder=mini"),
         (BAGEL, "model.vit.num_layers=2"),
         (BAGEL, "data.side=128"),

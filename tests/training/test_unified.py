@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bagel.config import load_config
+from bagel.checkpoint.official import load_checkpoint, save_checkpoint
+from bagel.config import BagelConfig, load_config
+from bagel.data.documents import PicturePart
 from bagel.data.packer import RawPack
 from bagel.errors import CheckpointError, RecipeError
 from bagel.inference import loading
+from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.model.attention import MaskedAttention
+from bagel.model.vae import Autoencoder
+from bagel.sequence import TextSegment
 from bagel.training import unified
 from bagel.training.checkpoints import STATE_FILE
 from bagel.training.loop import _backward
@@ -126,6 +134,51 @@ def test_a_run_starts_from_whatever_names_a_checkpoint(
     assert started(init=str(run), autoencoder="mini").autoencoder.config == first.autoencoder.config
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         started(init=str(tmp_path / "nowhere"))
+
+
+def test_a_run_takes_over_another_autoencoder(recipe: Make, tmp_path: Path) -> None:
+    first = BagelTask(recipe())
+    folder = tmp_path / "first"
+    first.write_weights(folder, dict(first.module.named_parameters()))
+    (folder / DEFAULTS_FILE).write_text('{"generate": {"num_timesteps": 25}, "edit": {"cfg_image_scale": 1.5}}')
+
+    def autoencoder(name: str, **changes: Any) -> str:
+        vae = replace(first.config.vae, **changes)
+        save_checkpoint(tmp_path / name, BagelConfig(vae=vae), autoencoder=Autoencoder(vae).state_dict())
+        return str(tmp_path / name)
+
+    def begin(where: str) -> BagelTask:
+        return BagelTask(recipe(model=None, init=str(folder), autoencoder=where, output=tmp_path / "second"))
+
+    task = begin(autoencoder("scaled", scale_factor=0.7, shift_factor=0.05, ch_mult=(1, 1, 1, 2)))
+    second = tmp_path / "second" / "step-00000002"
+    task.write_weights(second, dict(task.module.named_parameters()))
+    found = load_checkpoint(second)
+    assert found.config.vae == task.autoencoder.config
+    assert (found.config.vae.scale_factor, found.config.vae.ch_mult) == (0.7, (1, 1, 1, 2))
+    side = {"max_size": 64, "min_size": 64}
+    assert json.loads((second / DEFAULTS_FILE).read_text()) == {
+        "generate": {"num_timesteps": 25, "size": [64, 64]},
+        "edit": {"cfg_image_scale": 1.5},
+        "vae_transform": side,
+        "vit_transform": side,
+    }
+    with pytest.raises(RecipeError, match="has 6 latent channels, one for 8 pixels a side; the model of .* 4 and 8"):
+        begin(autoencoder("other", z_channels=6))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_conditions_are_left_out_as_often_whatever_the_task(recipe: Make, seed: int) -> None:
+    stream = BagelTask(recipe(seed=seed, data={"mix": {"draw": 1.0, "edit": 1.0}})).stream
+    left_out: dict[bool, list[bool]] = {True: [], False: []}
+    for index in range(600):
+        document = stream.source(index)
+        edits = any(isinstance(part, PicturePart) and not part.target for part in document)
+        sample = stream.sample(index)
+        texts = sum(isinstance(segment, TextSegment) for segment in sample.segments)
+        left_out[edits].append(texts == 0)
+    for shares in left_out.values():
+        assert 0.04 < sum(shares) / len(shares) < 0.17
 
 
 def test_the_timestep_shift_is_that_of_the_recipe_or_of_the_checkpoint(
