@@ -23,7 +23,7 @@ from bagel.checkpoint.official import (
     stored_format,
     weight_bytes,
 )
-from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
+from bagel.checkpoint.precision import LOSSY, Precision, check_hardware, parse_precision
 from bagel.checkpoint.source import SafetensorsFiles, TensorSource, open_source
 from bagel.errors import CheckpointError, DeviceError, SettingError
 from bagel.files import parse_size
@@ -241,10 +241,13 @@ def usable_devices() -> list[torch.device]:
 
 
 def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[str]:
-    """Those that come into question: as it is stored, if that is in few bits or small; all for large checkpoints."""
+    """Those that come into question: as it is stored, if that is in few bits or small, or in fewer bits, which lose
+    accuracy and are taken last; all for large checkpoints.
+    """
     emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
     if (stored := stored_format(where)) is not None:
-        return [f"{stored},activations=float16" if emulated else stored]
+        fewer = [name for name in AUTOMATIC if name in LOSSY and stored not in LOSSY]
+        return [f"{name},activations=float16" if emulated else name for name in (stored, *fewer)]
     if weight_bytes(where) <= _LARGE:
         return [choose_precision("auto", devices[0], where).name]
     if emulated:

@@ -220,3 +220,25 @@ def test_a_file_that_lacks_a_tensor_is_said_where_a_plan_is_made(golden: Any, tm
     save_file(load_file(folder / "ae.safetensors"), file)
     with pytest.raises(CheckpointError, match="lacks"):
         Bagel.from_pretrained(folder, device="cpu", memory="20GB")
+
+
+def test_what_is_stored_in_few_bits_is_taken_so_where_it_fits(golden: Any, tmp_path: Path) -> None:
+    from bagel.checkpoint.convert import convert
+
+    convert(golden.checkpoint, tmp_path / "int8", "int8")
+    precisions = loading.automatic_precisions(tmp_path / "int8", [CPU])
+    assert precisions == ["int8", "int4", "nf4"]
+    for host, precision in ((64, "int8"), (20, "int4")):
+        here = machine(host=host)
+        assert choose(plans(CONFIG, here, ALL, precisions=precisions), here).precision.name == precision
+
+
+def test_few_bits_on_devices_without_bfloat16(golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bagel.checkpoint.convert import convert
+
+    convert(golden.checkpoint, tmp_path / "fp8", "fp8")
+    monkeypatch.setattr(loading, "_has_bfloat16", lambda device: False)
+    found = loading.automatic_precisions(tmp_path / "fp8", [torch.device("cuda", 0)])
+    assert found == [f"{name},activations=float16" for name in ("fp8", "int4", "nf4")]
+    with pytest.raises(DeviceError, match="is not to be had on 'mps'"):
+        loading.choose_precision("auto", torch.device("mps"), tmp_path / "fp8")
