@@ -23,7 +23,7 @@ from bagel.checkpoint.official import (
     stored_format,
     weight_bytes,
 )
-from bagel.checkpoint.precision import LOSSY, Precision, check_hardware, parse_precision
+from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
 from bagel.checkpoint.source import SafetensorsFiles, TensorSource, open_source
 from bagel.errors import CheckpointError, DeviceError, SettingError
 from bagel.files import parse_size
@@ -36,6 +36,7 @@ MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "mini" / "weights"
 AUTOMATIC = ("bfloat16", "int8", "fp8", "int4", "nf4")
 """Precisions that are chosen from for large checkpoints: what they cost is known (docs/precision.md)."""
+_FOUR_BITS = ("int4", "nf4")
 OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
 _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
@@ -212,6 +213,7 @@ def _plans(
         tasks,
         precisions=precisions,
         stored=stored,
+        stored_as=stored_format(where),
         offloads=offloads,
     )
     if not found and offload == "disk":
@@ -241,12 +243,12 @@ def usable_devices() -> list[torch.device]:
 
 
 def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[str]:
-    """Those that come into question: as it is stored, if that is in few bits or small, or in fewer bits, which lose
-    accuracy and are taken last; all for large checkpoints.
+    """Those that come into question: as it is stored, if that is in few bits or small, and what is smaller than few
+    bits; all for large checkpoints.
     """
     emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
     if (stored := stored_format(where)) is not None:
-        fewer = [name for name in AUTOMATIC if name in LOSSY and stored not in LOSSY]
+        fewer = () if stored in _FOUR_BITS else _FOUR_BITS
         return [f"{name},activations=float16" if emulated else name for name in (stored, *fewer)]
     if weight_bytes(where) <= _LARGE:
         return [choose_precision("auto", devices[0], where).name]

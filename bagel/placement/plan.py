@@ -136,9 +136,11 @@ def plans(
     *,
     precisions: Sequence[str] = NAMES,
     stored: torch.dtype | None = None,
+    stored_as: str | None = None,
     offloads: Sequence[str] = ("none", "cpu", "disk"),
 ) -> list[Plan]:
-    """All ways, the best first: what fits before what does not, accurate before lossy, fast before slow.
+    """All ways, the best first: what fits before what does not, as it is stored before what is rounded again, accurate
+    before lossy, fast before slow.
 
     Args:
         config: of the checkpoint.
@@ -146,13 +148,19 @@ def plans(
         tasks: that the model is for.
         precisions: that come into question.
         stored: type of the weights where they can be used from the disk as they are.
+        stored_as: format of the weights where they are stored in few bits.
         offloads: where layers may stand that find no room on the device.
     """
     jobs = [job for job in usual_jobs(config) if job.task in tasks]
     found = [
         plan for text in precisions for plan in _of_precision(config, machine, tasks, jobs, text, stored, offloads)
     ]
-    return sorted(found, key=lambda plan: (not plan.fits, plan.lossy, plan.seconds))
+
+    def order(plan: Plan) -> tuple[bool, bool, bool, float]:
+        again = stored_as is not None and plan.precision.parts.get("decoder") != stored_as
+        return not plan.fits, again, plan.lossy, plan.seconds
+
+    return sorted(found, key=order)
 
 
 def choose(found: Sequence[Plan], machine: Machine, *, every_job: bool = True) -> Plan:
