@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from readme import CHAINS, PRECISIONS, SCORED, lossy, read, whole
+from readme import CHAINS, PRECISIONS, SCORED, lossy, scored
 
 
 def main(
@@ -24,7 +24,7 @@ def main(
     wanted = only or PRECISIONS
     for precision in wanted:
         score(precision, items, SCORED[precision])
-    lost = lossy(whole(read(SCORED)), but=("chains",))
+    lost = lossy(scored(), but=("chains",))
     for precision in wanted:
         if precision in CHAINS and precision not in lost:
             score(precision, 3 * items, CHAINS[precision], "--rows", "edit/chain of 3")

@@ -188,12 +188,13 @@ def whole(reports: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def read(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """Reports that there are; with those of the precisions goes what was scored of chains beside."""
-    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
-    for name, path in CHAINS.items() if paths is SCORED else ():
-        if name in found and path.exists():
-            found[name]["chains"] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
+
+
+def scored() -> dict[str, dict[str, Any]]:
+    """Precisions of which every row has been scored, each with what was scored of chains beside."""
+    longer = read(CHAINS)
+    return whole({n: {**r, "chains": longer[n]} if n in longer else r for n, r in read(SCORED).items()})
 
 
 def tables() -> dict[Path, dict[str, str]]:
@@ -207,8 +208,8 @@ def tables() -> dict[Path, dict[str, str]]:
     if FULL.exists():
         official = official_size(json.loads(FULL.read_text(encoding="utf-8")))
         found[ROOT / "docs" / "official.md"] = {"official size": official}
-    if len(scored := whole(read(SCORED))) > 1:
-        found[ROOT / "docs" / "precision.md"] = {"scores by precision": scores_by_precision(scored)}
+    if len(reports := scored()) > 1:
+        found[ROOT / "docs" / "precision.md"] = {"scores by precision": scores_by_precision(reports)}
     return found
 
 

@@ -219,12 +219,20 @@ def write_defaults(folder: Path, side: int, before: Mapping[str, Any]) -> None:
     write_json(folder / DEFAULTS_FILE, content)
 
 
-def _defaults_of_beginning(recipe: BagelRecipe) -> dict[str, Any]:
-    """The settings of the checkpoint that a run goes on from, if it has any; `load_checkpoint` has seen it whole."""
+def _beginning(recipe: BagelRecipe) -> Path | None:
+    """The checkpoint that a run goes on from: its own newest, or that of `init`; None for a new model."""
     begun = checkpoint_folders(recipe.output)
-    if not begun and recipe.init is None:
+    if begun:
+        return begun[-1]
+    return None if recipe.init is None else find(recipe.init)
+
+
+def _defaults_of_beginning(recipe: BagelRecipe) -> dict[str, Any]:
+    """The settings of the checkpoint that a run goes on from, as they stand there; none for a new model."""
+    beginning = _beginning(recipe)
+    if beginning is None:
         return {}
-    path = folder_of(begun[-1] if begun else find(recipe.init or "")) / DEFAULTS_FILE
+    path = folder_of(beginning) / DEFAULTS_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
@@ -238,11 +246,11 @@ def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, T
     """Network, autoencoder and tokenizer: from a checkpoint, or new."""
     if (recipe.init is None) == (recipe.model is None):
         raise RecipeError("a bagel recipe needs either init (a checkpoint to start from) or model (a new one)")
-    begun = checkpoint_folders(recipe.output)
-    if begun or recipe.init is not None:
+    beginning = _beginning(recipe)
+    if beginning is not None:
         # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
-        loaded = load_checkpoint(begun[-1] if begun else find(recipe.init or ""), precision=torch.float32)
-        if begun or recipe.autoencoder is None:
+        loaded = load_checkpoint(beginning, precision=torch.float32)
+        if recipe.autoencoder is None or checkpoint_folders(recipe.output):
             return loaded.config, loaded.model, loaded.autoencoder, loaded.tokenizer
         autoencoder = load_autoencoder(find(recipe.autoencoder))
         ours, theirs = loaded.config.vae, autoencoder.config
