@@ -139,7 +139,7 @@ def generate(folder: Path) -> dict[str, Any]:
 def first_outputs(folder: Path, precision: str, **place: Any) -> dict[str, Tensor]:
     """The first velocity, without guidance, and the first logits of an answer."""
     from bagel import Bagel
-    from bagel.inference.requests import Recorder, noise_for
+    from bagel.inference.requests import Recorder, noises_of
 
     bagel = Bagel.from_pretrained(folder, precision=precision, device="cpu", **{"offload": "none", **place})
     drawn, said = Recorder(), Recorder()
@@ -148,7 +148,7 @@ def first_outputs(folder: Path, precision: str, **place: Any) -> dict[str, Tenso
     run(bagel, [PROMPT], "image", recorder=drawn, **step)
     run(bagel, [picture(), QUESTION], "text", recorder=said, max_new_tokens=1)
     assert drawn.latent is not None
-    return {"velocity": noise_for(bagel.config, size(bagel.config), 0) - drawn.latent, "logits": said.logits[0]}
+    return {"velocity": next(noises_of(bagel.config, size(bagel.config), 0)) - drawn.latent, "logits": said.logits[0]}
 
 
 def reference(folder: Path) -> dict[str, Any]:

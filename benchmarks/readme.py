@@ -24,7 +24,7 @@ EVALUATION = RESULTS / "eval-mini.json"
 BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float32", "bfloat16")}
 FULL = RESULTS / "full-7b-mot-cpu.json"
 PRECISIONS = ("bfloat16", "float32", "int8", "int8-dynamic", "fp8", "int4", "nf4")
-SCORED = {name: RESULTS / f"eval-mini-{name}.json" for name in PRECISIONS} | {"float32": EVALUATION}
+SCORED = {name: RESULTS / f"eval-mini-{name}.json" for name in PRECISIONS}
 CHAINS = {name: RESULTS / f"eval-mini-{name}-chains.json" for name in PRECISIONS if name != "float32"}
 COMPARED = ("draw", "draw held out", "ask", "edit", "chains", "riddles thinking", "riddles not thinking")
 LOSS = 0.02
@@ -153,6 +153,7 @@ def scores_by_precision(reports: dict[str, dict[str, Any]]) -> str:
         chains = _chains(reports[base])
         named = ", ".join(name for name in others if name in longer)
         note += f"; of the chains {chains['total']} for {named} ({base}: {chains['share']:.3f} of these)"
+    note += f"; of the checkpoint whose files have the fingerprint {reports[base]['fingerprint']}"
     return "\n".join([*lines, "", note + "."])
 
 

@@ -18,6 +18,7 @@ from bagel.mini.scene import Scene, Thing
 
 FOLDER = Path(__file__).parent / "images" / "settings"
 PROMPT = "a red car below a yellow sun on the grass"
+TWO_THINGS = "a blue boat and a pink flower"
 INSTRUCTION = "make the car blue"
 RIDDLES = ("draw as many white stars as a car has wheels", "draw the animal that purrs, in the colour of grass")
 SEED = 0
@@ -87,7 +88,8 @@ def _text(value: Any) -> str:
 
 
 def _short(name: str) -> str:
-    return {"cfg_interval": "", "seed": "seed ", "num_timesteps": "", "timestep_shift": ""}.get(name, f"{name[4:]} ")
+    plain = {"cfg_interval": "", "seed": "seed ", "num_timesteps": "", "timestep_shift": "", "eta": "eta "}
+    return plain.get(name, f"{name[4:]} ")
 
 
 def _drawing(bagel: Bagel) -> Callable[..., list[Image.Image]]:
@@ -137,6 +139,11 @@ SHEETS: dict[str, Sheet] = {
     ),
     "timestep_shift": lambda bagel: grid(
         _drawing(bagel), ("seed", [SEED, SEED + 1, SEED + 2]), ("timestep_shift", [0.3, 1.0, 3.0, 6.0, 12.0])
+    ),
+    "eta": lambda bagel: grid(
+        lambda **settings: bagel.generate(TWO_THINGS, **settings),
+        ("seed", [SEED, SEED + 1, SEED + 2, SEED + 3]),
+        ("eta", [0.0, 0.25, 0.5, 0.75, 1.0]),
     ),
     "size": _size,
     "think": _think,

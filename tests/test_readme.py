@@ -56,7 +56,11 @@ def test_what_loses_more_than_two_points_is_lossy(readme: ModuleType) -> None:
 
 def test_chains_are_compared_on_more_items_where_they_have_been_scored(readme: ModuleType) -> None:
     def report(chains: float, *longer: float) -> dict[str, Any]:
-        found: dict[str, Any] = {"summary": {**dict.fromkeys(readme.COMPARED, 0.8), "chains": chains}, "items": 200}
+        found: dict[str, Any] = {
+            "summary": {**dict.fromkeys(readme.COMPARED, 0.8), "chains": chains},
+            "items": 200,
+            "fingerprint": "5eed",
+        }
         if longer:
             row = {"share": longer[0], "total": 600}
             found["chains"] = {"rows": {"edit/chain of 3": row}}
@@ -67,7 +71,10 @@ def test_chains_are_compared_on_more_items_where_they_have_been_scored(readme: M
     assert readme.lossy(reports, but=("chains",)) == set()
     table = readme.scores_by_precision(reports).splitlines()
     assert "| chains | 0.360 | -0.5 | -26.0 |" in table
-    assert table[-1] == "200 items in each row of the evaluation; of the chains 600 for fp8 (bfloat16: 0.350 of these)."
+    assert table[-1] == (
+        "200 items in each row of the evaluation; of the chains 600 for fp8 (bfloat16: 0.350 of these); "
+        "of the checkpoint whose files have the fingerprint 5eed."
+    )
 
 
 def test_precisions_are_called_lossy_as_they_scored(readme: ModuleType) -> None:

@@ -15,10 +15,14 @@ def _steps(factor: float) -> Change:
 
 
 def _guidance(text: float, image: float) -> Change:
-    """Guidance times these; that towards the pictures given stays on or off as it is, 1 being off."""
+    """Guidance times these; what is off (1 or less) stays off, and what is on is not switched off."""
+
+    def times(scale: float, factor: float) -> float:
+        return scale if scale <= 1 else round(max(scale * factor, 1.05), 2)
+
     return lambda own: {
-        "cfg_text_scale": round(own["cfg_text_scale"] * text, 2),
-        "cfg_image_scale": round(max(own["cfg_image_scale"] * image, 1.0), 2),
+        "cfg_text_scale": times(own["cfg_text_scale"], text),
+        "cfg_image_scale": times(own["cfg_image_scale"], image),
     }
 
 

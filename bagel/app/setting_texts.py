@@ -59,9 +59,14 @@ SETTING_TEXTS: dict[str, SettingText] = {
         "数值越高，越多步数用在接近纯噪声处；1 为均匀分布。",
         "布局不对时调高；细节不对时调低。",
     ),
+    "eta": SettingText(
+        "Fresh noise (eta)", "新噪声（eta）",
+        "每一步把多少噪声换成新的：0 为不换（原始做法），1 为全换。",
+        "东西缺少、重复或放错位置时调高：后面的步骤可以改正前面的错。",
+    ),
     "enable_taylorseer": SettingText(
         "TaylorSeer", "TaylorSeer 加速",
-        "后段每三步中有两步用外推代替计算。",
+        "后段每三步中有两步用外推代替计算；此时 eta 只作用于前三步。",
         "以少许质量换约两倍速度时打开；20 个时间点以上才明显。",
     ),
     "size": SettingText(

@@ -1,12 +1,13 @@
 """The sampler: from noise to data along a learned velocity. It knows tensors only, nothing of the model.
 
-Rectified flow (Liu et al. 2022): x_t = (1 − t)·data + t·noise, velocity v = noise − data; Euler steps from t = 1 to 0.
+Rectified flow (Liu et al. 2022): x_t = (1 − t)·data + t·noise, velocity v = noise − data; steps from t = 1 to 0.
 Guidance extrapolates away from the velocities of poorer contexts, and brings the result back to the length it had.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Iterator
 from enum import Enum
 from itertools import pairwise
 from math import factorial
@@ -86,23 +87,38 @@ def guide(v: Tensor, v_without_text: Tensor, v_without_image: Tensor | None, set
 
 
 def sample(
-    velocity: Callable[[Tensor, float], Generator[Ask, Answer, Tensor]], noise: Tensor, num_timesteps: int, shift: float
+    velocity: Callable[[Tensor, float], Generator[Ask, Answer, Tensor]],
+    noises: Iterator[Tensor],
+    num_timesteps: int,
+    shift: float,
+    eta: float = 0.0,
+    fresh: int | None = None,
 ) -> Generator[Ask, Answer, Tensor]:
-    """Integrates from noise to data in `num_timesteps` − 1 Euler steps.
+    """Goes from noise to data in `num_timesteps` − 1 steps.
+
+    A velocity v at (x, t) says which data and noise x is a mixture of: x − t·v and x + (1 − t)·v. A step mixes them
+    anew for the next time, which with `eta` 0 is Euler's step. Otherwise the noise n gives way to
+    √(1 − eta²)·n + eta·z with z fresh, as in DDIM (Song et al. 2021, equation 12, with σ a share of the noise at the
+    next time): what one step decided wrongly, later ones can decide again.
 
     Args:
         velocity: of (x, t). A generator function, so that what computes it may wait in between; whatever it yields and
             is sent passes through.
-        noise: float32, of any shape.
+        noises: float32, of any shape: the one to start from, then the fresh ones.
         num_timesteps: points of time, both ends included.
         shift: of the schedule.
+        eta: in [0, 1].
+        fresh: how many of the first steps `eta` acts in; all if not given.
 
-    Returns: the data, of the shape of `noise`.
+    Returns: the data, of the shape of the noise.
     """
-    x = noise
-    for t, following in pairwise(timesteps(num_timesteps, shift).tolist()):
+    x = next(noises)
+    for step, (t, following) in enumerate(pairwise(timesteps(num_timesteps, shift).tolist())):
         v = yield from velocity(x, t)
+        noise = x + (1 - t) * v
         x = x - v * (t - following)
+        if eta and following and (fresh is None or step < fresh):
+            x = x + following * ((math.sqrt(1 - eta**2) - 1) * noise + eta * next(noises))
     return x
 
 
@@ -114,6 +130,7 @@ class TaylorSeer:
     """
 
     WARM_UP = 5
+    SMOOTH_AFTER = WARM_UP - 2  # steps; from then on differences are taken, which fresh noise would spoil
     EVERY = 3
     MAX_ORDER = 6
 

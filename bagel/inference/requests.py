@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -251,7 +251,7 @@ def draw(
     history: History,
     settings: GenerationSettings,
     size: tuple[int, int],
-    noise: Tensor,
+    noises: Iterator[Tensor],
     *,
     recorder: Recorder | None = None,
     on_step: Callable[[int, int], None] | None = None,
@@ -261,7 +261,7 @@ def draw(
 
     Args:
         size: (width, height) in pixels.
-        noise: (rows·columns, latent_dim) float32.
+        noises: (rows·columns, latent_dim) float32: the one to start from, then those that steps add.
         recorder: is filled.
         on_step: is called with the number of steps done and that of all.
         on_preview: is called now and then with a look at the picture as it would be by now, just before `on_step`.
@@ -269,7 +269,7 @@ def draw(
     config, model = runtime.config, runtime.engine.model
     width, height = size
     grid = height // config.latent_stride, width // config.latent_stride
-    branch_of = yield from _branches(runtime, history, flow.roles_used(settings), noise.shape[0] + 2)
+    branch_of = yield from _branches(runtime, history, flow.roles_used(settings), grid[0] * grid[1] + 2)
     seers = {role: TaylorSeer() for role in branch_of} if settings.enable_taylorseer else {}
     evaluations = done = 0
     patch = config.latent_patch_size
@@ -315,8 +315,10 @@ def draw(
             on_step(done, steps)
         return v
 
+    here = (noise.to(model.device, torch.float32) for noise in noises)
+    fresh = TaylorSeer.SMOOTH_AFTER if seers else None
     tokens = yield from flow.sample(
-        velocity, noise.to(model.device, torch.float32), settings.num_timesteps, settings.timestep_shift
+        velocity, here, settings.num_timesteps, settings.timestep_shift, settings.eta, fresh
     )
     if recorder is not None:
         recorder.latent = tokens.cpu()
@@ -324,11 +326,16 @@ def draw(
     return Drawing(to_pil(pixels), evaluations)
 
 
-def noise_for(config: BagelConfig, size: tuple[int, int], seed: int) -> Tensor:
-    """The noise (rows·columns, latent_dim) from which a picture of `size` (width, height) starts: float32, CPU."""
-    width, height = size
-    tokens = (height // config.latent_stride) * (width // config.latent_stride)
-    return torch.randn(tokens, config.latent_dim, generator=torch.Generator().manual_seed(seed))
+def noises_of(config: BagelConfig, size: tuple[int, int], seed: int, start: Tensor | None = None) -> Iterator[Tensor]:
+    """All noise (rows·columns, latent_dim) of a picture of `size` (width, height): the one to start from, which may be
+    given, then endless fresh ones. float32, drawn on the CPU.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = (size[1] // config.latent_stride) * (size[0] // config.latent_stride)
+    first = torch.randn(tokens, config.latent_dim, generator=generator)
+    yield first if start is None else start
+    while True:
+        yield torch.randn(tokens, config.latent_dim, generator=generator)
 
 
 def tokens_of(runtime: Runtime, items: Sequence[Item], *, latents: bool) -> int:

@@ -1,7 +1,8 @@
 """Every setting of generating pictures and text: name, range, default, what it does and when to change it.
 
 The fields of `GenerationSettings` are the settings; the data beside each is what validates it here and what `--help`,
-the README and every other interface are made from. Names and defaults are the published ones.
+the README and every other interface are made from. Names and defaults are the published ones; `eta`, which the
+published sampler has not, is 0.
 """
 
 from __future__ import annotations
@@ -230,9 +231,16 @@ class GenerationSettings:
         "Raise it when the layout is wrong; lower it when details are.",
         tasks=DRAWING, low=0.01, high=100,
     )  # fmt: skip
+    eta: float = _setting(
+        0.0, "float",
+        "How much of its noise each step replaces by fresh noise: none at 0, the published way, and all of it at 1.",
+        "Raise it when things are missing, doubled or misplaced: later steps then mend what earlier ones got wrong.",
+        tasks=DRAWING, low=0, high=1,
+    )  # fmt: skip
     enable_taylorseer: bool = _setting(
         False, "bool",
-        "Extrapolates two of three late steps instead of computing them.",
+        "Extrapolates two of three late steps instead of computing them; `eta` then acts in the first three steps "
+        "alone.",
         "Switch it on for about twice the speed at some loss of quality; it needs 20 timesteps or more to gain much.",
         tasks=DRAWING,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from bagel.inference import flow
 from bagel.inference.decode import split_thinking
 from bagel.inference.history import History
 from bagel.inference.prefixes import keys_of, shareable
-from bagel.inference.requests import Item, Recorder, Runtime, Written, draw, noise_for, read, tokens_of, write
+from bagel.inference.requests import Item, Recorder, Runtime, Written, draw, noises_of, read, tokens_of, write
 from bagel.inference.result import Result
 from bagel.inference.settings import GenerationSettings, Task
 from bagel.inference.work import Request
@@ -91,13 +91,13 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
             on_text=order.on_text,
         )
         yield from read(runtime, history, [("thought", written.text)], latents=True)
-    noise = noise_for(runtime.config, size, order.seed) if order.noise is None else order.noise
+    noises = noises_of(runtime.config, size, order.seed, order.noise)
     drawing = yield from draw(
         runtime,
         history,
         settings,
         size,
-        noise,
+        noises,
         recorder=order.recorder,
         on_step=order.on_step,
         on_preview=order.on_preview,

@@ -52,6 +52,7 @@ CHANGED: dict[str, Any] = {
     "cfg_renorm_min": 0.5,
     "num_timesteps": 20,
     "timestep_shift": 1.5,
+    "eta": 0.75,
     "enable_taylorseer": True,
     "size": (64, 48),
     "think": True,

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def mixed_jobs(golden: Any) -> list[tuple[list[Any], dict[str, Any]]]:
         ([tiny, "What is it?"], {"output": "text"}),
         (["Hello"], {"output": "text", "do_sample": True, "temperature": 1.5, "seed": 7, "max_new_tokens": 20}),
         (["a cat"], {"seed": 1, "cfg_text_scale": 1.0}),
+        (["a cat"], {"seed": 1, "cfg_text_scale": 1.0, "eta": 1.0}),
         (["three"], {"seed": 5, "think": True, "max_think_tokens": 6, "enable_taylorseer": True, "num_timesteps": 12}),
         ([tall, "How many?"], {"output": "text", "think": True, "max_new_tokens": 7}),
     ]
@@ -92,6 +94,16 @@ def test_same_seed_same_picture_whatever_the_place(bagel: Bagel) -> None:
     )
     assert np.abs(np.array(batch[1]).astype(int) - alone).max() <= 1
     assert np.abs(np.array(batch[2]).astype(int) - alone).max() > 1
+
+
+def test_fresh_noise_follows_the_seed_and_eta(bagel: Bagel) -> None:
+    def drawn(**settings: Any) -> np.ndarray:
+        return np.array(bagel.generate("a cat", num_timesteps=6, **settings))
+
+    assert np.array_equal(drawn(seed=3, eta=0.7), drawn(seed=3, eta=0.7))
+    assert np.array_equal(drawn(seed=3, eta=0.0), drawn(seed=3)), "the published way is the default"
+    pictures = [drawn(seed=3), drawn(seed=3, eta=0.7), drawn(seed=3, eta=1.0), drawn(seed=4, eta=1.0)]
+    assert not any(np.array_equal(a, b) for a, b in combinations(pictures, 2))
 
 
 def test_drawn_seeds_are_reported_and_repeat(bagel: Bagel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_straight_paths_are_integrated_exactly() -> None:
 
     for count in (2, 3, 50):
         times.clear()
-        got = run(sample(velocity, noise, count, 3.0))  # type: ignore[arg-type]
+        got = run(sample(velocity, iter([noise]), count, 3.0))  # type: ignore[arg-type]
         assert torch.allclose(got, data, atol=1e-5)
         assert len(times) == count - 1
         assert times[0] == 1.0
@@ -126,11 +127,62 @@ def test_euler_converges_on_a_curved_path() -> None:
 
     start = torch.ones(1)
     errors = [
-        abs(run(sample(velocity, start, n + 1, 1.0)).item() - np.exp(-1))  # type: ignore[arg-type]
+        abs(run(sample(velocity, iter([start]), n + 1, 1.0)).item() - np.exp(-1))  # type: ignore[arg-type]
         for n in (50, 100, 200)
     ]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_eta_replaces_that_much_of_the_noise_and_keeps_its_size(eta: float) -> None:
+    """Where the velocity knows the data, what is left at any time is noise of full size, √(1 − eta²) of it the old."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.linspace(-1, 1, 20_000)
+    seen: list[Tensor] = []
+
+    def noises() -> Iterator[Tensor]:
+        while True:
+            yield torch.randn(data.shape, generator=generator)
+
+    def velocity(x: Tensor, t: float) -> Iterator[Any]:
+        seen.append((x - (1 - t) * data) / t)
+        return (x - data) / t
+        yield
+
+    got = run(sample(velocity, noises(), 6, 3.0, eta))  # type: ignore[arg-type]
+    assert torch.allclose(got, data, atol=1e-5)
+    for before, after in pairwise(seen):
+        assert after.std().item() == pytest.approx(1, abs=0.02)
+        assert (before * after).mean().item() == pytest.approx(np.sqrt(1 - eta**2), abs=0.03)
+
+
+def test_fresh_noise_ends_where_it_is_told_to() -> None:
+    used = []
+
+    def noises() -> Iterator[Tensor]:
+        for number in range(10):
+            used.append(number)
+            yield torch.full((4,), float(number))
+
+    def velocity(x: Tensor, t: float) -> Iterator[Any]:
+        return x
+        yield
+
+    for fresh, wanted in ((None, 5), (3, 4), (0, 1)):  # that of the start, and one a step but the last
+        used.clear()
+        run(sample(velocity, noises(), 6, 1.0, 0.5, fresh))  # type: ignore[arg-type]
+        assert len(used) == wanted
+
+
+def test_differences_are_taken_of_a_path_without_fresh_noise() -> None:
+    """The last two velocities before the first extrapolation lie on one path."""
+    assert TaylorSeer.SMOOTH_AFTER == TaylorSeer.WARM_UP - 2
+    before = torch.tensor([1.0, 2.0, 3.0])
+    seer = TaylorSeer()
+    for value in (*torch.randn(TaylorSeer.WARM_UP - 2, 3), before, 2 * before):
+        seer.update(value)
+    assert torch.allclose(seer.predict(), 3 * before), "what came before those two does not matter"
 
 
 def test_what_velocity_waits_for_passes_through() -> None:
@@ -138,7 +190,7 @@ def test_what_velocity_waits_for_passes_through() -> None:
         answer = yield f"{t:.2f}"
         return answer
 
-    steps = sample(velocity, torch.zeros(1), 3, 1.0)
+    steps = sample(velocity, iter([torch.zeros(1)]), 3, 1.0)
     assert next(steps) == "1.00"
     assert steps.send(torch.ones(1)) == "0.50"
     with pytest.raises(StopIteration) as stop:

@@ -62,6 +62,7 @@ def test_every_setting_says_what_it_does() -> None:
             [(0, 1), [0.4, 1.0]],
             [(1, 0), (0.5, 0.5), (0, 1.1), (0.5,), 0.4, "01", (0, 1, 1), (0, 10**400)],
         ),
+        ("eta", [0, 0.5, 1.0], [-0.1, 1.01, "1", None]),
         ("timestep_shift", [0.01, 0.5, 100], [0, 1e-9, -1, 101]),
         ("num_timesteps", [2, 1000, 50.0], [1, 1001, 2.5, "50", float("nan"), float("inf"), 10**400]),
         ("cfg_renorm_type", ["global", "channel", "text_channel"], ["Global", "", 1, np.array(["global", "channel"])]),
