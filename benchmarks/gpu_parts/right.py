@@ -37,7 +37,7 @@ def measure(device: torch.device, *, smoke: bool, say: Callable[[str], None]) ->
             continue
         say(f"recorded cases in {dtype}")
         found = verify(GOLDEN, device=str(device), dtype=dtype, tolerance=limit)
-        report[f"verify {str(dtype).removeprefix('torch.')}"] = found.to_json()
+        report[f"verify {str(dtype).removeprefix('torch.')}"] = {**found.to_json(), "folder": "tests/golden"}
     say("batches")
     bagel = Bagel.from_pretrained("mini", device=device, precision="float32")
     report["batch_error"] = batch_error(bagel, steps)
