@@ -15,10 +15,10 @@ def _steps(factor: float) -> Change:
 
 
 def _guidance(text: float, image: float) -> Change:
-    """Guidance times these; what is off (1 or less) stays off, and what is on is not switched off."""
+    """Guidance times these; what is off (1 or less) stays off."""
 
     def times(scale: float, factor: float) -> float:
-        return scale if scale <= 1 else round(max(scale * factor, 1.05), 2)
+        return scale if scale <= 1 else round(max(scale * factor, 1.0), 2)
 
     return lambda own: {
         "cfg_text_scale": times(own["cfg_text_scale"], text),

@@ -115,10 +115,11 @@ def sample(
     x = next(noises)
     for step, (t, following) in enumerate(pairwise(timesteps(num_timesteps, shift).tolist())):
         v = yield from velocity(x, t)
-        noise = x + (1 - t) * v
-        x = x - v * (t - following)
+        stepped = x - v * (t - following)
         if eta and following and (fresh is None or step < fresh):
-            x = x + following * ((math.sqrt(1 - eta**2) - 1) * noise + eta * next(noises))
+            noise = x + (1 - t) * v
+            stepped = stepped + following * ((math.sqrt(1 - eta**2) - 1) * noise + eta * next(noises))
+        x = stepped
     return x
 
 

@@ -15,13 +15,11 @@ from PIL import Image
 from bagel.inference.defaults import DEFAULTS_FILE
 from bagel.inference.engine import Engine
 from bagel.inference.loading import MINI_FOLDER
-from bagel.inference.settings import SETTINGS
 from bagel.inference.work import Handle
 from bagel.serving.service import Service
 from tests.app.visiting import Open, Shot, answered, draw, drawn, forming, go, sentence, steps, wait_until
 
-OWN = json.loads((MINI_FOLDER / DEFAULTS_FILE).read_text(encoding="utf-8"))["generate"]
-BALANCED = OWN.get("num_timesteps", SETTINGS["num_timesteps"].default("generate"))
+BALANCED = json.loads((MINI_FOLDER / DEFAULTS_FILE).read_text(encoding="utf-8"))["generate"]["num_timesteps"]
 FAST, FINE = round(BALANCED / 2), 2 * BALANCED
 
 
