@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bagel.errors import CheckpointError
 from bagel.model.matrices import FORMATS, Fp8Matrix, Int4Matrix, Int8Matrix, Nf4Matrix, QuantisedMatrix
-from bagel.model.matrices.nf4 import LEVELS, dynamic_levels
+from bagel.model.matrices.nf4 import LEVELS, dynamic_levels, nearest_level
 from bagel.model.quantised import QuantisedLinear
 
 KINDS = sorted(FORMATS)
@@ -108,6 +108,31 @@ def test_whole_numbers_of_int4_are_packed_and_unpacked() -> None:
     assert torch.equal(matrix.unpack(64, 128), q[64:])
 
 
+def test_int4_takes_four_bits_and_a_half_a_weight() -> None:
+    assert 8 * Int4Matrix.quantise(weight(64, 512)).nbytes == 4.5 * 64 * 512
+
+
+def test_small_weights_beside_a_large_one_become_0_in_int4() -> None:
+    """They stand between two levels; if neither were 0 all would be moved to the same side."""
+    generator = torch.Generator().manual_seed(3)
+    w = 0.001 * torch.randn(64, 128, generator=generator)
+    large = torch.rand(64, generator=generator)
+    w[:, 5], w[:, 70], w[:, 127] = 1 + large, -1 - large, 1 - large  # both signs, and one above all others
+    found = Int4Matrix.quantise(w).dequantise(torch.float32)
+    step = ((w.view(64, 2, 64).amax(-1) - w.view(64, 2, 64).amin(-1)) / 15).repeat_interleave(64, 1)
+    small = w.abs() < 0.01
+    assert (found[small].abs() < step[small] / 40).all()  # what bfloat16 rounds away of the middle
+    assert ((found - w).abs()[~small] < 1.03 * step[~small]).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_weights_of_one_sign_use_all_levels_of_int4(sign: int) -> None:
+    w = sign * (5 + torch.rand(64, 64, generator=torch.Generator().manual_seed(4)))
+    matrix = Int4Matrix.quantise(w)
+    assert matrix.unpack().unique().tolist() == list(range(16))
+    assert ((matrix.dequantise(torch.float32) - w).abs() < 0.05).all()
+
+
 def test_int4_is_in_the_order_of_the_kernel() -> None:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("the kernel's order is another one on this processor")
@@ -129,6 +154,23 @@ def test_levels_of_nf4_are_the_nearest() -> None:
     nearest = (relative_w[..., None] - torch.tensor(LEVELS)).abs().argmin(-1).to(torch.uint8)
     packed = matrix.tensors["values"].view(8, 32)
     assert torch.equal(torch.stack([packed >> 4, packed & 15], -1).flatten(1), nearest)
+
+
+def test_levels_of_nf4_are_the_nearest_at_their_very_borders() -> None:
+    levels = torch.tensor(LEVELS)
+    borders = (levels[1:] + levels[:-1]) / 2
+    above = torch.nextafter(borders, torch.tensor(2.0))
+    below = torch.nextafter(borders, torch.tensor(-2.0))
+    ends = torch.tensor([-1.0, 1.0, 0.0, -0.0])
+    x = torch.cat([below, borders, above, ends, torch.linspace(-1, 1, 100_001)])
+    assert torch.equal(nearest_level(x), sum((x > border).to(torch.uint8) for border in borders))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_a_number_stays_none(kind: str) -> None:
+    w = weight(64, 128)
+    w[3, 5] = float("nan")
+    assert FORMATS[kind].quantise(w).dequantise(torch.float32)[3, 5].isnan()
 
 
 def test_dynamic_levels() -> None:

@@ -228,7 +228,7 @@ def test_what_is_stored_in_few_bits_is_taken_so_where_it_fits(golden: Any, tmp_p
     convert(golden.checkpoint, tmp_path / "int8", "int8")
     precisions = loading.automatic_precisions(tmp_path / "int8", [CPU])
     assert precisions == ["int8", "int4", "nf4"]
-    for host, precision in ((64, "int8"), (20, "int4")):
+    for host, precision in ((64, "int8"), (21, "int4")):
         here = machine(host=host)
         assert (
             choose(plans(CONFIG, here, ALL, precisions=precisions, stored_as="int8"), here).precision.name == precision

@@ -3,7 +3,7 @@
     format   stored                                            bits a weight   made from
     int8     whole numbers −127..127, a scale for each row     8               largest of the row / 127
     fp8      float8 e4m3 (or e5m2), a scale for each row       8               largest of the row / 448
-    int4     whole numbers 0..15, scale and middle a group     4.25            range of 128 neighbours in a row
+    int4     whole numbers 0..15, scale and middle a group     4.5             range of 64 neighbours in a row
     nf4      16 levels of a normal distribution, a scale       4.13            largest of 64 neighbours, the scales
              for each block, itself in 8 bits                                  themselves in blocks of 256
 

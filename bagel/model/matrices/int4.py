@@ -12,7 +12,7 @@ from bagel.errors import CheckpointError
 from bagel.model.matrices.base import QuantisedMatrix, bfloat16_scale, pieces
 
 _ROWS = 64  # that stand together
-_GROUPS = (128, 64, 32)
+_GROUPS = (64, 32)
 
 
 class Int4Matrix(QuantisedMatrix):
@@ -47,8 +47,12 @@ class Int4Matrix(QuantisedMatrix):
             grouped = weight[start:stop].float().view(stop - start, -1, group)
             low, high = grouped.amin(-1), grouped.amax(-1)
             scale = bfloat16_scale((high - low) / 15)
+            # Where a group has both signs one level is 0 (as nearly as bfloat16 holds the middle): the many weights
+            # near 0 beside a few large ones would otherwise all be rounded to the same side.
+            below = -low / scale
+            below = torch.where((low < 0) & (high > 0), below.round(), below)
             # A group of one value is its middle.
-            middle = torch.where(high == low, low, low + 8 * scale).to(torch.bfloat16).float()
+            middle = torch.where(high == low, low, (8 - below) * scale).to(torch.bfloat16).float()
             q = (grouped - middle[..., None]).div_(scale[..., None]).round_().add_(8).clamp_(0, 15)
             values[start // _ROWS : stop // _ROWS] = cls.pack(q.to(torch.uint8).view(stop - start, inner))
             numbers[:, start:stop] = torch.stack([scale, middle], -1).to(torch.bfloat16).transpose(0, 1)
