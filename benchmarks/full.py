@@ -171,6 +171,42 @@ def compare(precision: str) -> Callable[[Path], dict[str, Any]]:
     return measure
 
 
+def memory(place: int) -> Callable[[Path], dict[str, Any]]:
+    """One of the jobs of `bagel info --plan` in INT4: what it takes at the most, and what is predicted. A picture has
+    one evaluation and an answer two tokens; later ones take no more.
+    """
+
+    def measure(folder: Path) -> dict[str, Any]:
+        from PIL import Image
+
+        from bagel import Bagel
+        from bagel.placement.jobs import usual_jobs
+        from bagel.placement.plan import Machine, plans
+
+        cpu = torch.device("cpu")
+        bagel = Bagel.from_pretrained(folder, precision="int4", device="cpu", offload="none")
+        job = usual_jobs(bagel.config)[place]
+        inputs = [*(Image.new("RGB", size, "red") for size in job.pictures), "x " * 60]
+        began = time.perf_counter()
+        if job.drawn is None:
+            run(bagel, inputs, "text", max_new_tokens=2)
+        else:
+            run(bagel, inputs, "image", size=job.drawn, num_timesteps=2, seed=0)
+        seconds = time.perf_counter() - began
+        every = Machine(((cpu, sys.maxsize),), sys.maxsize)
+        [plan] = plans(
+            bagel.config, every, ("generate", "edit", "understand"), precisions=("int4",), stored=torch.bfloat16
+        )
+        return {
+            "job": job.name,
+            "seconds": seconds,
+            "peak_resident_bytes": resident("VmHWM"),
+            "predicted_bytes": plan.host_bytes[job.name],
+        }
+
+    return measure
+
+
 PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "machine": machine_rates,
     "load int8": load_only("int8"),
@@ -184,6 +220,9 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "compare fp8": compare("fp8"),
     "compare int4": compare("int4"),
     "compare nf4": compare("nf4"),
+    "memory of drawing": memory(0),
+    "memory of editing": memory(1),
+    "memory of answering": memory(2),
 }
 
 
@@ -295,6 +334,8 @@ def summary(parts: dict[str, dict[str, Any]]) -> dict[str, float]:
             found[f"{name}: share of the disk's rate"] = part["bytes_per_second"] / rates["disk_bytes_per_second"]
         if "peak_resident_bytes" in part:
             found[f"{name}: peak GB"] = part["peak_resident_bytes"] / 1e9
+        if "predicted_bytes" in part:
+            found[f"{name}: predicted of measured"] = part["predicted_bytes"] / part["peak_resident_bytes"]
     if {"machine", "ask int8"} <= parts.keys():
         found["ask int8: share of the memory's rate"] = (
             parts["ask int8"]["bytes_per_second"] / rates["memory_bytes_per_second"]

@@ -135,6 +135,12 @@ def official_size(report: dict[str, Any]) -> str:
                 f"| {name.removeprefix('compare ')} against bfloat16, relative error | velocity {velocity:.3f}, "
                 f"logits {logits:.3f} |"
             )
+        elif name.startswith("memory"):
+            more = part["predicted_bytes"] / part["peak_resident_bytes"] - 1
+            lines.append(
+                f"| {part['job']} in int4: memory predicted, measured | {part['predicted_bytes'] / 1e9:.1f} GB, "
+                f"{peak} ({more:+.1%}) |"
+            )
     return "\n".join(lines)
 
 
