@@ -7,7 +7,8 @@
     python benchmarks/gpu.py train                   a training step at the official widths
     python benchmarks/gpu.py fast --smoke            the same in miniature, on any machine: does it still run?
 
-Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all.
+Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all; `fast` and `limits` after each
+measurement, so that what ends them early leaves what they had, marked as not complete.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from gpu_parts.common import Keep
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).parent.parent / "runs"
@@ -34,16 +38,29 @@ SmokeOption = Annotated[bool, typer.Option("--smoke", help="In miniature: shows 
 JsonOption = Annotated[Path | None, typer.Option("--json", help="File to write; by default in benchmarks/results/.")]
 
 
-def report(name: str, smoke: bool, target: Path | None, measure: Callable[[], dict[str, Any]]) -> None:
-    """Runs a measurement and writes what it found. What was run in miniature is written only where asked for."""
+def report(name: str, smoke: bool, target: Path | None, measure: Callable[[Keep], dict[str, Any]]) -> None:
+    """Runs a measurement and writes what it found. What was run in miniature is written only where asked for.
+
+    Args:
+        name: of the measurement.
+        smoke: whether it is in miniature.
+        target: file to write.
+        measure: the measurement; it may hand over what it has so far, to be written too.
+    """
     began = time.perf_counter()
-    found = measure()
-    found |= {"seconds": time.perf_counter() - began, "date": time.strftime("%Y-%m-%d"), "smoke": smoke}
     path = target or (None if smoke else RESULTS / f"gpu-{name}.json")
-    if path is not None:
+
+    def write(found: dict[str, Any], complete: bool = False) -> None:
+        if path is None:
+            return
+        facts = {"seconds": time.perf_counter() - began, "date": time.strftime("%Y-%m-%d"), "smoke": smoke}
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps({**found, **facts, "complete": complete}, indent=2) + "\n", encoding="utf-8")
         temporary.replace(path)
+
+    found = measure(write)
+    write(found, complete=True)
+    if path is not None:
         console.print(f"written: {path}")
     print(json.dumps(found.get("summary", {}), indent=2))
 
@@ -64,7 +81,7 @@ def right(device: DeviceOption = "cuda", smoke: SmokeOption = False, target: Jso
     from gpu_parts.right import measure
 
     where = device_named(device, smoke)
-    report("right", smoke, target, lambda: measure(where, smoke=smoke, say=console.print))
+    report("right", smoke, target, lambda _: measure(where, smoke=smoke, say=console.print))
 
 
 @app.command()
@@ -81,7 +98,7 @@ def learn(
 
     where = device_named(device, smoke)
     run = partial(measure, where, smoke=smoke, seconds=seconds, work=work, export=export, say=console.print)
-    report("learn", smoke, target, run)
+    report("learn", smoke, target, lambda _: run())
 
 
 @app.command()
@@ -95,7 +112,8 @@ def fast(
     from gpu_parts.fast import measure
 
     where = device_named(device, smoke)
-    report("fast", smoke, target, lambda: measure(where, smoke=smoke, budget=budget, say=console.print))
+    run = partial(measure, where, smoke=smoke, budget=budget, say=console.print)
+    report("fast", smoke, target, lambda keep: run(keep=keep))
 
 
 @app.command()
@@ -111,7 +129,7 @@ def limits(
 
     where = device_named(device, smoke)
     run = partial(measure, where, smoke=smoke, budget=budget, checkpoint=checkpoint, say=console.print)
-    report("limits", smoke, target, run)
+    report("limits", smoke, target, lambda keep: run(keep=keep))
 
 
 @app.command()
@@ -125,7 +143,7 @@ def train(
     from gpu_parts.train import measure
 
     where = device_named(device, smoke)
-    report("train", smoke, target, lambda: measure(where, smoke=smoke, layers=layers, say=console.print))
+    report("train", smoke, target, lambda _: measure(where, smoke=smoke, layers=layers, say=console.print))
 
 
 if __name__ == "__main__":

@@ -1,317 +1,204 @@
-"""The official size with random weights, built on the device: drawing, editing, answering; beside it a plain loop."""
+"""The official size with random weights, built on the device: drawing, editing, answering; beside it a plain loop.
+
+There is less time than measurements. Each precision is visited once, because weights are made and code is compiled anew
+for each, and has an equal share of what time is left when its turn comes. Within it the most important comes first.
+"""
 
 from __future__ import annotations
 
-import gc
-import statistics
+import copy
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 
 from bagel import Bagel
 from bagel.bench import random_model
-from bagel.bench.floor import Work, floor, matmul_flops
-from bagel.bench.machine import machine, synchronize
-from bagel.bench.plain import PlainCache, plain_text, plain_velocity
+from bagel.bench.machine import machine
 from bagel.checkpoint.filling import quantise
 from bagel.checkpoint.official import Checkpoint
-from bagel.checkpoint.precision import check_hardware, parse_precision
-from bagel.config import NAMED_CONFIGS, BagelConfig
-from bagel.errors import BagelError
-from bagel.inference import flow
+from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
 from bagel.inference.loading import MINI_FOLDER
 from bagel.model.bagel import BagelModel
 from bagel.model.vae import Autoencoder
 from bagel.tokenizer import Tokenizer
+from gpu_parts import beside, tasks
+from gpu_parts.common import FULL, Keep, Scale, attempt, failure, free, smoke_scale
 
-PROMPT = "a red car under a yellow sun, in the style of an old postcard"
-INSTRUCTION = "make it night"
-QUESTION = "What is in the picture?"
 PRECISIONS = ("bfloat16", "fp8-dynamic", "fp8", "int8", "nf4")
+"""The most important first. NF4 last: the code that is compiled for it is longest, if bitsandbytes is not there."""
+Task = Callable[[Bagel, Scale, torch.device, int], dict[str, Any]]
+TASKS: dict[str, Task] = {"generate": tasks.draw, "edit": tasks.edit, "ask": tasks.ask, "write": tasks.write}
+"""The most important first."""
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How large the measurement is."""
+class Cell:
+    """One measurement of a precision."""
 
-    config: BagelConfig
-    side: int
-    picture: int  # pixels a side of what is edited and asked about
-    steps: int  # of the denoising runs that are measured
-    tokens: int  # of the answers
-    batches: tuple[int, ...]
+    task: str
+    compiled: bool
+    batch: int
 
+    @property
+    def headline(self) -> bool:
+        return self.task == "generate" and self.batch == 1
 
-FULL = Scale(NAMED_CONFIGS["7b-mot"], 1024, 1024, 8, 32, (1, 2, 4, 8))
-
-
-def smoke_scale() -> Scale:
-    """The same in miniature: one layer of narrow widths."""
-    config = NAMED_CONFIGS["7b-mot"]
-    decoder = replace(
-        config.decoder, hidden_size=128, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=256,
-        vocab_size=2048,
-    )  # fmt: skip
-    vit = replace(config.vit, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
-    return Scale(replace(config, decoder=decoder, vit=vit, vae=replace(config.vae, ch=32)), 64, 64, 5, 4, (1, 2))
+    @property
+    def way(self) -> str:
+        return "compiled" if self.compiled else "eager"
 
 
-def measure(device: torch.device, *, smoke: bool, budget: float, say: Callable[[str], None]) -> dict[str, Any]:
+def cells(batches: tuple[int, ...]) -> list[Cell]:
+    """The measurements of a precision, the most important first: one request alone, then batches, which matter most
+    where they are quickest."""
+    alone = [Cell(task, compiled, 1) for task in TASKS for compiled in (False, True)]
+    more = [Cell(task, compiled, n) for compiled in (True, False) for n in batches if n > 1 for task in TASKS]
+    return alone + more
+
+
+def measure(
+    device: torch.device, *, smoke: bool, budget: float, say: Callable[[str], None], keep: Keep
+) -> dict[str, Any]:
     """
     Args:
         device: where.
         smoke: in miniature.
-        budget: seconds; each precision gets an equal share, and what finds no time is named as left out.
+        budget: seconds; what finds no time is named as left out.
         say: told what is being measured.
+        keep: given the report after each measurement.
     """
-    scale = smoke_scale() if smoke else FULL
-    began = time.perf_counter()
+    end = time.perf_counter() + budget
     report: dict[str, Any] = {"machine": machine(device), "config": "miniature" if smoke else "7b-mot"}
-    report |= {"size": scale.side, "rows": [], "left_out": []}
+    visit = _Visit(smoke_scale() if smoke else FULL, device, end, report, say, keep)
+    report |= {"size": visit.scale.side, "rows": [], "left_out": [], "summary": {}}
     for index, precision in enumerate(PRECISIONS):
-        until = began + budget * (index + 1) / len(PRECISIONS)
-        try:
-            check_hardware(parse_precision(precision), device)
-        except BagelError as error:
-            report["left_out"].append(f"{precision}: {error}")
+        now = time.perf_counter()
+        if now > end:
+            report["left_out"].append(f"{precision}: no time left")
             continue
-        _measure_precision(precision, scale, device, until, report, say)
-    report["summary"] = _summary(report)
+        try:
+            visit.measure(precision, now + (end - now) / (len(PRECISIONS) - index))
+        except Exception as error:  # while weights were made
+            report["left_out"].append(f"{precision}: {failure(error)}")
+        # Compiled code of all precisions counts against one limit, beyond which nothing is compiled any more.
+        torch.compiler.reset()
+        free(device)
+        keep(report)
     return report
 
 
-def _measure_precision(
-    precision: str,
-    scale: Scale,
-    device: torch.device,
-    until: float,
-    report: dict[str, Any],
-    say: Callable[[str], None],
-) -> None:
-    model = random_model(scale.config, torch.bfloat16, device, vision=True)
-    if precision == "bfloat16":
-        report["matmul"] = _matmul(model, scale, device)
-        report["plain"] = _plain(model, scale, device, say)
-    quantise(model, parse_precision(precision))
-    for compiled in (False, True):
-        bagel = _bagel(model, scale, device, precision, compiled)
-        for batch in scale.batches if compiled or precision == "bfloat16" else scale.batches[:1]:
-            for task, run in (("generate", _draw), ("edit", _edit), ("ask", _ask)):
-                cell = f"{task}, {precision}, {'compiled' if compiled else 'eager'}, batch {batch}"
-                if time.perf_counter() > until:
-                    report["left_out"].append(f"{cell}: no time left")
-                    continue
-                say(cell)
-                try:
-                    numbers = run(bagel, scale, device, batch, report)
-                except (torch.OutOfMemoryError, BagelError) as error:
-                    report["left_out"].append(f"{cell}: {str(error).splitlines()[0]}")
-                    continue
-                row = {"task": task, "precision": precision, "compiled": compiled, "batch": batch}
-                report["rows"].append({**row, **numbers})
-        del bagel
-    del model
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+@dataclass(frozen=True)
+class _Visit:
+    """What the measurements of all precisions share."""
+
+    scale: Scale
+    device: torch.device
+    end: float  # of the time for all
+    report: dict[str, Any]
+    say: Callable[[str], None]
+    keep: Keep
+
+    def measure(self, precision: str, until: float) -> None:
+        """All measurements of a precision.
+
+        Args:
+            precision: as it would be typed.
+            until: when its share of the time is over.
+        """
+        kind = parse_precision(precision)
+        check_hardware(kind, self.device)
+        self.say(f"weights, {precision}")
+        model = random_model(self.scale.config, torch.bfloat16, self.device, vision=True)
+        if precision == "bfloat16":
+            for name, run in (("matmul", beside.matmul), ("plain", beside.plain)):
+                self.say(name)
+                self.report[name] = attempt(partial(run, model, self.scale, self.device), self.device)
+                self.keep(self.report)
+        quantise(model, kind)
+        eager, compiled = _eager_and_compiled(model, self.scale, self.device, kind)
+        measured: dict[Cell, float] = {}
+        for cell in cells(self.scale.batches):
+            name = f"{cell.task}, {precision}, {cell.way}, batch {cell.batch}"
+            if reason := self._against(cell, measured, until):
+                self.report["left_out"].append(f"{name}: {reason}")
+                continue
+            self.say(name)
+            began = time.perf_counter()
+            bagel = compiled if cell.compiled else eager
+            found = attempt(partial(TASKS[cell.task], bagel, self.scale, self.device, cell.batch), self.device)
+            found["took_seconds"] = time.perf_counter() - began  # compiling and all
+            if "error" not in found:
+                measured[cell] = found["measured_seconds"]
+                found |= _share(found, cell.batch, self.report)
+            row = {"task": cell.task, "precision": precision, "compiled": cell.compiled, "batch": cell.batch}
+            self.report["rows"].append({**row, **found})
+            self.report["summary"] = summary(self.report)
+            self.keep(self.report)
+
+    def _against(self, cell: Cell, measured: dict[Cell, float], until: float) -> str:
+        """Why a measurement is left out, if it is.
+
+        Args:
+            cell: the measurement.
+            measured: seconds of the measured runs of those of this precision that succeeded.
+            until: when its share of the time is over; the headline may take of the others'.
+        """
+        half = replace(cell, batch=cell.batch // 2)
+        if half.batch and half not in measured:
+            return f"batch {half.batch} was not measured"
+        # What would not end in time is not begun: twice the batch takes twice the time, the brief run before it half.
+        if time.perf_counter() + 3 * measured.get(half, 0.0) > (self.end if cell.headline else until):
+            return "no time left"
+        return ""
 
 
-def _bagel(model: BagelModel, scale: Scale, device: torch.device, precision: str, compiled: bool) -> Bagel:
+def _eager_and_compiled(
+    model: BagelModel, scale: Scale, device: torch.device, precision: Precision
+) -> tuple[Bagel, Bagel]:
+    """The same weights twice, since what is compiled stays so."""
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, weights)
     with torch.device(device):
         autoencoder = Autoencoder(scale.config.vae).eval().requires_grad_(False)
-    checkpoint = Checkpoint(
-        scale.config, model, autoencoder, Tokenizer.from_folder(MINI_FOLDER), precision=parse_precision(precision)
+    tokenizer = Tokenizer.from_folder(MINI_FOLDER)
+    eager, compiled = (
+        Bagel(Checkpoint(scale.config, each, autoencoder, tokenizer, precision=precision), compile=each is twin)
+        for each in (model, twin)
     )
-    return Bagel(checkpoint, compile=compiled)
+    return eager, compiled
 
 
-def _picture(scale: Scale) -> Image.Image:
-    return Image.linear_gradient("L").resize((scale.picture, scale.picture)).convert("RGB")
+def _share(found: dict[str, Any], batch: int, report: dict[str, Any]) -> dict[str, float]:
+    """The rate of arithmetic of a step of drawing as a share of that of the matmuls alone."""
+    rate = report.get("matmul", {})
+    if "seconds_per_step" not in found or "flops_per_second" not in rate:
+        return {}
+    branches, seconds = max((int(branches), seconds) for branches, seconds in found["seconds_per_step"].items())
+    flops = rate["flops_per_branch"] * branches * batch
+    return {"share_of_matmul_rate": flops / seconds / rate["flops_per_second"]}
 
 
-# ----------------------------------------------------------------------------------------------------------- the tasks
+def _alone(report: dict[str, Any], task: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for row in report["rows"]:
+        if row["task"] == task and row["batch"] == 1 and "error" not in row:
+            yield f"{row['precision']}, {'compiled' if row['compiled'] else 'eager'}", row
 
 
-def _draw(bagel: Bagel, scale: Scale, device: torch.device, batch: int, report: dict[str, Any]) -> dict[str, Any]:
-    return _denoise(bagel, [PROMPT], scale, device, batch, report)
-
-
-def _edit(bagel: Bagel, scale: Scale, device: torch.device, batch: int, report: dict[str, Any]) -> dict[str, Any]:
-    return _denoise(bagel, [_picture(scale), INSTRUCTION], scale, device, batch, report)
-
-
-def _denoise(
-    bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, batch: int, report: dict[str, Any]
-) -> dict[str, Any]:
-    """A few timesteps are run; from the time of a step with so many branches follows that of the default's many."""
-    ended: list[float] = []
-
-    def note(done: int, total: int) -> None:
-        synchronize(device)
-        ended.append(time.perf_counter())
-
-    for _ in range(2):  # once unmeasured: kernels are compiled and chosen
-        ended.clear()
-        with _peak(device) as peak:
-            began = time.perf_counter()
-            handles = []
-            for i in range(batch):
-                settings = {"size": (scale.side, scale.side), "num_timesteps": scale.steps, "seed": i}
-                callback = {"on_step": note} if i == 0 else {}
-                items, order = bagel.prepare(inputs, "image", settings, **callback)
-                handles.append(bagel.submit_order(items, "image", order))
-            bagel.engine.run_until(handles)
-            for handle in handles:
-                handle.result()
-            synchronize(device)
-            seconds = time.perf_counter() - began
-    settings = order.settings
-    by_branches: dict[int, list[float]] = defaultdict(list)
-    times = flow.timesteps(scale.steps, settings.timestep_shift)[1:-1].tolist()  # the first one's start is not noted
-    for t, (start, stop) in zip(times, pairwise(ended), strict=True):
-        by_branches[len(flow.roles(t, settings))].append(stop - start)
-    step = {branches: statistics.median(found) for branches, found in by_branches.items()}
-    default = bagel.order("edit" if len(inputs) > 1 else "generate", {}, items).settings
-    needed = [
-        len(flow.roles(t, default)) for t in flow.timesteps(default.num_timesteps, default.timestep_shift)[:-1].tolist()
-    ]
-    rest = seconds - sum(stop - start for start, stop in pairwise(ended)) - step.get(max(step), 0.0)
-    whole = rest + sum(step.get(branches, step[max(step)]) for branches in needed)
-    most = max(step)
-    flops = report["matmul"]["flops_per_branch"] * most * batch / step[most]
-    return {
-        "seconds_per_step": {str(branches): found for branches, found in sorted(step.items())},
-        "seconds": whole,
-        "timesteps": default.num_timesteps,
-        "images_per_second": batch / whole,
-        "peak_memory_bytes": peak[0],
-        "share_of_matmul_rate": flops / report["matmul"]["flops_per_second"],
-    }
-
-
-def _ask(bagel: Bagel, scale: Scale, device: torch.device, batch: int, report: dict[str, Any]) -> dict[str, Any]:
-    arrived: list[float] = []
-
-    def note(piece: str) -> None:
-        synchronize(device)
-        arrived.append(time.perf_counter())
-
-    for _ in range(2):
-        arrived.clear()
-        with _peak(device) as peak:
-            began = time.perf_counter()
-            handles = []
-            for i in range(batch):
-                callback = {"on_text": note} if i == 0 else {}
-                settings = {"max_new_tokens": scale.tokens, "do_sample": True, "temperature": 1.0, "seed": i}
-                items, order = bagel.prepare([_picture(scale), QUESTION], "text", settings, **callback)
-                handles.append(bagel.submit_order(items, "text", order))
-            bagel.engine.run_until(handles)
-    results = [handle.result() for handle in handles]
-    each = (arrived[-1] - arrived[0]) / max(1, len(arrived) - 1)
-    return {
-        "first_token_seconds": arrived[0] - began,
-        "seconds_per_token": each,
-        "tokens_per_second": batch / each if each else 0.0,
-        "tokens": [result.written for result in results],
-        "peak_memory_bytes": peak[0],
-    }
-
-
-class _peak:
-    """The most device memory within a block, as the one number of a list; 0 where the device does not tell."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.found = device, [0]
-
-    def __enter__(self) -> list[int]:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        return self.found
-
-    def __exit__(self, *error: object) -> None:
-        if self.device.type == "cuda":
-            self.found[0] = torch.cuda.max_memory_allocated(self.device)
-
-
-# ------------------------------------------------------------------------------------------------ what they are beside
-
-
-def _matmul(model: BagelModel, scale: Scale, device: torch.device) -> dict[str, Any]:
-    """The matmuls of one branch of a drawing step alone, in bfloat16."""
-    tokens = (scale.side // scale.config.latent_stride) ** 2
-    work = Work(und=2, gen=tokens, latents=tokens)
-    run = floor(model, work)
-    run()
-    least = min(seconds_of(run, device) for _ in range(5))
-    flops = matmul_flops(model, work)
-    return {"tokens": tokens, "flops_per_branch": flops, "seconds": least, "flops_per_second": flops / least}
-
-
-def _plain(model: BagelModel, scale: Scale, device: torch.device, say: Callable[[str], None]) -> dict[str, Any]:
-    """A text-to-image step as the published code makes it: three branches, one after another."""
-    say("plain loop, bfloat16")
-    rows = scale.side // scale.config.latent_stride
-    tokens = rows * rows
-    with torch.inference_mode():
-        caches = [PlainCache.empty(len(model.decoder.layers)) for _ in range(3)]
-        ids = torch.arange(5, 25, device=device)
-        plain_text(model, ids, 0, caches[0])
-        plain_text(model, ids, 0, caches[2])
-        plain_text(model, ids[:2], 0, caches[1])
-        latents = torch.randn(tokens, scale.config.latent_dim, device=device, dtype=model.dtype)
-        index = (torch.arange(rows, device=device)[:, None] * scale.config.max_latent_size).add(
-            torch.arange(rows, device=device)
-        )
-        markers = torch.tensor([3, 4], device=device)
-
-        def step() -> None:
-            for cache in caches:
-                plain_velocity(model, markers, latents, index.flatten(), 0.5, cache.length, cache)
-
-        step()
-        least = min(seconds_of(step, device) for _ in range(3))
-        cache = caches[0]
-        one = torch.tensor([7], device=device)
-
-        def decode() -> None:
-            model.logits(plain_text(model, one, cache.length, cache))
-
-        decode()
-        token = min(seconds_of(decode, device) for _ in range(5))
-    return {"branches": 3, "seconds_per_step": least, "seconds_per_token": token}
-
-
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    synchronize(device)
-    began = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - began
-
-
-def _rows(report: dict[str, Any], task: str) -> Iterator[dict[str, Any]]:
-    return (row for row in report["rows"] if row["task"] == task and row["batch"] == 1)
-
-
-def _summary(report: dict[str, Any]) -> dict[str, float]:
-    """Headline ratios: a guided text-to-image step of the plain loop over ours, one picture alone."""
+def summary(report: dict[str, Any]) -> dict[str, float]:
+    """Headline ratios: a guided text-to-image step, and a token, of the plain loop over ours, for one request alone."""
     found: dict[str, float] = {}
-    for row in _rows(report, "generate"):
-        ours = max(row["seconds_per_step"].values())
-        way = f"{row['precision']}, {'compiled' if row['compiled'] else 'eager'}"
-        found[f"text to image: plain loop / ours, {way}"] = report["plain"]["seconds_per_step"] / ours
-        found[f"text to image: share of the matmul rate, {way}"] = row["share_of_matmul_rate"]
-    for row in _rows(report, "ask"):
-        way = f"{row['precision']}, {'compiled' if row['compiled'] else 'eager'}"
-        if row["seconds_per_token"]:
-            found[f"answer: plain loop / ours per token, {way}"] = (
-                report["plain"]["seconds_per_token"] / row["seconds_per_token"]
-            )
+    plain = report.get("plain", {})
+    for way, row in _alone(report, "generate"):
+        if "seconds_per_step" in plain:
+            ours = max(row["seconds_per_step"].values())
+            found[f"text to image: plain loop / ours, {way}"] = plain["seconds_per_step"] / ours
+        if "share_of_matmul_rate" in row:
+            found[f"text to image: share of the matmul rate, {way}"] = row["share_of_matmul_rate"]
+    for way, row in _alone(report, "write"):
+        if "seconds_per_token" in plain and row["seconds_per_token"]:
+            found[f"text: plain loop / ours per token, {way}"] = plain["seconds_per_token"] / row["seconds_per_token"]
     return found

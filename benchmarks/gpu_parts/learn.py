@@ -30,7 +30,7 @@ from bagel.training.checkpoints import checkpoint_folders
 from bagel.training.loop import Run
 from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
 from bagel.training.unified import BagelTask
-from gpu_parts.fast import seconds_of
+from gpu_parts.common import seconds_of
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {"autoencoder": "mini-gpu-autoencoder.yaml", "model": "mini-gpu.yaml"}

@@ -21,7 +21,7 @@ from bagel.training.activations import attention_of, checkpoint_activations
 from bagel.training.objective import add_noise, compute_losses
 from bagel.training.optimizer import Ema, Optimizers
 from bagel.training.recipe import OptimizerRecipe
-from gpu_parts.fast import FULL, Scale, seconds_of, smoke_scale
+from gpu_parts.common import FULL, Scale, seconds_of, smoke_scale
 
 
 def measure(device: torch.device, *, smoke: bool, layers: int, say: Callable[[str], None]) -> dict[str, Any]:
