@@ -1,4 +1,4 @@
-"""How the C library's allocator treats large blocks.
+"""How large blocks are taken from the system: by the C library's allocator, and outside it.
 
 Every operation of a network makes a block for its result and soon frees it. By default glibc takes each block of more
 than 32 MiB from the system (`mmap`) and gives it straight back, and so it does with the end of the heap: the kernel
@@ -11,7 +11,13 @@ that is wanted next.
 from __future__ import annotations
 
 import ctypes
+import math
+import mmap
 import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 # Parameters of mallopt, from <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -24,6 +30,7 @@ LARGEST_KEPT = 1 << 27
 # them: with the bound above a step with a vocabulary of 150,000 took twice as long.
 LARGEST_KEPT_IN_TRAINING = 1 << 30
 _NEVER = -1
+_OWN_PAGES = 1 << 16  # bytes from which pages of one's own cost next to nothing
 _GROWTH = 1 << 26  # bytes by which the heap grows at least
 
 
@@ -47,3 +54,15 @@ def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (largest, 1 << 25))
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_TOP_PAD, _GROWTH))
+
+
+def on_own_pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """An empty tensor outside the heap if it is large and on the CPU: its memory goes back to the system as soon as it
+    is dropped, and while it stays it stands between no gaps. Loading makes weights that stay among blocks that do not;
+    in one heap they left gaps of half its size.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if torch.device(device).type != "cpu" or size < _OWN_PAGES:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    private = {} if sys.platform == "win32" else {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS}
+    return torch.frombuffer(mmap.mmap(-1, size, **private), dtype=torch.uint8).view(dtype).view(tuple(shape))

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from bagel.checkpoint.names import POSITION_TABLES
-from bagel.checkpoint.precision import DYNAMIC, Precision, format_of
-from bagel.checkpoint.source import SafetensorsFiles, TensorSource, as_tensor
-from bagel.errors import CheckpointError
+from bagel.checkpoint.precision import DYNAMIC, PARTS, Precision, format_of
+from bagel.checkpoint.source import TensorSource, as_tensor
+from bagel.errors import CheckpointError, DeviceError
 from bagel.model.bagel import sincos_table
 from bagel.model.matrices import FORMATS, QuantisedMatrix, RowScaledMatrix
 from bagel.model.packed import pack_linear
@@ -108,11 +108,11 @@ def _left_in_file(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor
     Raises:
         CheckpointError: it is not stored in the precision that is wanted.
     """
-    if not isinstance(source, SafetensorsFiles):
+    tensor = source.mapped(name)
+    if tensor is None:
         raise CheckpointError(
             f"{source.where} is {source.kind}; only plain safetensors files can be used from the disk"
         )
-    tensor = source.mapped(name)
     if tensor.dtype != dtype:
         raise CheckpointError(
             f"{source.where}: {name} is {tensor.dtype}, not {dtype}; used from the disk a checkpoint stays as it is"
@@ -141,6 +141,11 @@ def _install(
         # Where rounding is slow on the CPU an accelerator does it, one matrix at a time.
         plain = as_tensor(found, torch.bfloat16 if isinstance(found, QuantisedMatrix) else found.dtype).to(device)
         if not kind.fits((plain.shape[0], plain.shape[1])):
+            if not PARTS["decoder"].fullmatch(name):  # it was named, and would be left as it is for the most part
+                raise DeviceError(
+                    f"precision is {precision.name!r}, but {name} of {plain.shape[0]}×{plain.shape[1]} cannot be "
+                    f"stored so: name int8 or fp8 for this part, which take any size."
+                )
             _assign(module, name, plain.to(precision.activations))
             return
         found = kind.quantise(plain)
@@ -190,7 +195,8 @@ def _checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMat
     formula = sincos_table(isqrt(rows), width)
     coarse = source.stored_bytes(name) < 2 * rows * width or isinstance(found, QuantisedMatrix)
     table = as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found
-    error = (table.float() - formula).abs().max().item()
+    low, high = torch.sub(table, formula).aminmax()
+    error = max(-low.item(), high.item())
     tolerance = _COARSE_TABLE_TOLERANCE if coarse else _TABLE_TOLERANCE.get(table.dtype, 1e-2)
     if not error <= tolerance:  # also where the table holds NaN
         raise CheckpointError(

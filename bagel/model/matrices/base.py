@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PIECE = 1 << 20  # values that are worked on at a time where float32 intermediates are needed
+from bagel.memory import on_own_pages
+
+_PIECE = 1 << 18  # values that are worked on at a time where float32 intermediates are needed
 _BLOCK = 1 << 22  # values that are brought back at a time on the CPU: 8 MB, which stay in the processor's cache
 
 
@@ -86,6 +88,19 @@ def pieces(shape: tuple[int, int], multiple: int = 1) -> list[tuple[int, int]]:
     """Ranges of rows of about a million values each, of a multiple of rows except for the last."""
     rows = max(1, _PIECE // shape[1] // multiple) * multiple
     return [(start, min(shape[0], start + rows)) for start in range(0, shape[0], rows)]
+
+
+def wide_pieces(weight: Tensor, multiple: int = 1) -> Iterator[tuple[int, int, Tensor]]:
+    """The same ranges with their rows of a weight in float32, to be changed at will: one buffer serves them all.
+
+    Rounding in place in a buffer outside the heap, and not in new tensors, is for memory's sake: their blocks would
+    leave gaps in the heap between all the small tensors that stay, and a model of 400 MB took 900.
+    """
+    ranges = pieces((weight.shape[0], weight.shape[1]), multiple)
+    rows = max((stop - start for start, stop in ranges), default=0)
+    buffer = on_own_pages((rows, weight.shape[1]), torch.float32, weight.device)
+    for start, stop in ranges:
+        yield start, stop, buffer[: stop - start].copy_(weight[start:stop])
 
 
 def bfloat16_scale(scale: Tensor) -> Tensor:

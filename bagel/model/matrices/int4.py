@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel.errors import CheckpointError
-from bagel.model.matrices.base import QuantisedMatrix, bfloat16_scale, pieces
+from bagel.memory import on_own_pages
+from bagel.model.matrices.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
 
 _ROWS = 64  # that stand together
 _GROUPS = (64, 32)
@@ -41,10 +42,10 @@ class Int4Matrix(QuantisedMatrix):
         group = group_of(inner)
         if group is None or not cls.fits((out, inner)):
             raise CheckpointError(f"a matrix of {out}×{inner} cannot be INT4: it takes multiples of {_ROWS} and of 32")
-        values = torch.empty(out // _ROWS, inner, _ROWS // 2, dtype=torch.uint8, device=weight.device)
-        numbers = torch.empty(inner // group, out, 2, dtype=torch.bfloat16, device=weight.device)
-        for start, stop in pieces((out, inner), _ROWS):
-            grouped = weight[start:stop].float().view(stop - start, -1, group)
+        values = on_own_pages((out // _ROWS, inner, _ROWS // 2), torch.uint8, weight.device)
+        numbers = on_own_pages((inner // group, out, 2), torch.bfloat16, weight.device)
+        for start, stop, wide in wide_pieces(weight, _ROWS):
+            grouped = wide.view(stop - start, -1, group)
             low, high = grouped.amin(-1), grouped.amax(-1)
             scale = bfloat16_scale((high - low) / 15)
             # Where a group has both signs one level is 0 (as nearly as bfloat16 holds the middle): the many weights
@@ -53,8 +54,8 @@ class Int4Matrix(QuantisedMatrix):
             below = torch.where((low < 0) & (high > 0), below.round(), below)
             # A group of one value is its middle.
             middle = torch.where(high == low, low, (8 - below) * scale).to(torch.bfloat16).float()
-            q = (grouped - middle[..., None]).div_(scale[..., None]).round_().add_(8).clamp_(0, 15)
-            values[start // _ROWS : stop // _ROWS] = cls.pack(q.to(torch.uint8).view(stop - start, inner))
+            grouped.sub_(middle[..., None]).div_(scale[..., None]).round_().add_(8).clamp_(0, 15)
+            values[start // _ROWS : stop // _ROWS] = cls.pack(wide.to(torch.uint8))
             numbers[:, start:stop] = torch.stack([scale, middle], -1).to(torch.bfloat16).transpose(0, 1)
         return cls((out, inner), {"values": values, "scale_and_middle": numbers})
 

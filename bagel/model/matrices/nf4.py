@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel.errors import CheckpointError
-from bagel.model.matrices.base import QuantisedMatrix, pieces
+from bagel.memory import on_own_pages
+from bagel.model.matrices.base import QuantisedMatrix, pieces, wide_pieces
 
 # QLoRA, appendix E: quantiles of a normal distribution, zero among them, scaled to [−1, 1].
 LEVELS = (
@@ -25,6 +26,7 @@ LEVELS = (
 )  # fmt: skip
 BLOCK = 64
 SCALE_BLOCK = 256
+_SCALE_BLOCKS = 256  # that are worked on at a time
 _CELLS = 2048  # of the table for each unit; no border is so near the end of a cell that rounding would miss it
 
 
@@ -51,14 +53,14 @@ class Nf4Matrix(QuantisedMatrix):
         out, inner = weight.shape
         if not cls.fits((out, inner)):
             raise CheckpointError(f"a matrix of {out}×{inner} cannot be NF4: it takes rows of a multiple of {BLOCK}")
-        values = torch.empty(out * inner // 2, dtype=torch.uint8, device=weight.device)
-        scale = torch.empty(out * inner // BLOCK, dtype=torch.float32, device=weight.device)
-        for start, stop in pieces((out, inner)):
-            blocks = weight[start:stop].float().reshape(-1, BLOCK)
+        values = on_own_pages((out * inner // 2,), torch.uint8, weight.device)
+        scale = on_own_pages((out * inner // BLOCK,), torch.float32, weight.device)
+        for start, stop, wide in wide_pieces(weight):
+            blocks = wide.view(-1, BLOCK)
             largest = torch.maximum(-blocks.amin(1), blocks.amax(1))
             scale[start * inner // BLOCK : stop * inner // BLOCK] = largest
-            blocks = blocks / torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
-            level = nearest_level(blocks.flatten()).view(-1, 2)
+            blocks /= torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
+            level = nearest_level(wide.view(-1)).view(-1, 2)
             values[start * inner // 2 : stop * inner // 2] = level[:, 0] << 4 | level[:, 1]
         return cls((out, inner), {"values": values, **_in_8_bits(scale)})
 
@@ -118,7 +120,7 @@ def nearest_level(x: Tensor) -> Tensor:
     the time of comparing with every border.
     """
     lower, border = _cells(x.device)
-    cell = torch.add(x * _CELLS, _CELLS).int().clamp_(0, 2 * _CELLS)  # not a number is in no cell
+    cell = (x * _CELLS).add_(_CELLS).int().clamp_(0, 2 * _CELLS)  # not a number is in no cell
     return lower.index_select(0, cell) + (x > border.index_select(0, cell))
 
 
@@ -133,19 +135,21 @@ def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _in_8_bits(scale: Tensor) -> dict[str, Tensor]:
-    """Scales of blocks less their mean, in 8 bits."""
+    """Scales of blocks, which are overwritten: what they are more or less than their mean, in 8 bits."""
     levels = dynamic_levels().to(scale.device)
+    borders = (levels[1:] + levels[:-1]) / 2
     offset = scale.mean()
-    rest = F.pad(scale - offset, (0, -scale.numel() % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
-    outer = rest.abs().amax(1)
-    relative = rest / torch.where(outer == 0, torch.ones_like(outer), outer)[:, None]
-    fine = torch.bucketize(relative, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)
-    return {
-        "scale": fine.flatten()[: scale.numel()].clone(),
-        "scale_levels": levels,
-        "scale_scale": outer,
-        "scale_offset": offset,
-    }
+    scale -= offset
+    fine = on_own_pages(scale.shape, torch.uint8, scale.device)
+    outer = torch.empty(-(-scale.numel() // SCALE_BLOCK), dtype=torch.float32, device=scale.device)
+    for start in range(0, outer.numel(), _SCALE_BLOCKS):  # in pieces, for memory's sake (`wide_pieces`)
+        part = slice(start * SCALE_BLOCK, (start + _SCALE_BLOCKS) * SCALE_BLOCK)
+        rest = F.pad(scale[part], (0, -scale[part].numel() % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
+        largest = torch.maximum(-rest.amin(1), rest.amax(1))
+        rest /= torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
+        outer[start : start + _SCALE_BLOCKS] = largest
+        fine[part] = torch.bucketize(rest, borders, out_int32=True).flatten()[: scale[part].numel()]
+    return {"scale": fine, "scale_levels": levels, "scale_scale": outer, "scale_offset": offset}
 
 
 @cache

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bagel.model.matrices.base import QuantisedMatrix, bfloat16_scale, pieces
+from bagel.memory import on_own_pages
+from bagel.model.matrices.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
 
 _KERNEL_WIDTH = 16
 
@@ -31,12 +32,11 @@ class RowScaledMatrix(QuantisedMatrix):
     @classmethod
     def quantise(cls, weight: Tensor) -> RowScaledMatrix:
         out, inner = weight.shape
-        values = torch.empty(out, inner, dtype=cls.dtype, device=weight.device)
+        values = on_own_pages((out, inner), cls.dtype, weight.device)
         scale = torch.empty(out, dtype=torch.float32, device=weight.device)
-        for start, stop in pieces((out, inner)):
-            wide = weight[start:stop].float()
-            scale[start:stop] = bfloat16_scale(wide.abs().amax(1) / cls.largest)
-            wide = wide / scale[start:stop, None]
+        for start, stop, wide in wide_pieces(weight):
+            scale[start:stop] = bfloat16_scale(torch.maximum(-wide.amin(1), wide.amax(1)) / cls.largest)
+            wide /= scale[start:stop, None]
             values[start:stop] = wide if cls.dtype.is_floating_point else wide.round_()
         return cls((out, inner), {"values": values, "scale": scale})
 
