@@ -56,9 +56,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder to fill, whose files become those of `folder` once all of them are there.
+    """Yields a folder to fill, which becomes `folder` once it is whole.
 
-    They are made in `.partial` within it, so nothing unfinished ever has its final name. An error leaves nothing
+    It stands beside it under a hidden name, so nothing unfinished ever has its final name; where `folder` is there
+    already and empty, `.partial` within it is filled, and its files are moved out of it. An error leaves nothing
     behind. What a killed process leaves is removed by the next one that writes the same folder.
 
     Raises:
@@ -68,21 +69,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     check_new(folder)
     is_new = not folder.exists()
-    staging = folder / _STAGING
+    staging = folder.with_name(f".{folder.name}{_STAGING}") if is_new else folder / _STAGING
     staging.mkdir(parents=True, exist_ok=True)
-    with _locked(staging):
+    with _locked(staging, folder):
         try:
             for left in staging.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield staging
-            for entry in sorted(staging.iterdir()):
-                os.replace(entry, folder / entry.name)
-            staging.rmdir()
+            if is_new:
+                staging.rename(folder)
+            else:
+                for entry in sorted(staging.iterdir()):
+                    os.replace(entry, folder / entry.name)
+                staging.rmdir()
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
-            if is_new:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
             raise
 
 
@@ -97,7 +98,7 @@ def check_new(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, target: Path) -> Iterator[None]:
     """Keeps other processes out until this one leaves or ends; where the system has no such locks, all are let in."""
     if sys.platform == "win32":
         yield
@@ -109,7 +110,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(errno.EAGAIN, f"another process is writing {folder.parent}") from error
+            raise BlockingIOError(errno.EAGAIN, f"another process is writing {target}") from error
         except OSError:
             pass  # a file system without locks
         yield

@@ -124,8 +124,19 @@ def test_a_folder_becomes_whole_at_once(tmp_path: Path) -> None:
     with whole_folder(folder) as staging:
         (staging / "a").write_text("1")
         (staging / "inner").mkdir()
-        assert [path.name for path in folder.iterdir()] == [".partial"]
+        assert not folder.exists()
     assert sorted(path.name for path in folder.iterdir()) == ["a", "inner"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_empty_folder_stays_the_same_one(tmp_path: Path) -> None:
+    """It may be where a disk is mounted, and what is beside it elsewhere."""
+    number = tmp_path.stat().st_ino
+    with whole_folder(tmp_path) as staging:
+        (staging / "a").write_text("1")
+        assert [path.name for path in tmp_path.iterdir()] == [".partial"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert tmp_path.stat().st_ino == number
 
 
 def test_an_error_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
@@ -151,12 +162,15 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / "x" / ".partial" / "sub"
-    left.mkdir(parents=True)
-    (left / "half").write_text("half")
-    with whole_folder(tmp_path / "x") as staging:
-        (staging / "whole").write_text("whole")
-    assert [path.name for path in (tmp_path / "x").iterdir()] == ["whole"]
+    (tmp_path / "empty").mkdir()
+    for folder, staging in (("x", ".x.partial"), ("empty", "empty/.partial")):
+        left = tmp_path / staging / "sub"
+        left.mkdir(parents=True)
+        (left / "half").write_text("half")
+        with whole_folder(tmp_path / folder) as place:
+            (place / "whole").write_text("whole")
+        assert [path.name for path in (tmp_path / folder).iterdir()] == ["whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "x"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks on folders")
