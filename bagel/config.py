@@ -335,6 +335,7 @@ def dump_config(config: BagelConfig) -> dict[str, JsonDict]:
 
 
 NAMED_CONFIGS: dict[str, BagelConfig] = {
+    "7b": BagelConfig(),  # the official size, by either name
     "7b-mot": BagelConfig(),
     "0.5b": BagelConfig(
         decoder=DecoderConfig(

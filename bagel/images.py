@@ -62,7 +62,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} is too large: {error} At most {max_pixels} pixels are accepted.") from error
+        raise ImageError(f"{name} is too large: at most {max_pixels} pixels are accepted; make it smaller.") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not in a known picture format: save it as PNG, JPEG or WebP.") from error
     except Exception as error:  # Pillow's parsers raise many types on damaged headers

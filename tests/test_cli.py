@@ -184,6 +184,12 @@ def test_edit_and_ask(tiny: str) -> None:
         (("generate", "x", "--cfg-interval", "0.5", "0.5"), "low < high"),
         (("generate", "x", "--seed", "9" * 401), "seed is 9+…: it must be"),
         (("chat", "--seed", "9" * 401), "seed is 9+…: it must be"),
+        (("generate", "x", "--cfg-text-scale", "abc"), "cfg_text_scale is 'abc': it must be 0 to 20"),
+        (("generate", "x", "--num-timesteps", "2.5"), "num_timesteps is '2.5': it must be a whole number, 2 to 1000"),
+        (("generate", "x", "--cfg-interval", "0.4", "-o", "y.png"), "cfg_interval is '0.4 -o': it must be two numbers"),
+        (("generate", "x", "--seed", str(2**63)), "it must be 0 to 2⁶³ − 1 or none"),
+        (("generate", "x", "--json", "/proc/nope/x.json"), "/proc/nope/x.json cannot be written"),
+        (("chat", "-o", "/dev/null"), "/dev/null cannot be written"),
         (("generate", "x", "-o", "out.xyz"), "png"),
         (("generate", "x", "--precision", "float99"), "float99"),
         (("generate", "x", "--device", "toaster"), "toaster"),
@@ -196,16 +202,14 @@ def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str,
 
 
 def test_an_edit_needs_a_picture_and_an_instruction() -> None:
-    result = run("edit", "make it dark")
-    assert result.exit_code == 2
-    assert "Missing argument" in result.stderr
+    refused("edit", "make it dark", match="missing argument 'IMAGE'; `.*edit --help`")
 
 
 def test_an_unknown_checkpoint_or_option_is_refused() -> None:
     refused("generate", "x", "-c", "no-such-folder", match="no-such-folder")
-    result = run("generate", "x", "--cfg-txt-scale", 1)
-    assert result.exit_code == 2
-    assert "cfg-txt-scale" in result.stderr
+    refused("generate", "x", "--cfg-txt-scale", 1, match="no such option: --cfg-txt-scale")
+    refused("draw", "x", match="no such command 'draw'")
+    refused("--frobnicate", match="no such option")
 
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("edit", "missing.png", "make it dark")])
@@ -278,6 +282,25 @@ def test_chat_goes_on_after_bad_input(tiny: str) -> None:
     for part in ("missing.png", "/dance", "cfg_text_scale is 99", "magic", "/save needs", "empty"):
         assert part in result.stderr
     assert "001.png  seed 4" in result.stdout
+
+
+def test_a_turn_that_fails_uses_no_seed_up(tiny: str) -> None:
+    lines = "/draw\n/set cfg_interval=0.2 0.9\n/set\n/draw x\n/draw y\n"
+    result = run("chat", "-c", tiny, "--seed", 1, input=lines)
+    assert "empty" in result.stderr
+    assert "cfg_interval=(0.2, 0.9)" in result.stdout
+    assert re.findall(r"seed (\d+)", result.stdout) == ["1", "2"]
+
+
+def test_a_damaged_conversation_does_not_end_a_chat(tiny: str) -> None:
+    Path("kept").mkdir()
+    turns = [{"kind": "text", "text": 5}]
+    document = {"version": 1, "think": False, "understanding": False, "marks": [0], "turns": turns}
+    Path("kept/session.json").write_text(json.dumps(document))
+    result = run("chat", "-c", tiny, input="/load kept\n/draw x\n")
+    assert result.exit_code == 0, result.output
+    assert "is damaged" in result.stderr
+    assert "001.png" in result.stdout
 
 
 def test_chat_never_draws_over_a_picture(tiny: str) -> None:

@@ -230,6 +230,15 @@ def test_a_damaged_file_is_an_error(copy: Path) -> None:
         verify(copy)
 
 
+@pytest.mark.parametrize(
+    "inputs", [None, 5, ["a"], [{"type": "image"}], [{"type": "image", "value": ["square"]}]], ids=str
+)
+def test_inputs_of_another_shape_are_an_error(copy: Path, inputs: Any) -> None:
+    change_cases(copy, lambda cases: cases[0].update(inputs=inputs))
+    with pytest.raises(DataError, match=r"cases.json: inputs of case '.*' are no list"):
+        verify(copy)
+
+
 def test_a_looser_tolerance_lets_bfloat16_parts_pass(copy: Path) -> None:
     report = verify(copy, dtype=torch.bfloat16)
     assert not report.passed

@@ -25,7 +25,7 @@ _GOLDEN = BagelConfig(
 
 
 def config_named(name: str) -> BagelConfig:
-    """A configuration by name (`0.5b`, `7b-mot`, `mini`, `golden`), or of a checkpoint folder.
+    """A configuration by name (`0.5b`, `7b`, `mini`, `golden`), or of a checkpoint folder.
 
     Raises:
         SettingError: there is no such name or folder.

@@ -70,6 +70,16 @@ _LLAMA_LAYER_NAME = re.compile(rf"blk\.(\d+)\.({'|'.join(_LLAMA_LAYER)})(_moe_ge
 _VIT_LAYER_NAME = re.compile(r"vit\.layers\.(\d+)\.(\w+)\.(\w+)")
 
 
+_DECODER_MATRIX = re.compile(
+    r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp(_moe_gen)?\.(gate|up|down)_proj)(_moe_gen)?\.weight"
+)
+
+
+def is_decoder_matrix(official: str) -> bool:
+    """Whether it is the official name of one of the decoder's big matrices."""
+    return _DECODER_MATRIX.fullmatch(official) is not None
+
+
 def official_name(name: str) -> str:
     """The official name of a tensor of `BagelModel`, e.g. `decoder.layers.0.gen.q.weight` ->
     `language_model.model.layers.0.self_attn.q_proj_moe_gen.weight`."""

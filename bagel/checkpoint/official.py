@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bagel.checkpoint.companions import AUTOENCODER_FILE as AUTOENCODER_FILE
 from bagel.checkpoint.filling import DeviceOf, load_tensors
-from bagel.checkpoint.names import POSITION_TABLES, official_name
+from bagel.checkpoint.names import POSITION_TABLES, is_decoder_matrix, official_name
 from bagel.checkpoint.precision import Precision
 from bagel.checkpoint.source import SafetensorsFiles, TensorSource, open_source
 from bagel.checkpoint.writing import entry_of, write_safetensors
@@ -30,7 +30,6 @@ from bagel.config import BagelConfig, dump_config, load_config, with_table_sides
 from bagel.errors import CheckpointError, SettingError
 from bagel.files import write_text
 from bagel.model.bagel import BagelModel
-from bagel.model.matrices import QuantisedMatrix
 from bagel.model.vae import Autoencoder
 from bagel.sequence import SpecialTokens
 from bagel.tokenizer import Tokenizer
@@ -42,6 +41,7 @@ MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.
 
 
 LARGE_EMBEDDING = 1 << 28  # bytes
+EMBEDDING = "decoder.embed_tokens.weight"
 
 
 @dataclass
@@ -93,15 +93,14 @@ def weight_bytes(where: Path) -> int:
     return sum(source.stored_bytes(name) for name in source.names())
 
 
-def stored_format(where: Path) -> str | None:
-    """In how many bits the decoder's big matrices are stored: "int8", "fp8", "int4" or "nf4"; None as plain numbers.
+def stored_format(source: TensorSource) -> str | None:
+    """In how few bits the decoder's big matrices are stored: "int8", "fp8", "int4" or "nf4"; None if they, or some of
+    them, are plain numbers, or if they are of several kinds: rounding the rest alike would lose what the file has.
 
     Layouts that are brought back while they are read (GGUF, DFloat11) count as plain numbers.
     """
-    source = open_source(model_file(where))
-    first = official_name("decoder.layers.0.und.q.weight")
-    found = source.read(first) if first in source.names() else None
-    return found.format if isinstance(found, QuantisedMatrix) else None
+    kinds = {source.format(name) for name in source.names() if is_decoder_matrix(name)}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def folder_of(where: Path) -> Path:
@@ -186,15 +185,20 @@ def embedding_in_file(
     """Leaves a large embedding a view of its file where it is stored as it is wanted and would stand on the CPU: a text
     takes a few of its rows, and all of them are a gigabyte at the official size.
     """
-    ours = "decoder.embed_tokens.weight"
-    theirs = official_name(ours)
-    place = device(ours) if callable(device) else torch.device(device)
-    large = theirs in source.names() and source.stored_bytes(theirs) >= LARGE_EMBEDDING
-    if not isinstance(source, SafetensorsFiles) or not large or place is None or place.type != "cpu":
+    place = device(EMBEDDING) if callable(device) else torch.device(device)
+    stays = embedding_dtype(source) == precision.activations and precision.stored_as(EMBEDDING) is None
+    if not stays or place is None or place.type != "cpu":
         return device
-    if source.torch_dtype(theirs) != precision.activations or precision.stored_as(ours) is not None:
-        return device
-    return lambda name: None if name == ours else device(name) if callable(device) else torch.device(device)
+    return lambda name: None if name == EMBEDDING else device(name) if callable(device) else torch.device(device)
+
+
+def embedding_dtype(source: TensorSource) -> torch.dtype | None:
+    """In what a token embedding is stored that can be used from its file; None if there is none, or it is small."""
+    name = official_name(EMBEDDING)
+    if name not in source.names() or source.stored_bytes(name) < LARGE_EMBEDDING:
+        return None
+    view = source.mapped(name)
+    return None if view is None else view.dtype
 
 
 def needed(tasks: Collection[str]) -> tuple[bool, bool]:
@@ -203,7 +207,7 @@ def needed(tasks: Collection[str]) -> tuple[bool, bool]:
     Raises:
         SettingError: a task is unknown, or there is none.
     """
-    if not tasks or isinstance(tasks, str) or set(tasks) - set(TASKS):
+    if not isinstance(tasks, Collection) or not tasks or isinstance(tasks, str) or set(tasks) - set(TASKS):
         raise SettingError(f"tasks is {tasks!r}: it must be one or several of {', '.join(map(repr, TASKS))}.")
     return bool({"edit", "understand"} & set(tasks)), bool({"edit", "generate"} & set(tasks))
 

@@ -20,7 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bagel.errors import CheckpointError
+from bagel.errors import CheckpointError, MemoryShortageError
+from bagel.files import size_text
+from bagel.memory import on_own_pages
 from bagel.model.matrices import QuantisedMatrix
 
 
@@ -47,6 +49,14 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> Tensor | QuantisedMatrix:
         """A tensor of its own on the CPU, in the type it is stored in."""
+        ...
+
+    def format(self, name: str) -> str | None:
+        """Of the matrix in few bits as which a tensor is read; None for a plain one. Nothing is read for it."""
+        ...
+
+    def mapped(self, name: str) -> Tensor | None:
+        """A view of the file, not to be written to, where the tensor stands in one as it is; None elsewhere."""
         ...
 
     def close(self) -> None:
@@ -122,7 +132,7 @@ class SafetensorsFiles:
 
     def _read(self, name: str, skipped: int, shape: tuple[int, ...]) -> Tensor:
         """Into memory of its own: the pages of a mapped file would stay with the process."""
-        tensor = _given_back(shape, self.torch_dtype(name))
+        tensor = on_own_pages(shape, self.torch_dtype(name))
         path = self._file_of[name]
         left = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         try:
@@ -136,6 +146,9 @@ class SafetensorsFiles:
         except OSError as error:
             raise CheckpointError(f"{path} could not be read at {name}: {error}") from error
         return tensor
+
+    def format(self, name: str) -> None:
+        """All are plain."""
 
     def mapped(self, name: str) -> Tensor:
         """A view of the file, not to be written to: nothing is read before it is used, and what was read the system may
@@ -163,7 +176,6 @@ class SafetensorsFiles:
         self._maps.clear()
 
 
-_LARGE = 1 << 20  # bytes
 _WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DTYPES = {
     "F64": torch.float64,
@@ -191,21 +203,16 @@ def _offsets(path: Path) -> dict[str, int]:
     return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
-def _given_back(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor whose memory goes back to the system as soon as it is dropped. Most are soon cast or rounded, and
-    the allocator would keep tens of megabytes for other threads' sake.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).view(dtype).view(shape)
-
-
 def _opening(path: Path) -> safe_open:
     try:
         # With framework="pt" all of the file would be mapped so that it could be written to, which systems refuse for a
         # file larger than their memory.
         return safe_open(path, framework="np")
+    except MemoryError as error:
+        raise MemoryShortageError(
+            f"{path} cannot be opened: mapping its {size_text(path.stat().st_size)} takes more address space than this "
+            "process may have; raise the limit (ulimit -v)."
+        ) from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} could not be read as safetensors (truncated or damaged?): {error}") from error
 

@@ -7,14 +7,49 @@ sentence on standard error and status 2, Ctrl-C with status 130.
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bagel.cli import chat, checkpoints, generation, inspection, measuring, page, serving
+from bagel.cli.options import BAD_INPUT
+
+# typer brings its own click or takes the installed one, by its version; this is the class of whichever it is.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+class _Commands(TyperGroup):
+    """Arguments that cannot be understood end as all other bad input does, instead of with a page of usage."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **options: Any) -> Any:
+        if not args:  # that is answered with the help
+            return super().make_context(info_name, args, *more, **options)
+        with _in_one_sentence():
+            return super().make_context(info_name, args, *more, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _in_one_sentence():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _in_one_sentence() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        said = error.format_message().rstrip(".")
+        where = error.ctx.command_path if error.ctx else "bagel"
+        print(f"bagel: {said[:1].lower()}{said[1:]}; `{where} --help` lists what there is.", file=sys.stderr)
+        raise typer.Exit(BAD_INPUT) from error
+
 
 app = typer.Typer(
     name="bagel",
+    cls=_Commands,
     help="One model that reads and writes text and pictures. Begin with: bagel demo",
     no_args_is_help=True,
     add_completion=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ from bagel.cli.options import (
     step_bar,
 )
 from bagel.errors import BagelError, PromptError, SettingError
-from bagel.inference.settings import SETTINGS, parse_settings
+from bagel.files import make_writable_folder
+from bagel.inference.settings import MAX_SEED, SETTINGS, parse_settings
 
 if TYPE_CHECKING:
     from bagel.inference.api import Bagel
@@ -33,12 +35,17 @@ _HELP = """\
 TEXT              say something; the model answers
 /image PATH       show a picture
 /draw [TEXT]      draw what TEXT says, or what follows from the conversation
-/set NAME=VALUE   change a setting from now on, such as /set num_timesteps=25; /set alone lists what is set
+/set NAME=VALUE   change a setting from now on, such as /set num_timesteps=25 or /set cfg_interval=0.2 0.9;
+                  /set alone lists what is set, `bagel generate --help` and `bagel ask --help` what there is
 /undo             take the last turn back
 /save FOLDER      keep the conversation
 /load FOLDER      go on with a kept one
 /help             this list
 /quit             leave"""
+
+
+def _unwritable(path: Path, error: OSError) -> BagelError:
+    return BagelError(f"{path} cannot be written ({error.strerror or error}): start with another --output folder.")
 
 
 def _tell(text: str) -> None:
@@ -59,8 +66,15 @@ def chat(
     offload: OffloadOption = "auto",
     memory: MemoryOption = None,
 ) -> None:
-    """Talk, show pictures, have pictures drawn: one conversation, each turn computed once. /help lists the commands."""
+    """Talk, show pictures, have pictures drawn: one conversation, each turn computed once.
+
+    /help lists the commands; /set changes any setting that `bagel generate --help` or `bagel ask --help` shows.
+    """
     seed = parse_settings("generate", {"seed": seed})["seed"]
+    try:
+        make_writable_folder(output)
+    except OSError as error:
+        raise _unwritable(output, error) from error
     bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
     Conversation(bagel, output, think=think, seed=seed).run()
 
@@ -122,6 +136,7 @@ class Conversation:
 
         self.session.ask(text, on_text=show, **self._own("ask"))
         _tell("")
+        self._count_up()
 
     def _draw(self, text: str) -> None:
         """A text, if there is one, and its picture: both become part of the conversation, or neither."""
@@ -139,6 +154,7 @@ class Conversation:
 
         with step_bar("drawing") as progress:
             result = self.session.generate_image(progress=progress, return_result=True, **self._own("generate"))
+        self._count_up()
         if result.thinking:
             self.notes.print(result.thinking, style="dim", markup=False)
         taken = [int(path.stem) for path in self.output.glob("*.png") if path.stem.isdecimal()]
@@ -146,7 +162,7 @@ class Conversation:
         try:
             save_image(result.image, path)
         except OSError as error:
-            raise BagelError(f"{path} cannot be written ({error}): start with another --output folder.") from error
+            raise _unwritable(path, error) from error
         _tell(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
 
     def _own(self, task: Any) -> dict[str, Any]:
@@ -154,8 +170,12 @@ class Conversation:
         own = {name: value for name, value in self.settings.items() if task in SETTINGS[name].tasks}
         if self.seed is not None:
             own["seed"] = self.seed
-            self.seed += 1
         return own
+
+    def _count_up(self) -> None:
+        """The next seed, after something was generated."""
+        if self.seed is not None:
+            self.seed = min(self.seed + 1, MAX_SEED)
 
     def _image(self, path: str) -> None:
         if not path:
@@ -178,6 +198,9 @@ class Conversation:
         except yaml.YAMLError:
             value = raw
         task = SETTINGS[name].tasks[0] if name in SETTINGS else "generate"
+        if name in SETTINGS and SETTINGS[name].kind == "interval" and isinstance(value, str):
+            with contextlib.suppress(ValueError):  # else what was typed is what the error names
+                value = [float(end) for end in value.replace(",", " ").split()]
         parsed = parse_settings(task, {name: value})
         if parsed.get("think") and not self.session.think:
             raise SettingError("think cannot be switched on in a chat begun without it: start one with --think.")

@@ -158,7 +158,7 @@ def _print_scores(report: dict[str, Any]) -> None:
 def bench(
     config: Annotated[
         str,
-        typer.Option(help="0.5b, 7b-mot, mini, golden, or a checkpoint folder; weights are random.", metavar="NAME"),
+        typer.Option(help="0.5b, 7b, mini, golden, or a checkpoint folder; weights are random.", metavar="NAME"),
     ] = "0.5b",
     layers: Annotated[
         int | None,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bagel.errors import BagelError
-from bagel.files import write_text
+from bagel.files import check_writable, write_text
 from bagel.inference.settings import SETTINGS, TASKS, Setting, Task, parse_settings, task_settings
 
 if TYPE_CHECKING:
@@ -63,9 +63,21 @@ JsonOption = Annotated[
     typer.Option("--json", help="Write the result as JSON to this file; - is standard output.", metavar="FILE"),
 ]
 
-# Values that an option takes as they are; everything else is checked by the setting itself.
-_TYPES: dict[str, Any] = {"float": float, "int": int, "bool": bool, "interval": tuple[float, float], "texts": list[str]}
-_METAVARS = {"interval": "LOW HIGH", "size": "WIDTHxHEIGHT", "texts": "TEXT"}
+# What an option's words are gathered into; what stands in them is checked by the setting itself, whose errors say more.
+_TYPES: dict[str, Any] = {"bool": bool, "interval": tuple[str, str], "texts": list[str]}
+_METAVARS = {"float": "FLOAT", "int": "INTEGER", "interval": "LOW HIGH", "size": "WIDTHxHEIGHT", "texts": "TEXT"}
+_NUMBERS: dict[str, Callable[[str], float]] = {"float": float, "interval": float, "int": int}
+
+
+def _value(setting: Setting, words: Any) -> Any:
+    """Numbers that were typed, as numbers; what is none stays as it is."""
+    number = _NUMBERS.get(setting.kind)
+    try:
+        if number is None or words is None:
+            return words
+        return [number(word) for word in words] if setting.kind == "interval" else number(words)
+    except ValueError:
+        return " ".join(words) if setting.kind == "interval" else words
 
 
 def _help(setting: Setting, task: Task) -> str:
@@ -104,7 +116,7 @@ def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., An
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            given = {s.name: kwargs.pop(s.name, None) for s in settings}
+            given = {s.name: _value(s, kwargs.pop(s.name, None)) for s in settings}
             # Checked here, before minutes go into loading a large model.
             chosen = parse_settings(task, {name: value for name, value in given.items() if value not in (None, [])})
             return function(*args, **kwargs, **chosen)
@@ -122,6 +134,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
+            _check_json(kwargs.get("json"))
             return function(*args, **kwargs)
         except BagelError as error:
             complain(error)
@@ -183,6 +196,19 @@ def step_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 
 
+def _check_json(target: str | None) -> None:
+    """Before minutes of work: can the file of `JsonOption` be written?"""
+    if target not in (None, "-"):
+        try:
+            check_writable(Path(target))
+        except OSError as error:
+            raise _unwritable_json(target, error) from error
+
+
+def _unwritable_json(target: str, error: OSError) -> BagelError:
+    return BagelError(f"{target} cannot be written ({error.strerror or error}): give another file.")
+
+
 def write_json(target: str | None, content: Any) -> None:
     """Writes JSON to a file, whole or not at all; `-` is standard output, None nowhere."""
     if target is None:
@@ -191,11 +217,10 @@ def write_json(target: str | None, content: Any) -> None:
     if target == "-":
         print(text)
         return
-    path = Path(target)
     try:
-        write_text(path, text + "\n")
+        write_text(Path(target), text + "\n")
     except OSError as error:
-        raise BagelError(f"{path} cannot be written ({error.strerror or error}): give another file.") from error
+        raise _unwritable_json(target, error) from error
 
 
 def settings_table() -> str:

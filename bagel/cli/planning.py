@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from bagel.checkpoint.official import TASKS, model_file, read_config, stored_format
+from bagel.checkpoint.official import TASKS, embedding_dtype, model_file, read_config, stored_format
 from bagel.checkpoint.source import open_source
 from bagel.cli.options import tables
 from bagel.config import NAMED_CONFIGS
@@ -31,11 +31,12 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
     if checkpoint in NAMED_CONFIGS and not Path(checkpoint).is_dir():
         config, precisions = NAMED_CONFIGS[checkpoint], list(AUTOMATIC)
         stored: torch.dtype | None = torch.bfloat16
-        stored_as = None
+        embedding, stored_as = stored, None
     else:
         source = open_source(model_file(where := find_checkpoint(checkpoint)))
         config, precisions = read_config(where, source), automatic_precisions(where, usable_devices())
-        stored, stored_as = dtype_of_layers(source), stored_format(where)
+        stored, stored_as = dtype_of_layers(source), stored_format(source)
+        embedding = embedding_dtype(source)
     machine = this_machine(usable_devices())
     host = machine.host if ram is None else parse_size(ram)
     gpus = [(device, free) for device, free in machine.devices if device.type != "cpu"]
@@ -43,7 +44,9 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
         size = parse_size(memory)
         gpus = [(device, size) for device, _ in gpus] or [(torch.device("cuda:0"), size)]
     machine = Machine((*gpus, (torch.device("cpu"), host)), host)
-    found = plans(config, machine, TASKS, precisions=precisions, stored=stored, stored_as=stored_as)
+    found = plans(
+        config, machine, TASKS, precisions=precisions, stored=stored, embedding=embedding, stored_as=stored_as
+    )
     try:
         chosen, reason = choose(found, machine), None
     except DeviceError as error:

@@ -15,6 +15,7 @@ from bagel.checkpoint.names import official_name
 from bagel.checkpoint.official import (
     TASKS,
     Checkpoint,
+    embedding_dtype,
     folder_of,
     load_checkpoint,
     model_file,
@@ -101,7 +102,7 @@ def choose_precision(precision: str | torch.dtype, device: torch.device, where: 
         DeviceError: unknown, or the device cannot compute in it.
     """
     half = torch.float16 if device.type == "cuda" and not _has_bfloat16(device) else torch.bfloat16
-    if precision == "auto" and (stored := stored_format(where)) is not None:
+    if precision == "auto" and (stored := stored_format(open_source(model_file(where)))) is not None:
         chosen = Precision(half, {"decoder": stored})
         check_hardware(chosen, device)
         return chosen
@@ -154,13 +155,14 @@ def load(
     On the CPU the weights of the model are packed where that pays, unless `pack` is false: what is packed cannot be
     compiled.
     """
+    _check_types(precision, device, memory)
     if offload not in OFFLOADS:
         raise SettingError(f"offload is {offload!r}: it must be {', '.join(map(repr, OFFLOADS))}.")
     needed(tasks)
     where = find_checkpoint(name)
     plan: Plan | None = None
     found: Sequence[Plan] = ()
-    if memory is not None or offload in ("cpu", "disk") or (offload == "auto" and weight_bytes(where) > _LARGE):
+    if memory is not None or offload in ("cpu", "disk") or weight_bytes(where) > _LARGE:
         found, machine = _plans(where, precision, device, tuple(tasks), offload, memory)
         # A precision that was asked for by name is not refused because the largest pictures would find no room.
         plan = choose(found, machine, every_job=precision == "auto")
@@ -184,6 +186,19 @@ def load(
             raise
         raise shortage from error
     return Loaded(checkpoint, folder_of(where), plan, found)
+
+
+def _check_types(precision: object, device: object, memory: object) -> None:
+    """
+    Raises:
+        SettingError: one of them is of a type that it cannot be.
+    """
+    if not isinstance(precision, str | torch.dtype):
+        raise SettingError(f"precision is {precision!r}: it must be a name such as 'bfloat16', or a torch.dtype.")
+    if not isinstance(device, str | torch.device):
+        raise SettingError(f"device is {device!r}: it must be a name such as 'cpu', or a torch.device.")
+    if isinstance(memory, bool) or not (memory is None or isinstance(memory, int | str)):
+        raise SettingError(f"memory is {memory!r}: it must be a number of bytes, or a text such as '12GB'.")
 
 
 def _plans(
@@ -213,7 +228,8 @@ def _plans(
         tasks,
         precisions=precisions,
         stored=stored,
-        stored_as=stored_format(where),
+        embedding=embedding_dtype(source),
+        stored_as=stored_format(source),
         offloads=offloads,
     )
     if not found and offload == "disk":
@@ -247,7 +263,7 @@ def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[s
     bits; all for large checkpoints.
     """
     emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
-    if (stored := stored_format(where)) is not None:
+    if (stored := stored_format(open_source(model_file(where)))) is not None:
         fewer = () if stored in _FOUR_BITS else _FOUR_BITS
         return [f"{name},activations=float16" if emulated else name for name in (stored, *fewer)]
     if weight_bytes(where) <= _LARGE:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from PIL import Image
-
 from bagel.errors import BagelError, DataError
 from bagel.files import write_text
 from bagel.images import open_image
-from bagel.inference.history import Kind
+from bagel.inference.history import GIVEN, PICTURES, Kind
 from bagel.inference.requests import Item
 
 _FILE = "session.json"
@@ -79,7 +77,7 @@ def read_session(folder: str | os.PathLike[str]) -> SavedSession:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["version"] != _VERSION:
             raise DataError(f"{path} is of version {document['version']!r}; this program reads version {_VERSION}.")
-        think, understanding = bool(document["think"]), bool(document["understanding"])
+        think, understanding = (_flag(path, document, name) for name in ("think", "understanding"))
         items = [_item(folder, turn) for turn in document["turns"]]
         marks = [int(mark) for mark in document["marks"]]
     except BagelError:
@@ -88,6 +86,12 @@ def read_session(folder: str | os.PathLike[str]) -> SavedSession:
         raise DataError(f"{path} is no saved session ({type(error).__name__}: {error}).") from error
     if any(not 0 <= mark <= len(items) for mark in marks) or marks != sorted(marks):
         raise DataError(f"{path} is damaged: its marks {marks} do not fit {len(items)} turns.")
+    systems = [number for number, (kind, _) in enumerate(items) if kind == "system"]
+    if systems != ([0] if think else []):
+        raise DataError(
+            f"{path} is damaged: a conversation {'with' if think else 'without'} thinking has its system prompt "
+            f"{'first and only there' if think else 'nowhere'}; this one has it at {systems}."
+        )
     return SavedSession(think, understanding, marks, items)
 
 
@@ -133,9 +137,21 @@ def _check_replaceable(folder: Path) -> None:
         raise DataError(f"{folder} is no saved session and not empty (it has no valid {_FILE}): name another folder.")
 
 
-def _item(folder: Path, turn: dict[str, str]) -> Item:
-    kind = turn["kind"]
+def _flag(path: Path, document: dict[str, object], name: str) -> bool:
+    flag = document[name]
+    if not isinstance(flag, bool):
+        raise DataError(f"{path} is damaged: {name} is {flag!r}; it must be true or false.")
+    return flag
+
+
+def _item(folder: Path, turn: dict[str, object]) -> Item:
+    """A turn, whose kind says whether it has a text or a picture."""
+    path, kind = folder / _FILE, turn["kind"]
     if kind not in get_args(Kind):
-        raise DataError(f"{folder / _FILE} has a turn of kind {kind!r}; there are {', '.join(get_args(Kind))}.")
-    content: str | Image.Image = turn["text"] if "text" in turn else open_image(folder / Path(turn["image"]).name)
-    return cast(Kind, kind), content
+        raise DataError(f"{path} has a turn of kind {kind!r}; there are {', '.join(get_args(Kind))}.")
+    part = "image" if kind in PICTURES else "text"
+    content = turn.get(part)
+    # What was given has words in it; the model may also say nothing.
+    if turn.keys() != {"kind", part} or not isinstance(content, str) or (kind in GIVEN and not content.strip()):
+        raise DataError(f"{path} is damaged: a turn of kind {kind} has {part!r} and nothing else; this one is {turn}.")
+    return cast(Kind, kind), open_image(folder / Path(content).name) if part == "image" else content

@@ -64,7 +64,9 @@ class Setting:
         if self.kind == "size":
             return "width and height in pixels, such as 1024×768"
         low = "" if self.low is None else f"more than {self.low:g}" if self.above else f"{self.low:g}"
-        if self.high is None or self.high == MAX_SEED:
+        if self.high == MAX_SEED:
+            numbers = f"{low} to 2⁶³ − 1"
+        elif self.high is None:
             numbers = low if self.above else f"{low} or more"
         else:
             numbers = f"{low}, at most {self.high:g}" if self.above else f"{low} to {self.high:g}"
@@ -97,7 +99,8 @@ class Setting:
             return None
         parsed = _PARSERS[self.kind](self, value)
         if parsed is None:
-            wanted = self.range + (" or none" if self.optional else "")
+            whole = "a whole number, " if self.kind == "int" and not _is_whole(value) else ""
+            wanted = whole + self.range + (" or none" if self.optional else "")
             raise SettingError(f"{self.name} is {_shown(value)}: it must be {wanted}.")
         return parsed
 

@@ -16,7 +16,7 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    found = [value for value in (_available(), _container()) if value is not None]
+    found = [value for value in (_available(), _container(), _address_space()) if value is not None]
     return min(found, default=_UNKNOWN)
 
 
@@ -27,6 +27,18 @@ def _available() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _address_space() -> int | None:
+    """What is left of this process's limit of address space (`ulimit -v`); None without one."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):  # on Windows, and where there is no such file
+        return None
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - mapped)
 
 
 def _container() -> int | None:

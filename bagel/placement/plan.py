@@ -136,6 +136,7 @@ def plans(
     *,
     precisions: Sequence[str] = NAMES,
     stored: torch.dtype | None = None,
+    embedding: torch.dtype | None = None,
     stored_as: str | None = None,
     offloads: Sequence[str] = ("none", "cpu", "disk"),
 ) -> list[Plan]:
@@ -148,12 +149,15 @@ def plans(
         tasks: that the model is for.
         precisions: that come into question.
         stored: type of the weights where they can be used from the disk as they are.
+        embedding: type of the token embedding where it can be used from the disk as it is.
         stored_as: format of the weights where they are stored in few bits.
         offloads: where layers may stand that find no room on the device.
     """
     jobs = [job for job in usual_jobs(config) if job.task in tasks]
     found = [
-        plan for text in precisions for plan in _of_precision(config, machine, tasks, jobs, text, stored, offloads)
+        plan
+        for text in precisions
+        for plan in _of_precision(config, machine, tasks, jobs, text, stored, embedding, offloads)
     ]
 
     def order(plan: Plan) -> tuple[bool, bool, bool, float]:
@@ -186,9 +190,11 @@ def choose(found: Sequence[Plan], machine: Machine, *, every_job: bool = True) -
     least = min(found, key=lambda plan: plan.peak_host + plan.peak_device)
     takes = f"{size_text(least.peak_device)} of device memory and " if least.device_bytes else ""
     takes += f"{size_text(least.peak_host)} of main memory"
+    margin = f"{HOST_MARGIN:.0%} of main memory" + (f" and {MARGIN:.0%} of a device's" if least.device_bytes else "")
+    fewer = "free memory, or load it for fewer tasks" if len(least.host_bytes) > 1 else "free memory"
     raise DeviceError(
-        f"this checkpoint does not fit: there are {' and '.join(have)} free, and the smallest way of running it takes "
-        f"{takes} ({least.precision.name} on {least.where}); free memory, or load it for fewer tasks."
+        f"this checkpoint does not fit: there are {' and '.join(have)} free, {margin} are left alone, and "
+        f"the smallest way of running it takes {takes} ({least.precision.name} on {least.where}); {fewer}."
     )
 
 
@@ -199,6 +205,7 @@ def _of_precision(
     jobs: list[Job],
     text: str,
     stored: torch.dtype | None,
+    embedding: torch.dtype | None,
     offloads: Sequence[str],
 ) -> Iterator[Plan]:
     kinds = {device.type: device for device, _ in reversed(machine.devices)}
@@ -217,7 +224,7 @@ def _of_precision(
         plain = not precision.parts and precision.activations == stored
         draws = any(job.drawn is not None for job in jobs)
         if device.type == "cpu":
-            yield from _on_cpu(device, machine, precision, parts, base, works, plain, stored, offloads, draws)
+            yield from _on_cpu(device, machine, precision, parts, base, works, plain, embedding, offloads, draws)
         else:
             rooms = sorted(((d, f) for d, f in machine.devices if d.type == device.type), key=lambda room: -room[1])
             yield from _on_devices(rooms, machine, precision, parts, base, works, plain, offloads, draws)
@@ -236,15 +243,14 @@ def _on_cpu(
     base: int,
     works: dict[str, Taken],
     plain: bool,
-    stored: torch.dtype | None,
+    embedding: torch.dtype | None,
     offloads: Sequence[str],
     draws: bool,
 ) -> Iterator[Plan]:
     room = machine.host * (1 - HOST_MARGIN)
     # A large embedding stays in its file where it is stored as it is wanted: a text takes a few rows of it.
-    in_file = precision.activations == stored and "embedding" not in precision.parts
-    embedding = 0 if in_file and parts.embedding >= LARGE_EMBEDDING else parts.embedding
-    outside = parts.outside - parts.embedding + embedding
+    in_file = precision.activations == embedding and "embedding" not in precision.parts
+    outside = parts.outside - (parts.embedding if in_file and parts.embedding >= LARGE_EMBEDDING else 0)
     for offload in ("none", "disk"):
         if offload not in offloads or (offload == "disk" and not plain):
             continue

@@ -46,10 +46,10 @@ def explained(error: Exception, device: torch.device, plan: Plan | None, others:
 def _advice(plan: Plan | None, others: Sequence[Plan]) -> str:
     """What would fit: the best way that takes less than the one that was chosen."""
     smaller = "ask for smaller pictures or fewer at once"
-    if plan is None:
-        return f"{smaller}, or load it in fewer bits (precision='int8')"
-    taken = plan.peak_device or plan.peak_host
-    fitting = next((p for p in others if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None)
+    fitting = None
+    if plan is not None:
+        taken = plan.peak_device or plan.peak_host
+        fitting = next((p for p in others if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None)
     if fitting is None:
         return f"{smaller}, or load it in fewer bits or with layers elsewhere (`bagel info --plan` shows what fits)"
     place = "" if fitting.offload == "none" else f" and offload={fitting.offload!r}"

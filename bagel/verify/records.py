@@ -97,7 +97,19 @@ class Recorded:
         for number, case in enumerate(cases):
             if not isinstance(case, dict) or not {"name", "kind"} <= case.keys():
                 raise DataError(f"{path}: case number {number} has no name or no kind")
+            if not _are_inputs(case.get("inputs", [])):
+                raise DataError(
+                    f"{path}: inputs of case {case['name']!r} are no list of mappings, or an image among them has no "
+                    "picture's name as its value"
+                )
         return document
+
+
+def _are_inputs(inputs: Any) -> bool:
+    return isinstance(inputs, list) and all(
+        isinstance(item, dict) and (item.get("type") != "image" or isinstance(item.get("value"), str))
+        for item in inputs
+    )
 
 
 def _pictures_of(case: Case) -> Iterator[str]:

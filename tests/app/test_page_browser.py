@@ -160,7 +160,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     assert "write something that the model can go by" in sentence(page)
     page.fill("#create-seed input", "seven")
     draw(page, "a cup")
-    assert "seed is 'seven': it must be 0 or more or none" in sentence(page)
+    assert "seed is 'seven': it must be a whole number, 0 to 2⁶³ − 1 or none" in sentence(page)
     page.fill("#create-seed input", "")
     with ExitStack() as places:
         for _ in range(service.limits.queue):

@@ -246,3 +246,87 @@ def test_a_checkpoint_in_few_bits_is_used_as_it_is_stored(tmp_path: Path) -> Non
     assert bagel.checkpoint.precision.name == "nf4"
     assert len(quantised(bagel)) == bagel.config.decoder.num_layers * 14
     assert Bagel.from_pretrained(tmp_path / "nf4", device="cpu", precision="float32").dtype == torch.float32
+
+
+def test_a_file_with_some_matrices_in_few_bits_stays_exact(tmp_path: Path) -> None:
+    """Rounding the others alike, or the few again, would lose what is in the file."""
+    from safetensors.torch import load_file, save_file
+
+    from bagel.checkpoint.convert import convert
+    from bagel.checkpoint.official import stored_format
+    from bagel.checkpoint.source import open_source
+
+    convert(MINI_FOLDER, tmp_path / "fp8", "fp8")
+    path = tmp_path / "fp8" / "ema.safetensors"
+    tensors, plain = load_file(path), load_file(MINI_FOLDER / "ema.safetensors")
+    assert stored_format(open_source(path)) == "fp8"
+    for name in [name for name in tensors if ".layers.0." in name]:
+        del tensors[name]
+    tensors |= {name: tensor for name, tensor in plain.items() if ".layers.0." in name}
+    save_file(tensors, path)
+    assert stored_format(open_source(path)) is None
+    found = Bagel.from_pretrained(tmp_path / "fp8", device="cpu", precision="auto")
+    state, exact = found.checkpoint.model.state_dict(), Bagel.from_pretrained("mini", precision="float32")
+    wanted = exact.checkpoint.model.state_dict()
+    rounded = Bagel.from_pretrained("mini", precision="fp8,activations=float32").checkpoint.model.state_dict()
+    for name in state:
+        if name.startswith("decoder.layers.0."):
+            assert torch.equal(state[name].float(), wanted[name]), name
+        elif name.startswith("decoder.layers.1."):
+            assert torch.equal(state[name].float(), rounded[name]), name
+
+
+def test_an_embedding_of_a_file_in_few_bits_stays_in_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bagel.checkpoint.convert import convert
+    from bagel.checkpoint.official import embedding_dtype
+    from bagel.checkpoint.source import open_source
+
+    convert(MINI_FOLDER, tmp_path / "int8", "int8")
+    source = open_source(tmp_path / "int8" / "ema.safetensors")
+    assert embedding_dtype(source) is None  # it is small
+    monkeypatch.setattr("bagel.checkpoint.official.LARGE_EMBEDDING", 1000)
+    assert embedding_dtype(source) == torch.bfloat16
+    whole = Bagel.from_pretrained("mini", precision="int8")
+    mapped = Bagel.from_pretrained(tmp_path / "int8", device="cpu")
+    picture = mapped.generate("a red star", seed=2, num_timesteps=4)
+    assert picture.tobytes() == whole.generate("a red star", seed=2, num_timesteps=4).tobytes()
+
+
+def test_a_part_whose_matrices_do_not_fit_is_refused() -> None:
+    """The vision transformer of the official size is 4304 wide, no multiple of 64."""
+    from bagel.checkpoint.filling import quantise
+    from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
+    from bagel.model.bagel import BagelModel
+
+    config = BagelConfig(
+        decoder=DecoderConfig(
+            hidden_size=64, num_layers=1, num_heads=2, num_kv_heads=1, intermediate_size=64, vocab_size=64
+        ),
+        vit=VitConfig(hidden_size=64, num_layers=1, num_heads=2, intermediate_size=80, image_size=28),
+        vae=VaeConfig(ch=32, ch_mult=(1, 1), num_res_blocks=1, z_channels=4),
+        max_latent_size=4,
+        vit_max_num_patch_per_side=2,
+    )
+    with pytest.raises(DeviceError, match=r"precision is 'int8,vit=int4', but vit.*fc1.weight of 80×64 cannot be"):
+        quantise(BagelModel(config), parse_precision("int8,vit=int4"))
+    quantise(BagelModel(config), parse_precision("int4,vit=int8"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"precision": None},
+        {"precision": 8},
+        {"device": None},
+        {"tasks": 5},
+        {"tasks": None},
+        {"memory": [1]},
+        {"memory": True},
+        {"offload": None},
+    ],
+    ids=str,
+)
+def test_arguments_of_other_types_are_refused(given: dict[str, Any]) -> None:
+    [name] = given
+    with pytest.raises(SettingError, match=f"^{name} is "):
+        Bagel.from_pretrained("mini", **given)

@@ -540,6 +540,24 @@ def test_folders_that_are_no_sessions(bagel: Bagel, tmp_path: Path) -> None:
         (tmp_path / "chat" / "session.json").write_text(json.dumps({**document, **change}))
         with pytest.raises(DataError):
             bagel.load_session(tmp_path / "chat")
+    text, system = {"kind": "text", "text": "a cat"}, {"kind": "system", "text": "think"}
+    for change in (
+        {"turns": [{"kind": "text", "text": 5}]},
+        {"turns": [{"kind": "text", "text": None}]},
+        {"turns": [{"kind": "text", "text": " "}]},
+        {"turns": [{"kind": "text", "text": "a cat", "image": "000.png"}]},
+        {"turns": [{"kind": "text", "image": "000.png"}]},
+        {"turns": [{"kind": "image", "text": "a cat"}]},
+        {"turns": [{"kind": "drawing", "image": ["000.png"]}]},
+        {"think": True},
+        {"think": "no", "turns": [system]},
+        {"think": False, "turns": [system, text], "marks": [1]},
+        {"think": True, "turns": [text, system], "marks": [1]},
+        {"understanding": 1},
+    ):
+        (tmp_path / "chat" / "session.json").write_text(json.dumps({**document, **change}))
+        with pytest.raises(DataError, match="is damaged"):
+            bagel.load_session(tmp_path / "chat")
     (tmp_path / "chat" / "session.json").write_text(
         json.dumps({**document, "turns": [{"kind": "image", "image": "../x.png"}]})
     )

@@ -99,7 +99,7 @@ def test_parsed_values_have_their_type() -> None:
 
 
 def test_a_long_value_is_shown_in_part() -> None:
-    with pytest.raises(SettingError, match="^seed is 9{60}…: it must be 0 or more or none.$"):
+    with pytest.raises(SettingError, match="^seed is 9{60}…: it must be 0 to 2⁶³ − 1 or none.$"):
         SETTINGS["seed"].parse(int("9" * 401))
 
 

@@ -18,6 +18,7 @@ from bagel.placement.plan import Machine, Plan, choose, plans
 CONFIG = NAMED_CONFIGS["7b-mot"]
 ALL = ("generate", "edit", "understand")
 PRECISIONS = ("bfloat16", "int8", "int4")
+STORED: dict[str, Any] = {"stored": torch.bfloat16, "embedding": torch.bfloat16}
 CPU = torch.device("cpu")
 GB = 10**9
 
@@ -28,7 +29,7 @@ def machine(*gpus: float, host: float = 64) -> Machine:
 
 
 def best(here: Machine, tasks: tuple[str, ...] = ALL, **more: Any) -> Plan:
-    return choose(plans(CONFIG, here, tasks, precisions=PRECISIONS, stored=torch.bfloat16, **more), here)
+    return choose(plans(CONFIG, here, tasks, precisions=PRECISIONS, **STORED, **more), here)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,15 @@ def test_more_memory_never_fits_less() -> None:
         fits = []
         for half_gigabytes in range(20, 64):
             here = machine(half_gigabytes / 2, host=64)
-            found = plans(CONFIG, here, ALL, precisions=(precision,), stored=torch.bfloat16, offloads=("none", "cpu"))
+            found = plans(
+                CONFIG,
+                here,
+                ALL,
+                precisions=(precision,),
+                stored=torch.bfloat16,
+                embedding=torch.bfloat16,
+                offloads=("none", "cpu"),
+            )
             fits.append(any(plan.fits for plan in found if plan.devices != (CPU,)))
         assert fits == sorted(fits), precision
         assert fits[-1]
@@ -104,7 +113,7 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
 
 def test_a_precision_asked_for_by_name_needs_room_for_small_work_only() -> None:
     here = machine(host=22)
-    found = plans(CONFIG, here, ALL, precisions=("int8",), stored=torch.bfloat16)
+    found = plans(CONFIG, here, ALL, precisions=("int8",), **STORED)
     with pytest.raises(DeviceError, match="does not fit"):
         choose(found, here)
     plan = choose(found, here, every_job=False)
@@ -119,7 +128,15 @@ def test_fewer_tasks_take_less() -> None:
 
 
 def test_the_disk_is_only_for_what_is_stored_as_it_is_wanted() -> None:
-    found = plans(CONFIG, machine(host=16), ALL, precisions=PRECISIONS, stored=torch.bfloat16, offloads=("disk",))
+    found = plans(
+        CONFIG,
+        machine(host=16),
+        ALL,
+        precisions=PRECISIONS,
+        stored=torch.bfloat16,
+        embedding=torch.bfloat16,
+        offloads=("disk",),
+    )
     assert {plan.precision.name for plan in found} == {"bfloat16"}
     assert not plans(CONFIG, machine(host=16), ALL, precisions=PRECISIONS, stored=None, offloads=("disk",))
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bagel import Bagel, MemoryShortageError
+from bagel import Bagel, DeviceError, MemoryShortageError
 from bagel.config import NAMED_CONFIGS
+from bagel.placement.memory import free_memory
 from bagel.placement.plan import Machine, choose, plans
 from bagel.placement.shortage import explained, is_out_of_memory
 
@@ -25,7 +28,47 @@ def test_how_much_was_needed_and_is_free(error: Exception, needed: str) -> None:
     text = str(explained(error, CPU, None))
     assert needed in text
     assert "GB is free now" in text
-    assert "precision='int8'" in text
+    assert "in fewer bits" in text
+
+
+def test_no_more_bits_are_advised_than_it_has() -> None:
+    here = Machine(((CPU, 30 * 10**9),), 30 * 10**9)
+    found = plans(NAMED_CONFIGS["7b-mot"], here, ("understand",), precisions=("int4",))
+    text = str(explained(MemoryError(), CPU, choose(found, here), found))
+    assert "precision='int8'" not in text
+    assert "`bagel info --plan`" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such limits are Linux's")
+def test_a_limit_of_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    whole = free_memory(CPU)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = mapped + 10**8
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
+    assert 0 < free_memory(CPU) <= 10**8 < whole
+
+
+def test_a_file_that_cannot_be_mapped_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **more: object) -> None:
+        raise MemoryError("Cannot allocate memory (os error 12)")
+
+    monkeypatch.setattr("bagel.checkpoint.source.safe_open", refuse)
+    with pytest.raises(
+        MemoryShortageError, match=r"ema.safetensors cannot be opened: mapping its .* MB takes .*\(ulimit -v\)"
+    ):
+        Bagel.from_pretrained("mini")
+
+
+def test_a_large_checkpoint_is_never_loaded_without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU the system ends a process that takes more than there is, without a word."""
+    monkeypatch.setattr("bagel.inference.loading._LARGE", 1000)
+    assert Bagel.from_pretrained("mini", device="cpu", offload="none").plan is not None
+    monkeypatch.setattr("bagel.placement.plan.free_memory", lambda device: 1 << 20)
+    for precision in ("auto", "bfloat16"):
+        with pytest.raises(DeviceError, match="does not fit"):
+            Bagel.from_pretrained("mini", device="cpu", offload="none", precision=precision)
 
 
 def test_which_plan_would_fit() -> None:

@@ -63,7 +63,7 @@ def _int8(files: SafetensorsFiles, name: str, module: str) -> Stored:
         scales = files.read(scale).float().view(-1) / 127
         return Int8Matrix((shape[0], shape[1]), {"values": files.read(name), "scale": scales})
 
-    return Stored("bitsandbytes INT8", shape, (name, scale), load, idle)
+    return Stored("bitsandbytes INT8", shape, (name, scale), load, Int8Matrix.format, idle)
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,18 @@ def _nf4(files: SafetensorsFiles, name: str) -> Stored:
     if not all(dtype.is_floating_point for dtype in types[nested:]):
         raise unknown(files, name, f"its scales are {', '.join(files.dtype(part) for part in parts[1 + nested :])}")
 
+    kept = Nf4Matrix.format if inner % state.block == 0 else None
+
     def load(files: SafetensorsFiles) -> Tensor | QuantisedMatrix:
         values = files.read(name).view(torch.uint8).flatten()
         tensors = {"values": values, **_scales(files, name, state)}
-        if inner % state.block == 0:
+        if kept:
             return Nf4Matrix((out, inner), tensors)
         # Blocks run over the ends of rows: the matrix is brought back as one of a block a row.
         return Nf4Matrix((blocks, state.block), tensors).dequantise(state.dtype).view(out, inner)
 
     words = "bitsandbytes NF4, scales in 8 bits" if nested else "bitsandbytes NF4"
-    return Stored(words, state.shape, (name, *parts, name + _STATE + "nf4"), load)
+    return Stored(words, state.shape, (name, *parts, name + _STATE + "nf4"), load, kept)
 
 
 def _scales(files: SafetensorsFiles, name: str, state: _State) -> dict[str, Tensor]:

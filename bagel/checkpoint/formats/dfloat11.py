@@ -134,6 +134,12 @@ class DFloat11Tensors:
                 f"{self.where}: {name} cannot be brought back from DFloat11 (damaged?): it has {error}"
             ) from error
 
+    def format(self, name: str) -> None:
+        """What is read is plain."""
+
+    def mapped(self, name: str) -> None:
+        """Nothing is used from the file as it is."""
+
     def close(self) -> None:
         self._files.close()
 

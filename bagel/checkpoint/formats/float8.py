@@ -58,21 +58,25 @@ def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
             f"{files.where}: {name} has no scale beside it, but the file has {other}: it is not whole; download it anew"
         )
 
+    kept = Fp8Matrix.format if linear and words != _BLOCKWISE else None
+
     def load(files: SafetensorsFiles) -> Tensor | QuantisedMatrix:
         values = files.read(name)
         if not _is_finite(values):
             raise CheckpointError(f"{files.where}: {name} holds infinite numbers or none at all; download it anew")
         scales = torch.ones(1) if scale is None else files.read(scale).float()
+        if not scales.isfinite().all():
+            raise CheckpointError(f"{files.where}: {scale} holds infinite numbers or none at all; download it anew")
         if words == _BLOCKWISE:
             return _from_blocks(values, scales)
         if len(shape) != 2:
             return (values.float() * (scales if scales.numel() == 1 else scales.view(-1))).to(torch.bfloat16)
         rows = scales.reshape(-1).expand(shape[0]).contiguous()
         matrix = Fp8Matrix((shape[0], shape[1]), {"values": values, "scale": rows})
-        return matrix if linear else matrix.dequantise(torch.bfloat16)
+        return matrix if kept else matrix.dequantise(torch.bfloat16)
 
     parts = (name,) if scale is None else (name, scale)
-    return Stored(f"FP8 ({_TYPES[files.dtype(name)]}) {words}", shape, parts, load, idle)
+    return Stored(f"FP8 ({_TYPES[files.dtype(name)]}) {words}", shape, parts, load, kept, idle)
 
 
 def _first_scale(files: SafetensorsFiles) -> str | None:

@@ -115,6 +115,12 @@ class GgufFile:
             flat[start * values : start * values + piece.size] = torch.from_numpy(piece.ravel())
         return result
 
+    def format(self, name: str) -> None:
+        """What is read is plain."""
+
+    def mapped(self, name: str) -> None:
+        """Nothing is used from the file as it is."""
+
     def close(self) -> None:
         """Nothing stays open."""
 

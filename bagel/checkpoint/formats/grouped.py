@@ -30,6 +30,7 @@ class Stored:
         shape: of the tensor as the model has it.
         parts: the tensors in the files that it is made of.
         load: makes it.
+        format: of the `QuantisedMatrix` that `load` makes; None if it is a plain tensor.
         idle: tensors beside it that are not needed for it.
     """
 
@@ -37,6 +38,7 @@ class Stored:
     shape: tuple[int, ...]
     parts: tuple[str, ...]
     load: Callable[[SafetensorsFiles], Tensor | QuantisedMatrix]
+    format: str | None
     idle: tuple[str, ...] = ()
 
 
@@ -73,6 +75,13 @@ class GroupedTensors:
     def read(self, name: str) -> Tensor | QuantisedMatrix:
         entry = self._stored.get(name)
         return self._files.read(name) if entry is None else entry.load(self._files)
+
+    def format(self, name: str) -> str | None:
+        entry = self._stored.get(name)
+        return None if entry is None else entry.format
+
+    def mapped(self, name: str) -> Tensor | None:
+        return None if name in self._stored else self._files.mapped(name)
 
     def close(self) -> None:
         self._files.close()

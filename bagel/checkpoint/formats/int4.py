@@ -38,4 +38,4 @@ def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
     def load(files: SafetensorsFiles) -> QuantisedMatrix:
         return Int4Matrix(shape, {"values": files.read(name), "scale_and_middle": files.read(numbers)})
 
-    return Stored(f"INT4 in groups of {shape[1] // found[0]}", shape, (name, numbers), load)
+    return Stored(f"INT4 in groups of {shape[1] // found[0]}", shape, (name, numbers), load, Int4Matrix.format)

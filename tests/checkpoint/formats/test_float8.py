@@ -131,3 +131,12 @@ def test_values_that_are_no_numbers(save: Save, dtype: torch.dtype, code: int) -
         values.view(torch.uint8)[5, 7] = bits
         with pytest.raises(CheckpointError, match="holds infinite numbers or none at all"):
             open_source(save({f"{NAME}.weight": values})).read(f"{NAME}.weight")
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_scales_that_are_no_numbers(save: Save, wrong: float) -> None:
+    scale = torch.ones(OUT)
+    scale[3] = wrong
+    path = save({f"{NAME}.weight": torch.randn(OUT, INNER).to(torch.float8_e4m3fn), f"{NAME}.weight_scale": scale})
+    with pytest.raises(CheckpointError, match="weight_scale holds infinite numbers or none at all"):
+        open_source(path).read(f"{NAME}.weight")
