@@ -37,7 +37,8 @@ GROUPS: tuple[tuple[str, str, str], ...] = (
     ("chains of three edits in one session", "edit/chain", "0.45"),
     ("riddles, thinking", "riddle/", ""),
     ("riddles, not thinking", "riddle/", ""),
-    ("the judge: scene recovered", "judge/", "0.99; 0.97"),
+    ("the judge: scene recovered", "judge/fresh", "0.99"),
+    ("the judge: the same through the autoencoder", "judge/through", "0.97"),
 )
 
 

@@ -87,6 +87,23 @@ def test_a_batch_equals_its_parts_alone(bagel: Bagel, golden: Any) -> None:
         assert result.evaluations == alone.evaluations
 
 
+@pytest.mark.parametrize(("taylorseer", "tolerance"), [(False, 1e-5), (True, 5e-5)])
+def test_long_guided_edits_together_and_alone(bagel: Bagel, golden: Any, taylorseer: bool, tolerance: float) -> None:
+    """Guidance multiplies what rounding does, and extrapolation does so again."""
+    settings = {"num_timesteps": 50, "cfg_text_scale": 4.0, "cfg_image_scale": 2.0, "enable_taylorseer": taylorseer}
+    jobs: list[tuple[list[Any], dict[str, Any]]] = [
+        ([golden.image(name), text], {"seed": seed, **settings})
+        for seed, (name, text) in enumerate([("wide", "darker"), ("tall", "add a bird"), ("tiny", "in red, please")])
+    ]
+    for job, (result, recorder) in zip(jobs, run_together(bagel, jobs), strict=True):
+        ((alone, own),) = run_together(bagel, [job])
+        assert recorder.latent is not None
+        assert own.latent is not None
+        assert golden.error(recorder.latent, own.latent) < tolerance
+        levels = [np.array(found.image).astype(int) for found in (result, alone)]
+        assert np.abs(levels[0] - levels[1]).max() <= 1
+
+
 def test_same_seed_same_picture_whatever_the_place(bagel: Bagel) -> None:
     alone = np.array(bagel.generate("a cat", seed=3)).astype(int)
     batch = bagel.generate(
