@@ -41,19 +41,26 @@ def _address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else max(0, limit - mapped)
 
 
+_GROUP = Path("/sys/fs/cgroup")
+# Files of a control group: its limit, what it has taken, and in its statistics what of that is files that can go.
+_VERSIONS = (
+    (_GROUP / "memory.max", _GROUP / "memory.current", _GROUP / "memory.stat", "inactive_file "),
+    (
+        _GROUP / "memory" / "memory.limit_in_bytes",
+        _GROUP / "memory" / "memory.usage_in_bytes",
+        _GROUP / "memory" / "memory.stat",
+        "total_inactive_file ",
+    ),
+)
+
+
 def _container() -> int | None:
-    """What is left of the memory limit of a control group (version 2); None without one."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text()
-        cached = next(
-            (
-                int(line.split()[1])
-                for line in (group / "memory.stat").read_text().splitlines()
-                if line.startswith("inactive_file ")
-            ),
-            0,
-        )
-    except OSError:
-        return None
-    return None if limit == "max" else int(limit) - int(used) + cached
+    """What is left of the memory limit of a control group (version 2, or 1); None without one."""
+    for limit, used, statistics, cached in _VERSIONS:
+        try:
+            most, taken, lines = limit.read_text().strip(), int(used.read_text()), statistics.read_text().splitlines()
+        except (OSError, ValueError):
+            continue
+        kept = next((int(line.split()[1]) for line in lines if line.startswith(cached)), 0)
+        return None if most == "max" else int(most) - taken + kept
+    return None

@@ -11,7 +11,7 @@ import torch
 
 from bagel import Bagel, DeviceError, MemoryShortageError
 from bagel.config import NAMED_CONFIGS
-from bagel.placement.memory import free_memory
+from bagel.placement.memory import _VERSIONS, free_memory
 from bagel.placement.plan import Machine, choose, plans
 from bagel.placement.shortage import explained, is_out_of_memory
 
@@ -48,6 +48,19 @@ def test_a_limit_of_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     limit = mapped + 10**8
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
     assert 0 < free_memory(CPU) <= 10**8 < whole
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_limit_of_the_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
+    limit, used, statistics, cached = _VERSIONS[2 - version]
+    files = {limit: "1000000\n", used: "600000\n", statistics: f"anon 5\n{cached}100000\n"}
+    for path, text in files.items():
+        (tmp_path / path.name).write_text(text)
+    here = tuple(tmp_path / path.name for path in files)
+    monkeypatch.setattr("bagel.placement.memory._VERSIONS", ((tmp_path / "x",) * 3 + ("",), (*here, cached)))
+    assert free_memory(CPU) == 500_000
+    (tmp_path / limit.name).write_text("max\n")
+    assert free_memory(CPU) > 10**8
 
 
 def test_a_file_that_cannot_be_mapped_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
