@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bagel.checkpoint.checking import TensorError
 
 FORMAT_HELP = (
-    "bf16, fp8 (lossy), int8, nf4 (lossy), int4 (lossy), gguf-q8_0, gguf-q4_0 (lossy), gguf-bf16 or gguf-f16: of the "
+    "bf16, fp8, int8, nf4 (lossy), int4 (lossy), gguf-q8_0, gguf-q4_0 (lossy), gguf-bf16 or gguf-f16: of the "
     "decoder's big matrices; the rest is in bfloat16."
 )
 OFFICIAL = "ByteDance-Seed/BAGEL-7B-MoT"

@@ -39,8 +39,8 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        help="auto, float32, bfloat16, float16, or of the decoder's matrices int8, int8-dynamic, fp8 (lossy), "
-        "fp8-dynamic (lossy), int4 (lossy), nf4 (lossy); more parts behind it: "
+        help="auto, float32, bfloat16, float16, or of the decoder's matrices int8, int8-dynamic, fp8, "
+        "fp8-dynamic, int4 (lossy), nf4 (lossy); more parts behind it: "
         "int8,head=int8,vit=int8,embedding=int8,activations=float16,autoencoder=bfloat16.",
         metavar="PRECISION",
     ),
