@@ -276,6 +276,14 @@ def test_chat_draws_answers_undoes_and_saves(tiny: str) -> None:
     assert "nothing to undo" in result.stderr
 
 
+def test_a_chat_without_pictures_leaves_no_folder(tiny: str) -> None:
+    for folder in ("new", "kept"):
+        if folder == "kept":
+            Path(folder).mkdir()
+        assert run("chat", "-c", tiny, "-o", folder, input="/help\n").exit_code == 0
+    assert [path.name for path in Path().iterdir()] == ["kept"]
+
+
 def test_chat_goes_on_after_bad_input(tiny: str) -> None:
     lines = "/image missing.png\n/dance\n/set cfg_text_scale=99\n/set magic=1\n/save\n/draw\n/set seed=4\n/draw x\n"
     result = run("chat", "-c", tiny, input=lines)

@@ -68,11 +68,12 @@ POSITION_TABLES = {"latent_pos_embed": "latent_pos_embed.pos_embed", "vit_pos_em
 _DECODER_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(und|gen)\.(\w+)\.(\w+)")
 _LLAMA_LAYER_NAME = re.compile(rf"blk\.(\d+)\.({'|'.join(_LLAMA_LAYER)})(_moe_gen)?\.(\w+)")
 _VIT_LAYER_NAME = re.compile(r"vit\.layers\.(\d+)\.(\w+)\.(\w+)")
-
-
-_DECODER_MATRIX = re.compile(
-    r"language_model\.model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp(_moe_gen)?\.(gate|up|down)_proj)(_moe_gen)?\.weight"
+_MATRICES = "|".join(
+    re.escape(_EXPERT[module].format(suffix))
+    for module in ("q", "k", "v", "o", "gate", "up", "down")
+    for suffix in ("", "_moe_gen")
 )
+_DECODER_MATRIX = re.compile(rf"language_model\.model\.layers\.\d+\.({_MATRICES})\.weight")
 
 
 def is_decoder_matrix(official: str) -> bool:

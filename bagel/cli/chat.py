@@ -22,6 +22,7 @@ from bagel.cli.options import (
     load,
     notes,
     step_bar,
+    unwritable,
 )
 from bagel.errors import BagelError, PromptError, SettingError
 from bagel.files import make_writable_folder
@@ -43,9 +44,7 @@ TEXT              say something; the model answers
 /help             this list
 /quit             leave"""
 
-
-def _unwritable(path: Path, error: OSError) -> BagelError:
-    return BagelError(f"{path} cannot be written ({error.strerror or error}): start with another --output folder.")
+_ANOTHER = "start with another --output folder"
 
 
 def _tell(text: str) -> None:
@@ -71,12 +70,18 @@ def chat(
     /help lists the commands; /set changes any setting that `bagel generate --help` or `bagel ask --help` shows.
     """
     seed = parse_settings("generate", {"seed": seed})["seed"]
+    is_new = not output.exists()
     try:
         make_writable_folder(output)
     except OSError as error:
-        raise _unwritable(output, error) from error
-    bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
-    Conversation(bagel, output, think=think, seed=seed).run()
+        raise unwritable(output, error, _ANOTHER) from error
+    try:
+        bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
+        Conversation(bagel, output, think=think, seed=seed).run()
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # pictures were drawn
+                output.rmdir()
 
 
 class Conversation:
@@ -162,7 +167,7 @@ class Conversation:
         try:
             save_image(result.image, path)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error, _ANOTHER) from error
         _tell(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
 
     def _own(self, task: Any) -> dict[str, Any]:
@@ -219,7 +224,7 @@ class Conversation:
         try:
             self.session.save(Path(folder).expanduser())
         except OSError as error:
-            raise BagelError(f"{folder} cannot be written ({error}): name another folder.") from error
+            raise unwritable(folder, error, "name another folder") from error
         _tell(f"saved to {folder}")
 
     def _load(self, folder: str) -> None:

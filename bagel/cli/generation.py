@@ -20,10 +20,11 @@ from bagel.cli.options import (
     load,
     notes,
     step_bar,
+    unwritable,
     with_settings,
     write_json,
 )
-from bagel.errors import BagelError, PromptError, SettingError
+from bagel.errors import PromptError, SettingError
 from bagel.files import check_writable
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ OutputOption = Annotated[
     Path,
     typer.Option("--output", "-o", help="The picture's file (.png, .jpg, .webp); several get numbers.", metavar="FILE"),
 ]
+_ANOTHER = "give another output file"
 CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, with seeds counting up.", min=1)]
 
 
@@ -145,11 +147,7 @@ def _check_output(path: Path) -> None:
     try:
         check_writable(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: Exception) -> BagelError:
-    return BagelError(f"{path} cannot be written ({error}): give another output file.")
+        raise unwritable(path, error, _ANOTHER) from error
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -182,7 +180,7 @@ def _deliver(results: list[Result], output: Path, json: str | None) -> None:
         try:
             save_image(result.image, path)
         except (OSError, ValueError) as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error, _ANOTHER) from error
         listing.append({"file": str(path), **_facts(result)})
         if json != "-":
             if result.thinking:

@@ -202,11 +202,12 @@ def _check_json(target: str | None) -> None:
         try:
             check_writable(Path(target))
         except OSError as error:
-            raise _unwritable_json(target, error) from error
+            raise unwritable(target, error, "give another file") from error
 
 
-def _unwritable_json(target: str, error: OSError) -> BagelError:
-    return BagelError(f"{target} cannot be written ({error.strerror or error}): give another file.")
+def unwritable(path: Path | str, error: Exception, instead: str) -> BagelError:
+    """The error for a file or folder that cannot be written, with what to do instead."""
+    return BagelError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): {instead}.")
 
 
 def write_json(target: str | None, content: Any) -> None:
@@ -220,7 +221,7 @@ def write_json(target: str | None, content: Any) -> None:
     try:
         write_text(Path(target), text + "\n")
     except OSError as error:
-        raise _unwritable_json(target, error) from error
+        raise unwritable(target, error, "give another file") from error
 
 
 def settings_table() -> str:
