@@ -18,7 +18,8 @@ from torch import Tensor
 
 from bagel.memory import on_own_pages
 
-_PIECE = 1 << 18  # values that are worked on at a time where float32 intermediates are needed
+_PIECE = 1 << 18  # values that are worked on at a time on the CPU where float32 intermediates are needed
+_PIECE_ON_DEVICE = 1 << 22  # the same on accelerators, where each piece costs the start of its operations
 _BLOCK = 1 << 22  # values that are brought back at a time on the CPU: 8 MB, which stay in the processor's cache
 
 
@@ -84,9 +85,10 @@ class QuantisedMatrix(ABC):
         return next(iter(self.tensors.values())).device
 
 
-def pieces(shape: tuple[int, int], multiple: int = 1) -> list[tuple[int, int]]:
-    """Ranges of rows of about a million values each, of a multiple of rows except for the last."""
-    rows = max(1, _PIECE // shape[1] // multiple) * multiple
+def pieces(shape: tuple[int, int], device: torch.device, multiple: int = 1) -> list[tuple[int, int]]:
+    """Ranges of rows that are worked on at a time, of a multiple of rows except for the last."""
+    values = _PIECE if device.type == "cpu" else _PIECE_ON_DEVICE
+    rows = max(1, values // shape[1] // multiple) * multiple
     return [(start, min(shape[0], start + rows)) for start in range(0, shape[0], rows)]
 
 
@@ -96,7 +98,7 @@ def wide_pieces(weight: Tensor, multiple: int = 1) -> Iterator[tuple[int, int, T
     Rounding in place in a buffer outside the heap, and not in new tensors, is for memory's sake: their blocks would
     leave gaps in the heap between all the small tensors that stay, and a model of 400 MB took 900.
     """
-    ranges = pieces((weight.shape[0], weight.shape[1]), multiple)
+    ranges = pieces((weight.shape[0], weight.shape[1]), weight.device, multiple)
     rows = max((stop - start for start, stop in ranges), default=0)
     buffer = on_own_pages((rows, weight.shape[1]), torch.float32, weight.device)
     for start, stop in ranges:

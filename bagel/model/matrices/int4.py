@@ -75,7 +75,7 @@ class Int4Matrix(QuantisedMatrix):
         first, last = start // _ROWS * _ROWS, -(-stop // _ROWS) * _ROWS
         result = torch.empty(last - first, self.shape[1], dtype=dtype, device=self.device)
         numbers = self.tensors["scale_and_middle"]
-        for i, j in pieces((last - first, self.shape[1]), _ROWS):
+        for i, j in pieces((last - first, self.shape[1]), self.device, _ROWS):
             q = self.unpack(first + i, first + j).float().view(j - i, numbers.shape[0], -1)
             scale, middle = numbers[:, first + i : first + j].float().transpose(0, 1).unbind(-1)
             result[i:j] = q.sub_(8).mul_(scale[..., None]).add_(middle[..., None]).flatten(1)

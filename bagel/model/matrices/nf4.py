@@ -92,7 +92,7 @@ class Nf4Matrix(QuantisedMatrix):
         levels = torch.tensor(LEVELS, device=packed.device)
         pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)
         result = torch.empty(stop - start, inner, dtype=dtype, device=packed.device)
-        for i, j in pieces((stop - start, inner)):
+        for i, j in pieces((stop - start, inner), packed.device):
             wide = F.embedding(packed[i * inner // 2 : j * inner // 2].int(), pairs).view(-1, self.block)
             result[i:j] = wide.mul_(scale[i * inner // self.block : j * inner // self.block, None]).view(j - i, inner)
         return result

@@ -43,7 +43,7 @@ class RowScaledMatrix(QuantisedMatrix):
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
         values, scale = self.tensors["values"][start:stop], self.tensors["scale"][start:stop]
         result = torch.empty(values.shape, dtype=dtype, device=values.device)
-        for i, j in pieces((values.shape[0], values.shape[1])):
+        for i, j in pieces((values.shape[0], values.shape[1]), values.device):
             result[i:j] = values[i:j].float().mul_(scale[i:j, None])
         return result
 
