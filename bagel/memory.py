@@ -56,6 +56,26 @@ def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_TOP_PAD, _GROWTH))
 
 
+class _HeapStatistics(ctypes.Structure):
+    """`struct mallinfo2` of <malloc.h>."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
+
+
+def kept_memory() -> int | None:
+    """Bytes that were freed and that the process has kept for what comes next; None where the C library does not say
+    (it does on Linux with glibc 2.33 or later).
+    """
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        return None
+    library.mallinfo2.restype = _HeapStatistics
+    return int(library.mallinfo2().fordblks)
+
+
 def on_own_pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """An empty tensor outside the heap if it is large and on the CPU: its memory goes back to the system as soon as it
     is dropped, and while it stays it stands between no gaps. Loading makes weights that stay among blocks that do not;

@@ -58,3 +58,16 @@ def test_nothing_happens_with_another_c_library(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert memory.keep_freed_memory() is False
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc 2.33 says what it keeps")
+def test_what_is_kept_is_known() -> None:
+    program = (
+        "import torch; from bagel.memory import keep_freed_memory, kept_memory\n"
+        "keep_freed_memory(); before = kept_memory(); x = torch.ones(24 << 20); held = kept_memory(); del x\n"
+        "print(before, held, kept_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    before, held, after = map(int, done.stdout.split())
+    assert abs(after - held - (96 << 20)) < 1 << 20
+    assert held < before + (96 << 20)

@@ -29,7 +29,7 @@ from bagel.inference.settings import GenerationSettings, Task, resolve
 from bagel.inference.tasks import Media, Order, check_room, cost_of, one_shot
 from bagel.inference.work import Handle
 from bagel.placement.plan import Plan
-from bagel.placement.shortage import explained
+from bagel.placement.shortage import check_memory, explained
 
 Progress = Callable[[int, int], None]
 OnText = Callable[[str], None]
@@ -116,6 +116,7 @@ class Bagel:
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile)
         bagel.plan = loaded.plan
+        bagel.engine.check_memory = lambda needed: check_memory(needed, bagel.device, loaded.plan, loaded.plans)
         bagel.engine.explain = lambda error: explained(error, bagel.device, loaded.plan, loaded.plans)
         return bagel
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bagel.inference.demand import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel.inference.work import Decode, Encode, Handle, Output, Piece, Request, Row
 from bagel.memory import keep_freed_memory
 from bagel.model.attention import CachedAttention, CachedSample
@@ -80,6 +81,7 @@ class Engine:
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
         self.max_step_pixels = max_step_pixels
         self.idle_cost: Callable[[], int] = lambda: 0  # of what is kept between requests, such as by sessions
+        self.check_memory: Callable[[int], None] = lambda needed: None  # raises where a pass of so many bytes cannot be
         self.explain: Callable[[Exception], Exception] = lambda error: error  # of what went wrong in a pass
         self.stats = EngineStats()
         self._lock = threading.RLock()  # held by the thread that steps
@@ -254,6 +256,7 @@ class Engine:
     def _attempt(self, run: Callable[[list[Piece]], None], batch: list[Piece]) -> None:
         """Runs a batch; if it fails, each request's part on its own, so that only the culprits fail."""
         try:
+            self.check_memory(self._demand(batch))
             run(batch)
             return
         except Exception as error:
@@ -309,6 +312,17 @@ class Engine:
         for item, picture in zip(batch, pixels, strict=True):
             item.settle(picture)
         self.stats.decoded += len(batch)
+
+    def _demand(self, batch: list[Piece]) -> int:
+        """Bytes that a pass takes at the least."""
+        config, dtype = self.model.config, self.model.dtype
+        if isinstance(batch[0].work, Row):
+            rows = [item.work for item in batch if isinstance(item.work, Row)]
+            new = sum(row.tokens for row in rows if row.tail is None)
+            passing = forward_bytes(config.decoder, sum(row.tokens for row in rows), dtype)
+            return passing + cache_bytes(config.decoder, new, dtype)
+        needs = decode_bytes if isinstance(batch[0].work, Decode) else encode_bytes
+        return needs(config.vae, sum(map(self._pixels, batch)), self._picture_dtype)
 
     @property
     def _picture_dtype(self) -> torch.dtype:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from bagel.memory import kept_memory
+
 _UNKNOWN = 4 << 30  # where the system does not say
 
 
@@ -20,13 +22,29 @@ def free_memory(device: torch.device) -> int:
     return min(found, default=_UNKNOWN)
 
 
+def room_for_work() -> int | None:
+    """Bytes that work on the CPU can take at the very most before the system ends the process: what is free, what the
+    process has kept, and what can be swapped out. None where the system does not say, or makes room by itself.
+    """
+    available, kept = _available(), kept_memory()
+    if available is None or kept is None:
+        return None
+    found = (available + _meminfo("SwapFree"), _container(), _address_space())
+    return kept + min(value for value in found if value is not None)
+
+
 def _available() -> int | None:
     """What the kernel thinks can be had without swapping; None where it does not say."""
+    return _meminfo("MemAvailable") or None
+
+
+def _meminfo(name: str) -> int:
+    """Bytes that the kernel reports under a name; 0 where it does not."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _address_space() -> int | None:

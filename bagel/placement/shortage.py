@@ -10,9 +10,11 @@ from torch import OutOfMemoryError
 
 from bagel.errors import MemoryShortageError
 from bagel.files import size_text
-from bagel.placement.memory import free_memory
+from bagel.placement.memory import free_memory, room_for_work
 from bagel.placement.plan import Plan
 
+_SMALL = 64 << 20
+"""Bytes from which it is worth the time to ask the system whether they are there."""
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -40,6 +42,28 @@ def explained(error: Exception, device: torch.device, plan: Plan | None, others:
     return MemoryShortageError(
         f"memory ran out on {device}: {asked} than there was, and {size_text(free_memory(device))} is free now; "
         f"{_advice(plan, others)}."
+    )
+
+
+def check_memory(needed: int, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> None:
+    """Refuses what would not fit. On the CPU alone: there no operation fails for want of memory, but the system ends
+    the whole process. Accelerators fail by themselves, and are not asked.
+
+    Args:
+        needed: bytes that the work takes at the least.
+        device, plan, others: as in `explained`.
+
+    Raises:
+        MemoryShortageError: they are not there.
+    """
+    if device.type != "cpu" or needed < _SMALL:
+        return
+    room = room_for_work()
+    if room is None or needed <= room:
+        return
+    raise MemoryShortageError(
+        f"memory would run out on {device}: the next step takes {size_text(needed)} at the least, and "
+        f"{size_text(room)} is free; {_advice(plan, others)}."
     )
 
 

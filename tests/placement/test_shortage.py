@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bagel import Bagel, DeviceError, MemoryShortageError
 from bagel.config import NAMED_CONFIGS
-from bagel.placement.memory import _VERSIONS, free_memory
+from bagel.inference.demand import decode_bytes
+from bagel.placement.memory import _VERSIONS, free_memory, room_for_work
 from bagel.placement.plan import Machine, choose, plans
-from bagel.placement.shortage import explained, is_out_of_memory
+from bagel.placement.shortage import check_memory, explained, is_out_of_memory
 
 CPU = torch.device("cpu")
 ALLOCATOR = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 bytes."
@@ -122,3 +124,57 @@ def test_a_request_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -
     assert result.image is not None
     difference = torch.tensor(list(result.image.tobytes())).int() - torch.tensor(list(alone.tobytes())).int()
     assert difference.abs().max() <= 1  # of 255 grey levels: matmuls of other sizes round otherwise
+
+
+def test_work_that_cannot_fit_on_the_cpu_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the system would end the process, with whatever else it was doing."""
+    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: 10**9)
+    check_memory(10**9, CPU, None)
+    check_memory(10**12, torch.device("cuda"), None)  # fails by itself
+    with pytest.raises(
+        MemoryShortageError, match=r"takes 2 GB at the least, and 1 GB is free; ask for smaller"
+    ) as raised:
+        check_memory(2 * 10**9, CPU, None)
+    assert is_out_of_memory(raised.value)
+    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: None)
+    check_memory(10**15, CPU, None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says it")
+def test_room_for_work_is_what_is_free_and_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bagel.placement.memory.kept_memory", lambda: 10**9)
+    monkeypatch.setattr("bagel.placement.memory._meminfo", {"MemAvailable": 3 * 10**9, "SwapFree": 10**8}.__getitem__)
+    monkeypatch.setattr("bagel.placement.memory._container", lambda: None)
+    monkeypatch.setattr("bagel.placement.memory._address_space", lambda: None)
+    assert room_for_work() == 4_100_000_000
+    monkeypatch.setattr("bagel.placement.memory._container", lambda: 2 * 10**9)  # swap of the machine does not help
+    assert room_for_work() == 3 * 10**9
+    monkeypatch.setattr("bagel.placement.memory.kept_memory", lambda: None)
+    assert room_for_work() is None
+
+
+def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    bagel = Bagel.from_pretrained("mini", device="cpu")
+    settings = {"seed": 1, "num_timesteps": 3}
+    together = bagel.generate(["a red star", "a blue car"], **settings)
+    monkeypatch.setattr("bagel.placement.shortage._SMALL", 0)
+    picture = decode_bytes(bagel.config.vae, 64 * 64, torch.float32)
+    batches: list[int] = []
+    decode = bagel.engine._decode
+
+    def counted(batch: Any) -> None:
+        batches.append(len(batch))
+        decode(batch)
+
+    monkeypatch.setattr(bagel.engine, "_decode", counted)
+    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: int(1.5 * picture))
+    pictures = bagel.generate(["a red star", "a blue car"], **settings)
+    assert batches == [1, 1]
+    for got, expected in zip(pictures, together, strict=True):
+        assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).max() <= 1
+    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: picture // 2)
+    with pytest.raises(MemoryShortageError, match="memory would run out on cpu"):
+        bagel.generate("a red star", **settings)
+    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: 10**12)
+    bagel.generate(["a red star", "a blue car"], **settings)
+    assert batches == [1, 1, 2]
