@@ -112,8 +112,17 @@ def test_int4_takes_four_bits_and_a_half_a_weight() -> None:
     assert 8 * Int4Matrix.quantise(weight(64, 512)).nbytes == 4.5 * 64 * 512
 
 
+def test_groups_keep_their_sum_in_int4() -> None:
+    """Else errors add up where neighbouring activations have something in common, however small their squares are."""
+    w = weight(128, 384) + 0.1 * torch.randn(128, 384).abs()
+    error = Int4Matrix.quantise(w).dequantise(torch.float32) - w
+    step = (w.view(128, -1, 64).amax(-1) - w.view(128, -1, 64).amin(-1)) / 15
+    assert (error.view(128, -1, 64).mean(-1).abs() < 8 * step / 2**8).all()  # what bfloat16 rounds away of the middle
+    assert (error.abs().view(128, -1, 64).amax(-1) < 1.03 * step).all()
+
+
 def test_small_weights_beside_a_large_one_become_0_in_int4() -> None:
-    """They stand between two levels; if neither were 0 all would be moved to the same side."""
+    """They would stand between two levels, and all be moved by half a step."""
     generator = torch.Generator().manual_seed(3)
     w = 0.001 * torch.randn(64, 128, generator=generator)
     large = torch.rand(64, generator=generator)
@@ -121,7 +130,7 @@ def test_small_weights_beside_a_large_one_become_0_in_int4() -> None:
     found = Int4Matrix.quantise(w).dequantise(torch.float32)
     step = ((w.view(64, 2, 64).amax(-1) - w.view(64, 2, 64).amin(-1)) / 15).repeat_interleave(64, 1)
     small = w.abs() < 0.01
-    assert (found[small].abs() < step[small] / 40).all()  # what bfloat16 rounds away of the middle
+    assert (found[small].abs() < step[small] / 20).all()  # errors of the large ones, and what bfloat16 rounds away
     assert ((found - w).abs()[~small] < 1.03 * step[~small]).all()
 
 
