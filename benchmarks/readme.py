@@ -24,9 +24,11 @@ EVALUATION = RESULTS / "eval-mini.json"
 BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float32", "bfloat16")}
 FULL = RESULTS / "full-7b-mot-cpu.json"
 PRECISIONS = ("bfloat16", "float32", "int8", "int8-dynamic", "fp8", "int4", "nf4")
+FILES = ("gguf-q8_0", "gguf-q4_0")
+"""Precisions that are a file's alone, of what `mini` was converted to."""
 # The README's own scores are those in float32.
-SCORED = {n: RESULTS / ("eval-mini.json" if n == "float32" else f"eval-mini-{n}.json") for n in PRECISIONS}
-CHAINS = {name: RESULTS / f"eval-mini-{name}-chains.json" for name in PRECISIONS if name != "float32"}
+SCORED = {n: RESULTS / ("eval-mini.json" if n == "float32" else f"eval-mini-{n}.json") for n in (*PRECISIONS, *FILES)}
+CHAINS = {name: RESULTS / f"eval-mini-{name}-chains.json" for name in SCORED if name != "float32"}
 COMPARED = ("draw", "draw held out", "ask", "edit", "chains", "riddles thinking", "riddles not thinking")
 LOSS = 0.02
 # (label, rows by the beginning of their names, aim)

@@ -11,6 +11,7 @@ The model may also stand in several files with an index, in a file of another na
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ MODEL_FILE = "ema.safetensors"
 TASKS = ("generate", "edit", "understand")
 # In this order: the official file, an index, a plain file, then whatever stands alone.
 MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
+_HASHED = (".safetensors", ".gguf", ".json", ".txt")
 
 
 LARGE_EMBEDDING = 1 << 28  # bytes
@@ -106,6 +108,16 @@ def stored_format(source: TensorSource) -> str | None:
 def folder_of(where: Path) -> Path:
     """The folder with configuration, tokenizer and autoencoder: `where`, or the one that the file `where` is in."""
     return where.parent if where.is_file() else where
+
+
+def fingerprint(folder: Path) -> str:
+    """The first 16 digits of the SHA-256 of a checkpoint's files: scores belong to weights and settings, not to a
+    name."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _HASHED):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def read_config(where: Path | str, source: TensorSource | None = None) -> BagelConfig:

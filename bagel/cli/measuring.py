@@ -67,7 +67,7 @@ def evaluate(
     """
     if suite != "mini":
         raise SettingError(f"there is no evaluation {suite!r}: there is mini.")
-    from bagel.checkpoint.official import folder_of
+    from bagel.checkpoint.official import fingerprint, folder_of
     from bagel.inference.loading import find_checkpoint
     from bagel.mini.evaluate import evaluate as run
     from bagel.mini.evaluate import pick_rows
@@ -76,7 +76,7 @@ def evaluate(
     bagel = load(checkpoint, device, precision)
     head = {
         "checkpoint": checkpoint,
-        "fingerprint": _fingerprint(folder_of(find_checkpoint(checkpoint))),
+        "fingerprint": fingerprint(folder_of(find_checkpoint(checkpoint))),
         "precision": bagel.checkpoint.precision.name,
     }
     known = _known_rows(json, {**head, "items": items, "seed": seed})
@@ -105,17 +105,6 @@ def evaluate(
     if json != "-":
         _print_scores(report)
     write_json(json, report)
-
-
-def _fingerprint(folder: Path) -> str:
-    """The first digits of the SHA-256 of a checkpoint's files: scores belong to weights and settings, not to a name."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json", ".txt")):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:

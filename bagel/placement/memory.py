@@ -29,7 +29,7 @@ def room_for_work() -> int | None:
     available, kept = _available(), kept_memory()
     if available is None or kept is None:
         return None
-    found = (available + _meminfo("SwapFree"), _container(), _address_space())
+    found = (available + _meminfo("SwapFree"), _container(active_files=True), _address_space())
     return kept + min(value for value in found if value is not None)
 
 
@@ -60,25 +60,32 @@ def _address_space() -> int | None:
 
 
 _GROUP = Path("/sys/fs/cgroup")
-# Files of a control group: its limit, what it has taken, and in its statistics what of that is files that can go.
+# Files of a control group: its limit, what it has taken, and its statistics, with what the names in these begin.
 _VERSIONS = (
-    (_GROUP / "memory.max", _GROUP / "memory.current", _GROUP / "memory.stat", "inactive_file "),
+    (_GROUP / "memory.max", _GROUP / "memory.current", _GROUP / "memory.stat", ""),
     (
         _GROUP / "memory" / "memory.limit_in_bytes",
         _GROUP / "memory" / "memory.usage_in_bytes",
         _GROUP / "memory" / "memory.stat",
-        "total_inactive_file ",
+        "total_",
     ),
 )
 
 
-def _container() -> int | None:
-    """What is left of the memory limit of a control group (version 2, or 1); None without one."""
-    for limit, used, statistics, cached in _VERSIONS:
+def _container(*, active_files: bool = False) -> int | None:
+    """What is left of the memory limit of a control group (version 2, or 1); None without one.
+
+    Args:
+        active_files: count as free what cached files take that were read lately too, not only long ago. The system
+            gives up both before it ends a process.
+    """
+    names = ("inactive_file", "active_file") if active_files else ("inactive_file",)
+    for limit, used, statistics, beginning in _VERSIONS:
         try:
-            most, taken, lines = limit.read_text().strip(), int(used.read_text()), statistics.read_text().splitlines()
+            most, taken = limit.read_text().strip(), int(used.read_text())
+            found = dict(line.split() for line in statistics.read_text().splitlines())
+            files = sum(int(found.get(beginning + name, 0)) for name in names)
         except (OSError, ValueError):
             continue
-        kept = next((int(line.split()[1]) for line in lines if line.startswith(cached)), 0)
-        return None if most == "max" else int(most) - taken + kept
+        return None if most == "max" else int(most) - taken + files
     return None

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bagel.checkpoint.names import official_name
-from bagel.checkpoint.official import load_checkpoint, read_config, save_checkpoint
+from bagel.checkpoint.official import fingerprint, load_checkpoint, read_config, save_checkpoint
 from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel.errors import CheckpointError
 from bagel.files import write_atomically
@@ -113,6 +113,16 @@ def test_missing_files(golden: Any, tmp_path: Path, file: str) -> None:
         (folder / "vocab.json").unlink()
     with pytest.raises(CheckpointError):
         load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["ema.safetensors", "ema.gguf", "config.json", "merges.txt"])
+def test_a_fingerprint_is_that_of_weights_and_settings(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_text("1")
+    before = fingerprint(tmp_path)
+    (tmp_path / "README.md").write_text("about it")
+    assert fingerprint(tmp_path) == before
+    (tmp_path / file).write_text("2")
+    assert fingerprint(tmp_path) != before
 
 
 def test_a_truncated_file_is_noticed(golden: Any, tmp_path: Path) -> None:

@@ -54,13 +54,16 @@ def test_a_limit_of_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_limit_of_the_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    limit, used, statistics, cached = _VERSIONS[2 - version]
-    files = {limit: "1000000\n", used: "600000\n", statistics: f"anon 5\n{cached}100000\n"}
+    limit, used, statistics, beginning = _VERSIONS[2 - version]
+    counted = f"anon 5\n{beginning}inactive_file 100000\n{beginning}active_file 50000\n"
+    files = {limit: "1000000\n", used: "600000\n", statistics: counted}
     for path, text in files.items():
         (tmp_path / path.name).write_text(text)
     here = tuple(tmp_path / path.name for path in files)
-    monkeypatch.setattr("bagel.placement.memory._VERSIONS", ((tmp_path / "x",) * 3 + ("",), (*here, cached)))
+    monkeypatch.setattr("bagel.placement.memory._VERSIONS", ((tmp_path / "x",) * 3 + ("",), (*here, beginning)))
+    monkeypatch.setattr("bagel.placement.memory.kept_memory", lambda: 7)
     assert free_memory(CPU) == 500_000
+    assert room_for_work() == 550_007
     (tmp_path / limit.name).write_text("max\n")
     assert free_memory(CPU) > 10**8
 
@@ -144,10 +147,10 @@ def test_work_that_cannot_fit_on_the_cpu_is_refused_before_it_begins(monkeypatch
 def test_room_for_work_is_what_is_free_and_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bagel.placement.memory.kept_memory", lambda: 10**9)
     monkeypatch.setattr("bagel.placement.memory._meminfo", {"MemAvailable": 3 * 10**9, "SwapFree": 10**8}.__getitem__)
-    monkeypatch.setattr("bagel.placement.memory._container", lambda: None)
+    monkeypatch.setattr("bagel.placement.memory._container", lambda **_: None)
     monkeypatch.setattr("bagel.placement.memory._address_space", lambda: None)
     assert room_for_work() == 4_100_000_000
-    monkeypatch.setattr("bagel.placement.memory._container", lambda: 2 * 10**9)  # swap of the machine does not help
+    monkeypatch.setattr("bagel.placement.memory._container", lambda **_: 2 * 10**9)  # swap of the machine does not help
     assert room_for_work() == 3 * 10**9
     monkeypatch.setattr("bagel.placement.memory.kept_memory", lambda: None)
     assert room_for_work() is None
