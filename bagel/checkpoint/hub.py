@@ -11,60 +11,22 @@ HF_ENDPOINT names a mirror, HF_TOKEN a token, HF_HUB_OFFLINE=1 asks for the cach
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bagel.checkpoint.companions import AUTOENCODER_FILE, COMPANIONS
+from bagel.checkpoint.hub_errors import explained
+from bagel.checkpoint.hub_files import Receiver, RemoteFile, fed, incomplete, opened_alone
 from bagel.checkpoint.official import MODEL_FILES
 from bagel.checkpoint.writing import Progress, counting
 from bagel.errors import CheckpointError
 from bagel.files import check_free_space
-
-_CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file in a repository.
-
-    Attributes:
-        name, size: of it, in bytes.
-        sha256: of a large file.
-        git_hash: of any other: SHA-1 of its length and content.
-    """
-
-    name: str
-    size: int
-    sha256: str | None
-    git_hash: str | None
-
-    @property
-    def etag(self) -> str:
-        """What its content is called in the cache."""
-        return self.sha256 or self.git_hash or self.name
-
-    def digest(self) -> Any:
-        """An empty digest of the kind that the hub gives."""
-        if self.sha256 is not None:
-            return hashlib.sha256()
-        return hashlib.sha1(f"blob {self.size}\0".encode(), usedforsecurity=False)
-
-    def is_right(self, path: Path) -> bool:
-        """Whether a file here has its size and checksum."""
-        return path.is_file() and path.stat().st_size == self.size and self._matches(_fed(self.digest(), path))
-
-    def _matches(self, digest: Any) -> bool:
-        wanted = self.sha256 or self.git_hash
-        return wanted is None or digest.hexdigest() == wanted
 
 
 def download(
@@ -96,22 +58,28 @@ def download(
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file: give a folder to download into.")
     try:
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise _explained(error, repository, revision) from error
+        raise explained(error, repository, revision) from error
     except Exception as error:  # no network, a mirror that is down: of many types
         cached = None if folder else _cached(repository, revision)
-        if cached is None:
-            raise _explained(error, repository, revision) from error
+        if cached is None or not _is_whole(repository, cached, stored):
+            raise explained(error, repository, revision, partly=cached is not None) from error
+        if check:
+            _check_cached(repository, cached)
         return cached
     listed = {
-        file.rfilename: RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else None, file.blob_id)
+        file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
         for file in info.siblings or ()
     }
     fetch = _Fetch(repository, revision, str(info.sha), folder, check)
     try:
         weights = _weights(repository, listed, stored)
+        if folder is not None:
+            fetch.refuse_others(folder, listed)
         if weights.endswith(".json"):
             fetch.get([listed[weights]], None)
             weights_files = _shards(fetch.place(listed[weights]), listed)
@@ -125,7 +93,7 @@ def download(
     except CheckpointError:
         raise
     except Exception as error:
-        raise _explained(error, repository, revision) from error
+        raise explained(error, repository, revision, folder) from error
 
 
 class _Fetch:
@@ -134,9 +102,29 @@ class _Fetch:
     def __init__(self, repository: str, revision: str | None, commit: str, folder: Path | None, check: bool) -> None:
         self.repository, self.revision, self.commit = repository, revision, commit
         self.folder, self.check = folder, check
+        self._known: dict[str, RemoteFile] = {}
+
+    def known(self, file: RemoteFile) -> RemoteFile:
+        """The same with its size, which some mirrors do not list: they are asked for the file itself."""
+        if file.size is not None:
+            return file
+        if file.name not in self._known:
+            from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+            found = get_hf_file_metadata(hf_hub_url(self.repository, file.name, revision=self.commit))
+            if found.size is None:
+                raise CheckpointError(
+                    f"the hub does not say how large {file.name} of {self.repository} is, so that it could not be told "
+                    "whether all of it came: use another mirror (HF_ENDPOINT)."
+                )
+            etag = found.etag or ""
+            sha256, git_hash = (etag if len(etag) == length else None for length in (64, 40))
+            self._known[file.name] = RemoteFile(file.name, found.size, file.sha256 or sha256, file.git_hash or git_hash)
+        return self._known[file.name]
 
     def place(self, file: RemoteFile) -> Path:
         """Where its content is to be."""
+        file = self.known(file)
         if self.folder is not None:
             return self.folder / file.name
         from huggingface_hub.constants import HF_HUB_CACHE
@@ -144,14 +132,31 @@ class _Fetch:
 
         return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=self.repository, repo_type="model") / "blobs" / file.etag
 
+    def refuse_others(self, folder: Path, listed: dict[str, RemoteFile]) -> None:
+        """
+        Raises:
+            CheckpointError: a folder holds weights that are not of the repository, which might be taken for its own, or
+                another checkpoint's settings, which would be lost.
+        """
+        kinds = (".safetensors", ".safetensors.index.json", ".gguf")
+        held = [path.name for path in sorted(folder.glob("*")) if path.is_file()]
+        others = [name for name in held if name.endswith(kinds) and name not in listed]
+        if not others and not any(name.endswith(".incomplete") for name in held):
+            settings = [name for name in COMPANIONS if name in held and name in listed]
+            if not any(self.known(listed[name]).is_right(folder / name) for name in settings):
+                others = settings
+        if others:
+            raise CheckpointError(f"{folder} holds another {others[0]} than {self.repository}: give another folder.")
+
     def get(self, files: Sequence[RemoteFile], progress: Progress | None) -> Path:
         """Receives what is missing, and returns the folder that the files are in."""
+        files = [self.known(file) for file in files]
         missing = [file for file in files if not self._is_here(file)]
-        begun = sum(_size(_incomplete(self.place(file))) for file in missing)
+        begun = sum(_size(incomplete(self.place(file))) for file in missing)
         if missing:
-            check_free_space(self.place(missing[0]).parent, sum(file.size for file in missing) - begun)
-        advance = counting(progress, sum(file.size for file in files))
-        advance(sum(file.size for file in files if file not in missing))
+            check_free_space(self.place(missing[0]).parent, _total(missing) - begun)
+        advance = counting(progress, _total(files))
+        advance(_total([file for file in files if file not in missing]))
         for file in missing:
             self._receive(file, advance, quiet=progress is not None)
         if self.folder is not None:
@@ -167,27 +172,28 @@ class _Fetch:
         from huggingface_hub.file_download import http_get
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+        assert file.size is not None
         path = self.place(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         url = hf_hub_url(self.repository, file.name, revision=self.commit)
-        with _opened_alone(_incomplete(path)) as raw:
+        with opened_alone(incomplete(path)) as raw:
             if self._is_here(file):  # another process was quicker
-                _incomplete(path).unlink()
+                incomplete(path).unlink()
                 advance(file.size)
                 return
-            here = _size(_incomplete(path))
+            here = _size(incomplete(path))
             if here > file.size:
                 raw.truncate(0)
                 here = 0
-            receiver = _Receiver(raw, _fed(file.digest(), _incomplete(path)), advance)
+            receiver = Receiver(raw, fed(file.digest(), incomplete(path)), advance)
             advance(here)
             with _quiet_bars(quiet):
                 http_get(url, receiver, resume_size=here, headers=headers, expected_size=file.size)
             receiver.flush()
-            digest = _fed(file.digest(), _incomplete(path)) if receiver.began_anew else receiver.digest
-            if not file._matches(digest):
-                _incomplete(path).unlink()
+            digest = fed(file.digest(), incomplete(path)) if receiver.began_anew else receiver.digest
+            if not file.matches(digest):
+                incomplete(path).unlink()
                 raise CheckpointError(
                     f"{file.name} of {self.repository} came damaged: its checksum is {digest.hexdigest()}, not "
                     f"{file.etag}; it was removed, run the same again."
@@ -195,7 +201,7 @@ class _Fetch:
             os.fsync(raw.fileno())
             if sys.platform == "win32":
                 raw.close()  # no open file can be renamed there
-            os.replace(_incomplete(path), path)
+            os.replace(incomplete(path), path)
 
     def _named_in_cache(self, files: Sequence[RemoteFile]) -> Path:
         """Gives the contents in the cache their names there. Nothing is received: they are found."""
@@ -208,33 +214,6 @@ class _Fetch:
                 with _quiet_bars():
                     found = hf_hub_download(self.repository, file.name, revision=self.revision)
         return Path(found).parents[len(Path(files[-1].name).parts) - 1]
-
-
-class _Receiver(io.BufferedWriter):
-    """A file that counts and digests what is written to it."""
-
-    def __init__(self, raw: io.FileIO, digest: Any, advance: Any) -> None:
-        super().__init__(raw)
-        self.digest, self.advance, self.began_anew = digest, advance, False
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.advance(len(data))
-        return super().write(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        """A server that cannot go on in the middle begins anew."""
-        self.began_anew = True
-        self.flush()
-        before = os.fstat(self.fileno()).st_size
-        after = super().truncate(size)
-        self.advance(after - before)
-        return after
-
-    def close(self) -> None:
-        """Leaves the file to who opened it."""
-        if not self.closed:
-            self.flush()
 
 
 def _weights(repository: str, listed: dict[str, RemoteFile], stored: str | None) -> str:
@@ -264,15 +243,19 @@ def _weights(repository: str, listed: dict[str, RemoteFile], stored: str | None)
 
 
 def _shards(index: Path, listed: dict[str, RemoteFile]) -> list[str]:
-    """The files that an index names."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} could not be read as an index of safetensors files: {error}") from error
+    """The files that an index names, all of the repository."""
+    names = _index_names(index)
     missing = [name for name in names if name not in listed]
     if missing:
         raise CheckpointError(f"the index of safetensors files names {missing[0]}, which the repository lacks.")
     return names
+
+
+def _index_names(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} could not be read as an index of safetensors files: {error}") from error
 
 
 def _beside(config: Path, listed: dict[str, RemoteFile]) -> list[str]:
@@ -290,81 +273,44 @@ def _cached(repository: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
     except Exception:  # of many types: there is none
         return None
-    return folder if (folder / "config.json").exists() else None
+    return folder if any(folder.iterdir()) else None
 
 
-def _explained(error: Exception, repository: str, revision: str | None) -> CheckpointError:
-    """One sentence for whatever the package raised."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    hub = constants.ENDPOINT
-    if isinstance(error, GatedRepoError):
-        return CheckpointError(
-            f"{repository} is gated: accept its conditions at {hub}/{repository}, then log in with `hf auth login` or "
-            "set HF_TOKEN."
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return CheckpointError(f"{repository} has no revision {revision!r}: see {hub}/{repository}.")
-    if isinstance(error, RepositoryNotFoundError):
-        return CheckpointError(
-            f"there is no repository {repository!r} at {hub}, or it is private: check the name, or log in with "
-            "`hf auth login`."
-        )
-    if isinstance(error, HFValidationError):
-        return CheckpointError(f"{repository!r} is no name of a repository: it must be 'owner/name'.")
-    if isinstance(error, OfflineModeIsEnabled):
-        return CheckpointError(f"{repository} is not in the cache, and HF_HUB_OFFLINE forbids to download it.")
-    if isinstance(error, HfHubHTTPError):
-        status = getattr(error.response, "status_code", "an error")
-        return CheckpointError(f"{hub} answered {status} when asked for {repository}: try again later, or log in.")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return CheckpointError(f"{repository} could not be downloaded: {error.strerror}.")
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CheckpointError(
-        f"{repository!r} is no folder here, and {hub} could not be reached or broke off ({reason}): check the network "
-        "(HF_ENDPOINT names a mirror) and run the same again, which goes on where it stopped; or download it elsewhere "
-        "and give the folder."
-    )
+def _is_whole(repository: str, folder: Path, stored: str | None) -> bool:
+    """Whether a folder of the cache has the configuration and all weights, which are given their names last."""
+    here = {
+        path.name: RemoteFile(path.name, path.stat().st_size, None, None) for path in folder.iterdir() if path.exists()
+    }
+    if "config.json" not in here:
+        return False
+    try:
+        weights = _weights(repository, here, stored)
+        shards = _index_names(folder / weights) if weights.endswith(".json") else []
+    except CheckpointError:
+        return False
+    return all((folder / name).is_file() for name in shards)
 
 
-def _incomplete(path: Path) -> Path:
-    return path.with_name(path.name + ".incomplete")
+def _check_cached(repository: str, folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: a large file of the cache is not what its checksum says, which is its name there.
+    """
+    for path in folder.rglob("*"):
+        sha256 = path.resolve().name
+        if len(sha256) == 64 and path.is_file() and fed(hashlib.sha256(), path).hexdigest() != sha256:
+            raise CheckpointError(
+                f"{path.name} of {repository} is damaged in the cache: its checksum is not {sha256}; "
+                "download it anew where the hub can be reached."
+            )
+
+
+def _total(files: Sequence[RemoteFile]) -> int:
+    return sum(file.size or 0 for file in files)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-def _fed(digest: Any, path: Path) -> Any:
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest
-
-
-@contextmanager
-def _opened_alone(path: Path) -> Iterator[io.FileIO]:
-    """A file opened at its end by one process at a time; another waits."""
-    while True:
-        file = io.FileIO(path, "a")
-        try:
-            if sys.platform != "win32":
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                yield file
-                return
-        finally:
-            file.close()
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class FakeHub(ThreadingHTTPServer):
         changed: contents that are sent instead of the right ones.
         no_ranges: files are sent from their beginning, whatever is asked.
         gated, token: files are only given to who has the token.
+        bare: files are listed without sizes and checksums, as by mirrors that ignore what they are asked for.
         down: every request is answered with this status.
     """
 
@@ -37,7 +38,7 @@ class FakeHub(ThreadingHTTPServer):
         self.requests: list[tuple[str, str, int]] = []
         self.cut: dict[str, list[int]] = {}
         self.changed: dict[str, bytes] = {}
-        self.no_ranges = self.gated = False
+        self.no_ranges = self.gated = self.bare = False
         self.token = "right"
         self.down = 0
 
@@ -120,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             if name in self.server.large:
                 sha256 = hashlib.sha256(content).hexdigest()
                 file["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 134}
-            siblings.append(file)
+            siblings.append({"rfilename": name} if self.server.bare else file)
         return {"id": "owner/name", "sha": COMMIT, "private": False, "siblings": siblings, "tags": []}
 
     def _send(self, status: int, headers: dict[str, str], content: bytes, body: bool, name: str = "") -> None:

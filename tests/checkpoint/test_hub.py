@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from bagel import Bagel
+from bagel.checkpoint.convert import convert
 from bagel.checkpoint.hub import download
 from bagel.checkpoint.official import load_checkpoint, read_config
 from bagel.checkpoint.source import open_source
@@ -263,6 +264,70 @@ def test_without_network_the_cache_is_enough(hub: FakeHub, monkeypatch: pytest.M
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert download(REPOSITORY) == folder
     assert contents(folder) == NEEDED
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_part_in_the_cache_is_not_enough(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, offline: bool) -> None:
+    hub.cut[WEIGHTS] = [100_000] + [0] * 20
+    with pytest.raises(CheckpointError, match="broke off"):
+        download(REPOSITORY)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    if not offline:
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    reason = "HF_HUB_OFFLINE forbids" if offline else "could not be reached"
+    with pytest.raises(CheckpointError, match=f"^only a part of owner/name is in the cache, and .*{reason}"):
+        download(REPOSITORY)
+
+
+def test_a_shard_that_is_not_in_the_cache_is_missed_without_network(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(GOLDEN, tmp_path / "sharded", "bf16", shard_size=200_000)
+    hub.files = contents(tmp_path / "sharded")
+    folder = download(REPOSITORY)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert download(REPOSITORY) == folder
+    sorted(folder.glob("*-of-*"))[-1].unlink()
+    with pytest.raises(CheckpointError, match="only a part"):
+        download(REPOSITORY)
+
+
+def test_damage_in_the_cache_is_noticed_without_network(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = download(REPOSITORY)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert download(REPOSITORY, check=True) == folder
+    (folder / WEIGHTS).resolve().write_bytes(b"\1" + NEEDED[WEIGHTS][1:])
+    with pytest.raises(CheckpointError, match=f"{WEIGHTS} of owner/name is damaged in the cache"):
+        download(REPOSITORY, check=True)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_mirror_that_lists_no_sizes(hub: FakeHub, tmp_path: Path, cached: bool) -> None:
+    hub.bare = True
+    folder = None if cached else tmp_path / "new"
+    assert contents(download(REPOSITORY, folder=folder)) == NEEDED
+    hub.requests.clear()
+    assert contents(download(REPOSITORY, folder=folder, check=True)) == NEEDED
+    assert not any(hub.received(name) for name in NEEDED)
+    assert {method for method, path, _ in hub.requests if "resolve" in path} == {"HEAD"}
+
+
+def test_a_folder_that_is_none_or_cannot_be_written(hub: FakeHub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file is a file: give a folder"):
+        download(REPOSITORY, folder=tmp_path / "file")
+    with pytest.raises(CheckpointError, match="file.* cannot be written: Not a directory"):
+        download(REPOSITORY, folder=tmp_path / "file" / "sub")
+
+
+def test_a_folder_that_holds_something_else_stays_as_it_is(hub: FakeHub, tmp_path: Path) -> None:
+    for name in ("other.gguf", "config.json"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(b"mine")
+        with pytest.raises(CheckpointError, match=f"holds another {name} than owner/name: give another folder"):
+            download(REPOSITORY, folder=folder)
+        assert contents(folder) == {name: b"mine"}
 
 
 def test_two_processes_at_once(hub: FakeHub, tmp_path: Path) -> None:
