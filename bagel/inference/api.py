@@ -116,8 +116,8 @@ class Bagel:
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile)
         bagel.plan = loaded.plan
-        bagel.engine.check_memory = lambda needed: check_memory(needed, bagel.device, loaded.plan, loaded.plans)
-        bagel.engine.explain = lambda error: explained(error, bagel.device, loaded.plan, loaded.plans)
+        bagel.engine.check_memory = lambda needed: check_memory(needed, bagel.device, loaded.plan, loaded.alternatives)
+        bagel.engine.explain = lambda error: explained(error, bagel.device, loaded.plan, loaded.alternatives)
         return bagel
 
     @property

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from bagel.checkpoint.official import (
     stored_format,
     weight_bytes,
 )
-from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
+from bagel.checkpoint.precision import PLAIN, Precision, check_hardware, parse_precision
 from bagel.checkpoint.source import SafetensorsFiles, TensorSource, open_source
 from bagel.errors import CheckpointError, DeviceError, SettingError
 from bagel.files import parse_size
@@ -131,13 +132,13 @@ class Loaded:
         checkpoint: with its weights in place.
         folder: where it comes from.
         plan: how it runs, where that was to be found out.
-        plans: that it was chosen from, the best first.
+        alternatives: gives the ways of running it here in the precisions that are chosen from, the best first.
     """
 
     checkpoint: Checkpoint
     folder: Path
     plan: Plan | None
-    plans: Sequence[Plan]
+    alternatives: Callable[[], Sequence[Plan]]
 
 
 def load(
@@ -155,17 +156,22 @@ def load(
     On the CPU the weights of the model are packed where that pays, unless `pack` is false: what is packed cannot be
     compiled.
     """
-    _check_types(precision, device, memory)
+    _check_arguments(precision, device, memory)
     if offload not in OFFLOADS:
         raise SettingError(f"offload is {offload!r}: it must be {', '.join(map(repr, OFFLOADS))}.")
     needed(tasks)
     where = find_checkpoint(name)
     plan: Plan | None = None
-    found: Sequence[Plan] = ()
+    machine = _machine(device, memory)  # as it is before anything is loaded
+
+    @cache
+    def alternatives() -> Sequence[Plan]:
+        return _plans(where, "auto", tuple(tasks), "auto", machine)
+
     if memory is not None or offload in ("cpu", "disk") or weight_bytes(where) > _LARGE:
-        found, machine = _plans(where, precision, device, tuple(tasks), offload, memory)
+        found = _plans(where, precision, tuple(tasks), offload, machine)
         # A precision that was asked for by name is not refused because the largest pictures would find no room.
-        plan = choose(found, machine, every_job=precision == "auto")
+        plan = choose(found, machine, every_job=precision == "auto", others=alternatives)
         computes, chosen = plan.placement.device, plan.precision
     else:
         computes = choose_device(device)
@@ -181,17 +187,19 @@ def load(
         if plan is not None and (plan.offload != "none" or len(plan.devices) > 1):
             apply(checkpoint.model, plan.placement)
     except Exception as error:
-        shortage = explained(error, computes, plan, found)
+        shortage = explained(error, computes, plan, alternatives)
         if shortage is error:
             raise
         raise shortage from error
-    return Loaded(checkpoint, folder_of(where), plan, found)
+    return Loaded(checkpoint, folder_of(where), plan, alternatives)
 
 
-def _check_types(precision: object, device: object, memory: object) -> None:
-    """
+def _check_arguments(precision: object, device: object, memory: object) -> None:
+    """Before anything is fetched.
+
     Raises:
-        SettingError: one of them is of a type that it cannot be.
+        SettingError: one of them is of a type that it cannot be, or the memory is no size.
+        DeviceError: the precision or the device is unknown, or not to be had here.
     """
     if not isinstance(precision, str | torch.dtype):
         raise SettingError(f"precision is {precision!r}: it must be a name such as 'bfloat16', or a torch.dtype.")
@@ -199,21 +207,31 @@ def _check_types(precision: object, device: object, memory: object) -> None:
         raise SettingError(f"device is {device!r}: it must be a name such as 'cpu', or a torch.device.")
     if isinstance(memory, bool) or not (memory is None or isinstance(memory, int | str)):
         raise SettingError(f"memory is {memory!r}: it must be a number of bytes, or a text such as '12GB'.")
+    if isinstance(memory, str):
+        parse_size(memory)
+    if device != "auto":
+        choose_device(device)
+    if precision != "auto":
+        parse_precision(str(precision).removeprefix("torch."))
+
+
+def _machine(device: str | torch.device, memory: int | str | None) -> Machine:
+    allowed = parse_size(memory) if isinstance(memory, str) else memory
+    return this_machine(usable_devices() if device == "auto" else [choose_device(device)], allowed)
 
 
 def _plans(
-    where: Path,
-    precision: str | torch.dtype,
-    device: str | torch.device,
-    tasks: tuple[str, ...],
-    offload: str,
-    memory: int | str | None,
-) -> tuple[list[Plan], Machine]:
-    """The ways of running a checkpoint here, the best first, and what there is here."""
-    allowed = parse_size(memory) if isinstance(memory, str) else memory
-    machine = this_machine(usable_devices() if device == "auto" else [choose_device(device)], allowed)
+    where: Path, precision: str | torch.dtype, tasks: tuple[str, ...], offload: str, machine: Machine
+) -> list[Plan]:
+    """The ways of running a checkpoint on a machine, the best first."""
     source = open_source(model_file(where))
     stored = dtype_of_layers(source)
+    if offload == "disk" and stored not in (None, *PLAIN.values()):
+        kept = str(stored).removeprefix("torch.")
+        raise DeviceError(
+            f"offload is 'disk', which computes with weights as they are stored, but {where} has them in {kept}: "
+            f"convert it (`bagel convert`) to one of {', '.join(PLAIN)}."
+        )
     if precision == "auto" and offload == "disk" and stored is not None:
         precisions = [str(stored).removeprefix("torch.")]
     elif precision == "auto":
@@ -238,7 +256,7 @@ def _plans(
             f"offload is 'disk', which uses plain safetensors weights as they are stored, but {where} has its weights "
             f"{kept}, and precision is {precision!r}."
         )
-    return found, machine
+    return found
 
 
 def dtype_of_layers(source: TensorSource) -> torch.dtype | None:

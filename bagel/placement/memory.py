@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -59,33 +60,51 @@ def _address_space() -> int | None:
     return None if limit == resource.RLIM_INFINITY else max(0, limit - mapped)
 
 
-_GROUP = Path("/sys/fs/cgroup")
-# Files of a control group: its limit, what it has taken, and its statistics, with what the names in these begin.
+# By the version of control groups: how the line of /proc/self/cgroup begins that names this process's group, where the
+# groups stand, and in each of them its limit, what it has taken, its statistics, and what names in these begin with.
+_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUP = Path("/proc/self/cgroup")
 _VERSIONS = (
-    (_GROUP / "memory.max", _GROUP / "memory.current", _GROUP / "memory.stat", ""),
-    (
-        _GROUP / "memory" / "memory.limit_in_bytes",
-        _GROUP / "memory" / "memory.usage_in_bytes",
-        _GROUP / "memory" / "memory.stat",
-        "total_",
-    ),
+    ("0::", _GROUPS, "memory.max", "memory.current", "memory.stat", ""),
+    (":memory:", _GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_"),
 )
 
 
 def _container(*, active_files: bool = False) -> int | None:
-    """What is left of the memory limit of a control group (version 2, or 1); None without one.
+    """What is left of the memory limits of this process's control group and of those around it; None without one.
 
     Args:
         active_files: count as free what cached files take that were read lately too, not only long ago. The system
             gives up both before it ends a process.
     """
     names = ("inactive_file", "active_file") if active_files else ("inactive_file",)
-    for limit, used, statistics, beginning in _VERSIONS:
+    left = []
+    for group, (limit, used, statistics, beginning) in _groups():
         try:
-            most, taken = limit.read_text().strip(), int(used.read_text())
-            found = dict(line.split() for line in statistics.read_text().splitlines())
+            most, taken = (group / limit).read_text().strip(), int((group / used).read_text())
+            found = dict(line.split() for line in (group / statistics).read_text().splitlines())
             files = sum(int(found.get(beginning + name, 0)) for name in names)
         except (OSError, ValueError):
             continue
-        return None if most == "max" else int(most) - taken + files
-    return None
+        if most != "max":
+            left.append(int(most) - taken + files)
+    return max(0, min(left)) if left else None
+
+
+def _groups() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Folders of this process's control group and of those around it. In a container its own may be where the groups
+    begin, under whatever name it has outside.
+    """
+    try:
+        lines = _OWN_GROUP.read_text().splitlines()
+    except OSError:
+        lines = []
+    for beginning, root, *files in _VERSIONS:
+        own = next((line.partition(beginning)[2] for line in lines if beginning in line), "/")
+        group = root / own.strip("/")
+        while True:
+            if group.is_dir():
+                yield group, tuple(files)
+            if group == root or root not in group.parents:
+                break
+            group = group.parent

@@ -120,6 +120,12 @@ class Plan:
     def peak_host(self) -> int:
         return max(self.host_bytes.values())
 
+    def advice(self) -> str:
+        """How it is asked for, and what it takes."""
+        place = "" if self.offload == "none" else f" and offload={self.offload!r}"
+        peak = size_text(self.peak_device or self.peak_host)
+        return f"precision={self.precision.name!r}{place}, which takes at most {peak}"
+
     def sentence(self) -> str:
         """What was chosen."""
         device = f"{size_text(self.peak_device)} of device memory and " if self.device_bytes else ""
@@ -167,12 +173,15 @@ def plans(
     return sorted(found, key=order)
 
 
-def choose(found: Sequence[Plan], machine: Machine, *, every_job: bool = True) -> Plan:
+def choose(
+    found: Sequence[Plan], machine: Machine, *, every_job: bool = True, others: Callable[[], Sequence[Plan]] = tuple
+) -> Plan:
     """The best that fits.
 
     Args:
         found: the plans, the best first.
         machine: they are for.
+        others: further ones, the best first, to advise if none of these fits.
         every_job: whether there must be memory for every job, or for one of them at the least: for smaller ones too,
             then.
 
@@ -192,9 +201,12 @@ def choose(found: Sequence[Plan], machine: Machine, *, every_job: bool = True) -
     takes += f"{size_text(least.peak_host)} of main memory"
     margin = f"{HOST_MARGIN:.0%} of main memory" + (f" and {MARGIN:.0%} of a device's" if least.device_bytes else "")
     fewer = "free memory, or load it for fewer tasks" if len(least.host_bytes) > 1 else "free memory"
+    if (fitting := next((plan for plan in others() if plan.fits), None)) is not None:
+        fewer = f"it fits with {fitting.advice()}"
     raise DeviceError(
         f"this checkpoint does not fit: there are {' and '.join(have)} free, {margin} are left alone, and "
-        f"the smallest way of running it takes {takes} ({least.precision.name} on {least.where}); {fewer}."
+        f"the smallest way of running it that was asked for takes {takes} ({least.precision.name} on {least.where}); "
+        f"{fewer}."
     )
 
 

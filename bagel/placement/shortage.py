@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import OutOfMemoryError
@@ -26,14 +26,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def explained(error: Exception, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> Exception:
+def explained(
+    error: Exception, device: torch.device, plan: Plan | None, others: Callable[[], Sequence[Plan]] = tuple
+) -> Exception:
     """The error with its explanation, if memory ran out; any other one as it is.
 
     Args:
         error: while the model was loaded or at work.
         device: that computes.
         plan: how the model runs, where that was chosen.
-        others: ways that were thought of, the best first.
+        others: gives further ways of running it, the best first.
     """
     if not is_out_of_memory(error) or isinstance(error, MemoryShortageError):
         return error
@@ -45,7 +47,9 @@ def explained(error: Exception, device: torch.device, plan: Plan | None, others:
     )
 
 
-def check_memory(needed: int, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> None:
+def check_memory(
+    needed: int, device: torch.device, plan: Plan | None, others: Callable[[], Sequence[Plan]] = tuple
+) -> None:
     """Refuses what would not fit. On the CPU alone: there no operation fails for want of memory, but the system ends
     the whole process. Accelerators fail by themselves, and are not asked.
 
@@ -67,18 +71,16 @@ def check_memory(needed: int, device: torch.device, plan: Plan | None, others: S
     )
 
 
-def _advice(plan: Plan | None, others: Sequence[Plan]) -> str:
+def _advice(plan: Plan | None, others: Callable[[], Sequence[Plan]]) -> str:
     """What would fit: the best way that takes less than the one that was chosen."""
     smaller = "ask for smaller pictures or fewer at once"
     fitting = None
     if plan is not None:
         taken = plan.peak_device or plan.peak_host
-        fitting = next((p for p in others if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None)
+        fitting = next((p for p in others() if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None)
     if fitting is None:
         return f"{smaller}, or load it in fewer bits or with layers elsewhere (`bagel info --plan` shows what fits)"
-    place = "" if fitting.offload == "none" else f" and offload={fitting.offload!r}"
-    peak = size_text(fitting.peak_device or fitting.peak_host)
-    return f"{smaller}, or load it with precision={fitting.precision.name!r}{place}, which takes at most {peak}"
+    return f"{smaller}, or load it with {fitting.advice()}"
 
 
 def _needed(text: str) -> int | None:

@@ -36,7 +36,7 @@ def test_how_much_was_needed_and_is_free(error: Exception, needed: str) -> None:
 def test_no_more_bits_are_advised_than_it_has() -> None:
     here = Machine(((CPU, 30 * 10**9),), 30 * 10**9)
     found = plans(NAMED_CONFIGS["7b-mot"], here, ("understand",), precisions=("int4",))
-    text = str(explained(MemoryError(), CPU, choose(found, here), found))
+    text = str(explained(MemoryError(), CPU, choose(found, here), lambda: found))
     assert "precision='int8'" not in text
     assert "`bagel info --plan`" in text
 
@@ -54,17 +54,35 @@ def test_a_limit_of_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_limit_of_the_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    limit, used, statistics, beginning = _VERSIONS[2 - version]
-    counted = f"anon 5\n{beginning}inactive_file 100000\n{beginning}active_file 50000\n"
-    files = {limit: "1000000\n", used: "600000\n", statistics: counted}
-    for path, text in files.items():
-        (tmp_path / path.name).write_text(text)
-    here = tuple(tmp_path / path.name for path in files)
-    monkeypatch.setattr("bagel.placement.memory._VERSIONS", ((tmp_path / "x",) * 3 + ("",), (*here, beginning)))
+    _, _, limit, used, statistics, beginning = _VERSIONS[2 - version]
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    own = root / "job" / "step"
+    own.mkdir(parents=True)
+    (tmp_path / "own").write_text("1:cpu:/other\n" + ("7:memory:/job/step\n" if version == 1 else "0::/job/step\n"))
+    counted = f"anon 5\n{beginning}inactive_file 100000\n{beginning}active_file 50000"
+
+    def limited(group: Path, most: str) -> None:
+        for name, text in ((limit, most), (used, "600000"), (statistics, counted)):
+            (group / name).write_text(text + "\n")
+
+    roots = [
+        (line, root if index == 2 - version else tmp_path / "none", *files)
+        for index, (line, _, *files) in enumerate(_VERSIONS)
+    ]
+    monkeypatch.setattr("bagel.placement.memory._VERSIONS", roots)
+    monkeypatch.setattr("bagel.placement.memory._OWN_GROUP", tmp_path / "own")
     monkeypatch.setattr("bagel.placement.memory.kept_memory", lambda: 7)
+    limited(root, "1000000")  # all that a container sees of its own
     assert free_memory(CPU) == 500_000
     assert room_for_work() == 550_007
-    (tmp_path / limit.name).write_text("max\n")
+    limited(own, "800000")
+    assert free_memory(CPU) == 300_000
+    limited(own.parent, "700000")  # the least of those around it
+    assert free_memory(CPU) == 200_000
+    limited(own.parent, "10")
+    assert free_memory(CPU) == 0
+    for group in (root, own.parent, own):
+        limited(group, "max")
     assert free_memory(CPU) > 10**8
 
 
@@ -94,8 +112,15 @@ def test_which_plan_would_fit() -> None:
     found = plans(NAMED_CONFIGS["7b-mot"], here, ("generate", "understand"), precisions=("bfloat16", "int8"))
     chosen = choose(found, here)
     assert chosen.precision.name == "bfloat16"
-    text = str(explained(MemoryError(), CPU, chosen, found))
+    text = str(explained(MemoryError(), CPU, chosen, lambda: found))
     assert "precision='int8', which takes at most 2" in text
+
+
+def test_what_would_fit_is_said_where_a_precision_was_asked_for_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bagel.inference.loading._LARGE", 1000)
+    monkeypatch.setattr("bagel.placement.plan.free_memory", lambda device: 700 << 20)
+    with pytest.raises(DeviceError, match=r"does not fit.*\(float32 on cpu\); it fits with precision='\w+'.* MB\."):
+        Bagel.from_pretrained("mini", device="cpu", precision="float32")
 
 
 def test_other_errors_stay_as_they_are() -> None:
