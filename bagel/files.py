@@ -15,6 +15,7 @@ from pathlib import Path
 from bagel.errors import SettingError
 
 _STAGING = ".partial"
+_LARGEST = 1 << 62
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -91,8 +92,10 @@ def check_new(folder: Path) -> None:
     """
     Raises:
         FileExistsError: there is something in the folder already, other than what a killed process left, or it is a
-            file.
+            file, or a link to nothing.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise FileExistsError(errno.EEXIST, f"{folder} is a link to {os.readlink(folder)}, which is not there")
     if folder.exists() and (not folder.is_dir() or any(entry.name != _STAGING for entry in folder.iterdir())):
         raise FileExistsError(errno.EEXIST, f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}")
 
@@ -152,7 +155,10 @@ def parse_size(text: str) -> int:
         raise SettingError(f"{text!r} is no size: give a number with kB, MB, GB or TB behind it, such as 5GB.")
     unit = match[2].lower()
     base = 1024 if unit.endswith("i") else 1000
-    size = int(float(match[1]) * base ** ("kmgt".index(unit[0]) + 1 if unit else 0))
+    many = float(match[1]) * base ** ("kmgt".index(unit[0]) + 1 if unit else 0)
+    if many > _LARGEST:
+        raise SettingError(f"{text[:40]!r} is no size: it is more than any machine has.")
+    size = int(many)
     if size < 1:
         raise SettingError(f"{text!r} is no size: it must be at least 1 byte.")
     return size

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,4 +143,44 @@ def test_convert_refuses_what_it_cannot_do(tiny: Path, tmp_path: Path) -> None:
     Path("other").mkdir()
     Path("other/file").write_text("mine")
     refused("convert", tiny, "other", "--format", "int8", match="other is not empty: give a new folder")
+    refused("convert", tiny, "new", "--format", "int8", "--items", 7, match="--items 7 is for --check of mini")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    Path("link").symlink_to("nowhere")
+    refused("convert", tiny, "link", "--format", "int8", match="link is a link to nowhere, which is not there")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("convert", "owner/name", "new", "--format", "int9"), "the format is 'int9'"),
+        (("convert", "owner/name", "full", "--format", "int8"), "full is not empty"),
+        (("ask", "Hello?", "-c", "owner/name", "--precision", "in8"), "precision is 'in8'"),
+        (("ask", "Hello?", "-c", "owner/name", "--device", "gpu"), "device is 'gpu'"),
+        (("ask", "Hello?", "-c", "owner/name", "--memory", "foo"), "'foo' is no size"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], match: str
+) -> None:
+    def fetch(*_: object, **__: object) -> Path:
+        raise AssertionError("it was fetched")
+
+    monkeypatch.setattr("bagel.inference.loading.download", fetch)
+    Path("full").mkdir()
+    Path("full/file").touch()
+    refused(*arguments, match=match)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_conversion_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    """As it does where it is interrupted by Ctrl-C."""
+    program = (
+        "import os, signal, bagel.checkpoint.convert as c, bagel.cli\n"
+        "c.write_model = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "bagel.cli.main()"
+    )
+    command = [sys.executable, "-c", program, "convert", "mini", str(tmp_path / "new"), "--format", "int8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in done.stderr

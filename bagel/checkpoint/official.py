@@ -80,6 +80,8 @@ def model_file(where: Path) -> Path:
     for name in MODEL_FILES:
         if (where / name).exists():
             return where / name
+    if len(indices := list(where.glob("*.safetensors.index.json"))) == 1:
+        return indices[0]
     others = [
         p for p in sorted(where.glob("*")) if p.suffix in (".safetensors", ".gguf") and p.name != AUTOENCODER_FILE
     ]

@@ -237,8 +237,11 @@ def safetensors_files(path: Path) -> list[Path]:
         raise CheckpointError(f"{path} could not be read as an index of safetensors files: {error}") from error
     files = [path.parent / name for name in named]
     for file in files:
-        if file.parent != path.parent or not file.is_file():
-            raise CheckpointError(f"{path} names {file.name}, which is missing beside it; download it anew")
+        name = file.relative_to(path.parent) if file.is_relative_to(path.parent) else file
+        if ".." in name.parts or name.is_absolute():
+            raise CheckpointError(f"{path} names {name}, which is outside its folder")
+        if not file.is_file():
+            raise CheckpointError(f"{path} names {name}, which is missing beside it; download it anew")
     return files
 
 

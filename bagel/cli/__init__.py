@@ -7,6 +7,7 @@ sentence on standard error and status 2, Ctrl-C with status 130.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,4 +99,6 @@ def _root(
 
 def main() -> None:
     """Entry point of the `bagel` command."""
+    # As Ctrl-C does: what is half-written goes. Commands that serve or train set what they do themselves.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()

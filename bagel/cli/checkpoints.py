@@ -23,6 +23,7 @@ FORMAT_HELP = (
 )
 OFFICIAL = "ByteDance-Seed/BAGEL-7B-MoT"
 _WORST = 10  # tensors shown
+_ITEMS = 50
 ShardSizeOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
     typer.Option("--shard-size", help="Several files of at most this size, such as 5GB, and an index.", metavar="SIZE"),
@@ -78,7 +79,10 @@ def convert(
     check: Annotated[
         bool, typer.Option("--check", help="Read it back and report errors; of mini, its scores too.")
     ] = False,
-    items: Annotated[int, typer.Option(help="With --check, of mini: items in each row of the evaluation.", min=1)] = 50,
+    items: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="With --check, of mini: items in each row of the evaluation; 50 if not given.", min=1),
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Write a checkpoint in another precision or file format.
@@ -90,6 +94,11 @@ def convert(
     from bagel.inference.loading import MINI, find_checkpoint
 
     size = None if shard_size is None else parse_size(shard_size)
+    if items is not None and not (check and source == MINI):
+        raise SettingError(f"--items {items} is for --check of mini: leave it out, or give both.")
+    if not Path(source).exists():  # before it is fetched
+        with _writing(folder):
+            check_request(None, folder, stored, size)
     where = find_checkpoint(source)
     with _writing(folder):
         check_request(where, folder, stored, size)
@@ -108,7 +117,7 @@ def convert(
         if json != "-":
             _print_errors(errors, means)
         if source == MINI:
-            report["evaluation"] = _compare_scores(source, folder, items)
+            report["evaluation"] = _compare_scores(source, folder, items or _ITEMS)
             if json != "-":
                 _print_scores(report["evaluation"], stored)
     if json != "-":

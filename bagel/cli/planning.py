@@ -99,5 +99,7 @@ def print_plans(facts: dict[str, Any]) -> None:
             style="bold" if plan["chosen"] else None if plan["fits"] else "dim",
         )
     console.print(table)
+    if (left_out := len(facts["plans"]) - _SHOWN) > 0:
+        console.print(f"and {left_out} more, which --json lists")
     console.print("peak of device memory + main memory for each piece of work; time is a rough estimate for the order")
     console.print(f"chosen: {facts['chosen']}" if facts["chosen"] else facts["reason"])

@@ -295,7 +295,13 @@ class Bagel:
         """
         needs: str = "understand" if task == "ask" else task
         loaded = set(self.checkpoint.tasks)
-        if "edit" in loaded or needs in loaded or (needs == "understand" and not pictures):
+        # What reads and draws pictures has all that edits take.
+        if (
+            "edit" in loaded
+            or {"generate", "understand"} <= loaded
+            or needs in loaded
+            or (needs == "understand" and not pictures)
+        ):
             return
         raise SettingError(
             f"this model was loaded with tasks={tuple(self.checkpoint.tasks)!r}, "

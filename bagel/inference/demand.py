@@ -7,16 +7,17 @@ import torch
 from bagel.config import DecoderConfig, VaeConfig
 
 
-def forward_bytes(config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:
+def forward_bytes(config: DecoderConfig, und_tokens: int, gen_tokens: int, dtype: torch.dtype) -> int:
     """Of one forward pass: most is alive in the feed-forward network, gate and up, the activated gate and the product,
-    beside the tokens themselves.
+    of one expert after the other, beside the tokens themselves.
 
     Args:
         config: of the decoder.
-        tokens: of all rows together.
+        und_tokens, gen_tokens: of all rows together, by the expert that works on them.
         dtype: of activations.
     """
-    return tokens * (4 * config.intermediate_size + config.hidden_size) * dtype.itemsize
+    widest = 4 * config.intermediate_size * max(und_tokens, gen_tokens)
+    return (widest + config.hidden_size * (und_tokens + gen_tokens)) * dtype.itemsize
 
 
 def cache_bytes(config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:

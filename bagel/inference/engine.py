@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bagel.errors import MemoryShortageError
 from bagel.inference.demand import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel.inference.work import Decode, Encode, Handle, Output, Piece, Request, Row
 from bagel.memory import keep_freed_memory
@@ -254,21 +255,26 @@ class Engine:
         self._handles = [handle for handle in self._handles if not handle.done]
 
     def _attempt(self, run: Callable[[list[Piece]], None], batch: list[Piece]) -> None:
-        """Runs a batch; if it fails, each request's part on its own, so that only the culprits fail."""
+        """Runs a batch; if it fails, each request's part on its own, so that only the culprits fail. If memory is
+        short, each piece on its own.
+        """
         try:
             self.check_memory(self._demand(batch))
             run(batch)
             return
         except Exception as error:
             left = [item for item in batch if not item.settled]
-            owners = [list(group) for _, group in groupby(left, key=lambda item: item.owner)]
-            if len(owners) == 1:
-                for item in left:
-                    item.settle(error=self.explain(error))
-                return
+            parts = [list(group) for _, group in groupby(left, key=lambda item: item.owner)]
+            if len(parts) == 1:
+                explained = self.explain(error)
+                if len(left) == 1 or not isinstance(explained, MemoryShortageError):
+                    for item in left:
+                        item.settle(error=explained)
+                    return
+                parts = [[item] for item in left]
         # Only here, where the error and with it the failed attempt's tensors are gone: they may be why it failed.
-        for own in owners:
-            self._attempt(run, own)
+        for part in parts:
+            self._attempt(run, part)
 
     def _forward(self, batch: list[Piece]) -> None:
         rows: list[Row] = [item.work for item in batch if isinstance(item.work, Row)]
@@ -319,7 +325,9 @@ class Engine:
         if isinstance(batch[0].work, Row):
             rows = [item.work for item in batch if isinstance(item.work, Row)]
             new = sum(row.tokens for row in rows if row.tail is None)
-            passing = forward_bytes(config.decoder, sum(row.tokens for row in rows), dtype)
+            segments = [segment for row in rows for segment in row.segments]
+            und, gen = sum(segment.und_len for segment in segments), sum(segment.gen_len for segment in segments)
+            passing = forward_bytes(config.decoder, und, gen, dtype)
             return passing + cache_bytes(config.decoder, new, dtype)
         needs = decode_bytes if isinstance(batch[0].work, Decode) else encode_bytes
         return needs(config.vae, sum(map(self._pixels, batch)), self._picture_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bagel.checkpoint.convert import convert
 from bagel.checkpoint.names import official_name
 from bagel.checkpoint.official import fingerprint, load_checkpoint, read_config, save_checkpoint
+from bagel.checkpoint.source import safetensors_files
 from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel.errors import CheckpointError
 from bagel.files import write_atomically
@@ -92,6 +95,48 @@ def test_missing_tables_are_rebuilt(golden: Any, changed: Callable[..., Path]) -
     whole, rebuilt = (load_checkpoint(f, precision=torch.float32) for f in (golden.checkpoint, changed(drop)))
     for name in ("latent_pos_embed", "vit_pos_embed"):
         assert torch.allclose(getattr(whole.model, name), getattr(rebuilt.model, name), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_files_that_were_made_from_bfloat16_are_taken(golden: Any, changed: Callable[..., Path], dtype: Any) -> None:
+    """Their position tables are rounded as those of the official file are, which their type does not tell."""
+
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.to(torch.bfloat16).to(dtype)
+
+    got = load_checkpoint(changed(widen), precision=torch.float32)
+    whole = load_checkpoint(golden.checkpoint, precision=torch.float32)
+    assert torch.allclose(got.model.latent_pos_embed, whole.model.latent_pos_embed, atol=4e-3)
+
+
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "bagel.safetensors.index.json"])
+def test_shards_may_stand_in_a_folder_and_have_any_name(golden: Any, tmp_path: Path, index: str) -> None:
+    convert(golden.checkpoint, tmp_path / "new", "bf16", shard_size=200_000)
+    (found,) = (tmp_path / "new").glob("*.index.json")
+    shards = sorted((tmp_path / "new").glob("*-of-*"))
+    (tmp_path / "new" / "sub").mkdir()
+    for shard in shards:
+        shard.rename(tmp_path / "new" / "sub" / shard.name)
+    (tmp_path / "new" / index).write_text(
+        found.read_text().replace('"model-', '"sub/model-').replace('"ema-', '"sub/ema-')
+    )
+    if found.name != index:
+        found.unlink()
+    assert len(shards) > 1
+    assert load_checkpoint(tmp_path / "new").config == read_config(golden.checkpoint)
+    shards[0] = tmp_path / "new" / "sub" / shards[0].name
+    shards[0].unlink()
+    with pytest.raises(CheckpointError, match=f"names sub/{shards[0].name}, which is missing"):
+        load_checkpoint(tmp_path / "new")
+
+
+def test_an_index_names_nothing_outside_its_folder(tmp_path: Path) -> None:
+    for name in ("../other.safetensors", "/etc/passwd"):
+        path = tmp_path / "model.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(CheckpointError, match="which is outside its folder"):
+            safetensors_files(path)
 
 
 def test_the_table_decides_its_size(golden: Any, changed: Callable[..., Path]) -> None:

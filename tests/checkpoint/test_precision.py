@@ -182,6 +182,15 @@ def test_generating_alone_draws_as_all_of_it() -> None:
     assert isinstance(alone.ask(None, "hello"), str)
 
 
+def test_what_draws_and_reads_pictures_edits_too() -> None:
+    both = Bagel.from_pretrained("mini", tasks=("generate", "understand"))
+    whole = Bagel.from_pretrained("mini")
+    picture = whole.generate("a blue car", seed=3, num_timesteps=5)
+    edited = [bagel.edit(picture, "make it red", seed=1, num_timesteps=3) for bagel in (both, whole)]
+    assert edited[0].tobytes() == edited[1].tobytes()
+    both.session()
+
+
 def test_what_understanding_lacks_is_said_before_any_work(understanding: Bagel) -> None:
     before = understanding.engine.stats.forwards
     with pytest.raises(SettingError, match=r"loaded with tasks=\('understand',\).*'generate'"):

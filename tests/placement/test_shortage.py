@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bagel import Bagel, DeviceError, MemoryShortageError
 from bagel.config import NAMED_CONFIGS
-from bagel.inference.demand import decode_bytes
+from bagel.inference.demand import decode_bytes, encode_bytes
 from bagel.placement.memory import _VERSIONS, free_memory, room_for_work
 from bagel.placement.plan import Machine, choose, plans
 from bagel.placement.shortage import check_memory, explained, is_out_of_memory
@@ -206,3 +207,18 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: 10**12)
     bagel.generate(["a red star", "a blue car"], **settings)
     assert batches == [1, 1, 2]
+
+
+def test_pictures_of_one_request_that_fit_one_by_one_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    bagel = Bagel.from_pretrained("mini", device="cpu")
+    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    settings: dict[str, Any] = {"seed": 1, "num_timesteps": 2}
+    together = bagel.edit(pictures, "make it green", **settings)
+    monkeypatch.setattr("bagel.placement.shortage._SMALL", 0)
+    one = encode_bytes(bagel.config.vae, 64 * 64, torch.float32)
+    room = max(int(1.5 * one), decode_bytes(bagel.config.vae, 64 * 64, torch.float32))
+    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: room)
+    before = bagel.engine.stats.encoded
+    alone = bagel.edit(pictures, "make it green", **settings)
+    assert bagel.engine.stats.encoded - before == 2
+    assert np.abs(np.asarray(alone, int) - np.asarray(together, int)).max() <= 1

@@ -56,8 +56,8 @@ def _int8(files: SafetensorsFiles, name: str, module: str) -> Stored:
     if not files.torch_dtype(scale).is_floating_point:
         raise unknown(files, name, f"its SCB is {files.dtype(scale)}")
     idle = (order,) if order in files.names() else ()
-    if idle and int(files.read(order)) != 0:
-        raise unknown(files, name, f"its weight_format is {int(files.read(order))}, and only 0, rows, is read")
+    if idle and (orders := files.read(order).flatten().tolist()) != [0]:
+        raise unknown(files, name, f"its weight_format is {', '.join(map(str, orders))}, and only 0, rows, is read")
 
     def load(files: SafetensorsFiles) -> QuantisedMatrix:
         scales = files.read(scale).float().view(-1) / 127

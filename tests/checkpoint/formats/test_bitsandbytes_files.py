@@ -58,6 +58,8 @@ def test_int8(save: Save) -> None:
     assert torch.allclose(found.dequantise(torch.float32), theirs, rtol=1e-6, atol=0)
     with pytest.raises(CheckpointError, match="weight_format is 2"):
         open_source(save(tensors | {"q.weight_format": torch.tensor(2, dtype=torch.uint8)}))
+    with pytest.raises(CheckpointError, match="weight_format is 0, 0, and only 0"):
+        open_source(save(tensors | {"q.weight_format": torch.zeros(2, dtype=torch.uint8)}))
     with pytest.raises(CheckpointError, match="its SCB is I64"):
         open_source(save(tensors | {"q.SCB": torch.ones(128, dtype=torch.int64)}))
     with pytest.raises(CheckpointError, match=r"q.weight \(I8 \[128, 192\]\) is of an unknown layout"):
