@@ -326,11 +326,18 @@ class Bagel:
         return size
 
     def order(self, task: Task, values: dict[str, Any], items: Sequence[Item], **extra: Any) -> Order:
-        """Validates the settings of one request; a picture's size is found from `items`."""
+        """Validates the settings of one request; a picture's size is found from `items`.
+
+        Raises:
+            SettingError, SizeError: they cannot be used.
+            MemoryShortageError: the picture could not be brought out of its latent in the end.
+        """
         self.check_loaded_for(task, pictures=any(isinstance(content, Image.Image) for _, content in items))
         settings = resolve(task, values, self.defaults.of(task))
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         size = None if task == "ask" else self.picture_size(settings, items)
+        if size is not None:
+            self.engine.check_picture(size)
         noise = extra.get("noise")
         if noise is not None and size is not None:
             stride = self.config.latent_stride

@@ -97,6 +97,12 @@ class Engine:
         """An empty context; `reserve` tokens are expected in all."""
         return Context(self.model.config.decoder, self.model.dtype, self.model.decoder.devices, reserve)
 
+    def check_picture(self, size: tuple[int, int]) -> None:
+        """Before a picture of this width and height is drawn: its last step is often the largest, and the rest of the
+        work would be lost. Raises what `check_memory` raises.
+        """
+        self.check_memory(decode_bytes(self.model.config.vae, size[0] * size[1], self._picture_dtype))
+
     def submit(self, request: Request[T], cost: int = 0) -> Handle[T]:
         """Takes a request in; it begins with the next step that has room. Never waits, whoever is stepping.
 

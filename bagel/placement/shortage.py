@@ -66,7 +66,7 @@ def check_memory(
     if room is None or needed <= room:
         return
     raise MemoryShortageError(
-        f"memory would run out on {device}: the next step takes {size_text(needed)} at the least, and "
+        f"memory would run out on {device}: a step of this takes {size_text(needed)} at the least, and "
         f"{size_text(room)} is free; {_advice(plan, others)}."
     )
 

@@ -202,8 +202,10 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
     for got, expected in zip(pictures, together, strict=True):
         assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).max() <= 1
     monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: picture // 2)
+    forwards = bagel.engine.stats.forwards
     with pytest.raises(MemoryShortageError, match="memory would run out on cpu"):
         bagel.generate("a red star", **settings)
+    assert bagel.engine.stats.forwards == forwards  # not after all the steps of drawing
     monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: 10**12)
     bagel.generate(["a red star", "a blue car"], **settings)
     assert batches == [1, 1, 2]
