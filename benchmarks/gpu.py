@@ -7,8 +7,8 @@
     python benchmarks/gpu.py train                   a training step at the official widths
     python benchmarks/gpu.py fast --smoke            the same in miniature, on any machine: does it still run?
 
-Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all; `fast` and `limits` after each
-measurement, so that what ends them early leaves what they had, marked as not complete.
+Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all; `fast`, `limits` and
+`train` after each measurement, so that what ends them early leaves what they had, marked as not complete.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def device_named(name: str, smoke: bool) -> torch.device:
             return torch.device("cpu")
         console.print("there is no CUDA device here: give --device, or --smoke for a run in miniature")
         raise typer.Exit(2)
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None:  # some of PyTorch's functions take no other
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 @app.command()
@@ -120,7 +123,7 @@ def fast(
 def limits(
     device: DeviceOption = "cuda",
     smoke: SmokeOption = False,
-    budget: Annotated[float, typer.Option(help="Seconds that it may take, after writing weights.", min=1)] = 420,
+    budget: Annotated[float, typer.Option(help="Seconds that it may take, with writing weights.", min=1)] = 520,
     checkpoint: Annotated[Path, typer.Option(help="Folder of random weights; written if missing.")] = RUNS / "full",
     target: JsonOption = None,
 ) -> None:
@@ -137,13 +140,15 @@ def train(
     device: DeviceOption = "cuda",
     smoke: SmokeOption = False,
     layers: Annotated[int, typer.Option(help="Decoder layers, of 28; four take about 70 GB.", min=1, max=28)] = 4,
+    budget: Annotated[float, typer.Option(help="Seconds that it may take.", min=1)] = 500,
     target: JsonOption = None,
 ) -> None:
     """A training step at the official widths: FlexAttention, activation checkpointing and compilation on and off."""
     from gpu_parts.train import measure
 
     where = device_named(device, smoke)
-    report("train", smoke, target, lambda _: measure(where, smoke=smoke, layers=layers, say=console.print))
+    run = partial(measure, where, smoke=smoke, layers=layers, budget=budget, say=console.print)
+    report("train", smoke, target, lambda keep: run(keep=keep))
 
 
 if __name__ == "__main__":

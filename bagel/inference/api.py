@@ -116,8 +116,10 @@ class Bagel:
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile)
         bagel.plan = loaded.plan
-        bagel.engine.check_memory = lambda needed: check_memory(needed, bagel.device, loaded.plan, loaded.alternatives)
-        bagel.engine.explain = lambda error: explained(error, bagel.device, loaded.plan, loaded.alternatives)
+        # Nothing of these holds the model: it would wait for a garbage collection when it is dropped.
+        device, plan, alternatives = bagel.device, loaded.plan, loaded.alternatives
+        bagel.engine.check_memory = lambda needed: check_memory(needed, device, plan, alternatives)
+        bagel.engine.explain = lambda error: explained(error, device, plan, alternatives)
         return bagel
 
     @property

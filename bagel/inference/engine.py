@@ -60,7 +60,8 @@ class Engine:
     Args:
         model, autoencoder: loaded, in evaluation mode, on one device.
         special: ids of the special tokens.
-        max_step_tokens: the most tokens of one forward pass; a step with more takes several.
+        max_step_tokens: the most tokens of one forward pass; a step with more takes several. Less after memory was
+            short, as are `max_step_pixels`.
         max_active_cost: requests wait while those running have this much cost (in tokens) in all.
         max_step_pixels: the most pixels of one autoencoder pass.
     """
@@ -271,13 +272,14 @@ class Engine:
         except Exception as error:
             left = [item for item in batch if not item.settled]
             parts = [list(group) for _, group in groupby(left, key=lambda item: item.owner)]
-            if len(parts) == 1:
-                explained = self.explain(error)
-                if len(left) == 1 or not isinstance(explained, MemoryShortageError):
-                    for item in left:
-                        item.settle(error=explained)
-                    return
-                parts = [[item] for item in left]
+            short = isinstance(self.explain(error), MemoryShortageError)
+            if len(parts) == 1 and (len(left) == 1 or not short):
+                for item in left:
+                    item.settle(error=self.explain(error))
+                return
+            if short:
+                parts = parts if len(parts) > 1 else [[item] for item in left]
+                self._take_less(left)
         # Only here, where the error and with it the failed attempt's tensors are gone: they may be why it failed.
         for part in parts:
             self._attempt(run, part)
@@ -324,6 +326,14 @@ class Engine:
         for item, picture in zip(batch, pixels, strict=True):
             item.settle(picture)
         self.stats.decoded += len(batch)
+
+    def _take_less(self, batch: list[Piece]) -> None:
+        """After a pass for which memory was short: later ones are smaller, instead of failing in every step."""
+        if isinstance(batch[0].work, Row):
+            tokens = sum(item.work.tokens for item in batch if isinstance(item.work, Row))
+            self.max_step_tokens = max(1, min(self.max_step_tokens, tokens // 2))
+        else:
+            self.max_step_pixels = max(1, min(self.max_step_pixels, sum(map(self._pixels, batch)) // 2))
 
     def _demand(self, batch: list[Piece]) -> int:
         """Bytes that a pass takes at the least."""

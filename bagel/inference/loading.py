@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -190,6 +191,7 @@ def load(
         shortage = explained(error, computes, plan, alternatives)
         if shortage is error:
             raise
+        traceback.clear_frames(error.__traceback__)  # which hold what has been loaded
         raise shortage from error
     return Loaded(checkpoint, folder_of(where), plan, alternatives)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from bagel.model.cache import Tail
 from bagel.sequence import CAUSAL, PackedSequence, SegmentSpan
 
+_FEW = 16  # queries: of text that is being written, not of a picture
 _LARGEST_SCORES = 1 << 26  # numbers, 256 MiB of float32
 
 Pair = tuple[Tensor, Tensor]  # of und slots (S, heads, head_dim) and gen slots (G, heads, head_dim)
@@ -145,11 +146,20 @@ def attend_parts(query: Tensor, parts: list[tuple[Tensor, Tensor]], *, causal: b
     mask = None
     if causal:
         mask = torch.ones(n, last, dtype=torch.bool, device=query.device).tril(last - n).repeat(group, 1)[None, None]
-    if len(parts) == 1:
+    if len(parts) == 1 and mask is None and n <= _FEW and query.device.type == "cuda":
+        # PyTorch would take cuDNN's kernel on newer GPUs, which builds a plan for every new length: for each token.
+        out = _few_on_cuda(folded, parts[0][0][None], parts[0][1][None])
+    elif len(parts) == 1:
         out = F.scaled_dot_product_attention(folded, parts[0][0][None], parts[0][1][None], attn_mask=mask)
     else:
         out = _attend_and_merge(folded, parts, mask)
     return out.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
+
+
+def _few_on_cuda(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if _flash_takes(query, key, value):
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+    return F.scaled_dot_product_attention(query, key, value)
 
 
 def _attend_and_merge(query: Tensor, parts: list[tuple[Tensor, Tensor]], last_mask: Tensor | None) -> Tensor:

@@ -33,11 +33,13 @@ class Buffer:
         free: after this event nothing computes with the buffer any more.
     """
 
-    def __init__(self, layers: Sequence[Experts], device: torch.device) -> None:
+    def __init__(self, layers: Sequence[Experts], device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self.places: list[dict[str, list[Tensor]]] = [{} for _ in layers]
         for expert in layers[0]:
             size = max(sum(aligned(weight.home.nbytes) for weight in layer[expert]) for layer in layers)
             block = torch.empty(size, dtype=torch.uint8, device=device)
+            if stream is not None:  # which may be writing still when the buffer is dropped
+                block.record_stream(stream)
             for layer, places in zip(layers, self.places, strict=True):
                 places[expert], start = [], 0
                 for weight in layer[expert]:
@@ -69,8 +71,9 @@ class Ring:
         buffers: int = 2,
     ) -> None:
         self._layers, self._device, self._after_fetch = layers, device, after_fetch
-        self._buffers = [Buffer(layers, device) for _ in range(min(buffers, len(layers)))]  # the longest unused first
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # The longest unused first.
+        self._buffers = [Buffer(layers, device, self._stream) for _ in range(min(buffers, len(layers)))]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bagel-layers") if background else None
 
     @contextmanager

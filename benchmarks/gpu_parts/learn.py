@@ -30,7 +30,7 @@ from bagel.training.checkpoints import checkpoint_folders
 from bagel.training.loop import Run
 from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
 from bagel.training.unified import BagelTask
-from gpu_parts.common import seconds_of
+from gpu_parts.common import failure, seconds_of
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {"autoencoder": "mini-gpu-autoencoder.yaml", "model": "mini-gpu.yaml"}
@@ -154,8 +154,8 @@ def _choose(plan: Plan, device: torch.device, work: Path, say: Callable[[str], N
         say(f"hidden size {hidden}, {layers} layers")
         try:
             rows.append(_measure_size(plan, device, work, hidden, layers))
-        except (torch.OutOfMemoryError, BagelError) as error:
-            rows.append({"hidden_size": hidden, "layers": layers, "left_out": str(error).splitlines()[0]})
+        except Exception as error:  # whatever one size meets must not end the others
+            rows.append({"hidden_size": hidden, "layers": layers, "left_out": failure(error)})
         finally:
             gc.collect()
             if device.type == "cuda":
@@ -261,7 +261,11 @@ def _train(stage: str, values: dict[str, Any], seconds: float) -> None:
         training.wait(seconds)
     except subprocess.TimeoutExpired:
         training.send_signal(signal.SIGTERM)
-        training.wait()
+        try:
+            training.wait(3 * TO_STOP)
+        except subprocess.TimeoutExpired:  # it may be compiling; what it has saved before is there
+            training.kill()
+            training.wait()
         return
     if training.returncode:
         raise BagelError(f"the training of the {stage} failed with status {training.returncode}")

@@ -40,7 +40,7 @@ def measure(
     Args:
         device: where.
         smoke: in miniature.
-        budget: seconds; what finds no time is named as left out.
+        budget: seconds, with writing weights; what finds no time is named as left out.
         checkpoint: folder with random weights; written if it is not there, 29 GB.
         say: told what is being measured.
         keep: given the report after each measurement.
@@ -59,13 +59,15 @@ def measure(
                 continue
             say(cell)
             row: dict[str, Any] = {"limit": limit, "asked": way or "auto", "cell": cell, "completed": False}
-            row |= attempt(partial(_run, checkpoint, device, limit, way, scale, row), device)
             report["rows"].append(row)
-            report["summary"][cell] = outcome(row)
-            if device.type == "cuda":
-                torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+            def so_far(row: dict[str, Any] = row, cell: str = cell) -> None:
+                report["summary"][cell] = outcome(row)
+                keep(report)
+
+            row |= attempt(partial(_run, checkpoint, device, limit, way, scale, row, end, so_far), device)
+            so_far()
             free(device)
-            keep(report)
     return report
 
 
@@ -79,7 +81,14 @@ def outcome(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    checkpoint: Path, device: torch.device, limit: int, way: dict[str, Any], scale: Scale, row: dict[str, Any]
+    checkpoint: Path,
+    device: torch.device,
+    limit: int,
+    way: dict[str, Any],
+    scale: Scale,
+    row: dict[str, Any],
+    end: float,
+    so_far: Callable[[], None],
 ) -> dict[str, Any]:
     """A picture, an edit and an answer, each with the memory that it took beside what was predicted.
 
@@ -90,28 +99,38 @@ def _run(
         way: settings of the plan.
         scale: of the work.
         row: is filled while it goes on, so that what comes before a failure stays.
+        end: when no further job is begun.
+        so_far: is called after each job.
     """
     if device.type == "cuda":
         # A card of that size has the context on it too, which the allocator does not hand out.
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, (limit - _context(device)) / total), device)
-    began = time.perf_counter()
-    bagel = Bagel.from_pretrained(checkpoint, device=device, memory=limit, **way)
-    row["loading_seconds"] = time.perf_counter() - began
-    predicted = {} if bagel.plan is None else bagel.plan.device_bytes
-    if bagel.plan is not None:
-        row |= {"plan": bagel.plan.sentence(), "predicted_bytes": predicted}
-    image = scale.image()
-    drawing: dict[str, Any] = {"size": (scale.side, scale.side), "num_timesteps": 4, "seed": 0}
-    jobs: dict[str, Callable[[], object]] = {
-        "generate": lambda: bagel.generate(PROMPT, **drawing),
-        "edit": lambda: bagel.edit([image, image], INSTRUCTION, num_timesteps=4, seed=0),
-        "understand": lambda: bagel.ask(image, QUESTION, max_new_tokens=8),
-    }
-    for name, job in jobs.items():
-        row[name] = _measured(job, device)
-        row["predicted_over_measured"] = compared(predicted, row)
-    return {"completed": True}
+    try:
+        began = time.perf_counter()
+        bagel = Bagel.from_pretrained(checkpoint, device=device, memory=limit, **way)
+        row["loading_seconds"] = time.perf_counter() - began
+        predicted = {} if bagel.plan is None else bagel.plan.device_bytes
+        if bagel.plan is not None:
+            row |= {"plan": bagel.plan.sentence(), "predicted_bytes": predicted}
+        image = scale.image()
+        drawing: dict[str, Any] = {"size": (scale.side, scale.side), "num_timesteps": 4, "seed": 0}
+        jobs: dict[str, Callable[[], object]] = {
+            "generate": lambda: bagel.generate(PROMPT, **drawing),
+            "edit": lambda: bagel.edit([image, image], INSTRUCTION, num_timesteps=4, seed=0),
+            "understand": lambda: bagel.ask(image, QUESTION, max_new_tokens=8),
+        }
+        for name, job in jobs.items():
+            if time.perf_counter() > end:
+                row.setdefault("left_out", []).append(f"{name}: no time left")
+                continue
+            row[name] = _measured(job, device)
+            row["predicted_over_measured"] = compared(predicted, row)
+            so_far()
+        return {"completed": "left_out" not in row}
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def _measured(job: Callable[[], object], device: torch.device) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,24 +15,28 @@ from bagel.bench import random_model
 from bagel.bench.floor import Work, floor, flops
 from bagel.bench.machine import machine, peak_allocated
 from bagel.bench.plan import SPECIAL, grid_of, random_ids
-from bagel.errors import BagelError
 from bagel.model.bagel import BagelModel
 from bagel.sequence import PackedSequence, PackSpec, Sample, TextSegment, VaeSegment, pack
 from bagel.training.activations import attention_of, checkpoint_activations
 from bagel.training.objective import add_noise, compute_losses
 from bagel.training.optimizer import Ema, Optimizers
 from bagel.training.recipe import OptimizerRecipe
-from gpu_parts.common import FULL, Scale, seconds_of, smoke_scale
+from gpu_parts.common import FULL, Keep, Scale, attempt, free, seconds_of, smoke_scale
 
 
-def measure(device: torch.device, *, smoke: bool, layers: int, say: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    device: torch.device, *, smoke: bool, layers: int, budget: float, say: Callable[[str], None], keep: Keep
+) -> dict[str, Any]:
     """
     Args:
         device: where.
         smoke: in miniature.
         layers: of the official 28, so many that weights, gradients, moments and averages in float32 find room.
+        budget: seconds; what finds no time is named as left out.
         say: told what is being measured.
+        keep: given the report after each measurement.
     """
+    end = time.perf_counter() + budget
     scale = smoke_scale() if smoke else FULL
     config = replace(scale.config, decoder=replace(scale.config.decoder, num_layers=1 if smoke else layers))
     scale = replace(scale, config=config)
@@ -40,25 +45,31 @@ def measure(device: torch.device, *, smoke: bool, layers: int, say: Callable[[st
     report |= {"samples": samples, "text_tokens": text, "image_tokens": image, "rows": [], "left_out": []}
     for attention, checkpointing, compiled in itertools.product(("sdpa", "flex"), (False, True), (False, True)):
         cell = f"{attention}{', checkpointing' if checkpointing else ''}{', compiled' if compiled else ''}"
-        say(cell)
-        try:
-            numbers = _measure(scale, device, samples, text, image, attention, checkpointing, compiled)
-        except (torch.OutOfMemoryError, BagelError) as error:
-            report["left_out"].append(f"{cell}: {str(error).splitlines()[0]}")
+        if time.perf_counter() > end:
+            report["left_out"].append(f"{cell}: no time left")
             continue
-        finally:
-            gc.collect()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        row = {"attention": attention, "activation_checkpointing": checkpointing, "compiled": compiled}
-        report["rows"].append({**row, **numbers})
-    best = max(report["rows"], key=lambda row: row["tokens_per_second"])
-    report["summary"] = {
+        say(cell)
+        one = partial(_measure, scale, device, samples, text, image, attention, checkpointing, compiled)
+        numbers = attempt(one, device)
+        free(device)
+        if "error" in numbers:
+            report["left_out"].append(f"{cell}: {numbers['error']}")
+        else:
+            row = {"attention": attention, "activation_checkpointing": checkpointing, "compiled": compiled}
+            report["rows"].append({**row, **numbers})
+            report["summary"] = summary(report["rows"])
+        keep(report)
+    return report
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fastest."""
+    best = max(rows, key=lambda row: row["tokens_per_second"])
+    return {
         "tokens per second": best["tokens_per_second"],
         "share of the matmul rate": best["share_of_matmul_rate"],
         "with": ", ".join(str(best[key]) for key in ("attention", "activation_checkpointing", "compiled")),
     }
-    return report
 
 
 def _pack(scale: Scale, samples: int, text: int, image: int) -> PackedSequence:

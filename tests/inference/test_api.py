@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import combinations
@@ -605,3 +607,16 @@ def test_compiled_equals_eager(golden: Any, bagel: Bagel, defaults: Defaults) ->
 def test_official_defaults_apply_without_a_file(checkpoint: Checkpoint) -> None:
     bagel = Bagel(checkpoint)
     assert bagel.order("generate", {}, [("text", "a")]).settings.num_timesteps == 50
+
+
+def test_a_model_that_is_dropped_is_gone_at_once() -> None:
+    """Not when garbage is collected: the next one may need its memory."""
+    loaded = Bagel.from_pretrained("mini", device="cpu")
+    loaded.ask(None, "hello", max_new_tokens=2)
+    model = weakref.ref(loaded.checkpoint.model)
+    gc.disable()
+    try:
+        del loaded
+        assert model() is None
+    finally:
+        gc.enable()

@@ -209,3 +209,12 @@ def test_state_is_that_of_a_linear_map(kind: str) -> None:
     assert {t.device.type for t in moved.buffers()} == {"meta"}
     with pytest.raises(RuntimeError, match="cannot be cast"):
         module.to(torch.float16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_multiplying_many_rows_is_one_graph(kind: str) -> None:
+    """What compiling has to leave and enter again costs more than it gains."""
+    matrix = FORMATS[kind].quantise(weight(128, 256))
+    x = torch.randn(60, 256, dtype=torch.bfloat16)
+    compiled = torch.compile(matrix.multiply_many, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), matrix.multiply_many(x))

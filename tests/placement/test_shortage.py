@@ -206,9 +206,12 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
     with pytest.raises(MemoryShortageError, match="memory would run out on cpu"):
         bagel.generate("a red star", **settings)
     assert bagel.engine.stats.forwards == forwards  # not after all the steps of drawing
-    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: 10**12)
+    monkeypatch.setattr("bagel.placement.shortage.room_for_work", lambda: int(1.5 * picture))
+    failed: list[Any] = []
+    monkeypatch.setattr(bagel.engine, "explain", lambda error: failed.append(error) or error)
     bagel.generate(["a red star", "a blue car"], **settings)
-    assert batches == [1, 1, 2]
+    assert batches == [1, 1, 1, 1]
+    assert not failed  # what was too much once is not tried again
 
 
 def test_pictures_of_one_request_that_fit_one_by_one_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from bagel.memory import on_own_pages
 
 _PIECE = 1 << 18  # values that are worked on at a time on the CPU where float32 intermediates are needed
-_PIECE_ON_DEVICE = 1 << 22  # the same on accelerators, where each piece costs the start of its operations
+_PIECE_ON_DEVICE = 1 << 25  # the same on accelerators, where each piece costs the start of its operations
 _BLOCK = 1 << 22  # values that are brought back at a time on the CPU: 8 MB, which stay in the processor's cache
 
 
@@ -65,16 +65,23 @@ class QuantisedMatrix(ABC):
 
     def multiply_many(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) by ordinary matmuls, a piece of the matrix at a time."""
+        return self.multiply_by_blocks(x, lambda start, stop: self.dequantise(x.dtype, start, stop))
+
+    def multiply_by_blocks(self, x: Tensor, block: Callable[[int, int], Tensor]) -> Tensor:
+        """(T, in) -> (T, out); `block` gives rows of the weight, (stop − start, in)."""
+        ranges = self.blocks()
+        if len(ranges) == 1:  # without a second result beside the first
+            return F.linear(x, block(*ranges[0]))
         result = x.new_empty(x.shape[0], self.shape[0])
-        for start, stop in self.blocks():
-            result[:, start:stop] = F.linear(x, self.dequantise(x.dtype, start, stop))
+        for start, stop in ranges:
+            result[:, start:stop] = F.linear(x, block(start, stop))
         return result
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
+    def blocks(self) -> list[tuple[int, int]]:
         """Ranges of rows that are brought back at a time: all on accelerators, some of them on the CPU."""
         out, inner = self.shape
         rows = max(64, _BLOCK // inner // 64 * 64) if self.device.type == "cpu" else out
-        return ((start, min(out, start + rows)) for start in range(0, out, rows))
+        return [(start, min(out, start + rows)) for start in range(0, out, rows)]
 
     @property
     def nbytes(self) -> int:

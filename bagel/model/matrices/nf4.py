@@ -85,11 +85,11 @@ class Nf4Matrix(QuantisedMatrix):
         inner = self.shape[1]
         scale = scales[start * inner // self.block : stop * inner // self.block]
         packed = self.tensors["values"].flatten()[start * inner // 2 : stop * inner // 2]
-        if has_bitsandbytes():
+        if has_bitsandbytes(packed.device.type):
             shape = [stop - start, inner]
             return torch.ops.bitsandbytes.dequantize_4bit(packed[:, None], scale, self.block, "nf4", shape, dtype)
         # Two weights stand in a byte: a table of 256 pairs gives both at once.
-        levels = torch.tensor(LEVELS, device=packed.device)
+        levels = _levels(packed.device)
         pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)
         result = torch.empty(stop - start, inner, dtype=dtype, device=packed.device)
         for i, j in pieces((stop - start, inner), packed.device):
@@ -99,18 +99,15 @@ class Nf4Matrix(QuantisedMatrix):
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
         # The package's kernel for the CPU wants the weights in an order of its own.
-        if x.device.type != "cuda" or x.shape[0] != 1 or not has_bitsandbytes():
+        if x.device.type != "cuda" or x.shape[0] != 1 or not has_bitsandbytes("cuda"):
             return None
-        code = torch.tensor(LEVELS, device=x.device)
+        code = _levels(x.device)
         packed = self.tensors["values"].view(-1, 1)
         return torch.ops.bitsandbytes.gemv_4bit(x, packed, list(self.shape), self.scales(), code, self.block)
 
     def multiply_many(self, x: Tensor) -> Tensor:
         scales = self.scales()
-        result = x.new_empty(x.shape[0], self.shape[0])
-        for start, stop in self.blocks():
-            result[:, start:stop] = F.linear(x, self._dequantise(scales, x.dtype, start, stop))
-        return result
+        return self.multiply_by_blocks(x, lambda start, stop: self._dequantise(scales, x.dtype, start, stop))
 
 
 def nearest_level(x: Tensor) -> Tensor:
@@ -165,13 +162,30 @@ def dynamic_levels() -> Tensor:
     return torch.tensor(sorted(levels), dtype=torch.float32)
 
 
+@torch.compiler.assume_constant_result  # else compiling goes through the import
+def has_bitsandbytes(device: str) -> bool:
+    """Whether the package is installed and brings weights back rightly on such a device."""
+    return _bitsandbytes_works(device)
+
+
 @cache
-def has_bitsandbytes() -> bool:
-    """Whether the package is installed and works."""
+def _bitsandbytes_works(device: str) -> bool:
     # It says there what it does without; that is its own affair, not the user's.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
+
+        # Where it lacks a library for this version of CUDA, it says so no sooner than at the first call.
+        every = torch.arange(16, dtype=torch.uint8).repeat_interleave(2).repeat(2).view(-1, 2)
+        packed = (every[:, 0] << 4 | every[:, 1])[:, None].to(device)
+        scale = torch.full((1,), 2.0, device=device)
+        got = torch.ops.bitsandbytes.dequantize_4bit(packed, scale, 64, "nf4", [1, 64], torch.float32)
     except Exception:  # of whatever kind: it loads a library of its own
         return False
-    return hasattr(torch.ops.bitsandbytes, "gemv_4bit")
+    wanted = 2 * torch.tensor(LEVELS)[every.flatten().int()]
+    return hasattr(torch.ops.bitsandbytes, "gemv_4bit") and torch.allclose(got.flatten().cpu(), wanted, rtol=1e-5)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return torch.tensor(LEVELS, device=device)

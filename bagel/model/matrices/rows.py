@@ -59,8 +59,11 @@ class RowScaledMatrix(QuantisedMatrix):
         if x.dtype == torch.float16:
             return super().multiply_many(x)
         values, scale = self.tensors["values"], self.tensors["scale"].to(x.dtype)
+        ranges = self.blocks()
+        if len(ranges) == 1:  # without a second result beside the first
+            return F.linear(x, self._widened(values, x.dtype)).mul_(scale)
         result = x.new_empty(x.shape[0], self.shape[0])
-        for start, stop in self.blocks():
+        for start, stop in ranges:
             products = F.linear(x, self._widened(values[start:stop], x.dtype))
             torch.mul(products, scale[start:stop], out=result[:, start:stop])
         return result
