@@ -14,7 +14,8 @@ import ctypes
 import math
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -63,17 +64,27 @@ class _HeapStatistics(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
 
 
-def kept_memory() -> int | None:
-    """Bytes that were freed and that the process has kept for what comes next; None where the C library does not say
-    (it does on Linux with glibc 2.33 or later).
-    """
+# A function of each allocator that may stand in the place of glibc's: jemalloc, tcmalloc (twice), mimalloc.
+_OTHER_ALLOCATORS = ("mallctl", "tc_version", "MallocExtension_ReleaseFreeMemory", "mi_version")
+
+
+@cache
+def _heap_statistics() -> Callable[[], _HeapStatistics] | None:
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)
-    if not hasattr(library, "mallinfo2"):
+    if not hasattr(library, "mallinfo2") or any(hasattr(library, name) for name in _OTHER_ALLOCATORS):
         return None
-    library.mallinfo2.restype = _HeapStatistics
-    return int(library.mallinfo2().fordblks)
+    function: Callable[[], _HeapStatistics] = ctypes.CFUNCTYPE(_HeapStatistics)(("mallinfo2", library))
+    return function
+
+
+def kept_memory() -> int | None:
+    """Bytes that were freed and that the process has kept for what comes next; None where the C library does not say
+    (it does on Linux with glibc 2.33 or later, unless another allocator is in its place).
+    """
+    statistics = _heap_statistics()
+    return None if statistics is None else int(statistics().fordblks)
 
 
 def on_own_pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:

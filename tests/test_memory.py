@@ -71,3 +71,13 @@ def test_what_is_kept_is_known() -> None:
     before, held, after = map(int, done.stdout.split())
     assert abs(after - held - (96 << 20)) < 1 << 20
     assert held < before + (96 << 20)
+
+
+def test_another_allocator_in_its_place_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        mallinfo2 = mallctl = None
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    memory._heap_statistics.cache_clear()
+    assert memory.kept_memory() is None
+    memory._heap_statistics.cache_clear()

@@ -28,6 +28,8 @@ from bagel.checkpoint.writing import Progress, counting
 from bagel.errors import CheckpointError
 from bagel.files import check_free_space
 
+_WEIGHTS = (".safetensors", ".gguf")
+
 
 def download(
     repository: str,
@@ -221,11 +223,7 @@ def _weights(repository: str, listed: dict[str, RemoteFile], stored: str | None)
     for name in MODEL_FILES:
         if name in listed:
             return name
-    found = [
-        name
-        for name in listed
-        if "/" not in name and name.endswith((".safetensors", ".gguf")) and name != AUTOENCODER_FILE
-    ]
+    found = [name for name in listed if "/" not in name and name.endswith(_WEIGHTS) and name != AUTOENCODER_FILE]
     if len(found) > 1 and stored is not None:
         type = stored.rpartition("-")[2]
         found = [name for name in found if type.lower() in name.lower()] or found
@@ -281,14 +279,13 @@ def _is_whole(repository: str, folder: Path, stored: str | None) -> bool:
     here = {
         path.name: RemoteFile(path.name, path.stat().st_size, None, None) for path in folder.iterdir() if path.exists()
     }
-    if "config.json" not in here:
+    some = any(name.endswith((*MODEL_FILES, *_WEIGHTS)) and name != AUTOENCODER_FILE for name in here)
+    if not some or "config.json" not in here:
         return False
-    try:
-        weights = _weights(repository, here, stored)
-        shards = _index_names(folder / weights) if weights.endswith(".json") else []
-    except CheckpointError:
-        return False
-    return all((folder / name).is_file() for name in shards)
+    weights = _weights(repository, here, stored)
+    if not weights.endswith(".json"):
+        return True
+    return all((folder / name).is_file() for name in _index_names(folder / weights))
 
 
 def _check_cached(repository: str, folder: Path) -> None:

@@ -23,7 +23,9 @@ BY_ROWS = ("fp8", "int8")
 QUANTISED = ("fp8", "fp8-dynamic", "int8", "int8-dynamic", "int4", "nf4")
 NAMES = (*PLAIN, *QUANTISED)
 LOSSY: frozenset[str] = frozenset({"int4", "nf4", "gguf-q4_0"})
-"""Those, and formats of files, that cost `mini` more than two points of any ability (docs/precision.md, which a test compares)."""
+"""Those, and formats of files, that cost `mini` more than two points of any ability (docs/precision.md, which a test
+compares).
+"""
 PARTS = {
     "decoder": re.compile(r"decoder\.layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)\.weight"),
     "embedding": re.compile(r"decoder\.embed_tokens\.weight"),

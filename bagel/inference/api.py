@@ -332,14 +332,11 @@ class Bagel:
 
         Raises:
             SettingError, SizeError: they cannot be used.
-            MemoryShortageError: the picture could not be brought out of its latent in the end.
         """
         self.check_loaded_for(task, pictures=any(isinstance(content, Image.Image) for _, content in items))
         settings = resolve(task, values, self.defaults.of(task))
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
         size = None if task == "ask" else self.picture_size(settings, items)
-        if size is not None:
-            self.engine.check_picture(size)
         noise = extra.get("noise")
         if noise is not None and size is not None:
             stride = self.config.latent_stride
@@ -433,6 +430,7 @@ class Bagel:
                         own_seed = {**own, "seed": order.seed + i}
                         order = self.order(task, own_seed, items, on_text=on_text, **(extra or {}))
                     check_room(self.runtime, items, output, order)
+                    self.engine.check_picture(order.size)
                     prepared.append((items, order))
         single = single and n == 1
         if on_text is not None and len(prepared) > 1:

@@ -34,7 +34,33 @@ from bagel.sequence import PackSpec, Sample, SpecialTokens, pack
 
 T = TypeVar("T")
 
+_FEW_TOKENS = 1024
+_CALM = 200
 _FROM_WITHIN = "a request or its callback cannot run the engine that runs it"
+
+
+class _Bound:
+    """How large passes may be after one for which memory was short, so that not every step fails before it is split."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least  # below which smaller passes gain nothing
+        self._bound: int | None = None
+        self._calm = 0  # passes since that went well
+
+    def of(self, most: int) -> int:
+        """The bound, where passes of `most` are allowed otherwise."""
+        return most if self._bound is None else min(most, self._bound)
+
+    def shorten(self, size: int, largest: int) -> None:
+        """A pass of this size was too much; its largest piece alone is none to be split."""
+        self._bound, self._calm = max(size // 2, largest, self._least), 0
+
+    def passed(self) -> None:
+        """A pass went well. After many, twice as much is tried: memory may have been short for another's sake."""
+        if self._bound is not None:
+            self._calm += 1
+            if self._calm == _CALM:
+                self._bound, self._calm = 2 * self._bound, 0
 
 
 @dataclass
@@ -60,8 +86,8 @@ class Engine:
     Args:
         model, autoencoder: loaded, in evaluation mode, on one device.
         special: ids of the special tokens.
-        max_step_tokens: the most tokens of one forward pass; a step with more takes several. Less after memory was
-            short, as are `max_step_pixels`.
+        max_step_tokens: the most tokens of one forward pass; a step with more takes several. After a pass for which
+            memory was short they are fewer for a while; so it is with `max_step_pixels`.
         max_active_cost: requests wait while those running have this much cost (in tokens) in all.
         max_step_pixels: the most pixels of one autoencoder pass.
     """
@@ -82,6 +108,7 @@ class Engine:
         self.spec = PackSpec.of(model.config, special)
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
         self.max_step_pixels = max_step_pixels
+        self._tokens, self._pixels_bound = _Bound(_FEW_TOKENS), _Bound(1)
         self.idle_cost: Callable[[], int] = lambda: 0  # of what is kept between requests, such as by sessions
         self.check_memory: Callable[[int], None] = lambda needed: None  # raises where a pass of so many bytes cannot be
         self.explain: Callable[[Exception], Exception] = lambda error: error  # of what went wrong in a pass
@@ -98,11 +125,14 @@ class Engine:
         """An empty context; `reserve` tokens are expected in all."""
         return Context(self.model.config.decoder, self.model.dtype, self.model.decoder.devices, reserve)
 
-    def check_picture(self, size: tuple[int, int]) -> None:
+    def check_picture(self, size: tuple[int, int] | None) -> None:
         """Before a picture of this width and height is drawn: its last step is often the largest, and the rest of the
-        work would be lost. Raises what `check_memory` raises.
+        work would be lost. Beside other work nothing can be said: what that takes now may be free then.
+
+        Raises: what `check_memory` raises.
         """
-        self.check_memory(decode_bytes(self.model.config.vae, size[0] * size[1], self._picture_dtype))
+        if size is not None and self.active == 0:
+            self.check_memory(decode_bytes(self.model.config.vae, size[0] * size[1], self._picture_dtype))
 
     def submit(self, request: Request[T], cost: int = 0) -> Handle[T]:
         """Takes a request in; it begins with the next step that has room. Never waits, whoever is stepping.
@@ -154,13 +184,13 @@ class Engine:
         if items:
             self.stats.steps += 1
         rows = [item for item in items if isinstance(item.work, Row)]
-        for batch in _batches(rows, lambda item: item.work.tokens, self.max_step_tokens):
+        for batch in _batches(rows, lambda item: item.work.tokens, self._tokens.of(self.max_step_tokens)):
             self._attempt(self._forward, batch)
         for kind, run in ((Encode, self._encode), (Decode, self._decode)):
             pictures = [item for item in items if isinstance(item.work, kind)]
             pictures.sort(key=_shape)
             for _, group in groupby(pictures, key=_shape):
-                for batch in _batches(list(group), self._pixels, self.max_step_pixels):
+                for batch in _batches(list(group), self._pixels, self._pixels_bound.of(self.max_step_pixels)):
                     self._attempt(run, batch)
         for handle in active:
             if not handle.done:  # cancelled by another request's callback
@@ -268,6 +298,7 @@ class Engine:
         try:
             self.check_memory(self._demand(batch))
             run(batch)
+            self._bound_of(batch)[0].passed()
             return
         except Exception as error:
             left = [item for item in batch if not item.settled]
@@ -277,12 +308,14 @@ class Engine:
                 for item in left:
                     item.settle(error=self.explain(error))
                 return
-            if short:
-                parts = parts if len(parts) > 1 else [[item] for item in left]
-                self._take_less(left)
+            if short and len(parts) == 1:
+                parts = [[item] for item in left]
         # Only here, where the error and with it the failed attempt's tensors are gone: they may be why it failed.
         for part in parts:
             self._attempt(run, part)
+        if short and any(item.error is None for item in left):
+            bound, sizes = self._bound_of(left)
+            bound.shorten(sum(sizes), max(sizes))
 
     def _forward(self, batch: list[Piece]) -> None:
         rows: list[Row] = [item.work for item in batch if isinstance(item.work, Row)]
@@ -327,13 +360,11 @@ class Engine:
             item.settle(picture)
         self.stats.decoded += len(batch)
 
-    def _take_less(self, batch: list[Piece]) -> None:
-        """After a pass for which memory was short: later ones are smaller, instead of failing in every step."""
+    def _bound_of(self, batch: list[Piece]) -> tuple[_Bound, list[int]]:
+        """What bounds such passes, and the sizes of the pieces in its unit."""
         if isinstance(batch[0].work, Row):
-            tokens = sum(item.work.tokens for item in batch if isinstance(item.work, Row))
-            self.max_step_tokens = max(1, min(self.max_step_tokens, tokens // 2))
-        else:
-            self.max_step_pixels = max(1, min(self.max_step_pixels, sum(map(self._pixels, batch)) // 2))
+            return self._tokens, [item.work.tokens for item in batch if isinstance(item.work, Row)]
+        return self._pixels_bound, list(map(self._pixels, batch))
 
     def _demand(self, batch: list[Piece]) -> int:
         """Bytes that a pass takes at the least."""

@@ -7,7 +7,7 @@ import re
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -163,13 +163,10 @@ def load(
     needed(tasks)
     where = find_checkpoint(name)
     plan: Plan | None = None
-    machine = _machine(device, memory)  # as it is before anything is loaded
-
-    @cache
-    def alternatives() -> Sequence[Plan]:
-        return _plans(where, "auto", tuple(tasks), "auto", machine)
-
+    alternatives: Callable[[], Sequence[Plan]] = tuple
     if memory is not None or offload in ("cpu", "disk") or weight_bytes(where) > _LARGE:
+        machine = _machine(device, memory)  # as it is before anything is loaded
+        alternatives = cache(partial(_plans, where, "auto", tuple(tasks), "auto", machine))
         found = _plans(where, precision, tuple(tasks), offload, machine)
         # A precision that was asked for by name is not refused because the largest pictures would find no room.
         plan = choose(found, machine, every_job=precision == "auto", others=alternatives)

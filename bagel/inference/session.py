@@ -279,7 +279,9 @@ class Session:
     def _drawing_order(self, settings: dict[str, Any], **callbacks: Any) -> Order:
         if self.understanding:
             raise SettingError("this session is for understanding: open one with understanding=False to draw.")
-        return self._order("edit" if self._history.has_picture else "generate", settings, **callbacks)
+        order = self._order("edit" if self._history.has_picture else "generate", settings, **callbacks)
+        self.bagel.engine.check_picture(order.size)
+        return order
 
     def _check_room(self, added: Sequence[Item], more: int = 0) -> None:
         runtime = self.bagel.runtime

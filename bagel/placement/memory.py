@@ -30,7 +30,8 @@ def room_for_work() -> int | None:
     available, kept = _available(), kept_memory()
     if available is None or kept is None:
         return None
-    found = (available + _meminfo("SwapFree"), _container(active_files=True), _address_space())
+    swap = _meminfo("SwapFree")
+    found = (available + swap, _container(most=True, swap=swap), _address_space())
     return kept + min(value for value in found if value is not None)
 
 
@@ -68,27 +69,49 @@ _VERSIONS = (
     ("0::", _GROUPS, "memory.max", "memory.current", "memory.stat", ""),
     (":memory:", _GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_"),
 )
+# Limit and use of swap, the first of version 2, the second of version 1, which counts memory with it.
+_SWAP = (("memory.swap.max", "memory.swap.current"), ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"))
 
 
-def _container(*, active_files: bool = False) -> int | None:
+def _container(*, most: bool = False, swap: int = 0) -> int | None:
     """What is left of the memory limits of this process's control group and of those around it; None without one.
 
     Args:
-        active_files: count as free what cached files take that were read lately too, not only long ago. The system
-            gives up both before it ends a process.
+        most: all that the system gives up before it ends a process: cached files that were read lately too, not only
+            long ago, and what can be swapped out.
+        swap: free bytes of the machine's.
     """
-    names = ("inactive_file", "active_file") if active_files else ("inactive_file",)
+    names = ("inactive_file", "active_file") if most else ("inactive_file",)
     left = []
     for group, (limit, used, statistics, beginning) in _groups():
         try:
-            most, taken = (group / limit).read_text().strip(), int((group / used).read_text())
+            allowed, taken = (group / limit).read_text().strip(), int((group / used).read_text())
             found = dict(line.split() for line in (group / statistics).read_text().splitlines())
             files = sum(int(found.get(beginning + name, 0)) for name in names)
         except (OSError, ValueError):
             continue
-        if most != "max":
-            left.append(int(most) - taken + files)
+        if allowed != "max":
+            free = int(allowed) - taken
+            left.append(free + files + (_swap_of(group, free, swap) if most else 0))
     return max(0, min(left)) if left else None
+
+
+def _swap_of(group: Path, free: int, swap: int) -> int:
+    """Bytes of swap that a control group may take still; none where it does not say.
+
+    Args:
+        group: its folder.
+        free: bytes of memory that are left to it.
+        swap: free bytes of the machine's.
+    """
+    for index, (limit, used) in enumerate(_SWAP):
+        try:
+            allowed, taken = (group / limit).read_text().strip(), int((group / used).read_text())
+            own = swap if allowed == "max" else int(allowed) - taken - (free if index else 0)
+        except (OSError, ValueError):
+            continue
+        return max(0, min(swap, own))
+    return 0
 
 
 def _groups() -> Iterator[tuple[Path, tuple[str, ...]]]:

@@ -201,13 +201,21 @@ def choose(
     takes += f"{size_text(least.peak_host)} of main memory"
     margin = f"{HOST_MARGIN:.0%} of main memory" + (f" and {MARGIN:.0%} of a device's" if least.device_bytes else "")
     fewer = "free memory, or load it for fewer tasks" if len(least.host_bytes) > 1 else "free memory"
-    if (fitting := next((plan for plan in others() if plan.fits), None)) is not None:
+    if (fitting := next((plan for plan in thought_of(others) if plan.fits), None)) is not None:
         fewer = f"it fits with {fitting.advice()}"
     raise DeviceError(
         f"this checkpoint does not fit: there are {' and '.join(have)} free, {margin} are left alone, and "
         f"the smallest way of running it that was asked for takes {takes} ({least.precision.name} on {least.where}); "
         f"{fewer}."
     )
+
+
+def thought_of(others: Callable[[], Sequence[Plan]]) -> Sequence[Plan]:
+    """Further plans for an advice, if they can be found out: the checkpoint may be gone, or memory too short for it."""
+    try:
+        return others()
+    except Exception:  # of any kind: it must not stand in the place of what is to be said
+        return ()
 
 
 def _of_precision(

@@ -11,7 +11,7 @@ from torch import OutOfMemoryError
 from bagel.errors import MemoryShortageError
 from bagel.files import size_text
 from bagel.placement.memory import free_memory, room_for_work
-from bagel.placement.plan import Plan
+from bagel.placement.plan import Plan, thought_of
 
 _SMALL = 64 << 20
 """Bytes from which it is worth the time to ask the system whether they are there."""
@@ -77,7 +77,9 @@ def _advice(plan: Plan | None, others: Callable[[], Sequence[Plan]]) -> str:
     fitting = None
     if plan is not None:
         taken = plan.peak_device or plan.peak_host
-        fitting = next((p for p in others() if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None)
+        fitting = next(
+            (p for p in thought_of(others) if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None
+        )
     if fitting is None:
         return f"{smaller}, or load it in fewer bits or with layers elsewhere (`bagel info --plan` shows what fits)"
     return f"{smaller}, or load it with {fitting.advice()}"

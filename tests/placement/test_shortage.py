@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bagel import Bagel, DeviceError, MemoryShortageError
+from bagel import Bagel, CheckpointError, DeviceError, MemoryShortageError
 from bagel.config import NAMED_CONFIGS
 from bagel.inference.demand import decode_bytes, encode_bytes
-from bagel.placement.memory import _VERSIONS, free_memory, room_for_work
+from bagel.inference.engine import _Bound
+from bagel.placement.memory import _SWAP, _VERSIONS, free_memory, room_for_work
 from bagel.placement.plan import Machine, choose, plans
 from bagel.placement.shortage import check_memory, explained, is_out_of_memory
 
@@ -76,6 +77,12 @@ def test_a_limit_of_the_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     limited(root, "1000000")  # all that a container sees of its own
     assert free_memory(CPU) == 500_000
     assert room_for_work() == 550_007
+    monkeypatch.setattr("bagel.placement.memory._meminfo", lambda name: 10**12)
+    assert room_for_work() == 550_007  # the group says nothing of swap
+    with_memory = 0 if version == 2 else 600_000 + 400_000  # version 1 counts memory with it
+    for name, count in zip(_SWAP[2 - version], (30_000 + with_memory, with_memory and 600_000), strict=True):
+        (root / name).write_text(f"{count}\n")
+    assert room_for_work() == 580_007
     limited(own, "800000")
     assert free_memory(CPU) == 300_000
     limited(own.parent, "700000")  # the least of those around it
@@ -176,7 +183,7 @@ def test_room_for_work_is_what_is_free_and_what_is_kept(monkeypatch: pytest.Monk
     monkeypatch.setattr("bagel.placement.memory._container", lambda **_: None)
     monkeypatch.setattr("bagel.placement.memory._address_space", lambda: None)
     assert room_for_work() == 4_100_000_000
-    monkeypatch.setattr("bagel.placement.memory._container", lambda **_: 2 * 10**9)  # swap of the machine does not help
+    monkeypatch.setattr("bagel.placement.memory._container", lambda **_: 2 * 10**9)
     assert room_for_work() == 3 * 10**9
     monkeypatch.setattr("bagel.placement.memory.kept_memory", lambda: None)
     assert room_for_work() is None
@@ -227,3 +234,33 @@ def test_pictures_of_one_request_that_fit_one_by_one_are_read_one_by_one(monkeyp
     alone = bagel.edit(pictures, "make it green", **settings)
     assert bagel.engine.stats.encoded - before == 2
     assert np.abs(np.asarray(alone, int) - np.asarray(together, int)).max() <= 1
+
+
+def test_what_cannot_be_found_out_does_not_hide_that_memory_ran_out() -> None:
+    def gone() -> list[Any]:
+        raise CheckpointError("the folder is gone")
+
+    here = Machine(((CPU, 40 * 10**9),), 40 * 10**9)
+    found = plans(NAMED_CONFIGS["7b-mot"], here, ("understand",), precisions=("int8",))
+    assert "`bagel info --plan`" in str(explained(MemoryError(), CPU, found[0], gone))
+    nothing = Machine(((CPU, 10**9),), 10**9)
+    with pytest.raises(DeviceError, match="does not fit"):
+        choose(plans(NAMED_CONFIGS["7b-mot"], nothing, ("understand",), precisions=("int8",)), nothing, others=gone)
+
+
+def test_passes_are_smaller_for_a_while_after_memory_was_short() -> None:
+    bound = _Bound(1000)
+    assert bound.of(5000) == 5000
+    bound.shorten(8000, 100)
+    assert bound.of(5000) == 4000
+    bound.shorten(4000, 3000)  # one piece alone is no smaller
+    assert bound.of(5000) == 3000
+    bound.shorten(8, 1)  # nothing is gained below
+    assert bound.of(5000) == 1000
+    for _ in range(200):
+        assert bound.of(5000) == 1000
+        bound.passed()
+    assert bound.of(5000) == 2000
+    for _ in range(400):
+        bound.passed()
+    assert bound.of(5000) == 5000
