@@ -49,7 +49,8 @@ def machine_rates(folder: Path) -> dict[str, Any]:
     buffer = bytearray(16 << 20)
     began, read = time.perf_counter(), 0
     with open(folder / "ema.safetensors", "rb", buffering=0) as file:
-        while read < 8 << 30 and (count := file.readinto(buffer)):
+        # All of it, as loading does: what stands behind a virtual disk may have a part of the file in memory.
+        while count := file.readinto(buffer):
             read += count
     disk = read / (time.perf_counter() - began)
     block = torch.ones(1 << 29, dtype=torch.int64)
@@ -337,8 +338,8 @@ def summary(parts: dict[str, dict[str, Any]]) -> dict[str, float]:
     rates = parts.get("machine", {})
     found: dict[str, float] = {}
     for name, part in parts.items():
-        if name.startswith("load") and "disk_bytes_per_second" in rates:
-            found[f"{name}: share of the disk's rate"] = part["bytes_per_second"] / rates["disk_bytes_per_second"]
+        if name.startswith("load") and "disk_bytes_per_second" in part:
+            found[f"{name}: share of the disk's rate"] = part["bytes_per_second"] / part["disk_bytes_per_second"]
         if "peak_resident_bytes" in part:
             found[f"{name}: peak GB"] = part["peak_resident_bytes"] / 1e9
         if "predicted_bytes" in part:
@@ -382,6 +383,9 @@ def main(
             continue
         console.print(f"[bold]{part}[/bold]")
         report["parts"][part] = {**in_process(part, folder), "date": time.strftime("%Y-%m-%d")}
+        if part.startswith("load") and "machine" in report["parts"]:  # a share is of the rate of that time
+            rate = report["parts"]["machine"]["disk_bytes_per_second"]
+            report["parts"][part]["disk_bytes_per_second"] = rate
         report["summary"] = summary(report["parts"])
         # After every part, so that what was measured is kept if the next one is interrupted.
         temporary = target.with_suffix(".tmp")

@@ -115,8 +115,11 @@ def official_size(report: dict[str, Any]) -> str:
     for name, part in parts.items():
         peak = f"peak {part['peak_resident_bytes'] / 1e9:.1f} GB" if "peak_resident_bytes" in part else ""
         if name.startswith("load"):
-            share = part["bytes_per_second"] / rates["disk_bytes_per_second"]
-            lines.append(f"| {name} | {part['seconds']:.0f} s, {share:.0%} of the disk's rate, {peak} |")
+            disk = part.get("disk_bytes_per_second", rates["disk_bytes_per_second"])
+            share = part["bytes_per_second"] / disk
+            lines.append(
+                f"| {name} | {part['seconds']:.0f} s, {share:.0%} of the disk's {disk / 1e9:.2f} GB/s, {peak} |"
+            )
         elif name.startswith("ask"):
             share = part["bytes_per_second"] / rates["memory_bytes_per_second"]
             first, each = part["first_token_seconds"], part["seconds_per_token"]
