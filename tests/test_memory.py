@@ -64,13 +64,12 @@ def test_nothing_happens_with_another_c_library(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_kept_is_known() -> None:
     program = (
         "import torch; from bagel.memory import keep_freed_memory, kept_memory\n"
-        "keep_freed_memory(); before = kept_memory(); x = torch.ones(24 << 20); held = kept_memory(); del x\n"
-        "print(before, held, kept_memory())"
+        "keep_freed_memory(); x = torch.ones(24 << 20); held = kept_memory(); del x\n"
+        "print(held, kept_memory())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
-    before, held, after = map(int, done.stdout.split())
+    held, after = map(int, done.stdout.split())
     assert abs(after - held - (96 << 20)) < 1 << 20
-    assert held < before + (96 << 20)
 
 
 def test_another_allocator_in_its_place_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
