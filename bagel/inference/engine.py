@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 
 from bagel.errors import MemoryShortageError
+from bagel.inference.bound import Bound
 from bagel.inference.demand import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel.inference.work import Decode, Encode, Handle, Output, Piece, Request, Row
 from bagel.memory import keep_freed_memory
@@ -35,32 +36,7 @@ from bagel.sequence import PackSpec, Sample, SpecialTokens, pack
 T = TypeVar("T")
 
 _FEW_TOKENS = 1024
-_CALM = 200
 _FROM_WITHIN = "a request or its callback cannot run the engine that runs it"
-
-
-class _Bound:
-    """How large passes may be after one for which memory was short, so that not every step fails before it is split."""
-
-    def __init__(self, least: int) -> None:
-        self._least = least  # below which smaller passes gain nothing
-        self._bound: int | None = None
-        self._calm = 0  # passes since that went well
-
-    def of(self, most: int) -> int:
-        """The bound, where passes of `most` are allowed otherwise."""
-        return most if self._bound is None else min(most, self._bound)
-
-    def shorten(self, size: int, largest: int) -> None:
-        """A pass of this size was too much; its largest piece alone is none to be split."""
-        self._bound, self._calm = max(size // 2, largest, self._least), 0
-
-    def passed(self) -> None:
-        """A pass went well. After many, twice as much is tried: memory may have been short for another's sake."""
-        if self._bound is not None:
-            self._calm += 1
-            if self._calm == _CALM:
-                self._bound, self._calm = 2 * self._bound, 0
 
 
 @dataclass
@@ -108,7 +84,7 @@ class Engine:
         self.spec = PackSpec.of(model.config, special)
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
         self.max_step_pixels = max_step_pixels
-        self._tokens, self._pixels_bound = _Bound(_FEW_TOKENS), _Bound(1)
+        self._tokens, self._pixels_bound = Bound(_FEW_TOKENS), Bound(1)
         self.idle_cost: Callable[[], int] = lambda: 0  # of what is kept between requests, such as by sessions
         self.check_memory: Callable[[int], None] = lambda needed: None  # raises where a pass of so many bytes cannot be
         self.explain: Callable[[Exception], Exception] = lambda error: error  # of what went wrong in a pass
@@ -360,7 +336,7 @@ class Engine:
             item.settle(picture)
         self.stats.decoded += len(batch)
 
-    def _bound_of(self, batch: list[Piece]) -> tuple[_Bound, list[int]]:
+    def _bound_of(self, batch: list[Piece]) -> tuple[Bound, list[int]]:
         """What bounds such passes, and the sizes of the pieces in its unit."""
         if isinstance(batch[0].work, Row):
             return self._tokens, [item.work.tokens for item in batch if isinstance(item.work, Row)]

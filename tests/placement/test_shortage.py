@@ -14,7 +14,6 @@ from PIL import Image
 from bagel import Bagel, CheckpointError, DeviceError, MemoryShortageError
 from bagel.config import NAMED_CONFIGS
 from bagel.inference.demand import decode_bytes, encode_bytes
-from bagel.inference.engine import _Bound
 from bagel.placement.memory import _SWAP, _VERSIONS, free_memory, room_for_work
 from bagel.placement.plan import Machine, choose, plans
 from bagel.placement.shortage import check_memory, explained, is_out_of_memory
@@ -246,21 +245,3 @@ def test_what_cannot_be_found_out_does_not_hide_that_memory_ran_out() -> None:
     nothing = Machine(((CPU, 10**9),), 10**9)
     with pytest.raises(DeviceError, match="does not fit"):
         choose(plans(NAMED_CONFIGS["7b-mot"], nothing, ("understand",), precisions=("int8",)), nothing, others=gone)
-
-
-def test_passes_are_smaller_for_a_while_after_memory_was_short() -> None:
-    bound = _Bound(1000)
-    assert bound.of(5000) == 5000
-    bound.shorten(8000, 100)
-    assert bound.of(5000) == 4000
-    bound.shorten(4000, 3000)  # one piece alone is no smaller
-    assert bound.of(5000) == 3000
-    bound.shorten(8, 1)  # nothing is gained below
-    assert bound.of(5000) == 1000
-    for _ in range(200):
-        assert bound.of(5000) == 1000
-        bound.passed()
-    assert bound.of(5000) == 2000
-    for _ in range(400):
-        bound.passed()
-    assert bound.of(5000) == 5000
