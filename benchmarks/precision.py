@@ -45,7 +45,7 @@ def score(precision: str, items: int, target: Path, *more: str) -> None:
     """One precision: as it is loaded, or of a file that mini is converted to."""
     chosen = ["--precision", precision]
     if precision in FILES:
-        folder = CONVERTED / precision
+        folder = CONVERTED / f"{precision}-{fingerprint(MINI_FOLDER)}"  # another mini is converted anew
         if not folder.exists():
             run("convert", "mini", str(folder), "--format", precision)
         chosen = ["--precision", "bfloat16", "--checkpoint", str(folder)]

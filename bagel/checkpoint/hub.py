@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ class _Fetch:
         return Path(found).parents[len(Path(files[-1].name).parts) - 1]
 
 
-def _weights(repository: str, listed: dict[str, RemoteFile], stored: str | None) -> str:
+def _weights(repository: str, listed: Collection[str], stored: str | None) -> str:
     """The name of the file with weights, or of the index of several."""
     for name in MODEL_FILES:
         if name in listed:
@@ -276,9 +276,7 @@ def _cached(repository: str, revision: str | None) -> Path | None:
 
 def _is_whole(repository: str, folder: Path, stored: str | None) -> bool:
     """Whether a folder of the cache has the configuration and all weights, which are given their names last."""
-    here = {
-        path.name: RemoteFile(path.name, path.stat().st_size, None, None) for path in folder.iterdir() if path.exists()
-    }
+    here = [path.name for path in folder.iterdir() if path.exists()]
     some = any(name.endswith((*MODEL_FILES, *_WEIGHTS)) and name != AUTOENCODER_FILE for name in here)
     if not some or "config.json" not in here:
         return False

@@ -274,7 +274,7 @@ class Engine:
         try:
             self.check_memory(self._demand(batch))
             run(batch)
-            self._bound_of(batch)[0].passed()
+            self._bound_of(batch).passed()
             return
         except Exception as error:
             left = [item for item in batch if not item.settled]
@@ -290,8 +290,8 @@ class Engine:
         for part in parts:
             self._attempt(run, part)
         if short and any(item.error is None for item in left):
-            bound, sizes = self._bound_of(left)
-            bound.shorten(sum(sizes), max(sizes))
+            sizes = [item.work.tokens if isinstance(item.work, Row) else self._pixels(item) for item in left]
+            self._bound_of(left).shorten(sum(sizes), max(sizes))
 
     def _forward(self, batch: list[Piece]) -> None:
         rows: list[Row] = [item.work for item in batch if isinstance(item.work, Row)]
@@ -336,11 +336,8 @@ class Engine:
             item.settle(picture)
         self.stats.decoded += len(batch)
 
-    def _bound_of(self, batch: list[Piece]) -> tuple[Bound, list[int]]:
-        """What bounds such passes, and the sizes of the pieces in its unit."""
-        if isinstance(batch[0].work, Row):
-            return self._tokens, [item.work.tokens for item in batch if isinstance(item.work, Row)]
-        return self._pixels_bound, list(map(self._pixels, batch))
+    def _bound_of(self, batch: list[Piece]) -> Bound:
+        return self._tokens if isinstance(batch[0].work, Row) else self._pixels_bound
 
     def _demand(self, batch: list[Piece]) -> int:
         """Bytes that a pass takes at the least."""
