@@ -48,4 +48,4 @@ bench-full: venv
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find bagel tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find bagel_mot tests -name __pycache__ -type d -prune -exec rm -rf {} +

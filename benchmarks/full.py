@@ -24,8 +24,8 @@ import typer
 from rich.console import Console
 from torch import Tensor
 
-from bagel.checkpoint.official import read_config
-from bagel.config import BagelConfig
+from bagel_mot.checkpoint.official import read_config
+from bagel_mot.config import BagelConfig
 
 RESULTS = Path(__file__).parent / "results" / "full-7b-mot-cpu.json"
 CONFIG = "7b-mot"
@@ -43,7 +43,7 @@ console = Console(stderr=True, highlight=False)
 
 def machine_rates(folder: Path) -> dict[str, Any]:
     """Sequential reading from the disk, reading memory, and bfloat16 matmuls of the shapes of a drawing step."""
-    from bagel.bench.machine import machine
+    from bagel_mot.bench.machine import machine
 
     forget_cached(folder)
     buffer = bytearray(16 << 20)
@@ -68,10 +68,10 @@ def machine_rates(folder: Path) -> dict[str, Any]:
 
 def load(folder: Path, precision: str, tasks: tuple[str, ...] | None = None) -> tuple[Any, dict[str, Any]]:
     """A model from the disk: seconds, bytes read, and memory."""
-    from bagel import Bagel
-    from bagel.checkpoint.names import official_name
-    from bagel.checkpoint.official import EMBEDDING, embedding_dtype
-    from bagel.checkpoint.source import open_source
+    from bagel_mot import Bagel
+    from bagel_mot.checkpoint.names import official_name
+    from bagel_mot.checkpoint.official import EMBEDDING, embedding_dtype
+    from bagel_mot.checkpoint.source import open_source
 
     forget_cached(folder)
     began = time.perf_counter()
@@ -145,8 +145,8 @@ def generate(folder: Path) -> dict[str, Any]:
 
 def first_outputs(folder: Path, precision: str, **place: Any) -> dict[str, Tensor]:
     """The first velocity, without guidance, and the first logits of an answer."""
-    from bagel import Bagel
-    from bagel.inference.requests import Recorder, noises_of
+    from bagel_mot import Bagel
+    from bagel_mot.inference.requests import Recorder, noises_of
 
     bagel = Bagel.from_pretrained(folder, precision=precision, device="cpu", **{"offload": "none", **place})
     drawn, said = Recorder(), Recorder()
@@ -186,9 +186,9 @@ def memory(place: int) -> Callable[[Path], dict[str, Any]]:
     def measure(folder: Path) -> dict[str, Any]:
         from PIL import Image
 
-        from bagel import Bagel
-        from bagel.placement.jobs import usual_jobs
-        from bagel.placement.plan import Machine, plans
+        from bagel_mot import Bagel
+        from bagel_mot.placement.plan import Machine, plans
+        from bagel_mot.placement.workload import usual_jobs
 
         cpu = torch.device("cpu")
         bagel = Bagel.from_pretrained(folder, precision="int4", device="cpu", offload="none")
@@ -247,8 +247,8 @@ def picture() -> Any:
 
 def wanted_names(bagel: Any) -> list[str]:
     """Official names of all tensors that a model was made from."""
-    from bagel.checkpoint.names import official_name
-    from bagel.model.bagel import BagelModel
+    from bagel_mot.checkpoint.names import official_name
+    from bagel_mot.model.bagel import BagelModel
 
     with torch.device("meta"):
         model = BagelModel(bagel.config)
@@ -294,7 +294,7 @@ def matmul_flops(config: BagelConfig, rows: int) -> float:
 
 def matmul_rate(config: BagelConfig, rows: int) -> float:
     """Operations per second of one layer's matmuls in bfloat16, weights packed for the processor."""
-    from bagel.model.packed import PackedLinear, can_pack
+    from bagel_mot.model.prepacked import PackedLinear, can_pack
 
     flops = seconds = 0.0
     for out, inner in shapes(config):

@@ -16,9 +16,9 @@ from typing import Annotated
 import typer
 from readme import CHAINS, FILES, SCORED, lossy, scored
 
-from bagel.checkpoint.official import fingerprint
-from bagel.files import write_text
-from bagel.inference.loading import MINI_FOLDER
+from bagel_mot.checkpoint.official import fingerprint
+from bagel_mot.files import write_text
+from bagel_mot.inference.loading import MINI_FOLDER
 
 CONVERTED = Path("runs") / "precision"
 

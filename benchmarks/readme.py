@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bagel.checkpoint.precision import PLAIN
-from bagel.files import write_text
-from bagel.mini.evaluate import ROWS, wilson
+from bagel_mot.checkpoint.precision import PLAIN
+from bagel_mot.evaluation.benchmarks.mini import ROWS, wilson
+from bagel_mot.files import write_text
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

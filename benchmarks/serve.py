@@ -37,10 +37,10 @@ from PIL import Image, ImageChops
 from rich.console import Console
 from rich.table import Table
 
-from bagel.bench.machine import machine
-from bagel.files import write_text
-from bagel.mini.draw import draw
-from bagel.mini.items import ask_items, draw_items, edit_items
+from bagel_mot.bench.machine import machine
+from bagel_mot.files import write_text
+from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.items import ask_items, draw_items, edit_items
 
 KINDS = ("draw", "edit", "ask")
 PERCENTILES = (50, 90, 99)

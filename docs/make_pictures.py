@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from bagel import Bagel
-from bagel.mini.draw import draw as draw_scene
-from bagel.mini.scene import Scene, Thing
+from bagel_mot import Bagel
+from bagel_mot.worlds.mini.draw import draw as draw_scene
+from bagel_mot.worlds.mini.scene import Scene, Thing
 
 FOLDER = Path(__file__).parent / "images" / "settings"
 PROMPT = "a red car below a yellow sun on the grass"

@@ -11,16 +11,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from bagel.bench import Plan, bench, config_named, layers_that_fit, ours, plain, random_model
-from bagel.bench.floor import Work, floor, flops, matmul_flops
-from bagel.bench.machine import peak_allocated
-from bagel.bench.plan import grid_of
-from bagel.cli import app
-from bagel.config import BagelConfig, VaeConfig
-from bagel.errors import SettingError
-from bagel.inference.engine import Engine
-from bagel.model.vae import Autoencoder
-from bagel.sequence import SpecialTokens, table_index
+from bagel_mot.bench import Plan, bench, config_named, layers_that_fit, ours, plain, random_model
+from bagel_mot.bench.machine import peak_allocated
+from bagel_mot.bench.plan import grid_of
+from bagel_mot.bench.roofline import Work, floor, flops, matmul_flops
+from bagel_mot.cli import app
+from bagel_mot.config import BagelConfig, VaeConfig
+from bagel_mot.errors import SettingError
+from bagel_mot.inference.engine.engine import Engine
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.sequence import SpecialTokens, table_index
 
 SMALL = Plan(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
 
@@ -155,7 +155,7 @@ def test_names_and_folders_of_configurations(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bagel.bench.QUICK", SMALL)
+    monkeypatch.setattr("bagel_mot.bench.QUICK", SMALL)
     target = tmp_path / "bench.json"
     arguments = ["bench", "--config", "golden", "--quick", "--rounds", "1", "--no-plain", "--json", str(target)]
     result = CliRunner().invoke(app, arguments)

@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from bagel import Bagel
-from bagel.checkpoint.convert import STORED
-from bagel.checkpoint.precision import LOSSY, QUANTISED
-from bagel.cli import app
-from bagel.cli.options import settings_table
-from bagel.inference.settings import SETTINGS, TASKS, task_settings
-from bagel.mini.evaluate import Row
-from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecipe, PackRecipe, ScheduleRecipe
+from bagel_mot import Bagel
+from bagel_mot.checkpoint.convert import STORED
+from bagel_mot.checkpoint.precision import LOSSY, QUANTISED
+from bagel_mot.cli import app
+from bagel_mot.cli.options import settings_table
+from bagel_mot.evaluation.benchmarks.mini import Row
+from bagel_mot.inference.settings import SETTINGS, TASKS, task_settings
+from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecipe, PackRecipe, ScheduleRecipe
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -116,7 +116,7 @@ def test_help_marks_precisions_that_lose_accuracy(command: str) -> None:
 
 
 def test_help_is_fast_because_torch_is_not_imported() -> None:
-    code = "import sys, bagel.cli; print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules])"
+    code = "import sys, bagel_mot.cli; print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 
@@ -421,7 +421,7 @@ def test_verify_exit_codes(tmp_path: Path) -> None:
 
 def test_train_hands_the_recipe_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr("bagel.training.run.run_recipe", lambda recipe: seen.append(recipe) or tmp_path / "last")
+    monkeypatch.setattr("bagel_mot.training.run.run_recipe", lambda recipe: seen.append(recipe) or tmp_path / "last")
     result = run("train", ROOT / "recipes" / "mini-autoencoder.yaml", "steps=7", "optimizer.lr=2e-3")
     assert result.exit_code == 0, result.output
     assert (seen[0].steps, seen[0].optimizer.lr) == (7, 2e-3)
@@ -432,7 +432,7 @@ def test_train_hands_the_recipe_over(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_train_that_is_interrupted_saves_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel.training import autoencoder
+    from bagel_mot.training.tasks import autoencoder
 
     recipe = ROOT / "recipes" / "mini-autoencoder.yaml"
     small = ("output=run", "steps=3", "batch_size=2", "precision=float32", "device=cpu", "model.ch_mult=[1,1]")
@@ -472,7 +472,7 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
         options += ["--items", str(items), "--seed", str(seed), "--precision", precision]
         return run("eval", "mini", "-c", model, *options, "--json", "scores.json")
 
-    monkeypatch.setattr("bagel.mini.evaluate._Runner.run", run_row)
+    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini._Runner.run", run_row)
     assert score("ask/count", "ask/exist").exit_code == 130
     assert list(json.loads(Path("scores.json").read_text())["rows"]) == ["ask/count"]
     broken_off.clear()
@@ -533,7 +533,7 @@ def test_demo_says_so_when_its_folder_is_lost(tiny: str, monkeypatch: pytest.Mon
     def fill(path: Path, write: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bagel.demo.write_atomically", fill)
+    monkeypatch.setattr("bagel_mot.demo.write_atomically", fill)
     refused("demo", "-c", tiny, "-o", "shown", match="shown cannot be written .*No space left")
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from bagel.cli import app
-from bagel.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig
-from bagel.tokenizer import Tokenizer
+from bagel_mot.cli import app
+from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig
+from bagel_mot.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 MINI = ROOT / "bagel" / "mini" / "weights"
@@ -125,8 +125,8 @@ def test_convert_compares_the_scores_of_mini(monkeypatch: pytest.MonkeyPatch) ->
         asked.append((bagel, items))
         return {"rows": {"draw/one": {"share": 0.5 if bagel == "mini" else 0.25}}}
 
-    monkeypatch.setattr("bagel.cli.checkpoints.load", lambda checkpoint, device, precision: checkpoint)
-    monkeypatch.setattr("bagel.mini.evaluate.evaluate", evaluate)
+    monkeypatch.setattr("bagel_mot.cli.checkpoints.load", lambda checkpoint, device, precision: checkpoint)
+    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini.evaluate", evaluate)
     result = run("convert", "mini", "new", "--format", "nf4", "--check", "--items", 7, "--json", "report.json")
     assert result.exit_code == 0, result.output
     assert asked == [("mini", 7), ("new", 7)]
@@ -165,7 +165,7 @@ def test_what_is_wrong_is_said_before_anything_is_fetched(
     def fetch(*_: object, **__: object) -> Path:
         raise AssertionError("it was fetched")
 
-    monkeypatch.setattr("bagel.inference.loading.download", fetch)
+    monkeypatch.setattr("bagel_mot.inference.loading.download", fetch)
     Path("full").mkdir()
     Path("full/file").touch()
     refused(*arguments, match=match)
@@ -175,9 +175,9 @@ def test_what_is_wrong_is_said_before_anything_is_fetched(
 def test_a_conversion_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
     """As it does where it is interrupted by Ctrl-C."""
     program = (
-        "import os, signal, bagel.checkpoint.convert as c, bagel.cli\n"
+        "import os, signal, bagel_mot.checkpoint.convert as c, bagel_mot.cli\n"
         "c.write_model = lambda *arguments: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "bagel.cli.main()"
+        "bagel_mot.cli.main()"
     )
     command = [sys.executable, "-c", program, "convert", "mini", str(tmp_path / "new"), "--format", "int8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bagel.cli import app
+from bagel_mot.cli import app
 
 runner = CliRunner()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bagel.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig, dump_config, load_config
-from bagel.errors import CheckpointError
+from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig, dump_config, load_config
+from bagel_mot.errors import CheckpointError
 
 
 def _write(folder: Path, files: dict[str, Any]) -> None:

@@ -21,11 +21,11 @@ import pytest
 import yaml
 from PIL import Image
 
-import bagel.errors
-from bagel import Bagel, BagelError, Session
-from bagel.cli.options import settings_table
-from bagel.inference.result import Result
-from bagel.inference.settings import SETTINGS
+import bagel_mot.errors
+from bagel_mot import Bagel, BagelError, Session
+from bagel_mot.cli.options import settings_table
+from bagel_mot.inference.result import Result
+from bagel_mot.inference.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -201,7 +201,9 @@ def test_the_reference_shows_the_signatures_as_they_are() -> None:
 
 def test_the_reference_names_every_error_and_attribute() -> None:
     text = text_of("python")
-    errors = {name for name, value in vars(bagel.errors).items() if inspect.isclass(value) and value is not BagelError}
+    errors = {
+        name for name, value in vars(bagel_mot.errors).items() if inspect.isclass(value) and value is not BagelError
+    }
     assert set(re.findall(r"^\| `(\w+Error)` \|", text, re.MULTILINE)) == errors
     attributes = re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)
     assert attributes == [field.name for field in dataclasses.fields(Result)]

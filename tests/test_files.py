@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bagel.errors import SettingError
-from bagel.files import (
+from bagel_mot.errors import SettingError
+from bagel_mot.files import (
     check_free_space,
     check_writable,
     make_writable_folder,
@@ -21,7 +21,7 @@ from bagel.files import (
     write_atomically,
     write_text,
 )
-from bagel.inference.result import save_image
+from bagel_mot.inference.result import save_image
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
 

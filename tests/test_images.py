@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bagel.errors import ImageError, SettingError, SizeError
-from bagel.images import (
+from bagel_mot.errors import ImageError, SettingError, SizeError
+from bagel_mot.images import (
     VAE_TRANSFORM,
     VIT_TRANSFORM,
     ImageTransform,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bagel.checkpoint.precision import LOSSY, QUANTISED
+from bagel_mot.checkpoint.precision import LOSSY, QUANTISED
 
 ROOT = Path(__file__).parent.parent
 

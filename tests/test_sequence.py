@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from bagel.errors import SizeError
-from bagel.sequence import (
+from bagel_mot.errors import SizeError
+from bagel_mot.sequence import (
     CAUSAL,
     NOISED,
     DroppedImage,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bagel.errors import CheckpointError, PromptError, SettingError, TokenizerError
-from bagel.tokenizer import SPECIAL_TOKENS, Tokenizer
+from bagel_mot.errors import CheckpointError, PromptError, SettingError, TokenizerError
+from bagel_mot.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 PARTS = ("vocab.json", "merges.txt", "tokenizer_config.json")
 CORPUS = ["a red car left of a blue boat, at night", "how many cars are there? 12", "don't stop\n\nnow"] * 20

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bagel.errors import BagelError, DataError
-from bagel.verify import Report, verify
+from bagel_mot.errors import BagelError, DataError
+from bagel_mot.verify import Report, verify
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this file are in no package
 from recording import record

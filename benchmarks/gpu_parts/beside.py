@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bagel.bench.floor import Work, floor, matmul_flops
-from bagel.bench.plain import PlainCache, plain_text, plain_velocity
-from bagel.model.bagel import BagelModel
+from bagel_mot.bench.plain import PlainCache, plain_text, plain_velocity
+from bagel_mot.bench.roofline import Work, floor, matmul_flops
+from bagel_mot.model.bagel import BagelModel
 from gpu_parts.common import Scale, seconds_of
 
 

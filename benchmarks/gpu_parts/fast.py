@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from bagel import Bagel
-from bagel.bench import random_model
-from bagel.bench.machine import machine
-from bagel.checkpoint.filling import quantise
-from bagel.checkpoint.official import Checkpoint
-from bagel.checkpoint.precision import Precision, check_hardware, parse_precision
-from bagel.inference.loading import MINI_FOLDER
-from bagel.model.bagel import BagelModel
-from bagel.model.vae import Autoencoder
-from bagel.tokenizer import Tokenizer
+from bagel_mot import Bagel
+from bagel_mot.bench import random_model
+from bagel_mot.bench.machine import machine
+from bagel_mot.checkpoint.load_weights import quantise
+from bagel_mot.checkpoint.official import Checkpoint
+from bagel_mot.checkpoint.precision import Precision, check_hardware, parse_precision
+from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.tokenizer import Tokenizer
 from gpu_parts import beside, tasks
 from gpu_parts.common import FULL, Keep, Scale, attempt, failure, free, smoke_scale
 

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from bagel.bench.floor import Work, floor, flops
-from bagel.bench.machine import machine, synchronize
-from bagel.checkpoint.convert import convert
-from bagel.errors import BagelError
-from bagel.training.autoencoder import AutoencoderTask
-from bagel.training.checkpoints import checkpoint_folders
-from bagel.training.loop import Run
-from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
-from bagel.training.unified import BagelTask
+from bagel_mot.bench.machine import machine, synchronize
+from bagel_mot.bench.roofline import Work, floor, flops
+from bagel_mot.checkpoint.convert import convert
+from bagel_mot.errors import BagelError
+from bagel_mot.training.checkpoints import checkpoint_folders
+from bagel_mot.training.loop import Run
+from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
+from bagel_mot.training.tasks.autoencoder import AutoencoderTask
+from bagel_mot.training.tasks.bagel import BagelTask
 from gpu_parts.common import failure, seconds_of
 
 ROOT = Path(__file__).parents[2]

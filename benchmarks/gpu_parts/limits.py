@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from bagel import Bagel
-from bagel.bench.machine import machine, synchronize
-from bagel.checkpoint.random_weights import write_random_checkpoint
-from bagel.files import size_text
-from bagel.inference.loading import MINI_FOLDER
-from bagel.tokenizer import Tokenizer
+from bagel_mot import Bagel
+from bagel_mot.bench.machine import machine, synchronize
+from bagel_mot.checkpoint.random_weights import write_random_checkpoint
+from bagel_mot.files import size_text
+from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.tokenizer import Tokenizer
 from gpu_parts.common import FULL, INSTRUCTION, PROMPT, QUESTION, Keep, Scale, attempt, free, smoke_scale
 
 LIMITS = (12 * 10**9, 16 * 10**9, 24 * 10**9)

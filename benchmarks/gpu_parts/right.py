@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bagel import Bagel
-from bagel.bench.machine import machine
-from bagel.checkpoint.precision import QUANTISED
-from bagel.errors import BagelError
-from bagel.inference.requests import Recorder
-from bagel.model import attention
-from bagel.verify import verify
+from bagel_mot import Bagel
+from bagel_mot.bench.machine import machine
+from bagel_mot.checkpoint.precision import QUANTISED
+from bagel_mot.errors import BagelError
+from bagel_mot.inference.requests import Recorder
+from bagel_mot.model import attention
+from bagel_mot.verify import verify
 from gpu_parts.common import failure
 
 GOLDEN = Path(__file__).parents[2] / "tests" / "golden"

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from bagel import Bagel
-from bagel.bench.machine import synchronize
-from bagel.inference import flow
-from bagel.inference.result import Result
-from bagel.inference.settings import Task, resolve
-from bagel.inference.work import Handle
+from bagel_mot import Bagel
+from bagel_mot.bench.machine import synchronize
+from bagel_mot.inference import sampler as flow
+from bagel_mot.inference.engine.ops import Handle
+from bagel_mot.inference.result import Result
+from bagel_mot.inference.settings import Task, resolve
 from gpu_parts.common import INSTRUCTION, PROMPT, QUESTION, Scale
 
 # Two steps: by this shift one of them is within the interval of a drawing's guidance, the other beyond it, so that both

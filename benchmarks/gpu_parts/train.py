@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from bagel.bench import random_model
-from bagel.bench.floor import Work, floor, flops
-from bagel.bench.machine import machine, peak_allocated
-from bagel.bench.plan import SPECIAL, grid_of, random_ids
-from bagel.model.bagel import BagelModel
-from bagel.sequence import PackedSequence, PackSpec, Sample, TextSegment, VaeSegment, pack
-from bagel.training.activations import attention_of, checkpoint_activations
-from bagel.training.objective import add_noise, compute_losses
-from bagel.training.optimizer import Ema, Optimizers
-from bagel.training.recipe import OptimizerRecipe
+from bagel_mot.bench import random_model
+from bagel_mot.bench.machine import machine, peak_allocated
+from bagel_mot.bench.plan import SPECIAL, grid_of, random_ids
+from bagel_mot.bench.roofline import Work, floor, flops
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.sequence import PackedSequence, PackSpec, Sample, TextSegment, VaeSegment, pack
+from bagel_mot.training.activations import attention_of, checkpoint_activations
+from bagel_mot.training.objective import add_noise, compute_losses
+from bagel_mot.training.optimizer import Ema, Optimizers
+from bagel_mot.training.recipe import OptimizerRecipe
 from gpu_parts.common import FULL, Keep, Scale, attempt, free, seconds_of, smoke_scale
 
 

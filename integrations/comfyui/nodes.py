@@ -12,7 +12,7 @@ from .bridge import Watch, to_arrays, to_images
 from .settings import ANSWER_SETTINGS, DRAWING_SETTINGS, Widget, seed_widget
 
 if TYPE_CHECKING:
-    from bagel import Bagel
+    from bagel_mot import Bagel
 
 MODEL = "BAGEL_MODEL"
 TOGETHER, EACH = "one picture from all", "each picture by itself"
@@ -78,7 +78,7 @@ class BagelLoad:
             CheckpointError: there is no such checkpoint, or it is damaged.
             DeviceError: the device is not to be had here.
         """
-        from bagel import Bagel
+        from bagel_mot import Bagel
 
         key = (checkpoint, device, precision, files_state(checkpoint))
         if BagelLoad._loaded is None or BagelLoad._loaded[0] != key:

@@ -11,7 +11,7 @@ from .nodes import MODEL, Values, answer_settings, drawing_settings, text_widget
 from .settings import seed_widget
 
 if TYPE_CHECKING:
-    from bagel import Bagel, Session
+    from bagel_mot import Bagel, Session
 
 SESSION = "BAGEL_SESSION"
 

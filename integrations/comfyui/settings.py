@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bagel.errors import SettingError
-from bagel.inference.settings import SETTINGS, Setting, Task, parse_settings, task_settings
+from bagel_mot.errors import SettingError
+from bagel_mot.inference.settings import SETTINGS, Setting, Task, parse_settings, task_settings
 
 DRAWING_SETTINGS = "BAGEL_DRAWING_SETTINGS"
 ANSWER_SETTINGS = "BAGEL_ANSWER_SETTINGS"

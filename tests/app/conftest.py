@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from bagel.app.desk import Desks
-from bagel.app.language import Labels
-from bagel.app.page import create_page
-from bagel.app.room import Room
-from bagel.app.style import page_options
-from bagel.inference.api import Bagel
-from bagel.inference.engine import Engine
-from bagel.serving.service import Service
+from bagel_mot.app.context import Room
+from bagel_mot.app.page import create_page
+from bagel_mot.app.state import Desks
+from bagel_mot.app.style import page_options
+from bagel_mot.app.texts.language import Labels
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.engine.engine import Engine
+from bagel_mot.serving.service import Service
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "artifacts" / "screenshots"
@@ -71,7 +71,7 @@ def served(service: Service) -> Iterator[Served]:
             made.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bagel.app.page.Desks", Kept)
+        patch.setattr("bagel_mot.app.page.Desks", Kept)
         page = create_page(service, name="mini")
     _, url, _ = page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **page_options())
     yield Served(service, url, made)
@@ -79,7 +79,7 @@ def served(service: Service) -> Iterator[Served]:
 
 
 def free_port() -> int:
-    from bagel.serving.run import listen
+    from bagel_mot.serving.edge.run import listen
 
     with listen("127.0.0.1", 0) as listening:
         return int(listening.getsockname()[1])

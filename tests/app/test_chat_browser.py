@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bagel.serving.service import Service
+from bagel_mot.serving.service import Service
 from tests.app.visiting import Open, Shot, answered, go, sentence
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import gradio as gr
 import pytest
 
-import bagel.app
-from bagel.app.controls import Controls, info_of
-from bagel.app.language import LANGUAGES, Labels, say
-from bagel.app.presets import PRESETS
-from bagel.app.room import Room
-from bagel.app.setting_texts import SETTING_TEXTS
-from bagel.app.sizes import sizes
-from bagel.app.texts import TEXTS
-from bagel.errors import SettingError
-from bagel.inference.defaults import check_size
-from bagel.inference.settings import SETTINGS, TASKS, Task, parse_settings, task_settings
-from bagel.serving.service import Limits, Service
+import bagel_mot.app
+from bagel_mot.app.context import Room
+from bagel_mot.app.controls import Controls, info_of
+from bagel_mot.app.presets import PRESETS
+from bagel_mot.app.sizes import sizes
+from bagel_mot.app.texts.language import LANGUAGES, Labels, say
+from bagel_mot.app.texts.page import TEXTS
+from bagel_mot.app.texts.settings import SETTING_TEXTS
+from bagel_mot.errors import SettingError
+from bagel_mot.inference.defaults import check_size
+from bagel_mot.inference.settings import SETTINGS, TASKS, Task, parse_settings, task_settings
+from bagel_mot.serving.service import Limits, Service
 
 
 def built(room: Room, *tasks: Task) -> Controls:
@@ -150,7 +150,7 @@ def test_presets_change_the_same_settings_and_one_of_them_is_the_default(room: R
 
 
 def test_every_text_is_there_in_both_languages_and_is_used() -> None:
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in Path(bagel.app.__file__).parent.glob("*.py"))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in Path(bagel_mot.app.__file__).parent.glob("*.py"))
     for key, texts in TEXTS.items():
         assert set(texts) == set(LANGUAGES), key
         assert sources.count(f'"{key}"') >= 2, f"{key} is said nowhere"
@@ -177,7 +177,7 @@ def test_labels_follow_the_language() -> None:
 
 
 def test_gradio_is_imported_by_the_page_alone() -> None:
-    root = Path(bagel.app.__file__).parents[1]
+    root = Path(bagel_mot.app.__file__).parents[1]
     for path in root.rglob("*.py"):
         if path.parent.name == "app":
             continue

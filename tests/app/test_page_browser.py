@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bagel.inference.defaults import DEFAULTS_FILE
-from bagel.inference.engine import Engine
-from bagel.inference.loading import MINI_FOLDER
-from bagel.inference.work import Handle
-from bagel.serving.service import Service
+from bagel_mot.inference.defaults import DEFAULTS_FILE
+from bagel_mot.inference.engine.engine import Engine
+from bagel_mot.inference.engine.ops import Handle
+from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.serving.service import Service
 from tests.app.visiting import Open, Shot, answered, draw, drawn, forming, go, sentence, steps, wait_until
 
 BALANCED = json.loads((MINI_FOLDER / DEFAULTS_FILE).read_text(encoding="utf-8"))["generate"]["num_timesteps"]

@@ -16,15 +16,15 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 
-from bagel.app.examples import INSTRUCTIONS, MESSAGES, PROMPTS, QUESTIONS, example_picture
-from bagel.app.page import mount
-from bagel.app.pictures import keep, open_uploads, read_recipe
-from bagel.app.style import CSS, page_options
-from bagel.errors import BagelError, ImageError, SettingError
-from bagel.inference.result import Result
-from bagel.serving.http import create_app
-from bagel.serving.options import ServerOptions
-from bagel.serving.service import LimitError, Limits, Service
+from bagel_mot.app.examples import INSTRUCTIONS, MESSAGES, PROMPTS, QUESTIONS, example_picture
+from bagel_mot.app.image_files import keep, open_uploads, read_recipe
+from bagel_mot.app.page import mount
+from bagel_mot.app.style import CSS, page_options
+from bagel_mot.errors import BagelError, ImageError, SettingError
+from bagel_mot.inference.result import Result
+from bagel_mot.serving.openai.app import create_app
+from bagel_mot.serving.options import ServerOptions
+from bagel_mot.serving.service import LimitError, Limits, Service
 from tests.app.conftest import free_port
 
 PIXELS = 1_000_000
@@ -233,7 +233,7 @@ def test_an_upload_that_is_too_large_is_refused(client: Any) -> None:
 
 
 def test_auth_on_the_command_line() -> None:
-    from bagel.cli.page import user_of
+    from bagel_mot.cli.page import user_of
 
     assert user_of("me:a:b") == ("me", "a:b")
     for wrong in ("me", "me:", ":secret", ""):
@@ -246,7 +246,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     import gradio as gr
     from typer.testing import CliRunner
 
-    from bagel.cli import app
+    from bagel_mot.cli import app
 
     launched: dict[str, Any] = {}
 
@@ -270,7 +270,7 @@ def test_a_missing_package_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPat
     import importlib
     import sys
 
-    import bagel.app as package
+    import bagel_mot.app as package
 
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(BagelError, match=r"pip install \"bagel-mot\[app\]\""):

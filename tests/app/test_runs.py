@@ -12,17 +12,17 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
-from bagel.app import stage
-from bagel.app.conversation import MOST, Chats, Conversation
-from bagel.app.desk import Desk, Desks
-from bagel.app.messages import Messages
-from bagel.app.room import telling
-from bagel.app.run import Run
-from bagel.errors import BagelError, DeviceError, MemoryShortageError, PromptError
-from bagel.inference.preview import PREVIEWS
-from bagel.inference.session import Session
-from bagel.serving.limits import BusyError, ClosedError
-from bagel.serving.service import Service
+from bagel_mot.app import view as stage
+from bagel_mot.app.context import telling
+from bagel_mot.app.conversation import MOST, Chats, Conversation
+from bagel_mot.app.messages import Messages
+from bagel_mot.app.run import Run
+from bagel_mot.app.state import Desk, Desks
+from bagel_mot.errors import BagelError, DeviceError, MemoryShortageError, PromptError
+from bagel_mot.inference.preview import PREVIEWS
+from bagel_mot.inference.session import Session
+from bagel_mot.serving.limits import BusyError, ClosedError
+from bagel_mot.serving.service import Service
 from tests.app.visiting import wait_until
 
 FEW: dict[str, Any] = {"num_timesteps": 4}
@@ -301,7 +301,7 @@ def test_desks_are_each_tabs_own_and_end_with_it() -> None:
 
 def test_looks_cost_little(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run of usual length, looking at the picture and showing it takes less than a twentieth."""
-    from bagel.inference.preview import Previewer
+    from bagel_mot.inference.preview import Previewer
 
     spent: list[float] = []
     look = Previewer.__call__

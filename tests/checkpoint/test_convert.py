@@ -16,18 +16,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bagel.checkpoint import convert as module
-from bagel.checkpoint.checking import mean_by_kind, relative_errors
-from bagel.checkpoint.convert import STORED, convert
-from bagel.checkpoint.names import official_name
-from bagel.checkpoint.official import load_checkpoint, model_file
-from bagel.checkpoint.random_weights import write_random_checkpoint
-from bagel.checkpoint.source import open_source
-from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
-from bagel.errors import CheckpointError, SettingError
-from bagel.inference.api import Bagel
-from bagel.model.matrices import FORMATS, QuantisedMatrix
-from bagel.tokenizer import Tokenizer
+from bagel_mot.checkpoint import convert as module
+from bagel_mot.checkpoint.compare import mean_by_kind, relative_errors
+from bagel_mot.checkpoint.convert import STORED, convert
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.official import load_checkpoint, model_file
+from bagel_mot.checkpoint.random_weights import write_random_checkpoint
+from bagel_mot.checkpoint.source import open_source
+from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
+from bagel_mot.errors import CheckpointError, SettingError
+from bagel_mot.inference.api import Bagel
+from bagel_mot.model.quant import FORMATS, QuantisedMatrix
+from bagel_mot.tokenizer import Tokenizer
 
 CONFIG = BagelConfig(
     decoder=DecoderConfig(
@@ -253,7 +253,7 @@ def test_an_exception_in_the_middle_leaves_nothing(
 _SLOW = """
 import sys, time
 from pathlib import Path
-from bagel.checkpoint.convert import convert
+from bagel_mot.checkpoint.convert import convert
 
 def progress(done, total):
     if done > total // 2:

@@ -13,14 +13,14 @@ import pytest
 from huggingface_hub import constants
 from typer.testing import CliRunner
 
-from bagel import Bagel
-from bagel.checkpoint.convert import convert
-from bagel.checkpoint.hub import download
-from bagel.checkpoint.official import load_checkpoint, read_config
-from bagel.checkpoint.source import open_source
-from bagel.checkpoint.writing import entry_of, write_sharded
-from bagel.cli import app
-from bagel.errors import CheckpointError
+from bagel_mot import Bagel
+from bagel_mot.checkpoint.convert import convert
+from bagel_mot.checkpoint.hub.download import download
+from bagel_mot.checkpoint.official import load_checkpoint, read_config
+from bagel_mot.checkpoint.source import open_source
+from bagel_mot.checkpoint.write import entry_of, write_sharded
+from bagel_mot.cli import app
+from bagel_mot.errors import CheckpointError
 from tests.checkpoint.fake_hub import FakeHub, running
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
@@ -332,7 +332,7 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(hub: FakeHub, tmp_pat
 
 def test_two_processes_at_once(hub: FakeHub, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    code = "from bagel.checkpoint.hub import download; print(download('owner/name'))"
+    code = "from bagel_mot.checkpoint.hub.download import download; print(download('owner/name'))"
     command = [sys.executable, "-c", code]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     folders = {process.communicate(timeout=50)[0].strip() for process in processes}

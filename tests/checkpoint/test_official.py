@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bagel.checkpoint.convert import convert
-from bagel.checkpoint.names import official_name
-from bagel.checkpoint.official import fingerprint, load_checkpoint, read_config, save_checkpoint
-from bagel.checkpoint.source import safetensors_files
-from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
-from bagel.errors import CheckpointError
-from bagel.files import write_atomically
-from bagel.model.bagel import BagelModel
-from bagel.model.vae import Autoencoder
+from bagel_mot.checkpoint.convert import convert
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.official import fingerprint, load_checkpoint, read_config, save_checkpoint
+from bagel_mot.checkpoint.source import safetensors_files
+from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
+from bagel_mot.errors import CheckpointError
+from bagel_mot.files import write_atomically
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.vae import Autoencoder
 
 Change = Callable[[dict[str, torch.Tensor]], None]
 
@@ -195,9 +195,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 _MEASURE = """
 import sys, threading, time, torch
-from bagel.checkpoint.official import load_checkpoint, model_file
-from bagel.checkpoint.precision import parse_precision
-from bagel.checkpoint.source import open_source
+from bagel_mot.checkpoint.official import load_checkpoint, model_file
+from bagel_mot.checkpoint.precision import parse_precision
+from bagel_mot.checkpoint.source import open_source
 from pathlib import Path
 
 def resident():

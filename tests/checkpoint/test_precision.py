@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from bagel import Bagel
-from bagel.checkpoint.official import TASKS, load_checkpoint
-from bagel.checkpoint.precision import NAMES, QUANTISED, Precision, check_hardware, parse_precision
-from bagel.cli.options import ALL_TASKS, PrecisionOption
-from bagel.errors import CheckpointError, DeviceError, SettingError
-from bagel.inference.loading import MINI_FOLDER
-from bagel.model.quantised import QuantisedEmbedding, QuantisedLinear
-from bagel.placement.sizes import sizes
+from bagel_mot import Bagel
+from bagel_mot.checkpoint.official import TASKS, load_checkpoint
+from bagel_mot.checkpoint.precision import NAMES, QUANTISED, Precision, check_hardware, parse_precision
+from bagel_mot.cli.options import ALL_TASKS, PrecisionOption
+from bagel_mot.errors import CheckpointError, DeviceError, SettingError
+from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
+from bagel_mot.placement.sizes import sizes
 
 ASKED = "what is in the picture?"
 
@@ -85,7 +85,7 @@ def test_the_big_matrices_of_the_decoder_and_no_others(plain: Bagel, precision: 
 
 @pytest.mark.parametrize(("precision", "error"), [("int8", 0.03), ("int8-dynamic", 0.06), ("fp8", 0.06), ("int4", 0.2)])
 def test_the_first_logits_are_near(plain: Bagel, precision: str, error: float) -> None:
-    from bagel.inference.requests import Recorder
+    from bagel_mot.inference.requests import Recorder
 
     picture = plain.generate("a red star", seed=0, num_timesteps=6)
 
@@ -224,7 +224,7 @@ def test_precision_of_a_checkpoint_is_told() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_embedding_stays_in_its_file(monkeypatch: pytest.MonkeyPatch, plain: Bagel) -> None:
-    monkeypatch.setattr("bagel.checkpoint.official.LARGE_EMBEDDING", 1000)
+    monkeypatch.setattr("bagel_mot.checkpoint.official.LARGE_EMBEDDING", 1000)
     bagel = Bagel.from_pretrained("mini", precision="bfloat16", device="cpu")
     weight = bagel.checkpoint.model.decoder.embed_tokens.weight
     assert torch.equal(weight, plain.checkpoint.model.decoder.embed_tokens.weight)
@@ -248,7 +248,7 @@ def test_compiled_as_uncompiled(precision: str) -> None:
 
 
 def test_a_checkpoint_in_few_bits_is_used_as_it_is_stored(tmp_path: Path) -> None:
-    from bagel.checkpoint.convert import convert
+    from bagel_mot.checkpoint.convert import convert
 
     convert(MINI_FOLDER, tmp_path / "nf4", "nf4")
     bagel = Bagel.from_pretrained(tmp_path / "nf4", device="cpu")
@@ -261,9 +261,9 @@ def test_a_file_with_some_matrices_in_few_bits_stays_exact(tmp_path: Path) -> No
     """Rounding the others alike, or the few again, would lose what is in the file."""
     from safetensors.torch import load_file, save_file
 
-    from bagel.checkpoint.convert import convert
-    from bagel.checkpoint.official import stored_format
-    from bagel.checkpoint.source import open_source
+    from bagel_mot.checkpoint.convert import convert
+    from bagel_mot.checkpoint.official import stored_format
+    from bagel_mot.checkpoint.source import open_source
 
     convert(MINI_FOLDER, tmp_path / "fp8", "fp8")
     path = tmp_path / "fp8" / "ema.safetensors"
@@ -286,14 +286,14 @@ def test_a_file_with_some_matrices_in_few_bits_stays_exact(tmp_path: Path) -> No
 
 
 def test_an_embedding_of_a_file_in_few_bits_stays_in_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel.checkpoint.convert import convert
-    from bagel.checkpoint.official import embedding_dtype
-    from bagel.checkpoint.source import open_source
+    from bagel_mot.checkpoint.convert import convert
+    from bagel_mot.checkpoint.official import embedding_dtype
+    from bagel_mot.checkpoint.source import open_source
 
     convert(MINI_FOLDER, tmp_path / "int8", "int8")
     source = open_source(tmp_path / "int8" / "ema.safetensors")
     assert embedding_dtype(source) is None  # it is small
-    monkeypatch.setattr("bagel.checkpoint.official.LARGE_EMBEDDING", 1000)
+    monkeypatch.setattr("bagel_mot.checkpoint.official.LARGE_EMBEDDING", 1000)
     assert embedding_dtype(source) == torch.bfloat16
     whole = Bagel.from_pretrained("mini", precision="int8")
     mapped = Bagel.from_pretrained(tmp_path / "int8", device="cpu")
@@ -303,9 +303,9 @@ def test_an_embedding_of_a_file_in_few_bits_stays_in_it_too(tmp_path: Path, monk
 
 def test_a_part_whose_matrices_do_not_fit_is_refused() -> None:
     """The vision transformer of the official size is 4304 wide, no multiple of 64."""
-    from bagel.checkpoint.filling import quantise
-    from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
-    from bagel.model.bagel import BagelModel
+    from bagel_mot.checkpoint.load_weights import quantise
+    from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
+    from bagel_mot.model.bagel import BagelModel
 
     config = BagelConfig(
         decoder=DecoderConfig(

@@ -14,15 +14,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from bagel import Bagel
-from bagel.checkpoint import random_weights
-from bagel.checkpoint.names import official_name
-from bagel.checkpoint.official import load_checkpoint
-from bagel.checkpoint.random_weights import normal, write_random_checkpoint
-from bagel.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig, load_config
-from bagel.errors import CheckpointError
-from bagel.model.bagel import BagelModel
-from bagel.tokenizer import Tokenizer
+from bagel_mot import Bagel
+from bagel_mot.checkpoint import random_weights
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.official import load_checkpoint
+from bagel_mot.checkpoint.random_weights import normal, write_random_checkpoint
+from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig, load_config
+from bagel_mot.errors import CheckpointError
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.tokenizer import Tokenizer
 
 SMALL = BagelConfig(
     decoder=DecoderConfig(
@@ -147,9 +147,9 @@ def test_interrupted_it_leaves_nothing(tokenizer: Tokenizer, tmp_path: Path) -> 
 _MEASURE = """
 import sys
 from pathlib import Path
-from bagel.checkpoint.random_weights import write_random_checkpoint
-from bagel.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
-from bagel.tokenizer import Tokenizer
+from bagel_mot.checkpoint.random_weights import write_random_checkpoint
+from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
+from bagel_mot.tokenizer import Tokenizer
 
 def peak():
     with open("/proc/self/status") as file:

@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL import Image
 
-from bagel.data.documents import Builder, Dropout, PendingLatent, PicturePart, TextPart
-from bagel.images import ImageTransform
-from bagel.mini.source import MiniSource
-from bagel.sequence import DroppedImage, SpecialTokens, TextSegment, VitSegment
+from bagel_mot.data.documents import Builder, Dropout, PendingLatent, PicturePart, TextPart
+from bagel_mot.data.sources.mini import MiniSource
+from bagel_mot.images import ImageTransform
+from bagel_mot.sequence import DroppedImage, SpecialTokens, TextSegment, VitSegment
 
 
 class _Letters:

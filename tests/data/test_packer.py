@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from bagel.data.documents import RawSample
-from bagel.data.packer import PackShape, PackStream, pack_gauges
-from bagel.sequence import TextSegment, VaeSegment
+from bagel_mot.data.documents import RawSample
+from bagel_mot.data.packer import PackShape, PackStream, pack_gauges
+from bagel_mot.sequence import TextSegment, VaeSegment
 
 
 class FakeBuilder:

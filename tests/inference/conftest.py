@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel.checkpoint.official import Checkpoint, load_checkpoint
-from bagel.images import ImageTransform
-from bagel.inference.api import Bagel
-from bagel.inference.defaults import Defaults
+from bagel_mot.checkpoint.official import Checkpoint, load_checkpoint
+from bagel_mot.images import ImageTransform
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.defaults import Defaults
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -52,7 +52,7 @@ def bagel(checkpoint: Checkpoint, defaults: Defaults) -> Bagel:
 @pytest.fixture
 def spoken(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | list[int]], None]:
     """Makes the model say a given text (or tokens) next, whatever it read, and then the end token."""
-    from bagel.inference import requests
+    from bagel_mot.inference import requests
 
     def say(text: str | list[int]) -> None:
         tokens = [*(bagel.tokenizer.encode(text) if isinstance(text, str) else text), bagel.tokenizer.eos_id]

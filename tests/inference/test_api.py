@@ -17,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bagel.checkpoint.official import Checkpoint, load_checkpoint
-from bagel.errors import (
+from bagel_mot.checkpoint.official import Checkpoint, load_checkpoint
+from bagel_mot.errors import (
     BagelError,
     CheckpointError,
     ContextLengthError,
@@ -28,15 +28,15 @@ from bagel.errors import (
     SettingError,
     SizeError,
 )
-from bagel.inference import loading
-from bagel.inference.api import Bagel
-from bagel.inference.defaults import Defaults
-from bagel.inference.loading import choose_precision
-from bagel.inference.requests import Recorder
-from bagel.inference.result import Result, save_image
-from bagel.inference.tasks import one_shot
-from bagel.model.cache import Chunk
-from bagel.prompts import SYSTEM_PROMPT_GENERATE
+from bagel_mot.inference import loading
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.defaults import Defaults
+from bagel_mot.inference.loading import choose_precision
+from bagel_mot.inference.requests import Recorder
+from bagel_mot.inference.result import Result, save_image
+from bagel_mot.inference.tasks import one_shot
+from bagel_mot.model.cache import Chunk
+from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
 
 
 def run_together(bagel: Bagel, jobs: list[tuple[list[Any], dict[str, Any]]]) -> list[tuple[Result, Recorder]]:
@@ -453,7 +453,7 @@ def test_errors_name_their_request(
 
 
 def test_failures_name_their_request(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel.inference import tasks
+    from bagel_mot.inference import tasks
 
     def failing(runtime: Any, history: Any, order: Any) -> Any:
         if order.seed == 5:
@@ -532,7 +532,7 @@ def test_hub_names_are_downloaded(golden: Any, monkeypatch: pytest.MonkeyPatch) 
         asked.append(name)
         return golden.checkpoint
 
-    monkeypatch.setattr("bagel.inference.loading.download", download)
+    monkeypatch.setattr("bagel_mot.inference.loading.download", download)
     assert Bagel.from_pretrained("owner/name.v2").config.max_latent_size == 8
     assert asked == ["owner/name.v2"]
 

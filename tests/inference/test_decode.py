@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from bagel.checkpoint.official import Checkpoint
-from bagel.inference.decode import TextStream, choose_token, split_thinking, token_probabilities
-from bagel.inference.settings import GenerationSettings
+from bagel_mot.checkpoint.official import Checkpoint
+from bagel_mot.inference.decode import TextStream, choose_token, split_thinking, token_probabilities
+from bagel_mot.inference.settings import GenerationSettings
 
 
 def settings(**values: Any) -> GenerationSettings:

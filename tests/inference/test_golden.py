@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel.images import open_image, patchify
-from bagel.inference.api import Bagel
-from bagel.inference.requests import Recorder
-from bagel.inference.result import Result
-from bagel.inference.work import Decode, Encode, Request
-from bagel.sequence import Sample, VitSegment, pack
+from bagel_mot.images import open_image, patchify
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.engine.ops import Decode, Encode, Request
+from bagel_mot.inference.requests import Recorder
+from bagel_mot.inference.result import Result
+from bagel_mot.sequence import Sample, VitSegment, pack
 
 TOLERANCE = 1e-5
 CASES = json.loads((Path(__file__).parent.parent / "golden" / "cases.json").read_text(encoding="utf-8"))["cases"]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bagel.checkpoint.official import Checkpoint
-from bagel.inference.api import Bagel
-from bagel.inference.defaults import Defaults
-from bagel.inference.prefixes import keys_of, shareable
-from bagel.prompts import SYSTEM_PROMPT_GENERATE
+from bagel_mot.checkpoint.official import Checkpoint
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.defaults import Defaults
+from bagel_mot.inference.prefixes import keys_of, shareable
+from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bagel.errors import CheckpointError
-from bagel.images import to_pixels
-from bagel.inference.api import Bagel
-from bagel.inference.defaults import PREVIEW_FILE, read_defaults
-from bagel.inference.loading import MINI_FOLDER
-from bagel.inference.preview import PREVIEWS, Previewer, due
-from bagel.mini.draw import draw
-from bagel.mini.scene import Scene, Thing
-from bagel.model.vae import Autoencoder
+from bagel_mot.errors import CheckpointError
+from bagel_mot.images import to_pixels
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.defaults import PREVIEW_FILE, read_defaults
+from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.inference.preview import PREVIEWS, Previewer, due
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.scene import Scene, Thing
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_looking_changes_nothing(bagel: Bagel) -> None:
 
 
 def test_large_pictures_have_small_previews() -> None:
-    from bagel.config import VaeConfig
+    from bagel_mot.config import VaeConfig
 
     torch.manual_seed(0)
     autoencoder = Autoencoder(VaeConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4)).eval()
@@ -85,7 +85,7 @@ def test_large_pictures_have_small_previews() -> None:
 def test_pooled_previews_are_the_pooled_large_ones(mini: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
     latent = torch.randn(16, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.2
     full = np.asarray(mini.runtime.previewer(latent), float)
-    monkeypatch.setattr("bagel.inference.preview._LARGEST_SIDE", 32)
+    monkeypatch.setattr("bagel_mot.inference.preview._LARGEST_SIDE", 32)
     small = np.asarray(mini.runtime.previewer(latent), float)
     assert small.shape == (32, 32, 3)
     pooled = full.reshape(32, 2, 32, 2, 3).mean((1, 3))

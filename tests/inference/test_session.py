@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bagel.errors import BagelError, ContextLengthError, DataError, ImageError, PromptError, SettingError
-from bagel.inference.api import Bagel
-from bagel.inference.flow import Role
-from bagel.inference.session import Session, draw_together
-from bagel.inference.work import Output, Request, Row
+from bagel_mot.errors import BagelError, ContextLengthError, DataError, ImageError, PromptError, SettingError
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.engine.ops import Output, Request, Row
+from bagel_mot.inference.sampler import Role
+from bagel_mot.inference.session import Session, draw_together
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:
@@ -79,7 +79,7 @@ def test_a_turn_reads_only_that_turn(bagel: Bagel, golden: Any) -> None:
 def test_a_session_keeps_memory_for_what_it_has_read_alone(
     bagel: Bagel, golden: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bagel.model.cache._SMALLEST_CHUNK", 1)
+    monkeypatch.setattr("bagel_mot.model.cache._SMALLEST_CHUNK", 1)
     chat = bagel.session()
     chat.add(golden.image("wide"))
     chat.add("make it red")
@@ -368,7 +368,7 @@ def test_streams_hold_the_session(bagel: Bagel) -> None:
 
 
 def test_a_question_whose_answer_fails_is_taken_back(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel.inference import requests
+    from bagel_mot.inference import requests
 
     chat = bagel.session()
     chat.add("a cat")
@@ -405,7 +405,7 @@ def test_streams_hand_out_pieces_only(bagel: Bagel) -> None:
 
 
 def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel.inference import session as module
+    from bagel_mot.inference import session as module
 
     chats = [bagel.session() for _ in range(3)]
     for chat, text in zip(chats, ("a cat", "a dog", "a bird"), strict=True):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bagel.inference.api import Bagel
-from bagel.inference.work import Handle
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.engine.ops import Handle
 
 
 def test_a_picture_is_looked_at_as_it_forms(bagel: Bagel) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from bagel.errors import CheckpointError, PromptError, SettingError
-from bagel.inference.loading import find_checkpoint
-from bagel.inference.settings import SETTINGS, TASKS, resolve, task_settings
+from bagel_mot.errors import CheckpointError, PromptError, SettingError
+from bagel_mot.inference.loading import find_checkpoint
+from bagel_mot.inference.settings import SETTINGS, TASKS, resolve, task_settings
 
 
 def _comfy() -> ModuleType:

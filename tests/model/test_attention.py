@@ -7,12 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bagel.config import BagelConfig, DecoderConfig, VitConfig
-from bagel.model import attention
-from bagel.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_parts
-from bagel.model.cache import Context
-from bagel.model.flex import FlexMaskedAttention
-from bagel.sequence import PackSpec, Sample, SpecialTokens, TextSegment, VaeSegment, VitSegment, pack, segment_length
+from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
+from bagel_mot.model import attention
+from bagel_mot.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_parts
+from bagel_mot.model.cache import Context
+from bagel_mot.model.flex import FlexMaskedAttention
+from bagel_mot.sequence import (
+    PackSpec,
+    Sample,
+    SpecialTokens,
+    TextSegment,
+    VaeSegment,
+    VitSegment,
+    pack,
+    segment_length,
+)
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel.config import DecoderConfig
-from bagel.model.cache import Chunk, Context, Tail
-from bagel.sequence import DroppedImage, Segment, TextSegment, VitSegment, segment_length
+from bagel_mot.config import DecoderConfig
+from bagel_mot.model.cache import Chunk, Context, Tail
+from bagel_mot.sequence import DroppedImage, Segment, TextSegment, VitSegment, segment_length
 
 CONFIG = DecoderConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=8, vocab_size=9)
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from bagel.config import VaeConfig, load_config
-from bagel.errors import SettingError, SizeError
-from bagel.model.vae import Autoencoder, GroupNorm
+from bagel_mot.config import VaeConfig, load_config
+from bagel_mot.errors import SettingError, SizeError
+from bagel_mot.model.vae import Autoencoder, GroupNorm
 
 TINY = VaeConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, scale_factor=0.7, shift_factor=-0.2)
 

@@ -13,19 +13,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bagel.bench import random_model
-from bagel.config import BagelConfig, DecoderConfig
-from bagel.model.attention import CachedAttention, CachedSample
-from bagel.model.bagel import BagelModel
-from bagel.model.cache import Context
-from bagel.model.decoder import DecoderLayer
-from bagel.model.matrices import Int4Matrix, Int8Matrix
-from bagel.model.quantised import QuantisedLinear
-from bagel.placement import offload
-from bagel.placement.offload import BroughtLayer, Placement, spread
-from bagel.placement.ring import Ring
-from bagel.placement.weights import Weight, experts_of, pin
-from bagel.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, pack
+from bagel_mot.bench import random_model
+from bagel_mot.config import BagelConfig, DecoderConfig
+from bagel_mot.model.attention import CachedAttention, CachedSample
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.cache import Context
+from bagel_mot.model.decoder import DecoderLayer
+from bagel_mot.model.quant import Int4Matrix, Int8Matrix
+from bagel_mot.model.quant.linear import QuantisedLinear
+from bagel_mot.placement import offload
+from bagel_mot.placement.offload import BroughtLayer, Placement, spread
+from bagel_mot.placement.prefetch import Ring
+from bagel_mot.placement.weights import Weight, experts_of, pin
+from bagel_mot.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, pack
 
 CPU = torch.device("cpu")
 CONFIG = BagelConfig(
@@ -362,7 +362,7 @@ def test_pinned_weights_share_blocks_of_powers_of_two(monkeypatch: pytest.Monkey
         return empty(*size, dtype=dtype)
 
     monkeypatch.setattr(torch, "empty", unpinned)
-    monkeypatch.setattr("bagel.placement.weights._BLOCK", 1 << 17)
+    monkeypatch.setattr("bagel_mot.placement.weights._BLOCK", 1 << 17)
     weights: list[Weight] = [w for i in range(5) for e in experts_of(layer(model, i)).values() for w in e]
     pin(weights)
     assert all(size & (size - 1) == 0 for size in asked)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from bagel import Bagel
-from bagel.config import NAMED_CONFIGS
-from bagel.errors import DeviceError, SettingError
-from bagel.inference import loading
-from bagel.placement.offload import BroughtLayer
-from bagel.placement.plan import Machine, Plan, choose, plans
+from bagel_mot import Bagel
+from bagel_mot.config import NAMED_CONFIGS
+from bagel_mot.errors import DeviceError, SettingError
+from bagel_mot.inference import loading
+from bagel_mot.placement.offload import BroughtLayer
+from bagel_mot.placement.plan import Machine, Plan, choose, plans
 
 CONFIG = NAMED_CONFIGS["7b-mot"]
 ALL = ("generate", "edit", "understand")
@@ -78,8 +78,8 @@ def test_more_memory_never_fits_less() -> None:
 
 
 def test_no_device_is_filled_beyond_its_margin() -> None:
-    from bagel.placement.plan import _DEVICE_BASELINE, MARGIN
-    from bagel.placement.sizes import sizes
+    from bagel_mot.placement.plan import _DEVICE_BASELINE, MARGIN
+    from bagel_mot.placement.sizes import sizes
 
     seen = 0
     for tenths in range(180, 241, 3):
@@ -142,8 +142,8 @@ def test_the_disk_is_only_for_what_is_stored_as_it_is_wanted() -> None:
 
 
 def test_weights_are_those_that_are_loaded() -> None:
-    from bagel.checkpoint.precision import parse_precision
-    from bagel.placement.sizes import sizes
+    from bagel_mot.checkpoint.precision import parse_precision
+    from bagel_mot.placement.sizes import sizes
 
     for precision in ("bfloat16", "int8", "nf4", "int4,head=int8"):
         for tasks in (ALL, ("understand",), ("generate",)):
@@ -163,7 +163,7 @@ def test_weights_are_those_that_are_loaded() -> None:
 
 def as_stored(golden: Any, folder: Path) -> Path:
     """The recorded checkpoint in bfloat16."""
-    from bagel.checkpoint.convert import convert
+    from bagel_mot.checkpoint.convert import convert
 
     convert(golden.checkpoint, folder, "bf16")
     return folder
@@ -230,7 +230,7 @@ def test_layers_of_several_types_are_not_used_from_the_disk(golden: Any, tmp_pat
 def test_a_file_that_lacks_a_tensor_is_said_where_a_plan_is_made(golden: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from bagel.errors import CheckpointError
+    from bagel_mot.errors import CheckpointError
 
     folder = as_stored(golden, tmp_path / "bf16")
     [file] = folder.glob("ema*.safetensors")
@@ -240,7 +240,7 @@ def test_a_file_that_lacks_a_tensor_is_said_where_a_plan_is_made(golden: Any, tm
 
 
 def test_what_is_stored_in_few_bits_is_taken_so_where_it_fits(golden: Any, tmp_path: Path) -> None:
-    from bagel.checkpoint.convert import convert
+    from bagel_mot.checkpoint.convert import convert
 
     convert(golden.checkpoint, tmp_path / "int8", "int8")
     precisions = loading.automatic_precisions(tmp_path / "int8", [CPU])
@@ -253,7 +253,7 @@ def test_what_is_stored_in_few_bits_is_taken_so_where_it_fits(golden: Any, tmp_p
 
 
 def test_few_bits_on_devices_without_bfloat16(golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel.checkpoint.convert import convert
+    from bagel_mot.checkpoint.convert import convert
 
     convert(golden.checkpoint, tmp_path / "fp8", "fp8")
     monkeypatch.setattr(loading, "_has_bfloat16", lambda device: False)

@@ -21,11 +21,11 @@ import torch
 from openai import OpenAI
 from PIL import Image, ImageChops
 
-from bagel import Bagel
-from bagel.serving.http import create_app
-from bagel.serving.options import ServerOptions
-from bagel.serving.run import Server, address_of, listen
-from bagel.serving.service import Limits, Service
+from bagel_mot import Bagel
+from bagel_mot.serving.edge.run import Server, address_of, listen
+from bagel_mot.serving.openai.app import create_app
+from bagel_mot.serving.options import ServerOptions
+from bagel_mot.serving.service import Limits, Service
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -173,7 +173,7 @@ def opened(encoded: str) -> Image.Image:
 @pytest.fixture
 def spoken(monkeypatch: pytest.MonkeyPatch, loaded: Bagel) -> Callable[[str], None]:
     """Makes the model say a given text next, whatever it read, and then the end token."""
-    from bagel.inference import requests
+    from bagel_mot.inference import requests
 
     def say(text: str) -> None:
         tokens = [*loaded.tokenizer.encode(text), loaded.tokenizer.eos_id]

@@ -10,7 +10,7 @@ import openai
 import pytest
 from PIL import Image
 
-from bagel import Bagel
+from bagel_mot import Bagel
 from tests.serving.conftest import Live, data_uri, opened, refused, running, same
 
 

@@ -21,10 +21,10 @@ from openai import OpenAI
 from PIL import Image
 from typer.testing import CliRunner
 
-from bagel.cli import app
-from bagel.cli.serving import name_of
-from bagel.serving.limits import Limits
-from bagel.serving.options import ServerOptions
+from bagel_mot.cli import app
+from bagel_mot.cli.serving import name_of
+from bagel_mot.serving.limits import Limits
+from bagel_mot.serving.options import ServerOptions
 
 
 def refused(*arguments: str, match: str, env: dict[str, str] | None = None) -> None:
@@ -49,7 +49,7 @@ def test_help_says_the_defaults() -> None:
 
 
 def test_bad_input_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bagel.cli.serving.load", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr("bagel_mot.cli.serving.load", lambda *_: pytest.fail("it was loaded"))
     refused("--host", "0.0.0.0", match="there is no API key")
     refused("--api-key", " ", match="API key is empty")
     refused("--host", "0.0.0.0", match="not ASCII", env={"BAGEL_API_KEYS": "schlüssel"})
@@ -72,7 +72,7 @@ def test_without_its_packages_it_says_which_to_install(monkeypatch: pytest.Monke
             raise ModuleNotFoundError("No module named 'fastapi'", name="fastapi")
         return real(name, *rest)
 
-    for name in [name for name in sys.modules if name.startswith("bagel.serving")]:
+    for name in [name for name in sys.modules if name.startswith("bagel_mot.serving")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
     refused(match=r'serving needs fastapi: run pip install "bagel-mot\[serve\]"')

@@ -24,12 +24,12 @@ import pytest
 import torch
 from PIL import Image
 
-from bagel import Bagel
-from bagel.inference.engine import Engine
-from bagel.inference.work import Piece
-from bagel.serving.http import create_app
-from bagel.serving.options import ServerOptions
-from bagel.serving.service import BusyError, Callbacks, LimitError, Limits, Service
+from bagel_mot import Bagel
+from bagel_mot.inference.engine.engine import Engine
+from bagel_mot.inference.engine.ops import Piece
+from bagel_mot.serving.openai.app import create_app
+from bagel_mot.serving.options import ServerOptions
+from bagel_mot.serving.service import BusyError, Callbacks, LimitError, Limits, Service
 from tests.serving.conftest import opened, refused, running, same, wait_for
 from tests.serving.coroutines import run_coroutine
 

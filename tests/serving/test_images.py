@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bagel import Bagel
-from bagel.inference.preview import due
-from bagel.serving.streams import chosen_previews
+from bagel_mot import Bagel
+from bagel_mot.inference.preview import due
+from bagel_mot.serving.openai.streams import chosen_previews
 from tests.serving.conftest import Live, opened, png, refused, running, same
 
 

@@ -16,9 +16,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from bagel import Bagel
-from bagel.inference.settings import TASKS, task_settings
-from bagel.serving.options import ServerOptions
+from bagel_mot import Bagel
+from bagel_mot.inference.settings import TASKS, task_settings
+from bagel_mot.serving.options import ServerOptions
 from tests.serving.conftest import Live, running
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

@@ -23,18 +23,18 @@ import openai
 import pytest
 from PIL import Image
 
-from bagel import Bagel
-from bagel.errors import BagelError, ImageError
-from bagel.serving import fetch as fetching
-from bagel.serving import security
-from bagel.serving import work as working
-from bagel.serving.errors import ApiError
-from bagel.serving.fetch import allowed_url, fetch, is_public
-from bagel.serving.metrics import Metrics
-from bagel.serving.options import ServerOptions
-from bagel.serving.run import check_exposure, is_loopback, listen
-from bagel.serving.security import is_key
-from bagel.serving.service import Service
+from bagel_mot import Bagel
+from bagel_mot.errors import BagelError, ImageError
+from bagel_mot.serving.edge import fetch as fetching
+from bagel_mot.serving.edge import security
+from bagel_mot.serving.edge.fetch import allowed_url, fetch, is_public
+from bagel_mot.serving.edge.metrics import Metrics
+from bagel_mot.serving.edge.run import check_exposure, is_loopback, listen
+from bagel_mot.serving.edge.security import is_key
+from bagel_mot.serving.openai import routes as working
+from bagel_mot.serving.openai.errors import ApiError
+from bagel_mot.serving.options import ServerOptions
+from bagel_mot.serving.service import Service
 from tests.serving.conftest import Live, data_uri, png, refused, running, wait_for
 from tests.serving.coroutines import run_coroutine
 

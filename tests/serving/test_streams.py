@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bagel.inference.decode import split_thinking
-from bagel.inference.result import Result
-from bagel.inference.settings import GenerationSettings
-from bagel.inference.tasks import Order
-from bagel.serving.streams import Channel, End, Preview, Text, event
-from bagel.serving.thinking import ThinkingStream, ThoughtStream
+from bagel_mot.inference.decode import split_thinking
+from bagel_mot.inference.result import Result
+from bagel_mot.inference.settings import GenerationSettings
+from bagel_mot.inference.tasks import Order
+from bagel_mot.serving.openai.streams import Channel, End, Preview, Text, event
+from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
 from tests.serving.coroutines import run_coroutine
 
 TEXTS = [

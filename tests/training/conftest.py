@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from bagel.checkpoint.official import save_checkpoint
-from bagel.config import BagelConfig, VaeConfig
-from bagel.model.vae import Autoencoder
-from bagel.training import unified
-from bagel.training.recipe import BagelRecipe
+from bagel_mot.checkpoint.official import save_checkpoint
+from bagel_mot.config import BagelConfig, VaeConfig
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.tasks import bagel as unified
 
 
 @pytest.fixture(scope="session")

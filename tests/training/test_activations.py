@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel.errors import DeviceError
-from bagel.model.attention import MaskedAttention
-from bagel.training.activations import attention_of, checkpoint_activations
-from bagel.training.objective import add_noise, compute_losses
-from bagel.training.recipe import BagelRecipe
-from bagel.training.unified import BagelTask
+from bagel_mot.errors import DeviceError
+from bagel_mot.model.attention import MaskedAttention
+from bagel_mot.training.activations import attention_of, checkpoint_activations
+from bagel_mot.training.objective import add_noise, compute_losses
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.tasks.bagel import BagelTask
 
 Make = Callable[..., BagelRecipe]
 

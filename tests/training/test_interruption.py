@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from bagel.training.interruption import interruptible
+from bagel_mot.training.interruption import interruptible
 
 
 def test_handlers_are_put_back() -> None:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bagel.errors import RecipeError, TrainingError
-from bagel.training import checkpoints
-from bagel.training.loop import Task, train
-from bagel.training.metrics import METRICS_FILE
-from bagel.training.recipe import Recipe
+from bagel_mot.errors import RecipeError, TrainingError
+from bagel_mot.training import checkpoints
+from bagel_mot.training.loop import Task, train
+from bagel_mot.training.metrics import METRICS_FILE
+from bagel_mot.training.recipe import Recipe
 
 
 class Line(Task[nn.Linear, Tensor]):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bagel.errors import TrainingError
-from bagel.training.metrics import METRICS_FILE, Averages, Metrics
+from bagel_mot.errors import TrainingError
+from bagel_mot.training.metrics import METRICS_FILE, Averages, Metrics
 
 
 def test_a_run_begun_anew_keeps_no_old_metrics(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bagel.errors import RecipeError
-from bagel.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
+from bagel_mot.errors import RecipeError
+from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 BAGEL = next(path for path in RECIPES if path.stem == "mini-bagel")

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from bagel.errors import RecipeError
-from bagel.training import checkpoints
-from bagel.training.loop import train
-from bagel.training.recipe import BagelRecipe
-from bagel.training.unified import BagelTask
+from bagel_mot.errors import RecipeError
+from bagel_mot.training import checkpoints
+from bagel_mot.training.loop import train
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.tasks.bagel import BagelTask
 
 
 class Quiet(BagelTask):
@@ -104,9 +104,9 @@ def test_killed_in_a_save(
 
 _TRAIN = """
 import json, sys
-from bagel.training import unified
-from bagel.training.loop import train
-from bagel.training.recipe import BagelRecipe
+from bagel_mot.training.tasks import bagel as unified
+from bagel_mot.training.loop import train
+from bagel_mot.training.recipe import BagelRecipe
 
 class Quiet(unified.BagelTask):
     def write_samples(self, path, checkpoint):

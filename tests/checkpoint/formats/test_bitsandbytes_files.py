@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bagel.checkpoint.source import open_source
-from bagel.errors import CheckpointError
-from bagel.model.matrices import Int8Matrix, Nf4Matrix
+from bagel_mot.checkpoint.source import open_source
+from bagel_mot.errors import CheckpointError
+from bagel_mot.model.quant import Int8Matrix, Nf4Matrix
 
 bnb = pytest.importorskip("bitsandbytes")
 Save = Callable[[dict[str, Tensor]], Path]

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bagel.checkpoint.formats.exponents import CodeTable, join, unpack_gaps
-from bagel.checkpoint.source import open_source
-from bagel.errors import CheckpointError
+from bagel_mot.checkpoint.formats.exponents import CodeTable, join, unpack_gaps
+from bagel_mot.checkpoint.source import open_source
+from bagel_mot.errors import CheckpointError
 
 Encode = Callable[..., dict[str, Tensor]]
 INNER = [

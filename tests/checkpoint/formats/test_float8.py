@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel.checkpoint.source import open_source
-from bagel.errors import CheckpointError
-from bagel.model.matrices import Fp8Matrix
+from bagel_mot.checkpoint.source import open_source
+from bagel_mot.errors import CheckpointError
+from bagel_mot.model.quant import Fp8Matrix
 
 Save = Callable[[dict[str, Tensor]], Path]
 NAME = "language_model.model.layers.0.mlp.up_proj"

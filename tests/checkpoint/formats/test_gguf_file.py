@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from bagel.checkpoint.formats import gguf_file
-from bagel.checkpoint.names import official_of_llama
-from bagel.checkpoint.source import open_source
-from bagel.errors import CheckpointError
+from bagel_mot.checkpoint.formats import gguf_file
+from bagel_mot.checkpoint.names import official_of_llama
+from bagel_mot.checkpoint.source import open_source
+from bagel_mot.errors import CheckpointError
 
 gguf = pytest.importorskip("gguf")
 NAME = "language_model.model.layers.0.self_attn.q_proj.weight"

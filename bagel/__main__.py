@@ -1,5 +1,0 @@
-"""`python -m bagel`, the same as `bagel`."""
-
-from bagel.cli import main
-
-main()

@@ -1,0 +1,102 @@
+"""Pictures in and out of the page: uploads opened with limits, results as PNG files that say how they were made."""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradio.utils import get_upload_folder
+from PIL import Image
+
+from bagel_mot.errors import ImageError, SettingError
+from bagel_mot.images import open_image
+from bagel_mot.inference.batch import naming
+from bagel_mot.inference.result import save_image
+from bagel_mot.inference.settings import SETTINGS, Task, parse_settings
+from bagel_mot.serving.service import Service
+
+MAX_UPLOAD = "32mb"
+"""Of one file."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a picture was made, as its file says."""
+
+    prompt: str
+    settings: dict[str, Any]
+
+
+def uploaded(path: str) -> str:
+    """A path that a browser gave, which could be that of any file here: it has to lie where the page keeps its own.
+
+    Raises:
+        ImageError: it does not.
+    """
+    if not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+        raise ImageError("the picture was not uploaded to this page: upload it.")
+    return path
+
+
+def open_uploads(paths: Sequence[str], service: Service) -> list[Image.Image]:
+    """Uploaded pictures as the model will see them. Read first, so that no error names where they lie.
+
+    Raises:
+        LimitError: there are too many.
+        ImageError: one of them cannot be used; the message says which.
+    """
+    service.check_pictures(len(paths))  # before any is decoded
+    pictures = []
+    for index, path in enumerate(paths):
+        with naming("picture", index, len(paths)):
+            pictures.append(service.reduced(_read(path)))
+    return pictures
+
+
+def paths_of(gallery: Sequence[tuple[str, str | None]] | None) -> list[str]:
+    """The files of a gallery."""
+    return [path for path, _ in gallery or ()]
+
+
+def keep(image: Image.Image, name: str) -> str:
+    """Writes a picture where the page may show it from; the path's last part is the name of a download."""
+    path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{name}.png"
+    save_image(image, path)
+    return str(path)
+
+
+def read_recipe(path: str, task: Task, max_pixels: int) -> Recipe:
+    """What a picture's file says of how it was made.
+
+    Raises:
+        ImageError: it cannot be opened, or says nothing.
+        SettingError: it says something that is no setting.
+    """
+    data = _read(path)
+    open_image(data, max_pixels)  # refuses what is damaged or too large
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        notes = {name: value for name, value in image.info.items() if isinstance(value, str)}
+    if "prompt" not in notes or "settings" not in notes:
+        raise ImageError("the picture does not say how it was made: give a PNG file as it was downloaded from here.")
+    try:
+        said = json.loads(notes["settings"])
+        seed = int(notes["seed"]) if "seed" in notes else None
+    except ValueError as error:
+        raise SettingError("the settings that the picture names are damaged: take another one.") from error
+    if not isinstance(said, dict):
+        raise SettingError("the settings that the picture names are damaged: take another one.")
+    known = {name: value for name, value in said.items() if name in SETTINGS and task in SETTINGS[name].tasks}
+    return Recipe(notes["prompt"], parse_settings(task, {**known, "seed": seed}))
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(uploaded(path)).read_bytes()
+    except OSError as error:
+        raise ImageError(f"the uploaded picture cannot be read ({error.strerror}): upload it anew.") from error

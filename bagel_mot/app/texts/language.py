@@ -1,0 +1,64 @@
+"""English and Chinese: components that are made with texts of both, and can be switched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import gradio as gr
+
+from bagel_mot.app.texts.page import TEXTS
+
+C = TypeVar("C")
+Language = Literal["en", "zh"]
+LANGUAGES: dict[Language, str] = {"en": "English", "zh": "中文"}
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A property of a component that is in the reader's language."""
+
+    say: Callable[[Language], Any]
+
+
+def text(language: Language, key: str, **values: Any) -> str:
+    """A text of the page, with its values filled in."""
+    return TEXTS[key][language].format(**values)
+
+
+def say(key: str, **values: Any) -> Spoken:
+    """A text of the page as a property."""
+    return Spoken(lambda language: text(language, key, **values))
+
+
+class Labels:
+    """Remembers which properties of which components are texts.
+
+    Attributes:
+        language: that components are made in.
+    """
+
+    def __init__(self, language: Language) -> None:
+        self.language = language
+        self._spoken: list[tuple[Any, dict[str, Spoken]]] = []
+
+    def make(self, kind: Callable[..., C], **properties: Any) -> C:
+        """A component; those of its properties that are `Spoken` follow the language."""
+        spoken = {name: value for name, value in properties.items() if isinstance(value, Spoken)}
+        component = kind(**{**properties, **{name: value.say(self.language) for name, value in spoken.items()}})
+        self._spoken.append((component, spoken))
+        return component
+
+    @property
+    def components(self) -> list[Any]:
+        """All that speak."""
+        return [component for component, spoken in self._spoken if spoken]
+
+    def switch(self, language: Language) -> list[dict[str, Any]]:
+        """Updates for `components`."""
+        return [
+            gr.update(**{name: value.say(language) for name, value in spoken.items()})
+            for _, spoken in self._spoken
+            if spoken
+        ]

@@ -1,0 +1,108 @@
+"""What the measurements run on: configurations, the processor, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bagel_mot.checkpoint.official import read_config
+from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig
+from bagel_mot.errors import SettingError
+from bagel_mot.placement.system_memory import free_memory
+
+_GOLDEN = BagelConfig(
+    decoder=DecoderConfig(
+        hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=160, vocab_size=424
+    )
+)
+
+
+def config_named(name: str) -> BagelConfig:
+    """A configuration by name (`0.5b`, `7b`, `mini`, `golden`), or of a checkpoint folder.
+
+    Raises:
+        SettingError: there is no such name or folder.
+    """
+    if name == "golden":
+        return _GOLDEN
+    if name in NAMED_CONFIGS:
+        return NAMED_CONFIGS[name]
+    folder = Path(__file__).parents[1] / "worlds" / "mini" / "weights" if name == "mini" else Path(name)
+    if not folder.is_dir():
+        known = ", ".join(sorted({*NAMED_CONFIGS, "mini", "golden"}))
+        raise SettingError(f"there is no configuration {name!r}: give {known}, or a checkpoint folder.")
+    return read_config(folder)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    facts: dict[str, Any] = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if hasattr(os, "getloadavg"):
+        facts["load_before"] = os.getloadavg()[0]
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def peak_allocated(device: torch.device, call: Callable[[], object]) -> int:
+    """The most bytes of tensors that a call holds at once, beyond those that stand before it.
+
+    On the CPU as PyTorch's allocator is asked for them, so that what else the process holds does not count; on MPS,
+    which keeps no peak, what the driver holds more after the call.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type == "mps":
+        before = torch.mps.driver_allocated_memory()
+        call()
+        return max(0, torch.mps.driver_allocated_memory() - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))  # what is freed counts below zero
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def layers_that_fit(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """How many decoder layers fit twice, for ours and for the plain loop, and leave a third of the free memory; at
+    least one."""
+    d = config.decoder
+    attention = d.hidden_size * d.head_dim * (2 * d.num_heads + 2 * d.num_kv_heads)
+    layer = 2 * (attention + 3 * d.hidden_size * d.intermediate_size)
+    size = torch.finfo(dtype).bits // 8
+    room = free_memory(device) / 3 - 2 * d.vocab_size * d.hidden_size * size
+    return max(1, min(d.num_layers, int(room / (layer * size))))

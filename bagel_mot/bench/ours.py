@@ -1,0 +1,47 @@
+"""Our side of the comparison: requests to the engine, as users' requests are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bagel_mot.inference.engine.engine import Engine
+from bagel_mot.inference.engine.ops import Output, Request, Row, Work
+from bagel_mot.model.cache import Context
+from bagel_mot.sequence import TextSegment, VaeSegment
+
+
+def run(engine: Engine, work: Sequence[Work]) -> list[Any]:
+    """The results of one piece of work, in one step of the engine."""
+
+    def request() -> Request[list[Any]]:
+        return (yield list(work))
+
+    handle = engine.submit(request())
+    engine.run_until([handle])
+    return handle.result()
+
+
+def read_text(engine: Engine, ids: Sequence[int], context: Context, *, record: bool = True) -> Tensor:
+    """Reads text tokens into a context; returns the logits (vocab,) of what follows."""
+    (logits,) = run(engine, [Row(context, (TextSegment(tuple(ids)),), Output.LOGITS, record=record)])
+    return logits
+
+
+class Denoising:
+    """All guidance branches of one picture: one step evaluates them together, each behind its own context."""
+
+    def __init__(self, engine: Engine, contexts: Sequence[Context], grid: tuple[int, int]) -> None:
+        self.engine, self.contexts, self.grid = engine, contexts, grid
+        self.tails = [context.allocate(grid[0] * grid[1] + 2, scratch=True) for context in contexts]
+
+    def velocities(self, latents: Tensor, t: float) -> list[Tensor]:
+        """The velocity (N, latent_dim) of each branch, for latents (N, latent_dim) at timestep t."""
+        segment = VaeSegment(latents, self.grid, noised=True, timestep=t)
+        rows = [
+            Row(context, (segment,), Output.HIDDEN, tail=tail)
+            for context, tail in zip(self.contexts, self.tails, strict=True)
+        ]
+        return [self.engine.model.velocity(hidden) for hidden in run(self.engine, rows)]

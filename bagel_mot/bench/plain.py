@@ -1,0 +1,144 @@
+"""The other side of the comparison: a plain loop over the same weights, working as the published code does.
+
+What is typical of it, and what ours does otherwise:
+- tokens stand in the order of the sample, and each expert's are gathered by index tensors, computed, and scattered
+  back, around every norm and every matmul of every layer;
+- the cache of a layer is built anew whenever tokens are added to what it holds, also for those that are forgotten right
+  after (a denoising step) and for each single token of a text: a fresh tensor, old and new keys put in place by index;
+- each guidance branch is a forward pass of its own, and text to image runs three of them.
+
+It gives the same numbers, which a test checks: only how they are come by differs. Attention is PyTorch's, as ours is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.decoder import DecoderLayer, Rope, rope, rotate
+
+
+@dataclass
+class PlainCache:
+    """Keys and values of each layer, (length, kv_heads, head_dim); None before the first token."""
+
+    keys: list[Tensor | None]
+    values: list[Tensor | None]
+    length: int = 0
+
+    @classmethod
+    def empty(cls, layers: int) -> PlainCache:
+        return cls([None] * layers, [None] * layers)
+
+
+@dataclass
+class PlainQuery:
+    """New tokens in sequence order, and the index tensors of the published packing."""
+
+    hidden: Tensor  # (n, hidden)
+    positions: Tensor  # (n,)
+    und_index: Tensor | None = None  # with gen_index: where each expert's tokens stand; None: all are und
+    gen_index: Tensor | None = None
+    causal: bool = False
+    keep: bool = False
+
+
+def plain_forward(model: BagelModel, query: PlainQuery, cache: PlainCache) -> Tensor:
+    """Hidden states (n, hidden) before the final norm; the new keys enter the cache where `query.keep`."""
+    decoder = model.decoder
+    x = query.hidden
+    cos_sin = rope(query.positions, decoder.config.head_dim, decoder.config.rope_theta)
+    for index, layer in enumerate(decoder.layers):
+        assert isinstance(layer, DecoderLayer)
+        x = _layer(layer, index, x, cos_sin, query, cache)
+    if query.keep:
+        cache.length += x.shape[0]
+    return x
+
+
+def _by_expert(x: Tensor, query: PlainQuery, und: torch.nn.Module, gen: torch.nn.Module, size: int) -> Tensor:
+    """One module a side: gathered, computed, scattered into a fresh tensor."""
+    if query.gen_index is None or query.und_index is None:
+        return und(x)
+    out = x.new_zeros(x.shape[0], *x.shape[1:-1], size)
+    out[query.und_index] = und(x[query.und_index])
+    out[query.gen_index] = gen(x[query.gen_index])
+    return out
+
+
+def _layer(layer: DecoderLayer, index: int, x: Tensor, cos_sin: Rope, query: PlainQuery, cache: PlainCache) -> Tensor:
+    und, gen = layer.und, layer.gen
+    heads, kv_heads, dim = und.heads, und.kv_heads, und.head_dim
+    hidden = x.shape[-1]
+    normed = _by_expert(x, query, und.input_norm, gen.input_norm, hidden)
+    q = _by_expert(normed, query, und.q, gen.q, heads * dim).view(-1, heads, dim)
+    k = _by_expert(normed, query, und.k, gen.k, kv_heads * dim).view(-1, kv_heads, dim)
+    v = _by_expert(normed, query, und.v, gen.v, kv_heads * dim).view(-1, kv_heads, dim)
+    q = rotate(_by_expert(q, query, und.q_norm, gen.q_norm, dim), cos_sin)
+    k = rotate(_by_expert(k, query, und.k_norm, gen.k_norm, dim), cos_sin)
+    keys, values = _merged(cache.keys[index], k), _merged(cache.values[index], v)
+    if query.keep:
+        cache.keys[index], cache.values[index] = keys, values
+    attended = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        is_causal=query.causal,  # a text is only ever read into an empty cache, or token by token
+        enable_gqa=heads != kv_heads,
+    )[0]
+    x = x + _by_expert(attended.transpose(0, 1).reshape(-1, heads * dim), query, und.o, gen.o, hidden)
+    normed = _by_expert(x, query, und.mlp_norm, gen.mlp_norm, hidden)
+    if query.gen_index is None or query.und_index is None:
+        return x + und.down(F.silu(und.gate(normed)) * und.up(normed))
+    out = torch.zeros_like(x)
+    for expert, where in ((und, query.und_index), (gen, query.gen_index)):
+        part = normed[where]
+        out[where] = expert.down(F.silu(expert.gate(part)) * expert.up(part))
+    return x + out
+
+
+def _merged(old: Tensor | None, new: Tensor) -> Tensor:
+    """A layer's cache with the new tokens: both copied into a fresh tensor by index."""
+    if old is None:
+        return new
+    merged = new.new_zeros(old.shape[0] + new.shape[0], *new.shape[1:])
+    places = torch.arange(merged.shape[0], device=new.device)
+    merged[places[: old.shape[0]]] = old
+    merged[places[old.shape[0] :]] = new
+    return merged
+
+
+def plain_text(model: BagelModel, ids: Tensor, position: int, cache: PlainCache) -> Tensor:
+    """Reads text tokens (n,) into the cache; returns their hidden states. One token at a time while decoding."""
+    positions = torch.arange(position, position + ids.numel(), device=ids.device)
+    causal = ids.numel() > 1
+    query = PlainQuery(model.decoder.embed_tokens(ids), positions, causal=causal, keep=True)
+    return plain_forward(model, query, cache)
+
+
+def plain_velocity(
+    model: BagelModel, markers: Tensor, latents: Tensor, index: Tensor, t: float, position: int, cache: PlainCache
+) -> Tensor:
+    """One evaluation of one branch: the velocity (N, latent_dim) of noised latents.
+
+    Args:
+        markers: (2,) ids that stand before and after the picture.
+        latents: (N, latent_dim) noised tokens.
+        index: (N,) places in the position table.
+        t: timestep.
+        position: rotary position of the picture.
+        cache: of the branch's context; it stays as it is.
+    """
+    n, device = latents.shape[0], latents.device
+    und_index = torch.tensor([0, n + 1], device=device)
+    gen_index = torch.arange(1, n + 1, device=device)
+    x = torch.zeros(n + 2, model.config.decoder.hidden_size, dtype=model.dtype, device=device)
+    x[und_index] = model.decoder.embed_tokens(markers)
+    x[gen_index] = model.embed_latents(latents, torch.full((n,), t, device=device), index)
+    positions = torch.full((n + 2,), position, device=device)
+    hidden = plain_forward(model, PlainQuery(x, positions, und_index, gen_index), cache)
+    return model.velocity(hidden[gen_index])

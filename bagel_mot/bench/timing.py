@@ -1,0 +1,74 @@
+"""Timing several ways of doing the same work, in turn."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bagel_mot.bench.machine import synchronize
+from bagel_mot.bench.roofline import Work, floor, flops, matmul_flops
+from bagel_mot.model.bagel import BagelModel
+
+Calls = dict[str, Callable[[], object]]
+
+
+@dataclass
+class Measured:
+    """One quantity: seconds of each way, least and median, and what follows from them."""
+
+    name: str
+    seconds: dict[str, float]
+    median_seconds: dict[str, float]
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "seconds": self.seconds, "median_seconds": self.median_seconds, **self.numbers}
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def measure(
+    model: BagelModel,
+    name: str,
+    work: Work,
+    calls: Calls,
+    rounds: int,
+    device: torch.device,
+    *,
+    repeat: int = 1,
+    **numbers: float,
+) -> Measured:
+    """Times each call, and the matmuls of the same work, in turn; `repeat` is how often a call does its work."""
+    matmul = floor(model, work)
+    calls["matmul"] = lambda: [matmul() for _ in range(repeat)]
+    for call in calls.values():  # once unmeasured: caches, allocations, kernels chosen
+        call()
+    times: dict[str, list[float]] = {way: [] for way in calls}
+    for _ in range(rounds):
+        for way, call in calls.items():
+            times[way].append(seconds(call, device) / repeat)
+    least = {way: min(values) for way, values in times.items()}
+    rate = matmul_flops(model, work) / least["matmul"]
+    numbers |= {
+        "gflops": flops(model, work) / least["ours"] / 1e9,
+        "matmul_gflops": rate / 1e9,
+        "share": flops(model, work) / least["ours"] / rate,
+    }
+    if "per_token" in numbers:
+        numbers["tokens_per_second"] = numbers.pop("per_token") / least["ours"]
+    if "plain" in least:
+        numbers["speedup"] = least["plain"] / least["ours"]
+    gc.collect()
+    return Measured(name, least, {way: statistics.median(v) for way, v in times.items()}, numbers)

@@ -1,0 +1,104 @@
+"""What a conversion did to each tensor: the weights of two checkpoints compared, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bagel_mot.checkpoint.load_weights import check_tensors
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.official import model_file, read_config
+from bagel_mot.checkpoint.source import as_tensor, open_source
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.quant import QuantisedMatrix
+
+_PIECE = 1 << 22  # values compared at a time, over float64 sums
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """How far a tensor is from what it was made from.
+
+    Attributes:
+        name: the official one.
+        kind: what it does: q, k, …, down; embedding; norm; bias; or the part of the model it is in.
+        error: ‖written − original‖ / ‖original‖, of values; infinite where the original is zero and the other is not.
+    """
+
+    name: str
+    kind: str
+    error: float
+
+
+def relative_errors(
+    original: Path, written: Path, progress: Callable[[int, int], None] | None = None
+) -> list[TensorError]:
+    """Reads both checkpoints and compares all tensors that the first has.
+
+    Args:
+        original: a checkpoint folder, or a file with weights in one.
+        written: another with the same tensors.
+        progress: told tensors done and tensors in all.
+
+    Raises:
+        CheckpointError: one of them cannot be read, or the second lacks a tensor of the first or has another shape.
+    """
+    before, after = open_source(model_file(original)), open_source(model_file(written))
+    with torch.device("meta"):
+        model = BagelModel(read_config(original, before))
+    state = model.state_dict()
+    check_tensors(after, {name: before.shape(name) for name in before.names()})
+    names = [name for name in state if official_name(name) in set(before.names())]
+    errors = []
+    for index, ours in enumerate(names):
+        name = official_name(ours)
+        first, second = (_tensor(source.read(name)) for source in (before, after))
+        errors.append(TensorError(name, _kind(ours, model), _relative_error(first, second)))
+        if progress is not None:
+            progress(index + 1, len(names))
+    before.close()
+    after.close()
+    return errors
+
+
+def mean_by_kind(errors: Iterable[TensorError]) -> dict[str, float]:
+    """The mean error of the tensors of each kind, the largest first."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for row in errors:
+        by_kind[row.kind].append(row.error)
+    means = {kind: sum(values) / len(values) for kind, values in by_kind.items()}
+    return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+
+def _tensor(found: Tensor | QuantisedMatrix) -> Tensor:
+    return as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found
+
+
+def _relative_error(original: Tensor, written: Tensor) -> float:
+    difference = total = 0.0
+    for first, second in zip(original.flatten().split(_PIECE), written.flatten().split(_PIECE), strict=True):
+        wide = first.double()
+        difference += (second.double() - wide).square().sum().item()
+        total += wide.square().sum().item()
+    if difference == 0:
+        return 0.0
+    return (difference / total) ** 0.5 if total else float("inf")
+
+
+def _kind(name: str, model: BagelModel) -> str:
+    module, _, leaf = name.rpartition(".")
+    if not module:
+        return "position table"
+    if leaf == "bias":
+        return "bias"
+    if "norm" in module.rpartition(".")[2]:
+        return "norm"
+    if isinstance(model.get_submodule(module), nn.Embedding):
+        return "embedding"
+    parts = module.split(".")
+    return parts[-1] if parts[0] == "decoder" else parts[0]

@@ -1,0 +1,140 @@
+"""One checkpoint folder from another: the weights in another precision or file format, tensor by tensor.
+
+The decoder's big matrices (q, k, v, o, gate, up, down of both experts: nine tenths of all weights) are stored as asked;
+everything else is in bfloat16. A matrix whose sides the format does not take stays in bfloat16, too.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bagel_mot.checkpoint import write_gguf as gguf_writing
+from bagel_mot.checkpoint.load_weights import check_tensors
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.official import MODEL_FILE, folder_of, model_file, read_config
+from bagel_mot.checkpoint.precision import PARTS
+from bagel_mot.checkpoint.side_files import COMPANIONS
+from bagel_mot.checkpoint.source import TensorSource, as_tensor, open_source
+from bagel_mot.checkpoint.write import Entry, Progress, counting, is_written_so, write_model
+from bagel_mot.checkpoint.write_gguf import GgufEntry, write_gguf
+from bagel_mot.config import BagelConfig
+from bagel_mot.errors import CheckpointError, SettingError
+from bagel_mot.files import check_free_space, check_new, whole_folder
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.quant import FORMATS, QuantisedMatrix
+
+GGUF_FILE = "ema.gguf"
+_GGUF = "gguf-"
+_PLAIN = "bf16"
+STORED = (_PLAIN, *FORMATS, *(_GGUF + name for name in gguf_writing.TYPES))
+"""What weights can be stored as."""
+
+
+def convert(
+    source: Path, folder: Path, stored: str, *, shard_size: int | None = None, progress: Progress | None = None
+) -> None:
+    """Writes a checkpoint folder with the weights of another.
+
+    Args:
+        source: a checkpoint folder, or a file with weights in one.
+        folder: new or empty.
+        stored: one of STORED.
+        shard_size: bytes in a file; by default all weights are in one.
+        progress: told bytes written and bytes in all.
+
+    Raises:
+        SettingError: `stored` is unknown, or GGUF is to be sharded.
+        CheckpointError: the source cannot be read, or is in `folder` itself; the package gguf is missing.
+        OSError: the folder is not empty or cannot be written, or the disk has no room.
+    """
+    check_request(source, folder, stored, shard_size)
+    tensors = open_source(model_file(source))
+    shapes = _shapes(tensors, read_config(source, tensors))
+    companions = [path for path in (folder_of(source) / name for name in COMPANIONS) if path.is_file()]
+    if stored.startswith(_GGUF):
+        gguf_entries = _gguf_entries(tensors, shapes, stored.removeprefix(_GGUF))
+        total = sum(entry.nbytes for entry in gguf_entries)
+    else:
+        entries = _entries(tensors, shapes, stored)
+        total = sum(entry.nbytes for entry in entries)
+    total += sum(path.stat().st_size for path in companions)
+    check_free_space(folder, total)
+    advance = counting(progress, total)
+    try:
+        with whole_folder(folder) as staging:
+            for path in companions:
+                shutil.copyfile(path, staging / path.name)
+                advance(path.stat().st_size)
+            if stored.startswith(_GGUF):
+                write_gguf(staging / GGUF_FILE, gguf_entries, advance)
+            else:
+                write_model(staging / MODEL_FILE, entries, shard_size, advance)
+    finally:
+        tensors.close()
+
+
+def check_request(source: Path | None, folder: Path, stored: str, shard_size: int | None) -> None:
+    """What can be said against a conversion before anything is read, or is there. Errors as `convert`."""
+    if stored not in STORED:
+        raise SettingError(f"the format is {stored!r}: it must be {', '.join(STORED)}.")
+    if stored.startswith(_GGUF):
+        gguf_writing.check_package()
+        if shard_size is not None:
+            raise SettingError(f"a shard size is for safetensors files: {stored} is one file.")
+    if source is not None and folder.exists() and folder.resolve() == folder_of(source).resolve():
+        raise CheckpointError(f"{folder} is the checkpoint that is to be converted: give a new folder.")
+    check_new(folder)
+
+
+def _shapes(source: TensorSource, config: BagelConfig) -> dict[str, tuple[int, ...]]:
+    """Of all tensors by our names, in the model's order. Tables that the source lacks are left out, as they may be."""
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in BagelModel(config).state_dict().items()}
+    check_tensors(source, {official_name(name): shape for name, shape in shapes.items()})
+    present: Collection[str] = set(source.names())
+    return {name: shape for name, shape in shapes.items() if official_name(name) in present}
+
+
+def is_big(name: str) -> bool:
+    """Whether a tensor (our name) is one of those that a conversion rounds."""
+    return PARTS["decoder"].fullmatch(name) is not None
+
+
+def _entries(source: TensorSource, shapes: dict[str, tuple[int, ...]], stored: str) -> list[Entry]:
+    entries = []
+    for ours, shape in shapes.items():
+        name = official_name(ours)
+        if is_big(ours) and stored != _PLAIN and FORMATS[stored].fits((shape[0], shape[1])):
+            entries.append(Entry(name, shape, stored, partial(_rounded, source, name, FORMATS[stored])))
+        else:
+            entries.append(Entry(name, shape, torch.bfloat16, partial(_plain, source, name, torch.bfloat16)))
+    return entries
+
+
+def _gguf_entries(source: TensorSource, shapes: dict[str, tuple[int, ...]], type: str) -> list[GgufEntry]:
+    entries = []
+    for ours, shape in shapes.items():
+        name = official_name(ours)
+        if is_big(ours) and gguf_writing.fits(type, shape):
+            entries.append(GgufEntry(name, shape, type, partial(_plain, source, name, torch.float32)))
+        else:
+            entries.append(GgufEntry(name, shape, _PLAIN, partial(_plain, source, name, torch.bfloat16)))
+    return entries
+
+
+def _plain(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
+    return as_tensor(source.read(name), dtype)
+
+
+def _rounded(source: TensorSource, name: str, kind: type[QuantisedMatrix]) -> QuantisedMatrix:
+    """A matrix in few bits; where the source has it so, it is not rounded again."""
+    found = source.read(name)
+    if isinstance(found, kind) and is_written_so(found):
+        return found
+    return kind.quantise(as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found)

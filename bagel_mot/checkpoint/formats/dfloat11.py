@@ -1,0 +1,235 @@
+"""DFloat11: bfloat16 without loss in about 11 bits, brought back bit for bit when it is read.
+
+The exponents of one matrix, or of all the matrices of a layer one behind the other, are in one Huffman code. M is the
+module: the linear map or embedding itself, or the layer.
+
+    M.encoded_exponent   uint8, the codes (`bagel_mot.checkpoint.formats.exponents`)
+    M.sign_mantissa      uint8 (n,), the other eight bits of each weight
+    M.luts               uint8 (tables + 1, 256), the code
+    M.gaps               uint8, 5 bits for each 64 bits of codes
+    M.output_positions   bytes of uint32 (blocks + 1,): the first weight of each block of codes, and n
+    M.split_positions    int64: where, of all weights in a row, a new matrix starts
+
+Which matrices a layer's are and how large a block is says `dfloat11_config` in config.json; how the weights of a matrix
+lie in rows, the shape of the model. The package writes one file for each module and one for the rest, and no index.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel_mot.checkpoint.formats.exponents import CHUNK_BYTES, CodeTable, DamagedCodes, join, unpack_gaps
+from bagel_mot.checkpoint.formats.quantised_layouts import unknown
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.source import SafetensorsFiles
+from bagel_mot.config import load_config
+from bagel_mot.errors import CheckpointError
+from bagel_mot.model.bagel import BagelModel
+
+_CODES = ".encoded_exponent"
+_OTHERS = ("sign_mantissa", "luts", "gaps", "output_positions", "split_positions")
+# Chunks of codes that are read at a time: on the CPU their numbers stay in the cache, a GPU wants enough to do.
+_CHUNKS = {"cpu": 1 << 14, "cuda": 1 << 18}
+
+
+def further_files(path: Path) -> list[Path]:
+    """The files with codes beside one that holds the rest of a model in DFloat11."""
+    if path.suffix == ".json" or not _settings(path.parent):
+        return []
+    inside = SafetensorsFiles(path, [path]).names()
+    if not any(name in inside for name in _shapes(path.parent)):
+        return []  # the autoencoder, say
+    others = [other for other in sorted(path.parent.glob("*.safetensors")) if other != path]
+    return [other for other in others if any(n.endswith(_CODES) for n in SafetensorsFiles(other, [other]).names())]
+
+
+def open_files(files: SafetensorsFiles) -> DFloat11Tensors | None:
+    """The tensors in files of DFloat11; None if these are not.
+
+    Raises:
+        CheckpointError: they are, but something of them is missing, or does not fit.
+    """
+    modules = [name.removesuffix(_CODES) for name in files.names() if name.endswith(_CODES)]
+    return DFloat11Tensors(files, modules) if modules else None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A matrix among the weights of a module: those from start to stop."""
+
+    module: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class DFloat11Tensors:
+    """A `TensorSource` that brings back each matrix when it is read, on the GPU where CUDA has one."""
+
+    kind = "DFloat11 (bfloat16 without loss in 11 bits)"
+
+    def __init__(self, files: SafetensorsFiles, modules: Collection[str]) -> None:
+        """
+        Args:
+            files: the tensors as they are stored.
+            modules: those with codes.
+
+        Raises:
+            CheckpointError: as `open_files`.
+        """
+        self.where = files.where
+        self._files = files
+        settings = _settings(self.where.parent)
+        if settings is None:
+            raise CheckpointError(
+                f"{self.where} is in DFloat11, but {self.where.parent / 'config.json'} has no dfloat11_config, "
+                "which says what its codes are of; download it anew"
+            )
+        self._block, self._patterns = _checked(self.where, settings)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._table = lru_cache(maxsize=64)(lambda module: CodeTable(files.read(f"{module}.luts").to(self._device)))
+        shapes = _shapes(self.where.parent)
+        self._pieces: dict[str, _Piece] = {}
+        taken: set[str] = set()
+        for module in modules:
+            self._pieces |= dict(self._split(module, shapes))
+            taken |= {module + _CODES, *(f"{module}.{other}" for other in _OTHERS)}
+        self._names = [*self._pieces, *(name for name in files.names() if name not in taken)]
+
+    def names(self) -> Collection[str]:
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        piece = self._pieces.get(name)
+        return self._files.shape(name) if piece is None else piece.shape
+
+    def stored_bytes(self, name: str) -> int:
+        piece = self._pieces.get(name)
+        if piece is None:
+            return self._files.stored_bytes(name)
+        whole = self._files.shape(f"{piece.module}.sign_mantissa")[0]
+        part = (piece.stop - piece.start) / whole
+        return piece.stop - piece.start + int(part * self._files.stored_bytes(piece.module + _CODES))
+
+    def read(self, name: str) -> Tensor:
+        piece = self._pieces.get(name)
+        if piece is None:
+            return self._files.read(name)
+        try:
+            return self._decode(piece).view(piece.shape)
+        except DamagedCodes as error:
+            raise CheckpointError(
+                f"{self.where}: {name} cannot be brought back from DFloat11 (damaged?): it has {error}"
+            ) from error
+
+    def format(self, name: str) -> None:
+        """What is read is plain."""
+
+    def mapped(self, name: str) -> None:
+        """Nothing is used from the file as it is."""
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _split(self, module: str, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, _Piece]]:
+        """The matrices of a module: official names, and where they are."""
+        for other in _OTHERS:
+            if f"{module}.{other}" not in self._files.names():
+                raise CheckpointError(f"{self.where} lacks {module}.{other}, which DFloat11 needs; download it anew")
+        names = [f"{module}.weight"]
+        if names[0] not in shapes:
+            inner = next((found for pattern, found in self._patterns.items() if re.fullmatch(pattern, module)), [])
+            names = [f"{module}.{path}.weight" for path in inner]
+        splits = self._files.read(f"{module}.split_positions").tolist()
+        borders = [0, *splits, self._files.shape(f"{module}.sign_mantissa")[0]]
+        if len(names) != len(borders) - 1 or any(name not in shapes for name in names):
+            raise unknown(
+                self._files,
+                module + _CODES,
+                f"it is of {len(borders) - 1} matrices, which dfloat11_config does not name",
+            )
+        pieces = []
+        for name, start, stop in zip(names, borders, borders[1:], strict=False):
+            if stop - start != prod(shapes[name]):
+                raise CheckpointError(
+                    f"{self.where}: {name} has {stop - start} weights; the configuration makes it {list(shapes[name])}"
+                )
+            pieces.append((name, _Piece(module, shapes[name], start, stop)))
+        return pieces
+
+    def _decode(self, piece: _Piece) -> Tensor:
+        """The weights of a matrix, (n,) bfloat16 on the CPU."""
+        files, module, chunks = self._files, piece.module, self._block
+        borders = files.read(f"{module}.output_positions").view(torch.uint8).view(torch.int32).tolist()
+        borders = [border & 0xFFFFFFFF for border in borders]
+        first, last = bisect_right(borders, piece.start) - 1, bisect_left(borders, piece.stop)
+        table = self._table(module)
+        result = torch.empty(piece.stop - piece.start, dtype=torch.bfloat16)
+        blocks = max(1, _CHUNKS[self._device.type] // chunks)
+        for block in range(first, last, blocks):
+            end = min(last, block + blocks)
+            count = (end - block) * chunks
+            codes = files.read_part(module + _CODES, block * chunks * CHUNK_BYTES, (end * chunks + 1) * CHUNK_BYTES)
+            gaps = files.read_part(f"{module}.gaps", block * chunks * 5 // 8, end * chunks * 5 // 8)
+            if len(gaps) != count * 5 // 8:
+                raise DamagedCodes("fewer gaps than blocks")
+            codes = F.pad(codes, (0, (count + 1) * CHUNK_BYTES - len(codes))).view(-1, CHUNK_BYTES).to(self._device)
+            exponents, numbers = table.decode(codes, unpack_gaps(gaps.to(self._device)))
+            # The last block is filled up with bits that mean nothing; all others must have what they should.
+            found = numbers.view(-1, chunks).sum(1).cumsum(0).tolist()
+            wanted = [border - borders[block] for border in borders[block + 1 : end + 1]]
+            if found[:-1] != wanted[:-1] or found[-1] < wanted[-1] or (end < len(borders) - 1 and found != wanted):
+                raise DamagedCodes("another number of codes than it should")
+            start, stop = max(borders[block], piece.start), min(borders[end], piece.stop)
+            others = files.read_part(f"{module}.sign_mantissa", start, stop).to(self._device)
+            exponents = exponents[start - borders[block] : stop - borders[block]]
+            result[start - piece.start : stop - piece.start] = join(exponents, others)
+        return result
+
+
+def _settings(folder: Path) -> Any:
+    """`dfloat11_config` of config.json; None if there is none."""
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content.get("dfloat11_config") if isinstance(content, dict) else None
+
+
+def _checked(where: Path, settings: Any) -> tuple[int, dict[str, list[str]]]:
+    """Chunks in a block, and by a pattern of module names the maps within it, from `dfloat11_config`."""
+    try:
+        threads, size = settings["threads_per_block"], int(settings["bytes_per_thread"])
+        block = int(threads[0] if isinstance(threads, list) else threads)
+        patterns = {str(p): [str(path) for path in paths] for p, paths in settings["pattern_dict"].items()}
+        for pattern in patterns:
+            re.compile(pattern)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, re.error) as error:
+        raise CheckpointError(
+            f"{where.parent / 'config.json'}: dfloat11_config is incomplete or damaged ({error!r}); download it anew"
+        ) from error
+    if size != CHUNK_BYTES or block < 8 or block % 8:
+        raise CheckpointError(
+            f"{where}: DFloat11 with {size} bytes a thread and {block} threads a block; "
+            f"{CHUNK_BYTES} bytes and a multiple of 8 threads are read"
+        )
+    return block, patterns
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a model, by official name, as its configuration makes them."""
+    with torch.device("meta"):
+        model = BagelModel(load_config(folder))
+    return {official_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}

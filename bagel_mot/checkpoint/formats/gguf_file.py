@@ -1,0 +1,138 @@
+"""GGUF, the format of llama.cpp, through the package gguf: names official or llama.cpp's, for both experts.
+
+Everything is read as plain tensors: F32, F16 and BF16 as they are, all other types brought back to bfloat16, some rows
+at a time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bagel_mot.checkpoint.names import official_of_llama
+from bagel_mot.errors import CheckpointError
+
+_PIECE = 1 << 20  # values that are brought back at a time, over float32
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor stands in the file.
+
+    Attributes:
+        type: a `gguf.GGMLQuantizationType`.
+        shape: of its values.
+        offset, size: bytes.
+    """
+
+    type: Any
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+class GgufFile:
+    """A `TensorSource` over one file. It is mapped anew for each tensor, so that no pages of it stay."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            CheckpointError: the package is missing, the file cannot be read or is a part of several, or a tensor in it
+                is of an unknown type.
+        """
+        try:
+            import gguf
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path} is GGUF, which takes the package gguf: pip install 'bagel-mot[gguf]'"
+            ) from error
+        try:
+            reader = gguf.GGUFReader(path)
+        except Exception as error:  # of many types: it reads whatever stands where a number should
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{path} could not be read as GGUF (missing, truncated or damaged?): {reason}"
+            ) from error
+        parts = reader.get_field("split.count")
+        if parts is not None and int(parts.contents()) > 1:
+            raise CheckpointError(
+                f"{path} is one of {parts.contents()} parts: put them together with `llama-gguf-split --merge` and "
+                "give the whole file"
+            )
+        self.where = path
+        self._stored: dict[str, _Stored] = {}
+        amounts: Counter[str] = Counter()
+        for tensor in reader.tensors:
+            shape = tuple(int(side) for side in reversed(tensor.shape.tolist()))
+            name = official_of_llama(tensor.name)
+            if name in self._stored:
+                raise CheckpointError(f"{path}: {name} stands in it twice, under the names of llama.cpp and official")
+            if not _can_be_read(tensor.tensor_type):
+                raise CheckpointError(
+                    f"{path}: {tensor.name} ({tensor.tensor_type.name} {list(shape)}) is of a type that is not read; "
+                    "F32, F16, BF16 and the quantised types that the package gguf brings back are"
+                )
+            self._stored[name] = _Stored(tensor.tensor_type, shape, int(tensor.data_offset), int(tensor.n_bytes))
+            amounts[tensor.tensor_type.name] += self._stored[name].size
+        self.kind = f"GGUF {amounts.most_common(1)[0][0]}" if amounts else "GGUF"
+
+    def names(self) -> Collection[str]:
+        return self._stored.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored[name].shape
+
+    def stored_bytes(self, name: str) -> int:
+        return self._stored[name].size
+
+    def read(self, name: str) -> Tensor:
+        import gguf
+
+        stored = self._stored[name]
+        try:
+            mapped = np.memmap(self.where, np.uint8, "r", stored.offset, (stored.size,))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.where} could not be read anew ({error}): is it still there?") from error
+        if stored.type.name in _PLAIN:
+            return torch.from_numpy(np.array(mapped)).view(_PLAIN[stored.type.name]).view(stored.shape)
+        result = torch.empty(stored.shape, dtype=torch.bfloat16)
+        # As many blocks of values as there are, whatever rows they are of: none runs over the end of one.
+        values, size = gguf.GGML_QUANT_SIZES[stored.type]
+        blocks = mapped.reshape(-1, size)
+        step = max(1, _PIECE // values)
+        flat = result.view(-1)
+        for start in range(0, len(blocks), step):
+            # As one row: the package works on sixteen rows at a time, which are few blocks.
+            piece = gguf.dequantize(np.array(blocks[start : start + step]).reshape(1, -1), stored.type)
+            flat[start * values : start * values + piece.size] = torch.from_numpy(piece.ravel())
+        return result
+
+    def format(self, name: str) -> None:
+        """What is read is plain."""
+
+    def mapped(self, name: str) -> None:
+        """Nothing is used from the file as it is."""
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def _can_be_read(kind: Any) -> bool:
+    """Whether values of a type are plain, or brought back by the package: it is asked to, with one block."""
+    import gguf
+
+    if kind.name in _PLAIN:
+        return True
+    try:
+        gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except (NotImplementedError, KeyError):
+        return False
+    return True

@@ -1,0 +1,126 @@
+"""Safetensors files in which a tensor of the model may consist of several: values, scales, and how to read them.
+
+What belongs together is told by names and types. What nobody claims is a plain tensor under its own name, if it is of
+a plain type; the rest is an error that says what it looks like.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource
+from bagel_mot.errors import CheckpointError
+from bagel_mot.model.quant import QuantisedMatrix
+
+_PLAIN = ("F64", "F32", "F16", "BF16")
+_SHOWN = 6  # neighbours that a message names
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How one tensor of the model stands in files.
+
+    Attributes:
+        layout: in words.
+        shape: of the tensor as the model has it.
+        parts: the tensors in the files that it is made of.
+        load: makes it.
+        format: of the `QuantisedMatrix` that `load` makes; None if it is a plain tensor.
+        idle: tensors beside it that are not needed for it.
+    """
+
+    layout: str
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]
+    load: Callable[[SafetensorsFiles], Tensor | QuantisedMatrix]
+    format: str | None
+    idle: tuple[str, ...] = ()
+
+
+class GroupedTensors:
+    """A `TensorSource` over files in which some tensors consist of several."""
+
+    def __init__(self, files: SafetensorsFiles, stored: Mapping[str, Stored], markers: Collection[str]) -> None:
+        """
+        Args:
+            files: the tensors as they are stored.
+            stored: by official name; all others are plain.
+            markers: tensors in the files that are no tensors of the model.
+        """
+        self.where: Path = files.where
+        self._files, self._stored = files, dict(stored)
+        taken = {part for entry in stored.values() for part in (*entry.parts, *entry.idle)} | set(markers)
+        self._names = [*stored, *(name for name in files.names() if name not in taken)]
+        amounts: Counter[str] = Counter()
+        for name, entry in self._stored.items():
+            amounts[entry.layout] += self.stored_bytes(name)
+        self.kind = amounts.most_common(1)[0][0]
+
+    def names(self) -> Collection[str]:
+        return self._names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        entry = self._stored.get(name)
+        return self._files.shape(name) if entry is None else entry.shape
+
+    def stored_bytes(self, name: str) -> int:
+        entry = self._stored.get(name)
+        return sum(self._files.stored_bytes(part) for part in ([name] if entry is None else entry.parts))
+
+    def read(self, name: str) -> Tensor | QuantisedMatrix:
+        entry = self._stored.get(name)
+        return self._files.read(name) if entry is None else entry.load(self._files)
+
+    def format(self, name: str) -> str | None:
+        entry = self._stored.get(name)
+        return None if entry is None else entry.format
+
+    def mapped(self, name: str) -> Tensor | None:
+        return None if name in self._stored else self._files.mapped(name)
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def open_files(files: SafetensorsFiles) -> TensorSource:
+    """The tensors of the model in safetensors files, of any layout but DFloat11.
+
+    Raises:
+        CheckpointError: a tensor is of a layout that nobody here knows; the first is named.
+    """
+    from bagel_mot.checkpoint.formats import bitsandbytes_files, float8, int4
+
+    markers = [name for name in files.names() if float8.is_marker(files, name)]
+    stored: dict[str, Stored] = {}
+    for name in files.names():
+        for recognise in (float8.recognise, bitsandbytes_files.recognise, int4.recognise):
+            if name not in markers and (found := recognise(files, name)) is not None:
+                stored[name] = found
+    taken = {part for entry in stored.values() for part in (*entry.parts, *entry.idle)} | set(markers)
+    for name in files.names():
+        if name not in taken and files.dtype(name) not in _PLAIN:
+            raise unknown(files, name)
+    return GroupedTensors(files, stored, markers) if stored else files
+
+
+def unknown(files: SafetensorsFiles, name: str, reason: str = "") -> CheckpointError:
+    """The error for a tensor that is not understood: what it looks like, and what stands beside it."""
+    module = name.rpartition(".")[0]
+    beside = [n for n in files.names() if n != name and n.startswith(module + ".")] if module else []
+    more = [f"{len(beside) - _SHOWN} more"] if len(beside) > _SHOWN else []
+    neighbours = ", ".join([*(look(files, n) for n in beside[:_SHOWN]), *more]) or "nothing"
+    return CheckpointError(
+        f"{files.where}: {look(files, name)} is of an unknown layout{f' ({reason})' if reason else ''}; "
+        f"beside it: {neighbours}; plain tensors, FP8, INT8 and NF4 of bitsandbytes, INT4 as it is written here, "
+        "DFloat11 and GGUF are read"
+    )
+
+
+def look(files: SafetensorsFiles, name: str) -> str:
+    """A tensor's name, type and shape, for messages."""
+    return f"{name} ({files.dtype(name)} {list(files.shape(name))})"

@@ -1,0 +1,221 @@
+"""Modules filled from a source of tensors, one tensor at a time: cast, rounded to few bits, placed.
+
+Strictly: a missing, extra or misshapen tensor is an error that names it. Only the two fixed position tables may be
+missing (they are rebuilt from their formula); where they are present they are checked against it. What is quantised is
+so at once, and never stands in memory as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bagel_mot.checkpoint.names import POSITION_TABLES
+from bagel_mot.checkpoint.precision import DYNAMIC, PARTS, Precision, format_of
+from bagel_mot.checkpoint.source import TensorSource, as_tensor
+from bagel_mot.errors import CheckpointError, DeviceError
+from bagel_mot.model.bagel import sincos_table
+from bagel_mot.model.prepacked import pack_linear
+from bagel_mot.model.quant import FORMATS, QuantisedMatrix, RowScaledMatrix
+from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
+
+_AHEAD = 1 << 28  # bytes: the next tensor is read ahead if it is no larger
+_TABLE_TOLERANCE = 8e-3  # of one in bfloat16, which the type does not tell: others are made from such files
+_COARSE_TABLE_TOLERANCE = 0.15  # of a table in 4 to 8 bits
+
+DeviceOf = Callable[[str], "torch.device | None"]
+"""By our name of a tensor the device it goes to; None leaves it a view of its file."""
+
+
+def load_tensors(
+    module: nn.Module,
+    source: TensorSource,
+    precision: Precision,
+    device: torch.device | str | DeviceOf,
+    *,
+    name_of: Callable[[str], str] = str,
+    known: Collection[str] = (),
+    pack: bool = False,
+) -> None:
+    """Fills a module that was built on the meta device, strictly.
+
+    Args:
+        module: is filled.
+        source: of the tensors.
+        precision: of its parts; parts go by our names of a `BagelModel`.
+        device: where they go, or a function that tells it for each tensor.
+        name_of: our names to those of the source.
+        known: further names that may stand in the source.
+        pack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
+
+    Raises:
+        CheckpointError: a tensor is missing, extra or misshapen, or a position table is not that of its formula.
+    """
+    state = module.state_dict()
+    wanted = {name_of(name): name for name in state}
+    optional = set(POSITION_TABLES.values()) & wanted.keys()
+    present = set(source.names())
+    check_tensors(source, {theirs: tuple(state[ours].shape) for theirs, ours in wanted.items()}, known)
+    if callable(device):
+        device_of: DeviceOf = device
+    else:
+        single = torch.device(device)
+        device_of = lambda name: single  # noqa: E731
+    for missing in optional - present:
+        table = sincos_table(isqrt(state[wanted[missing]].shape[0]), state[wanted[missing]].shape[1])
+        place = device_of(wanted[missing]) or torch.device("cpu")
+        _assign(module, wanted[missing], table.to(device=place, dtype=precision.activations))
+    # What takes most memory beside itself comes first: tables, whose formula is worked out in float64, large tensors.
+    names = sorted(
+        (n for n in wanted if n in present),
+        key=lambda n: (n not in optional, -source.stored_bytes(n) // _AHEAD, n),
+    )
+    mapped = [n for n in names if device_of(wanted[n]) is None]
+    for theirs in mapped:
+        _assign(module, wanted[theirs], _left_in_file(source, theirs, precision.activations))
+    for theirs, found in _read_ahead(source, [n for n in names if n not in set(mapped)]):
+        ours = wanted[theirs]
+        if ours in POSITION_TABLES:
+            found = _checked_table(source, theirs, found)
+        target = device_of(ours)
+        assert target is not None
+        _install(module, ours, found, precision, target, pack)
+        del found
+
+
+def _read_ahead(source: TensorSource, names: list[str]) -> Iterator[tuple[str, Tensor | QuantisedMatrix]]:
+    """Tensors in the order given; while one is worked on the next is read, unless it is large."""
+    with ThreadPoolExecutor(1, thread_name_prefix="bagel-read") as reader:
+        ahead: Future[Tensor | QuantisedMatrix] | None = None
+        for index, name in enumerate(names):
+            found = source.read(name) if ahead is None else ahead.result()
+            ahead = None
+            if index + 1 < len(names) and source.stored_bytes(names[index + 1]) <= _AHEAD:
+                ahead = reader.submit(source.read, names[index + 1])
+            yield name, found
+            del found
+    source.close()
+
+
+def _left_in_file(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor as a view of its file.
+
+    Raises:
+        CheckpointError: it is not stored in the precision that is wanted.
+    """
+    tensor = source.mapped(name)
+    if tensor is None:
+        raise CheckpointError(
+            f"{source.where} is {source.kind}; only plain safetensors files can be used from the disk"
+        )
+    if tensor.dtype != dtype:
+        raise CheckpointError(
+            f"{source.where}: {name} is {tensor.dtype}, not {dtype}; used from the disk a checkpoint stays as it is"
+        )
+    return tensor
+
+
+def _install(
+    module: nn.Module,
+    name: str,
+    found: Tensor | QuantisedMatrix,
+    precision: Precision,
+    device: torch.device,
+    pack: bool,
+) -> None:
+    """Puts one tensor in its place, in its precision; a matrix that is stored in few bits brings its own module."""
+    parent_name, _, leaf = name.rpartition(".")
+    stored = precision.stored_as(name)
+    if stored is None:
+        _assign(module, name, as_tensor(found, precision.activations).to(device))
+        if pack and leaf == "weight":
+            pack_linear(module, parent_name)
+        return
+    kind = FORMATS[format_of(stored)]
+    if not isinstance(found, kind):
+        # Where rounding is slow on the CPU an accelerator does it, one matrix at a time.
+        plain = as_tensor(found, torch.bfloat16 if isinstance(found, QuantisedMatrix) else found.dtype).to(device)
+        if not kind.fits((plain.shape[0], plain.shape[1])):
+            if not PARTS["decoder"].fullmatch(name):  # it was named, and would be left as it is for the most part
+                raise DeviceError(
+                    f"precision is {precision.name!r}, but {name} of {plain.shape[0]}×{plain.shape[1]} cannot be "
+                    f"stored so: name int8 or fp8 for this part, which take any size."
+                )
+            _assign(module, name, plain.to(precision.activations))
+            return
+        found = kind.quantise(plain)
+    matrix = kind(found.shape, {key: tensor.to(device) for key, tensor in found.tensors.items()})
+    place, _, last = parent_name.rpartition(".")
+    plain_module = module.get_submodule(parent_name)
+    quantised: nn.Module
+    if isinstance(plain_module, nn.Embedding):
+        assert isinstance(matrix, RowScaledMatrix)
+        quantised = QuantisedEmbedding(matrix, precision.activations)
+    else:
+        bias = getattr(plain_module, "bias", None)
+        quantised = QuantisedLinear(matrix, bias, precision.activations, dynamic=stored.endswith(DYNAMIC))
+    setattr(module.get_submodule(place), last, quantised)
+
+
+def check_tensors(source: TensorSource, wanted: Mapping[str, tuple[int, ...]], known: Collection[str] = ()) -> None:
+    """
+    Args:
+        source: of tensors.
+        wanted: their shapes by official name.
+        known: further names that may stand in the source.
+
+    Raises:
+        CheckpointError: a tensor is missing (other than a fixed position table), extra or misshapen.
+    """
+    present = set(source.names())
+    _refuse(source.where, "lacks", sorted(wanted.keys() - present - set(POSITION_TABLES.values())))
+    _refuse(source.where, "has an unknown tensor", sorted(present - wanted.keys() - set(known)))
+    for name in wanted.keys() & present:
+        stored, shape = list(source.shape(name)), list(wanted[name])
+        if stored != shape:
+            raise CheckpointError(f"{source.where}: {name} is {stored}; the configuration makes it {shape}")
+
+
+def _refuse(path: Path, what: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise CheckpointError(
+            f"{path} {what}: {names[0]}{more}; the configuration and the weights do not belong together"
+        )
+
+
+def _checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMatrix) -> Tensor:
+    """A position table, if it is that of the formula; of one stored in few bits the formula's own."""
+    rows, width = source.shape(name)
+    formula = sincos_table(isqrt(rows), width)
+    coarse = source.stored_bytes(name) < 2 * rows * width or isinstance(found, QuantisedMatrix)
+    table = as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found
+    low, high = torch.sub(table, formula).aminmax()
+    error = max(-low.item(), high.item())
+    tolerance = _COARSE_TABLE_TOLERANCE if coarse else _TABLE_TOLERANCE
+    if not error <= tolerance:  # also where the table holds NaN
+        raise CheckpointError(
+            f"{source.where}: {name} is off its formula by {error:.2g}; fixed position tables are never trained"
+        )
+    return formula if coarse else table
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    parent_name, _, leaf = name.rpartition(".")
+    parent = module.get_submodule(parent_name)
+    if leaf in parent._parameters:
+        parent._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        parent._buffers[leaf] = tensor
+
+
+def quantise(model: nn.Module, precision: Precision) -> None:
+    """Rounds the matrices of a model, that stands in memory, to the few bits that a precision says."""
+    for name, parameter in list(model.named_parameters()):
+        if precision.stored_as(name) is not None:
+            _install(model, name, parameter.detach(), precision, parameter.device, False)

@@ -1,0 +1,275 @@
+"""Checkpoint folders in the official layout, read and written.
+
+    config.json llm_config.json vit_config.json     configuration
+    ema.safetensors                                 the model (or model.safetensors)
+    ae.safetensors                                  the autoencoder
+    tokenizer.json vocab.json merges.txt tokenizer_config.json
+
+The model may also stand in several files with an index, in a file of another name, or in another layout
+(`bagel_mot.checkpoint.formats`); the rest stands beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bagel_mot.checkpoint.load_weights import DeviceOf, load_tensors
+from bagel_mot.checkpoint.names import POSITION_TABLES, is_decoder_matrix, official_name
+from bagel_mot.checkpoint.precision import Precision
+from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE as AUTOENCODER_FILE
+from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource, open_source
+from bagel_mot.checkpoint.write import entry_of, write_safetensors
+from bagel_mot.config import BagelConfig, dump_config, load_config, with_table_sides
+from bagel_mot.errors import CheckpointError, SettingError
+from bagel_mot.files import write_text
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.sequence import SpecialTokens
+from bagel_mot.tokenizer import Tokenizer
+
+MODEL_FILE = "ema.safetensors"
+TASKS = ("generate", "edit", "understand")
+# In this order: the official file, an index, a plain file, then whatever stands alone.
+MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
+_HASHED = (".safetensors", ".gguf", ".json", ".txt")
+
+
+LARGE_EMBEDDING = 1 << 28  # bytes
+EMBEDDING = "decoder.embed_tokens.weight"
+
+
+@dataclass
+class Checkpoint:
+    """Everything a checkpoint folder holds, loaded.
+
+    Attributes:
+        config, model, tokenizer: its own.
+        autoencoder: without values (on the meta device) where pictures are not drawn.
+        tasks: what it was loaded for, of TASKS.
+        precision: of its parts.
+    """
+
+    config: BagelConfig
+    model: BagelModel
+    autoencoder: Autoencoder
+    tokenizer: Tokenizer
+    tasks: tuple[str, ...] = TASKS
+    precision: Precision = field(default_factory=Precision)
+
+    @property
+    def special(self) -> SpecialTokens:
+        t = self.tokenizer
+        return SpecialTokens(t.bos_id, t.eos_id, t.start_of_image_id, t.end_of_image_id)
+
+
+def model_file(where: Path) -> Path:
+    """The file that holds the model, or the index of the files that do: of a folder, or `where` itself if it is a file.
+
+    Raises: CheckpointError if there is none, or it cannot be told which.
+    """
+    if where.is_file():
+        return where
+    for name in MODEL_FILES:
+        if (where / name).exists():
+            return where / name
+    if len(indices := list(where.glob("*.safetensors.index.json"))) == 1:
+        return indices[0]
+    others = [
+        p for p in sorted(where.glob("*")) if p.suffix in (".safetensors", ".gguf") and p.name != AUTOENCODER_FILE
+    ]
+    if len(others) == 1:
+        return others[0]
+    found = f"; it has {', '.join(p.name for p in others)}: give one of them" if others else ""
+    raise CheckpointError(f"{where} has no {MODEL_FILE}{found}; a checkpoint folder in the official layout is expected")
+
+
+def weight_bytes(where: Path) -> int:
+    """Bytes of the model's weights as they are stored."""
+    source = open_source(model_file(where))
+    return sum(source.stored_bytes(name) for name in source.names())
+
+
+def stored_format(source: TensorSource) -> str | None:
+    """In how few bits the decoder's big matrices are stored: "int8", "fp8", "int4" or "nf4"; None if they, or some of
+    them, are plain numbers, or if they are of several kinds: rounding the rest alike would lose what the file has.
+
+    Layouts that are brought back while they are read (GGUF, DFloat11) count as plain numbers.
+    """
+    kinds = {source.format(name) for name in source.names() if is_decoder_matrix(name)}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def folder_of(where: Path) -> Path:
+    """The folder with configuration, tokenizer and autoencoder: `where`, or the one that the file `where` is in."""
+    return where.parent if where.is_file() else where
+
+
+def fingerprint(folder: Path) -> str:
+    """The first 16 digits of the SHA-256 of a checkpoint's files: scores belong to weights and settings, not to a
+    name."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _HASHED):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def read_config(where: Path | str, source: TensorSource | None = None) -> BagelConfig:
+    """Configuration of a checkpoint, with the sides of the position tables taken from the tables themselves.
+
+    Args:
+        where: the folder, or a file in it.
+        source: of its tensors, where it is open already.
+    """
+    where = Path(where)
+    config = load_config(folder_of(where))
+    sides = {"latent": config.max_latent_size, "vit": config.vit_max_num_patch_per_side}
+    source = source or open_source(model_file(where))
+    for ours, theirs in POSITION_TABLES.items():
+        if theirs in source.names():
+            entries, width = source.shape(theirs)
+            if isqrt(entries) ** 2 != entries:
+                raise CheckpointError(f"{theirs} has {entries} entries; a position table needs a square number")
+            if width != config.decoder.hidden_size:
+                raise CheckpointError(f"{theirs} is {width} wide; the decoder is {config.decoder.hidden_size}")
+            sides["latent" if ours == "latent_pos_embed" else "vit"] = isqrt(entries)
+    return with_table_sides(config, **sides)
+
+
+def load_checkpoint(
+    where: Path | str,
+    *,
+    precision: Precision | torch.dtype = torch.bfloat16,
+    device: torch.device | str | DeviceOf = "cpu",
+    tasks: Collection[str] = TASKS,
+    pack: bool = False,
+) -> Checkpoint:
+    """Loads a checkpoint, tensor by tensor: what is quantised is so at once, and never stands in memory as it was.
+
+    Args:
+        where: a folder in the official layout, or a file with weights in it.
+        precision: of the parts. A dtype means all floating-point weights, the autoencoder's too.
+        device: where they go, or a function that tells it for each tensor.
+        tasks: what the model is for. Without "edit", parts that the others do not need are left out.
+        pack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor missing, extra or misshapen.
+    """
+    where = Path(where)
+    if isinstance(precision, torch.dtype):
+        precision = Precision(precision, autoencoder=precision)
+    source = open_source(model_file(where))
+    config = read_config(where, source)
+    tokenizer = Tokenizer.from_folder(folder_of(where))
+    if tokenizer.vocab_size > config.decoder.vocab_size:
+        raise CheckpointError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"the embedding only {config.decoder.vocab_size} rows"
+        )
+    with torch.device("meta"):
+        model = BagelModel(config)
+    known = {official_name(name) for name in model.state_dict()}
+    reads, draws = needed(tasks)
+    model.drop(pictures_in=not reads, pictures_out=not draws)
+    if pack:
+        device = embedding_in_file(source, precision, device)
+    load_tensors(model, source, precision, device, name_of=official_name, known=known, pack=pack)
+    if draws:
+        place = device("autoencoder") if callable(device) else device
+        assert place is not None
+        autoencoder = load_autoencoder(where, dtype=precision.autoencoder, device=place)
+    else:
+        with torch.device("meta"):
+            autoencoder = Autoencoder(config.vae)
+    return Checkpoint(config, model.eval(), autoencoder, tokenizer, tuple(tasks), precision)
+
+
+def embedding_in_file(
+    source: TensorSource, precision: Precision, device: torch.device | str | DeviceOf
+) -> torch.device | str | DeviceOf:
+    """Leaves a large embedding a view of its file where it is stored as it is wanted and would stand on the CPU: a text
+    takes a few of its rows, and all of them are a gigabyte at the official size.
+    """
+    place = device(EMBEDDING) if callable(device) else torch.device(device)
+    stays = embedding_dtype(source) == precision.activations and precision.stored_as(EMBEDDING) is None
+    if not stays or place is None or place.type != "cpu":
+        return device
+    return lambda name: None if name == EMBEDDING else device(name) if callable(device) else torch.device(device)
+
+
+def embedding_dtype(source: TensorSource) -> torch.dtype | None:
+    """In what a token embedding is stored that can be used from its file; None if there is none, or it is small."""
+    name = official_name(EMBEDDING)
+    if name not in source.names() or source.stored_bytes(name) < LARGE_EMBEDDING:
+        return None
+    view = source.mapped(name)
+    return None if view is None else view.dtype
+
+
+def needed(tasks: Collection[str]) -> tuple[bool, bool]:
+    """Whether tasks read pictures, and whether they draw them.
+
+    Raises:
+        SettingError: a task is unknown, or there is none.
+    """
+    if not isinstance(tasks, Collection) or not tasks or isinstance(tasks, str) or set(tasks) - set(TASKS):
+        raise SettingError(f"tasks is {tasks!r}: it must be one or several of {', '.join(map(repr, TASKS))}.")
+    return bool({"edit", "understand"} & set(tasks)), bool({"edit", "generate"} & set(tasks))
+
+
+def load_autoencoder(
+    where: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Autoencoder:
+    """The autoencoder of a folder that holds config.json and ae.safetensors, with or without a model beside it."""
+    folder = folder_of(Path(where))
+    path = folder / AUTOENCODER_FILE
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no {AUTOENCODER_FILE} (the autoencoder); the official layout needs it")
+    with torch.device("meta"):
+        autoencoder = Autoencoder(load_config(folder).vae)
+    load_tensors(autoencoder, SafetensorsFiles(path, [path]), Precision(dtype), device)
+    return autoencoder.eval()
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes a JSON file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def save_checkpoint(
+    folder: Path | str,
+    config: BagelConfig,
+    *,
+    model: Mapping[str, Tensor] | None = None,
+    autoencoder: Mapping[str, Tensor] | None = None,
+    tokenizer: Tokenizer | None = None,
+    dtype: torch.dtype | None = torch.bfloat16,
+) -> None:
+    """Writes a folder in the official layout.
+
+    Args:
+        folder: created where it is missing.
+        config: written as the three JSON files.
+        model: state of a `BagelModel`, under our names.
+        autoencoder: state of an `Autoencoder`.
+        tokenizer: written in the official files.
+        dtype: of the weights on disk; None keeps theirs. The autoencoder's are always kept.
+    """
+    folder = Path(folder)
+    for name, content in dump_config(config).items():
+        write_json(folder / name, content)
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    if autoencoder is not None:
+        write_safetensors(folder / AUTOENCODER_FILE, [entry_of(name, t) for name, t in autoencoder.items()])
+    if model is not None:
+        write_safetensors(folder / MODEL_FILE, [entry_of(official_name(name), t, dtype) for name, t in model.items()])

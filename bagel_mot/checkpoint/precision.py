@@ -1,0 +1,131 @@
+"""In what precision each part of a model is kept: `"bfloat16"`, `"int8"`, `"int8,head=int8"`, …
+
+A name says what the decoder's big matrices are stored in (q, k, v, o, gate, up and down of both experts: nine tenths of
+all weights). Everything else stays in the precision of the activations unless a part is named too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+
+from bagel_mot.errors import DeviceError
+from bagel_mot.model.quant import FORMATS
+
+PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DYNAMIC = "-dynamic"
+BY_ROWS = ("fp8", "int8")
+"""Those of which a row can be brought back by itself, as an embedding needs it."""
+QUANTISED = ("fp8", "fp8-dynamic", "int8", "int8-dynamic", "int4", "nf4")
+NAMES = (*PLAIN, *QUANTISED)
+LOSSY: frozenset[str] = frozenset({"int4", "nf4", "gguf-q4_0"})
+"""Those, and formats of files, that cost `mini` more than two points of any ability (docs/precision.md, which a test
+compares).
+"""
+PARTS = {
+    "decoder": re.compile(r"decoder\.layers\.\d+\.(und|gen)\.(q|k|v|o|gate|up|down)\.weight"),
+    "embedding": re.compile(r"decoder\.embed_tokens\.weight"),
+    "head": re.compile(r"decoder\.lm_head\.weight"),
+    "vit": re.compile(r"vit\.layers\.\d+\.(q|k|v|out|fc1|fc2)\.weight|connector\.fc[12]\.weight"),
+}
+"""Parts that can be quantised, by our names of their matrices."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a model is kept in.
+
+    Attributes:
+        activations: of all weights that are not quantised, and of what is computed.
+        parts: quantised parts, by name: how they are stored, one of QUANTISED.
+        autoencoder: of the autoencoder. float32 by default: bfloat16 resolves half a grey level at best, and its many
+            layers add up to several; it is small, and runs once for each picture.
+    """
+
+    activations: torch.dtype = torch.bfloat16
+    parts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    autoencoder: torch.dtype = torch.float32
+
+    @property
+    def name(self) -> str:
+        """As it would be typed."""
+        plain = str(self.activations).removeprefix("torch.")
+        named = [self.parts.get("decoder", plain)]
+        named += [f"{part}={stored}" for part, stored in self.parts.items() if part != "decoder"]
+        if "decoder" in self.parts and self.activations != torch.bfloat16:
+            named.append(f"activations={plain}")
+        if self.autoencoder != torch.float32:
+            named.append(f"autoencoder={str(self.autoencoder).removeprefix('torch.')}")
+        return ",".join(named)
+
+    def stored_as(self, name: str) -> str | None:
+        """How a tensor (our name) is stored: one of QUANTISED, or None where it is not quantised."""
+        return next((stored for part, stored in self.parts.items() if PARTS[part].fullmatch(name)), None)
+
+
+def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> Precision:
+    """A precision from what was typed.
+
+    Args:
+        text: one of NAMES for the decoder's big matrices, then for parts `part=name`, comma-separated.
+        activations: where the text does not say it.
+
+    Raises:
+        DeviceError: a name or part is unknown.
+    """
+    first, *others = [item.strip() for item in text.split(",")]
+    parts: dict[str, str] = {}
+    autoencoder = torch.float32
+    if first in PLAIN:
+        activations = PLAIN[first]
+    elif first in QUANTISED:
+        parts["decoder"] = first
+    else:
+        raise DeviceError(f"precision is {text!r}: it must be 'auto' or {', '.join(NAMES)}.")
+    for item in others:
+        part, _, stored = (side.strip() for side in item.partition("="))
+        if part in PARTS and part != "decoder" and stored in (BY_ROWS if part == "embedding" else QUANTISED):
+            parts[part] = stored
+        elif part == "activations" and stored in PLAIN and first in QUANTISED:
+            activations = PLAIN[stored]
+        elif part == "autoencoder" and stored in PLAIN:
+            autoencoder = PLAIN[stored]
+        else:
+            raise DeviceError(
+                f"precision is {text!r}, where {item!r} is not known: after the name for the decoder it takes "
+                f"head= and vit= with {', '.join(QUANTISED)}, embedding= with {' or '.join(BY_ROWS)}, activations= "
+                f"(beside a quantised decoder) and autoencoder= with {', '.join(PLAIN)}."
+            )
+    return Precision(activations, MappingProxyType(parts), autoencoder)
+
+
+def check_hardware(precision: Precision, device: torch.device) -> None:
+    """
+    Raises:
+        DeviceError: the device cannot compute in this precision.
+    """
+    for stored in precision.parts.values():
+        if stored == "fp8-dynamic":
+            there = device.type == "cuda" and torch.cuda.is_available()
+            capability = torch.cuda.get_device_capability(device) if there else (0, 0)
+            if capability < (8, 9):
+                here = f"compute capability {capability[0]}.{capability[1]}" if there else str(device)
+                raise DeviceError(
+                    f"precision 'fp8-dynamic' multiplies in FP8, which takes a CUDA device of compute capability 8.9 "
+                    f"or later, but this is {here}: use 'fp8', which only stores weights so."
+                )
+        if stored in ("int8-dynamic",) and device.type == "mps":
+            raise DeviceError("precision 'int8-dynamic' is not to be had on 'mps': use 'int8'.")
+        if stored.startswith("fp8") and device.type == "mps":
+            raise DeviceError(f"precision {stored!r} is not to be had on 'mps', which has no FP8: use 'int8'.")
+
+
+def format_of(stored: str) -> str:
+    """The name of the matrix format behind one of QUANTISED."""
+    found = stored.removesuffix(DYNAMIC)
+    assert found in FORMATS
+    return found

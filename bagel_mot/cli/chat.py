@@ -1,0 +1,239 @@
+"""`bagel chat`: an interleaved session in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bagel_mot.cli.options import (
+    INTERRUPTED,
+    CheckpointOption,
+    DeviceOption,
+    MemoryOption,
+    OffloadOption,
+    PrecisionOption,
+    command,
+    complain,
+    load,
+    notes,
+    step_bar,
+    unwritable,
+)
+from bagel_mot.errors import BagelError, PromptError, SettingError
+from bagel_mot.files import make_writable_folder
+from bagel_mot.inference.settings import MAX_SEED, SETTINGS, parse_settings
+
+if TYPE_CHECKING:
+    from bagel_mot.inference.api import Bagel
+    from bagel_mot.inference.session import Session
+
+_HELP = """\
+TEXT              say something; the model answers
+/image PATH       show a picture
+/draw [TEXT]      draw what TEXT says, or what follows from the conversation
+/set NAME=VALUE   change a setting from now on, such as /set num_timesteps=25 or /set cfg_interval=0.2 0.9;
+                  /set alone lists what is set, `bagel generate --help` and `bagel ask --help` what there is
+/undo             take the last turn back
+/save FOLDER      keep the conversation
+/load FOLDER      go on with a kept one
+/help             this list
+/quit             leave"""
+
+_ANOTHER = "start with another --output folder"
+
+
+def _tell(text: str) -> None:
+    """A line, at once: whoever reads along through a pipe waits for it."""
+    print(text, flush=True)
+
+
+@command
+def chat(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the pictures drawn.", metavar="FOLDER")
+    ] = Path("bagel-chat"),
+    think: Annotated[bool, typer.Option("--think/--no-think", help="Think before each picture and answer.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the first thing generated; counts up with each.", min=0)] = None,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
+) -> None:
+    """Talk, show pictures, have pictures drawn: one conversation, each turn computed once.
+
+    /help lists the commands; /set changes any setting that `bagel generate --help` or `bagel ask --help` shows.
+    """
+    seed = parse_settings("generate", {"seed": seed})["seed"]
+    is_new = not output.exists()
+    try:
+        make_writable_folder(output)
+    except OSError as error:
+        raise unwritable(output, error, _ANOTHER) from error
+    try:
+        bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
+        Conversation(bagel, output, think=think, seed=seed).run()
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # pictures were drawn
+                output.rmdir()
+
+
+class Conversation:
+    """One session at the terminal."""
+
+    def __init__(self, bagel: Bagel, output: Path, *, think: bool = False, seed: int | None = None) -> None:
+        self.bagel, self.output, self.seed = bagel, output, seed
+        self.session: Session = bagel.session(think=think)
+        self.settings: dict[str, Any] = {}
+        self.notes = notes()
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/image": self._image,
+            "/draw": self._draw,
+            "/set": self._set,
+            "/undo": self._undo,
+            "/save": self._save,
+            "/load": self._load,
+            "/help": self._help,
+        }
+
+    def run(self) -> None:
+        """Reads lines until /quit or the end of input. Ctrl-C stops what runs; at the prompt it leaves."""
+        interactive = sys.stdin.isatty()
+        if interactive:
+            self.notes.print("/help lists the commands, /quit leaves", style="dim")
+        while True:
+            try:
+                line = input("you> " if interactive else "").strip()
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+                raise typer.Exit(INTERRUPTED) from None
+            if line == "/quit":
+                return
+            if line:
+                self._turn(line)
+
+    def _turn(self, line: str) -> None:
+        """One line. What fails leaves the conversation as it was."""
+        word, _, rest = line.partition(" ")
+        try:
+            if not line.startswith("/"):
+                self._say(line)
+            elif word in self._commands:
+                self._commands[word](rest.strip())
+            else:
+                raise PromptError(f"there is no command {word}: /help lists them.")
+        except BagelError as error:
+            complain(error)
+        except KeyboardInterrupt:
+            self.notes.print("\nstopped", style="dim")
+
+    def _say(self, text: str) -> None:
+        def show(piece: str) -> None:
+            print(piece, end="", flush=True)
+
+        self.session.ask(text, on_text=show, **self._own("ask"))
+        _tell("")
+        self._count_up()
+
+    def _draw(self, text: str) -> None:
+        """A text, if there is one, and its picture: both become part of the conversation, or neither."""
+        kept = self.session.fork()
+        try:
+            if text:
+                self.session.add(text)
+            self._picture()
+        except BaseException:
+            self.session = kept
+            raise
+
+    def _picture(self) -> None:
+        from bagel_mot.inference.result import save_image
+
+        with step_bar("drawing") as progress:
+            result = self.session.generate_image(progress=progress, return_result=True, **self._own("generate"))
+        self._count_up()
+        if result.thinking:
+            self.notes.print(result.thinking, style="dim", markup=False)
+        taken = [int(path.stem) for path in self.output.glob("*.png") if path.stem.isdecimal()]
+        path = self.output / f"{max(taken, default=0) + 1:03d}.png"
+        try:
+            save_image(result.image, path)
+        except OSError as error:
+            raise unwritable(path, error, _ANOTHER) from error
+        _tell(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
+
+    def _own(self, task: Any) -> dict[str, Any]:
+        """What was set, of the settings that a task takes, and the next seed."""
+        own = {name: value for name, value in self.settings.items() if task in SETTINGS[name].tasks}
+        if self.seed is not None:
+            own["seed"] = self.seed
+        return own
+
+    def _count_up(self) -> None:
+        """The next seed, after something was generated."""
+        if self.seed is not None:
+            self.seed = min(self.seed + 1, MAX_SEED)
+
+    def _image(self, path: str) -> None:
+        if not path:
+            raise PromptError("/image needs the path of a picture, such as /image car.png.")
+        self.session.add(Path(path).expanduser())
+        self.notes.print(f"{path}: {self.session.tokens} tokens so far", style="dim", markup=False)
+
+    def _set(self, text: str) -> None:
+        import yaml
+
+        if not text:
+            _tell("\n".join(f"{name}={value}" for name, value in self.settings.items()) or "nothing is set")
+            return
+        name, separator, raw = (part.strip() for part in text.partition("="))
+        if not separator:
+            raise SettingError(f"{text!r} is not of the form name=value.")
+        name = name.replace("-", "_")
+        try:
+            value = yaml.safe_load(raw)
+        except yaml.YAMLError:
+            value = raw
+        task = SETTINGS[name].tasks[0] if name in SETTINGS else "generate"
+        if name in SETTINGS and SETTINGS[name].kind == "interval" and isinstance(value, str):
+            with contextlib.suppress(ValueError):  # else what was typed is what the error names
+                value = [float(end) for end in value.replace(",", " ").split()]
+        parsed = parse_settings(task, {name: value})
+        if parsed.get("think") and not self.session.think:
+            raise SettingError("think cannot be switched on in a chat begun without it: start one with --think.")
+        if name == "seed":
+            self.seed = parsed["seed"]
+        else:
+            self.settings |= parsed
+
+    def _undo(self, _: str) -> None:
+        self.session.undo()
+        self.notes.print(f"{len(self.session.history)} turns left", style="dim")
+
+    def _save(self, folder: str) -> None:
+        if not folder:
+            raise PromptError("/save needs a folder, such as /save monday.")
+        try:
+            self.session.save(Path(folder).expanduser())
+        except OSError as error:
+            raise unwritable(folder, error, "name another folder") from error
+        _tell(f"saved to {folder}")
+
+    def _load(self, folder: str) -> None:
+        if not folder:
+            raise PromptError("/load needs the folder of a saved conversation.")
+        self.session = self.bagel.load_session(Path(folder).expanduser())
+        if self.settings.get("think") and not self.session.think:
+            del self.settings["think"]  # it would make every turn fail
+        self.notes.print(f"{len(self.session.history)} turns", style="dim")
+
+    def _help(self, _: str) -> None:
+        _tell(_HELP)

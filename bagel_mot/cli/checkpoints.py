@@ -1,0 +1,261 @@
+"""`bagel init`, `convert` and `download`: checkpoints are made, changed and fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.table import Table
+
+from bagel_mot.cli.options import JsonOption, command, load, notes, step_bar, tables, write_json
+from bagel_mot.errors import CheckpointError, SettingError
+from bagel_mot.files import parse_size
+
+if TYPE_CHECKING:
+    from bagel_mot.checkpoint.compare import TensorError
+
+FORMAT_HELP = (
+    "bf16, fp8, int8, nf4 (lossy), int4 (lossy), gguf-q8_0, gguf-q4_0 (lossy), gguf-bf16 or gguf-f16: of the "
+    "decoder's big matrices; the rest is in bfloat16."
+)
+OFFICIAL = "ByteDance-Seed/BAGEL-7B-MoT"
+_WORST = 10  # tensors shown
+_ITEMS = 50
+ShardSizeOption = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this annotation at run time
+    typer.Option("--shard-size", help="Several files of at most this size, such as 5GB, and an index.", metavar="SIZE"),
+]
+
+
+@command
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder to write.", metavar="FOLDER")],
+    config: Annotated[
+        str, typer.Option(help="Configuration: 7b-mot or 7b (the official size), or 0.5b.", metavar="NAME")
+    ],
+    random: Annotated[bool, typer.Option("--random", help="With random weights.")] = False,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same weights.", min=0)] = 0,
+    tokenizer: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder whose vocabulary is put in; by default that of mini.", metavar="FOLDER"),
+    ] = None,
+    shard_size: ShardSizeOption = None,
+) -> None:
+    """Make a checkpoint of full size in the official layout, with random weights: for measuring and testing.
+
+    bagel init --config 7b-mot --random bagel-random
+    """
+    from bagel_mot.config import NAMED_CONFIGS
+
+    if config not in NAMED_CONFIGS:
+        raise SettingError(f"there is no configuration {config!r}: give {' or '.join(NAMED_CONFIGS)}.")
+    if not random:
+        raise SettingError("only random weights can be made here: give --random, or download trained ones.")
+    size = None if shard_size is None else parse_size(shard_size)
+    from bagel_mot.checkpoint.random_weights import write_random_checkpoint
+    from bagel_mot.inference.loading import MINI_FOLDER
+    from bagel_mot.tokenizer import Tokenizer
+
+    vocabulary = Tokenizer.from_folder(tokenizer or MINI_FOLDER)
+    with _writing(folder), byte_bar("writing") as progress:
+        write_random_checkpoint(
+            folder, NAMED_CONFIGS[config], vocabulary, seed=seed, shard_size=size, progress=progress
+        )
+    print(folder)
+
+
+@command
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(help="mini, a checkpoint folder, a file with weights in one, or a hub id.", metavar="SOURCE"),
+    ],
+    folder: Annotated[Path, typer.Argument(help="New folder to write.", metavar="FOLDER")],
+    stored: Annotated[str, typer.Option("--format", help=FORMAT_HELP, metavar="FORMAT")],
+    shard_size: ShardSizeOption = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read it back and report errors; of mini, its scores too.")
+    ] = False,
+    items: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="With --check, of mini: items in each row of the evaluation; 50 if not given.", min=1),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Write a checkpoint in another precision or file format.
+
+    bagel convert ByteDance-Seed/BAGEL-7B-MoT bagel-int8 --format int8
+    """
+    from bagel_mot.checkpoint.convert import check_request
+    from bagel_mot.checkpoint.convert import convert as run
+    from bagel_mot.inference.loading import MINI, find_checkpoint
+
+    size = None if shard_size is None else parse_size(shard_size)
+    if items is not None and not (check and source == MINI):
+        raise SettingError(f"--items {items} is for --check of mini: leave it out, or give both.")
+    if not Path(source).exists():  # before it is fetched
+        with _writing(folder):
+            check_request(None, folder, stored, size)
+    where = find_checkpoint(source)
+    with _writing(folder):
+        check_request(where, folder, stored, size)
+    with _writing(folder), byte_bar("converting") as progress:
+        run(where, folder, stored, shard_size=size, progress=progress)
+    written = sum(path.stat().st_size for path in folder.iterdir())
+    report: dict[str, Any] = {"source": source, "folder": str(folder), "format": stored, "bytes": written}
+    if check:
+        from bagel_mot.checkpoint.compare import mean_by_kind, relative_errors
+
+        with step_bar("comparing") as compared:
+            errors = relative_errors(where, folder, compared)
+        means = mean_by_kind(errors)
+        report["error_by_kind"] = means
+        report["tensors"] = [{"name": row.name, "kind": row.kind, "error": row.error} for row in errors]
+        if json != "-":
+            _print_errors(errors, means)
+        if source == MINI:
+            report["evaluation"] = _compare_scores(source, folder, items or _ITEMS)
+            if json != "-":
+                _print_scores(report["evaluation"], stored)
+    if json != "-":
+        print(folder)
+    write_json(json, report)
+
+
+@command
+def download(
+    repository: Annotated[str, typer.Argument(help="Name at the hub.", metavar="REPO")] = OFFICIAL,
+    to: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder to put it in; by default the hub's cache, where it is found by name.", metavar="DIR"),
+    ] = None,
+    revision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Branch, tag or commit; by default the main branch.", metavar="REV"),
+    ] = None,
+    stored: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Convert it to this into --to, as `bagel convert` does; what is downloaded stays in the hub's cache. "
+            "bf16: the files as they are.",
+        ),
+    ] = "bf16",
+) -> None:
+    """Fetch a checkpoint from the hub: what is needed of it, checked; run again, it goes on where it stopped.
+
+    bagel download --to bagel-int8 --format int8
+    """
+    from bagel_mot.checkpoint.convert import check_request
+    from bagel_mot.checkpoint.convert import convert as run
+    from bagel_mot.checkpoint.hub.download import download as fetch
+
+    converts = stored != "bf16"
+    if converts:
+        if to is None:
+            raise SettingError(f"--format {stored} takes a folder to write to: give --to.")
+        with _writing(to):
+            check_request(None, to, stored, None)
+    with byte_bar("downloading") as progress:
+        folder = fetch(
+            repository,
+            folder=None if converts else to,
+            revision=revision,
+            stored=stored,
+            check=True,
+            progress=progress,
+        )
+    if converts:
+        assert to is not None
+        with _writing(to), byte_bar("converting") as progress:
+            run(folder, to, stored, progress=progress)
+    print(to or folder)
+
+
+def _print_errors(errors: Sequence[TensorError], means: dict[str, float]) -> None:
+    console = tables()
+    worst = sorted(errors, key=lambda row: -row.error)[:_WORST]
+    for title, rows in (
+        ("worst tensors", [(row.name, row.error) for row in worst]),
+        ("mean by kind", list(means.items())),
+    ):
+        table = Table(title=title, title_justify="left")
+        table.add_column("tensor" if title == "worst tensors" else "kind")
+        table.add_column("relative error", justify="right")
+        for name, error in rows:
+            table.add_row(name, f"{error:.2e}")
+        console.print(table)
+
+
+def _compare_scores(source: str, folder: Path, items: int) -> dict[str, Any]:
+    """The rows of `bagel eval mini`, of both checkpoints and on the same items."""
+    before, after = _scores(source, items), _scores(str(folder), items)
+    rows = {
+        name: {"before": share, "after": after[name], "change": round(after[name] - share, 4)}
+        for name, share in before.items()
+    }
+    return {"items": items, "rows": rows}
+
+
+def _scores(checkpoint: str, items: int) -> dict[str, float]:
+    """The share that came out right, by row."""
+    from bagel_mot.evaluation.benchmarks.mini import ROWS, evaluate
+
+    bagel = load(checkpoint, "auto", "auto")
+    done: dict[str, int] = {}
+    with step_bar(f"scoring {checkpoint}") as progress:
+
+        def tell(row: str, count: int, total: int) -> None:
+            done[row] = count
+            progress(sum(done.values()), total * len(ROWS))
+
+        report = evaluate(bagel, items=items, progress=tell)
+    return {name: row["share"] for name, row in report["rows"].items()}
+
+
+def _print_scores(evaluation: dict[str, Any], stored: str) -> None:
+    table = Table(title=f"bagel eval mini, {evaluation['items']} items a row", title_justify="left")
+    for heading in ("row", "before", stored, "change"):
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for name, row in evaluation["rows"].items():
+        table.add_row(name, f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['change']:+.3f}")
+    tables().print(table)
+
+
+@contextmanager
+def byte_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar for bytes; nothing where standard error is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = notes()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """What the system says against writing a folder, in one sentence."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise CheckpointError(f"{error.strerror}: give a new folder, or remove what is there.") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,189 @@
+"""`bagel generate`, `edit` and `ask`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bagel_mot.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    MemoryOption,
+    OffloadOption,
+    PrecisionOption,
+    command,
+    load,
+    notes,
+    step_bar,
+    unwritable,
+    with_settings,
+    write_json,
+)
+from bagel_mot.errors import PromptError, SettingError
+from bagel_mot.files import check_writable
+
+if TYPE_CHECKING:
+    from bagel_mot.inference.result import Result
+
+OutputOption = Annotated[
+    Path,
+    typer.Option("--output", "-o", help="The picture's file (.png, .jpg, .webp); several get numbers.", metavar="FILE"),
+]
+_ANOTHER = "give another output file"
+CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, with seeds counting up.", min=1)]
+
+
+@command
+@with_settings("generate")
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to draw; several prompts run as one batch.", metavar="PROMPT")
+    ],
+    output: OutputOption = Path("out.png"),
+    n: CountOption = 1,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
+    json: JsonOption = None,
+    **settings: Any,
+) -> None:
+    """Draw pictures from texts.
+
+    bagel generate "a red car under a yellow sun" -o car.png --seed 0
+    """
+    _check_output(output)
+    bagel = load(checkpoint, device, precision, ("generate",), offload=offload, memory=memory)
+    with step_bar("drawing") as progress:
+        results = bagel.generate(prompts, n=n, progress=progress, return_result=True, **settings)
+    _deliver(results, output, json)
+
+
+@command
+@with_settings("edit")
+def edit(
+    images: Annotated[list[str], typer.Argument(help="One or more pictures.", metavar="IMAGE")],
+    instruction: Annotated[str, typer.Argument(help="What to do with them.", metavar="INSTRUCTION")],
+    output: OutputOption = Path("out.png"),
+    n: CountOption = 1,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
+    json: JsonOption = None,
+    **settings: Any,
+) -> None:
+    """Change a picture as a text says.
+
+    bagel edit car.png "make it night" -o night.png
+    """
+    _check_output(output)
+    bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
+    with step_bar("drawing") as progress:
+        results = bagel.edit([images], [instruction], n=n, progress=progress, return_result=True, **settings)
+    _deliver(results, output, json)
+
+
+@command
+@with_settings("ask")
+def ask(
+    *,
+    images: Annotated[list[str] | None, typer.Argument(help="Pictures, if any.", metavar="IMAGE")] = None,
+    question: Annotated[str, typer.Argument(help="A question about them.", metavar="QUESTION")],
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
+    json: JsonOption = None,
+    **settings: Any,
+) -> None:
+    """Ask about pictures. The answer is printed as it is written; with --think, the thinking on standard error.
+
+    bagel ask car.png "How many cars are there?"
+    """
+    if not images and os.path.isfile(question):
+        raise PromptError(f"{question} is a file, and the question about it is missing: write it behind the picture.")
+    bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
+    quiet, thinking = json == "-", bool(settings.get("think"))
+    result = bagel.ask(
+        images or None,
+        question,
+        on_text=None if quiet else _print_thought if thinking else _print_piece,
+        return_result=True,
+        **settings,
+    )
+    if thinking and not quiet:
+        print(file=sys.stderr)
+    if not quiet:
+        print(result.text if thinking else "")
+    write_json(json, _facts(result))
+
+
+def _print_piece(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _print_thought(piece: str) -> None:
+    notes().print(piece, end="", style="dim", markup=False, soft_wrap=True)
+
+
+def _check_output(path: Path) -> None:
+    """Before minutes of work: can the picture be written there? Makes its folder where that is missing.
+
+    Raises:
+        SettingError: the name's ending is no picture format.
+        BagelError: the folder cannot be made, or nothing can be written in it.
+    """
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise SettingError(f"output is {str(path)!r}: its name must end in .png, .jpg or .webp.")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise unwritable(path, error, _ANOTHER) from error
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """Names for `count` pictures: the path itself, or with numbers before its ending."""
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    facts = {
+        "prompt": result.prompt,
+        "seed": result.seed,
+        "seconds": round(result.seconds, 3),
+        "settings": result.settings,
+    }
+    if result.thinking:
+        facts["thinking"] = result.thinking
+    if result.image is None:
+        return {**facts, "text": result.text}
+    return {**facts, "size": list(result.image.size), "evaluations": result.evaluations}
+
+
+def _deliver(results: list[Result], output: Path, json: str | None) -> None:
+    from bagel_mot.inference.result import save_image
+
+    listing = []
+    for path, result in zip(numbered(output, len(results)), results, strict=True):
+        assert result.image is not None
+        try:
+            save_image(result.image, path)
+        except (OSError, ValueError) as error:
+            raise unwritable(path, error, _ANOTHER) from error
+        listing.append({"file": str(path), **_facts(result)})
+        if json != "-":
+            if result.thinking:
+                notes().print(result.thinking, style="dim", markup=False)
+            print(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
+    write_json(json, listing)

@@ -1,0 +1,164 @@
+"""`bagel info`, `verify` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from bagel_mot.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    command,
+    load,
+    notes,
+    tables,
+    write_json,
+)
+from bagel_mot.errors import DeviceError, SettingError
+from bagel_mot.files import size_text
+
+
+@command
+def info(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b-mot, 0.5b).",
+        ),
+    ] = "mini",
+    plan: Annotated[bool, typer.Option("--plan", help="Show ways of running it here, and which is chosen.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="With --plan: as if each GPU (or a GPU) had so much free.", metavar="SIZE")
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="With --plan: as if so much main memory were free.", metavar="SIZE")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Show a checkpoint: configuration, sizes, parameters by part, memory. Weights are not loaded.
+
+    bagel info 7b-mot --plan --memory 12GB --ram 32GB
+    """
+    if (memory or ram) and not plan:
+        raise SettingError("--memory and --ram are for --plan: add it, or leave them out.")
+    if plan:
+        from bagel_mot.cli.planning import planned, print_plans
+
+        found = planned(checkpoint, memory, ram)
+        if json != "-":
+            print_plans(found)
+        write_json(json, found)
+        return
+    from bagel_mot.cli.summary import describe
+
+    facts = describe(checkpoint)
+    if json != "-":
+        _print_facts(facts)
+    write_json(json, facts)
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    console = tables()
+    console.print(f"[bold]{facts['name']}[/bold]  {facts['folder'] or 'configuration only'}")
+    for title in ("decoder", "vision transformer", "autoencoder", "pictures"):
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
+        for name, value in facts[title].items():
+            table.add_row(name.replace("_", " "), str(value))
+        console.print(table)
+    table = Table(title="parameters", title_justify="left", box=None, padding=(0, 2, 0, 2))
+    for heading in ("part", "parameters", "float32", "bfloat16"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, count in facts["parameters"].items():
+        style = "bold" if name == "total" else None
+        table.add_row(name, f"{count:,}", size_text(4 * count), size_text(2 * count), style=style)
+    console.print(table)
+    table = Table(title="cache", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 2))
+    for name, value in facts["cache_bytes"].items():
+        table.add_row(name, f"{size_text(value)} (bfloat16)")
+    console.print(table)
+
+
+@command
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of recorded cases, laid out as tests/golden is.", metavar="FOLDER")
+    ],
+    tolerance: Annotated[float, typer.Option(help="Largest relative error of floats that passes.", min=0.0)] = 1e-5,
+    failed_only: Annotated[bool, typer.Option("--failed", help="Show only the rows that fail.")] = False,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = "float32",
+    json: JsonOption = None,
+) -> None:
+    """Compute recorded cases anew and compare, a row for each quantity.
+
+    Status 0: all pass; 1: something fails, or a case is of an unknown kind; 2: the folder cannot be used.
+    """
+    import torch
+
+    from bagel_mot.verify import verify as run
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise DeviceError(f"dtype is {dtype!r}: it must be {', '.join(dtypes)}.")
+    console = notes()
+    with console.status("loading", spinner="line") as status:
+        report = run(
+            folder,
+            device=device,
+            dtype=dtypes[dtype],
+            tolerance=tolerance,
+            progress=lambda case: status.update(f"{case['kind']}: {case['name']}"),
+        )
+    if json != "-":
+        _print_report(report, failed_only)
+    write_json(json, report.to_json())
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _print_report(report: Any, failed_only: bool) -> None:
+    console = tables()
+    table = Table(title=f"{report.folder} on {report.device} in {report.dtype}", title_justify="left")
+    table.add_column("case")
+    table.add_column("quantity", overflow="fold")
+    table.add_column("error", justify="right")
+    table.add_column("")
+    table.add_column("note", overflow="fold")
+    for row in report.failed if failed_only else report.rows:
+        error = "" if row.error is None else f"{row.error:.2e}" if row.error % 1 else f"{row.error:.0f}"
+        mark = "[green]pass[/green]" if row.passed else "[bold red]FAIL[/bold red]"
+        table.add_row(row.case, row.quantity, error, mark, row.note)
+    console.print(table)
+    total, failed = len(report.rows), len(report.failed)
+    console.print(
+        f"{total - failed} of {total} quantities pass" + (f", [bold red]{failed} FAIL[/bold red]" if failed else "")
+    )
+
+
+@command
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", metavar="FOLDER")] = Path(
+        "demo"
+    ),
+    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.", min=0)] = 0,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Draw, edit, answer and think with the embedded model; writes a contact sheet and a page."""
+    from bagel_mot.demo import run_demo
+
+    if output.exists() and not output.is_dir():
+        raise SettingError(f"{output} is a file: give a folder to write to.")
+    bagel = load(checkpoint, device, precision)
+    report = run_demo(bagel, output, seed=seed, console=notes())
+    if json != "-":
+        print(f"{output / 'index.html'}\n{output / 'index.png'}")
+    write_json(json, report)

@@ -1,0 +1,223 @@
+"""`bagel train`, `eval` and `bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bagel_mot.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionOption,
+    command,
+    load,
+    notes,
+    tables,
+    write_json,
+)
+from bagel_mot.errors import DeviceError, SettingError
+
+
+@command
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, such as recipes/mini-autoencoder.yaml.", metavar="RECIPE")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Values to change, nested keys with dots: optimizer.lr=1e-3 steps=500.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+) -> None:
+    """Train by a recipe, or go on where it was stopped: the same command resumes. Ctrl-C saves first."""
+    from bagel_mot.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from bagel_mot.training.run import run_recipe
+
+    print(run_recipe(loaded))
+
+
+@command
+def evaluate(
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="mini: drawing, held-out drawing, questions, edits, chains, riddles.")
+    ],
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this row, such as draw/counting, or group, such as edit; repeatable.", metavar="ROW"),
+    ] = None,
+    items: Annotated[int, typer.Option(help="Items in each row.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Of the items.", min=0)] = 0,
+    batch: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 25,
+    checkpoint: CheckpointOption = "mini",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    json: JsonOption = None,
+) -> None:
+    """Score every ability on fresh scenes with fixed seeds, exactly right or not, with 95% intervals.
+
+    The file of --json is written after every row; run again with the same file, the command goes on where it was.
+    """
+    if suite != "mini":
+        raise SettingError(f"there is no evaluation {suite!r}: there is mini.")
+    from bagel_mot.checkpoint.official import fingerprint, folder_of
+    from bagel_mot.evaluation.benchmarks.mini import evaluate as run
+    from bagel_mot.evaluation.benchmarks.mini import pick_rows
+    from bagel_mot.inference.loading import find_checkpoint
+
+    names = pick_rows(rows)  # before the model is loaded
+    bagel = load(checkpoint, device, precision)
+    head = {
+        "checkpoint": checkpoint,
+        "fingerprint": fingerprint(folder_of(find_checkpoint(checkpoint))),
+        "precision": bagel.checkpoint.precision.name,
+    }
+    known = _known_rows(json, {**head, "items": items, "seed": seed})
+    names = [name for name in pick_rows(None) if name in names or name in known]
+    console = notes()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars: dict[str, Any] = {}
+
+        def tell(row: str, done: int, total: int) -> None:
+            if row not in bars:
+                bars[row] = progress.add_task(row, total=total)
+            progress.update(bars[row], completed=done)
+
+        report = run(
+            bagel,
+            rows=names,
+            items=items,
+            seed=seed,
+            batch=batch,
+            progress=tell,
+            known=known,
+            on_row=lambda so_far: write_json(json, {**head, **so_far}) if json != "-" else None,
+        )
+    report = {**head, **report}
+    if json != "-":
+        _print_scores(report)
+    write_json(json, report)
+
+
+def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:
+    """Rows of an earlier run of the same evaluation, from the file that this one is to write."""
+    from json import JSONDecodeError, loads
+
+    from bagel_mot.evaluation.benchmarks.mini import rows_of
+
+    if json is None or json == "-" or not Path(json).is_file():
+        return {}
+    try:
+        report = loads(Path(json).read_text(encoding="utf-8"))
+        same = all(report[key] == value for key, value in head.items())
+        return rows_of(report) if same else {}
+    except (OSError, UnicodeDecodeError, JSONDecodeError, KeyError, TypeError):
+        return {}  # not a report: written over
+
+
+def _print_scores(report: dict[str, Any]) -> None:
+    console = tables()
+    table = Table(title=f"{report['checkpoint']}, {report['items']} items a row", title_justify="left")
+    for heading in ("row", "right", "of", "share", "95% interval", "seconds"):
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for name, row in report["rows"].items():
+        low, high = row["interval"]
+        table.add_row(
+            name,
+            str(row["right"]),
+            str(row["total"]),
+            f"{row['share']:.3f}",
+            f"{low:.3f} – {high:.3f}",
+            f"{row['seconds']:.0f}",
+        )
+    console.print(table)
+    for name, value in report["summary"].items():
+        console.print(f"{name}: [bold]{value:.3f}[/bold]")
+
+
+@command
+def bench(
+    config: Annotated[
+        str,
+        typer.Option(help="0.5b, 7b, mini, golden, or a checkpoint folder; weights are random.", metavar="NAME"),
+    ] = "0.5b",
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            help="Run so many decoder layers only; by default as many as a third of the free memory holds.", min=1
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smaller work, fewer rounds: minutes less, numbers coarser.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain/--no-plain", help="Also run a plain loop that works as the published code does.")
+    ] = True,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often each call is timed; the least time counts.", min=1)
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = "float32",
+    json: JsonOption = None,
+) -> None:
+    """Measure prefill, denoising, decoding and training against the machine's matmul rate and a plain loop."""
+    import dataclasses
+
+    import torch
+
+    from bagel_mot.bench import QUICK, Plan, config_named, layers_that_fit
+    from bagel_mot.bench import bench as run
+    from bagel_mot.inference.loading import choose_device
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise DeviceError(f"dtype is {dtype!r}: it must be {', '.join(dtypes)}.")
+    plan = dataclasses.replace(QUICK if quick else Plan(), compare=plain)
+    if rounds is not None:
+        plan = dataclasses.replace(plan, rounds=rounds)
+    shape = config_named(config)
+    where = choose_device(device)
+    depth = layers or layers_that_fit(shape, dtypes[dtype], where)
+    console = notes()
+    with console.status("making random weights") as status:
+        report = run(shape, plan=plan, dtype=dtypes[dtype], device=str(where), layers=depth, progress=status.update)
+    report = {"config": config, **report}
+    if json != "-":
+        _print_bench(report)
+    write_json(json, report)
+
+
+def _print_bench(report: dict[str, Any]) -> None:
+    console = tables()
+    machine = report["machine"]
+    depth = f"{report['layers']} of {report['of_layers']} layers"
+    title = f"{report['config']}, {depth}, {report['dtype']} on {report['device']}"
+    table = Table(title=f"{title} ({machine.get('gpu', machine['processor'])}, {machine['threads']} threads)")
+    for heading in ("quantity", "seconds", "tokens/s", "GFLOP/s", "of matmul rate", "plain loop", "speed-up"):
+        table.add_column(heading, justify="left" if heading == "quantity" else "right")
+    for row in report["results"]:
+        seconds = row["seconds"]
+        table.add_row(
+            row["name"],
+            f"{seconds['ours']:.4g}",
+            f"{row['tokens_per_second']:.4g}" if "tokens_per_second" in row else "",
+            f"{row['gflops']:.4g}",
+            f"{row['share']:.0%}",
+            f"{seconds['plain']:.4g}" if "plain" in seconds else "",
+            f"{row['speedup']:.2f}×" if "speedup" in row else "",
+        )
+    console.print(table)
+    for name, value in report["summary"].items():
+        console.print(f"{name}: [bold]{value:.2f}[/bold]")
+    memory = {"weights": report["weights_bytes"], **{f"peak {k}": v for k, v in report["peak_memory_bytes"].items()}}
+    console.print("memory: " + ", ".join(f"{name} {count / 1e9:.2f} GB" for name, count in memory.items()))
+    if report["layers"] < report["of_layers"]:
+        console.print("fewer layers than the configuration has: full_depth_seconds in the JSON say what all would take")

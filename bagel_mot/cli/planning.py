@@ -1,0 +1,111 @@
+"""`bagel info --plan`: ways of running a checkpoint, with their predicted memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from bagel_mot.checkpoint.official import TASKS, embedding_dtype, model_file, read_config, stored_format
+from bagel_mot.checkpoint.source import open_source
+from bagel_mot.cli.options import tables
+from bagel_mot.config import NAMED_CONFIGS
+from bagel_mot.errors import DeviceError
+from bagel_mot.files import parse_size, size_text
+from bagel_mot.inference.loading import (
+    AUTOMATIC,
+    automatic_precisions,
+    dtype_of_layers,
+    find_checkpoint,
+    usable_devices,
+)
+from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
+
+_SHOWN = 14
+
+
+def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, Any]:
+    """Plans for this machine, or for one with other memory, ready for JSON.
+
+    Args:
+        checkpoint: a name, or that of a configuration, which counts as stored in bfloat16.
+        memory: of each accelerator, such as "12GB": without one here, that of a GPU which is not.
+        ram: free main memory.
+    """
+    if checkpoint in NAMED_CONFIGS and not Path(checkpoint).is_dir():
+        config, precisions = NAMED_CONFIGS[checkpoint], list(AUTOMATIC)
+        stored: torch.dtype | None = torch.bfloat16
+        embedding, stored_as = stored, None
+    else:
+        source = open_source(model_file(where := find_checkpoint(checkpoint)))
+        config, precisions = read_config(where, source), automatic_precisions(where, usable_devices())
+        stored, stored_as = dtype_of_layers(source), stored_format(source)
+        embedding = embedding_dtype(source)
+    machine = this_machine(usable_devices())
+    host = machine.host if ram is None else parse_size(ram)
+    gpus = [(device, free) for device, free in machine.devices if device.type != "cpu"]
+    if memory is not None:
+        size = parse_size(memory)
+        gpus = [(device, size) for device, _ in gpus] or [(torch.device("cuda:0"), size)]
+    machine = Machine((*gpus, (torch.device("cpu"), host)), host)
+    found = plans(
+        config, machine, TASKS, precisions=precisions, stored=stored, embedding=embedding, stored_as=stored_as
+    )
+    try:
+        chosen, reason = choose(found, machine), None
+    except DeviceError as error:
+        chosen, reason = None, str(error)
+    return {
+        "devices": {str(device): free for device, free in machine.devices if device.type != "cpu"},
+        "host": host,
+        "plans": [_facts(plan, plan is chosen) for plan in found],
+        "chosen": None if chosen is None else chosen.sentence(),
+        "reason": reason,
+    }
+
+
+def _facts(plan: Plan, chosen: bool) -> dict[str, Any]:
+    return {
+        "precision": plan.precision.name,
+        "where": plan.where,
+        "offload": plan.offload,
+        "fits": plan.fits,
+        "lossy": plan.lossy,
+        "chosen": chosen,
+        "relative_seconds": plan.seconds,
+        "device_bytes": plan.device_bytes,
+        "host_bytes": plan.host_bytes,
+    }
+
+
+def print_plans(facts: dict[str, Any]) -> None:
+    console = tables()
+    here = [f"{size_text(free)} on {device}" for device, free in facts["devices"].items()]
+    title = f"ways of running it with {', '.join([*here, size_text(facts['host']) + ' of main memory'])}"
+    table = Table(title=title, title_justify="left")
+    jobs = list(facts["plans"][0]["host_bytes"]) if facts["plans"] else []
+    for heading in ("", "precision", "where", *jobs, "fits", "relative time"):
+        table.add_column(heading)
+    fastest = min((plan["relative_seconds"] for plan in facts["plans"]), default=1.0)
+    for plan in facts["plans"][:_SHOWN]:
+        cells = []
+        for job in jobs:
+            device = f"{size_text(plan['device_bytes'][job])} + " if plan["device_bytes"] else ""
+            cells.append(device + size_text(plan["host_bytes"][job]))
+        name = plan["precision"] + (" (lossy)" if plan["lossy"] else "")
+        table.add_row(
+            "→" if plan["chosen"] else "",
+            name,
+            plan["where"],
+            *cells,
+            "yes" if plan["fits"] else "no",
+            f"{plan['relative_seconds'] / fastest:.1f}",
+            style="bold" if plan["chosen"] else None if plan["fits"] else "dim",
+        )
+    console.print(table)
+    if (left_out := len(facts["plans"]) - _SHOWN) > 0:
+        console.print(f"and {left_out} more, which --json lists")
+    console.print("peak of device memory + main memory for each piece of work; time is a rough estimate for the order")
+    console.print(f"chosen: {facts['chosen']}" if facts["chosen"] else facts["reason"])

@@ -1,0 +1,167 @@
+"""Documents: what a training sample says and shows, before it becomes tokens.
+
+A source of data yields documents; a `Builder` turns one into segments. Latents are not
+known yet: a picture that needs one is a `PendingLatent`, and all pictures of a pack are encoded together later.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bagel_mot.images import ImageTransform, patchify
+from bagel_mot.sequence import DroppedImage, SpecialTokens, TextSegment, VaeSegment, VitSegment
+from bagel_mot.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A text: given, or to be learnt (`loss`). `droppable` allows condition dropout to leave it out."""
+
+    text: str
+    loss: bool = False
+    droppable: bool = False
+
+
+@dataclass(frozen=True)
+class PicturePart:
+    """A picture.
+
+    Attributes:
+        image: RGB.
+        target: to be drawn: it stands `copies` times as a noised segment, each with its own timestep.
+        vae, vit: it also stands as a clean VAE, or ViT, condition for what follows.
+        droppable: condition dropout may leave either condition out.
+    """
+
+    image: Image.Image
+    target: bool = False
+    vae: bool = False
+    vit: bool = False
+    copies: int = 1
+    droppable: bool = False
+
+
+Document = Sequence[TextPart | PicturePart]
+
+
+class Source(Protocol):
+    """An endless, indexed supply: the same index always gives the same document."""
+
+    def __call__(self, index: int) -> Document: ...
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """How often a condition is left out, each on its own; `pictures`: all pictures of a document, in both forms.
+
+    Guidance by picture compares with a context that has the text alone, which `vit` and `vae` by themselves seldom
+    leave.
+    """
+
+    text: float = 0.1
+    vit: float = 0.3
+    vae: float = 0.3
+    pictures: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class PendingLatent:
+    """A VAE segment whose latent is still to be encoded from `pixels` (3, H, W) in [-1, 1]."""
+
+    pixels: Tensor
+    grid: tuple[int, int]
+    noised: bool
+
+    und_len = 2
+
+    @property
+    def gen_len(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def with_latent(self, tokens: Tensor) -> VaeSegment:
+        """The segment with its latent tokens (rows·columns, latent_dim)."""
+        return VaeSegment(tokens, self.grid, noised=self.noised)
+
+
+RawSegment = TextSegment | VitSegment | DroppedImage | PendingLatent
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One document as segments, with the index that it can be made from again."""
+
+    index: int
+    segments: tuple[RawSegment, ...]
+
+    @property
+    def und_len(self) -> int:
+        return sum(segment.und_len for segment in self.segments)
+
+    @property
+    def gen_len(self) -> int:
+        return sum(segment.gen_len for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Turns documents into segments: tokenizes, resizes pictures for each encoder, and drops conditions."""
+
+    tokenizer: Tokenizer
+    special: SpecialTokens
+    vae_transform: ImageTransform
+    vit_transform: ImageTransform
+    latent_stride: int
+    patch_size: int
+    dropout: Dropout
+
+    def __call__(self, index: int, document: Document, rng: random.Random) -> RawSample:
+        """
+        Args:
+            index: kept with the sample.
+            document: what to build.
+            rng: decides on dropout.
+        """
+        segments: list[RawSegment] = []
+        blind = self.dropout.pictures > 0 and rng.random() < self.dropout.pictures
+        for part in document:
+            if isinstance(part, TextPart):
+                dropped = part.droppable and not part.loss and rng.random() < self.dropout.text
+                if not dropped:
+                    ids = self.tokenizer.encode(part.text)
+                    segments.append(self.special.target(ids) if part.loss else self.special.condition(ids))
+            else:
+                segments.extend(self._picture(part, rng, blind))
+        return RawSample(index, tuple(segments))
+
+    def _picture(self, part: PicturePart, rng: random.Random, blind: bool) -> list[RawSegment]:
+        segments: list[RawSegment] = []
+        resized = self.vae_transform.resize(part.image)
+        if part.target or part.vae:
+            pixels = _to_pixels(resized)
+            grid = (pixels.shape[1] // self.latent_stride, pixels.shape[2] // self.latent_stride)
+            if part.target:
+                segments += [PendingLatent(pixels, grid, noised=True) for _ in range(part.copies)]
+            if part.vae:
+                dropped = part.droppable and (rng.random() < self.dropout.vae or blind)
+                segments.append(DroppedImage() if dropped else PendingLatent(pixels, grid, noised=False))
+        if part.vit:
+            dropped = part.droppable and (rng.random() < self.dropout.vit or blind)
+            segments.append(DroppedImage() if dropped else self._vit(resized))
+        return segments
+
+    def _vit(self, image: Image.Image) -> VitSegment:
+        pixels = _to_pixels(self.vit_transform.resize(image))
+        grid = (pixels.shape[1] // self.patch_size, pixels.shape[2] // self.patch_size)
+        return VitSegment(patchify(pixels, self.patch_size), grid)
+
+
+def _to_pixels(image: Image.Image) -> Tensor:
+    array = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return array.view(image.height, image.width, 3).permute(2, 0, 1).float().div_(127.5).sub_(1)

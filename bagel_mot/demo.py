@@ -1,0 +1,270 @@
+"""`bagel demo`: what the model can do, in a minute, as a page and a contact sheet.
+
+Four captions are drawn, one of the pictures is edited twice in a row, three questions are asked about the results, and
+one riddle is drawn without and with thinking.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bagel_mot.errors import BagelError
+from bagel_mot.files import make_writable_folder, write_atomically
+
+if TYPE_CHECKING:
+    from bagel_mot.inference.api import Bagel
+
+CAPTIONS = (
+    "a red car below a yellow sun on the grass",
+    "three blue stars at night",
+    "a green fish left of an orange boat",
+    "a white house in the top left, a pink flower in the bottom left and a purple cat in the bottom right",
+)
+EDITS = ("make the car blue", "change the background to night")
+# (number of the picture: of CAPTIONS, then of EDITS; question)
+QUESTIONS = ((1, "How many stars are there?"), (3, "What is below the house?"), (5, "What colour is the car?"))
+RIDDLE = "draw as many white stars as a car has wheels"
+_THINK_TOKENS, _ANSWER_TOKENS = 96, 24
+_CARD, _PAD, _LINE = 224, 20, 17
+
+
+@dataclass
+class Card:
+    """One thing the model did.
+
+    Attributes:
+        title: what it was told or asked.
+        image: the picture it drew, or that it was asked about.
+        text: its answer.
+        seed: of the picture it drew.
+        thinking: what it thought before.
+        seconds: that it took; those of a batch are shared evenly.
+    """
+
+    title: str
+    image: Image.Image
+    text: str = ""
+    thinking: str = ""
+    seconds: float = 0.0
+    seed: int | None = None
+
+    @property
+    def note(self) -> str:
+        """The small print."""
+        facts = [] if self.seed is None else [f"seed {self.seed}"]
+        return " · ".join([*facts, f"{self.seconds:.1f} s"] if self.seconds else facts)
+
+
+@dataclass
+class Section:
+    """Cards of one kind."""
+
+    title: str
+    about: str
+    cards: list[Card] = field(default_factory=list)
+
+
+def run_demo(bagel: Bagel, folder: Path, *, seed: int = 0, console: Console | None = None) -> dict[str, Any]:
+    """Runs the demonstration and writes `index.html`, `index.png` and the pictures into a folder.
+
+    Args:
+        bagel: the embedded model, or another one.
+        folder: created where it is missing.
+        seed: of the first picture; the others count up.
+        console: shows progress, if it is a terminal.
+
+    Returns: prompts, answers and seconds, ready for JSON.
+
+    Raises:
+        BagelError: the folder cannot be made or written, which is tried before anything is drawn.
+    """
+    console = console or Console(stderr=True)
+    with _writing(folder):
+        make_writable_folder(folder)
+    started = time.perf_counter()
+    sections = list(_sections(bagel, seed, console))
+    seconds = time.perf_counter() - started
+    with _writing(folder):
+        cards = _write(folder, sections, seconds)
+    return {"seed": seed, "seconds": round(seconds, 2), "cards": cards}
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BagelError(f"{folder} cannot be written ({error}): give another folder.") from error
+
+
+def _write(folder: Path, sections: list[Section], seconds: float) -> list[dict[str, Any]]:
+    """Writes pictures, page and contact sheet; returns what is to be said of each card."""
+    written: list[dict[str, Any]] = []
+    for number, section in enumerate(sections, start=1):
+        for place, card in enumerate(section.cards, start=1):
+            name = f"{number}-{place}.png"
+            write_atomically(folder / name, partial(_save, card.image))
+            facts = {"section": section.title, "prompt": card.title, "file": name, "seconds": round(card.seconds, 2)}
+            written.append({**facts, "seed": card.seed, "text": card.text, "thinking": card.thinking})
+    page = _page(sections, seconds)
+    sheet = _sheet(sections, seconds)
+    write_atomically(folder / "index.html", lambda path: path.write_text(page, encoding="utf-8"))
+    write_atomically(folder / "index.png", partial(_save, sheet))
+    return written
+
+
+def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+
+        @contextmanager
+        def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+            task = progress.add_task(what, total=1)
+            yield lambda done, total: progress.update(task, completed=done, total=total)
+            progress.update(task, completed=progress.tasks[task].total)
+
+        drawn = Section("Drawn", "Four captions, drawn together.")
+        with bar("drawing four captions") as step:
+            seeds = [seed + i for i in range(len(CAPTIONS))]
+            results = bagel.generate(list(CAPTIONS), seed=seeds, progress=step, return_result=True)
+        share = results[0].seconds / len(results)
+        drawn.cards = [Card(r.prompt, r.image, seconds=share, seed=r.seed) for r in results]
+        yield drawn
+
+        edited = Section("Edited", "The first picture, changed twice in one session.")
+        session = bagel.session()
+        session.add(drawn.cards[0].image)
+        edited.cards.append(Card("the picture to start from", drawn.cards[0].image))
+        for number, instruction in enumerate(EDITS):
+            session.add(instruction)
+            with bar(f"editing: {instruction}") as step:
+                r = session.generate_image(seed=seed + number, progress=step, return_result=True)
+            edited.cards.append(Card(instruction, r.image, seconds=r.seconds, seed=r.seed))
+        yield edited
+
+        asked = Section("Asked", "Questions about these pictures.")
+        pictures = [card.image for card in (*drawn.cards, *edited.cards[1:])]
+        with bar("answering three questions"):
+            shown, questions = [pictures[number] for number, _ in QUESTIONS], [text for _, text in QUESTIONS]
+            answers = bagel.ask(
+                [[picture] for picture in shown], questions, max_new_tokens=_ANSWER_TOKENS, return_result=True
+            )
+        share = answers[0].seconds / len(answers)
+        asked.cards = [
+            Card(question, picture, answer.text or "(no answer)", seconds=share)
+            for question, picture, answer in zip(questions, shown, answers, strict=True)
+        ]
+        yield asked
+
+        puzzled = Section("Thought about", f"One riddle: “{RIDDLE}”.")
+        for think in (False, True):
+            title = "with thinking" if think else "without thinking"
+            with bar(f"a riddle {title}") as step:
+                limit: dict[str, Any] = {"max_think_tokens": _THINK_TOKENS} if think else {}
+                r = bagel.generate(RIDDLE, seed=seed, think=think, progress=step, return_result=True, **limit)
+            puzzled.cards.append(Card(title, r.image, thinking=r.thinking, seconds=r.seconds, seed=r.seed))
+        yield puzzled
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    image.save(path, "PNG")
+
+
+def _shown(image: Image.Image, side: int) -> Image.Image:
+    """A picture at the size of a card: small ones are enlarged, large ones reduced, whatever their shape."""
+    scale = side / max(image.size)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #222; --soft: #777; --paper: #faf8f4; --card: #fff; --line: #e5e0d8 } @media
+(prefers-color-scheme: dark) { :root { --ink: #eee; --soft: #999; --paper: #191817; --card: #242220; --line: #3a3733 } }
+body { margin: 0 auto; max-width: 1080px; padding: 40px 24px 64px; background: var(--paper); color: var(--ink); font:
+16px/1.45 system-ui, sans-serif }
+h1 { font-size: 30px; margin: 0 } h2 { font-size: 20px; margin: 44px 0 2px } p { margin: 4px 0; color: var(--soft) }
+.cards { display: flex; flex-wrap: wrap; gap: 18px; margin-top: 14px } figure { margin: 0; width: 240px; background:
+var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden } figure img { display: block; width:
+240px; height: 240px; object-fit: contain; background: var(--line) } figcaption { padding: 10px 14px 14px } .title {
+font-weight: 600 } .text { margin-top: 4px } .thinking { margin-top: 6px; font-style: italic; color: var(--soft) }
+.note { margin-top: 6px; font-size: 13px; color: var(--soft) }
+"""
+
+
+def _page(sections: list[Section], seconds: float) -> str:
+    """One HTML file with everything in it."""
+    parts = []
+    for section in sections:
+        cards = "".join(_figure(card) for card in section.cards)
+        parts.append(
+            f'<h2>{html.escape(section.title)}</h2><p>{html.escape(section.about)}</p><div class="cards">{cards}</div>'
+        )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>BAGEL</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body><h1>BAGEL</h1>"
+        f"<p>One model drew, edited, answered and thought all of this in {seconds:.0f} seconds.</p>"
+        f"{''.join(parts)}</body></html>\n"
+    )
+
+
+def _figure(card: Card) -> str:
+    data = io.BytesIO()
+    _shown(card.image, 480).save(data, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    lines = [f'<div class="title">{html.escape(card.title)}</div>']
+    if card.thinking:
+        lines.append(f'<div class="thinking">{html.escape(card.thinking)}</div>')
+    if card.text:
+        lines.append(f'<div class="text">{html.escape(card.text)}</div>')
+    if card.note:
+        lines.append(f'<div class="note">{html.escape(card.note)}</div>')
+    alt = html.escape(card.title, quote=True)
+    return f'<figure><img src="{source}" alt="{alt}"><figcaption>{"".join(lines)}</figcaption></figure>'
+
+
+def _sheet(sections: list[Section], seconds: float) -> Image.Image:
+    """The same as one picture."""
+    fonts = {size: ImageFont.load_default(size) for size in (13, 14, 20, 28)}
+    columns = max(len(section.cards) for section in sections)
+    texts = [[_card_lines(card) for card in section.cards] for section in sections]
+    heights = [_CARD + _LINE * max(map(len, lines)) + 58 for lines in texts]
+    width = columns * (_CARD + _PAD) + _PAD
+    sheet = Image.new("RGB", (width, 84 + sum(heights) + _PAD), "#faf8f4")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_PAD, 18), "BAGEL", "#222", fonts[28])
+    pen.text((_PAD, 54), f"all of this in {seconds:.0f} seconds", "#777", fonts[14])
+    top = 84
+    for section, lines, height in zip(sections, texts, heights, strict=True):
+        pen.text((_PAD, top), section.title, "#222", fonts[20])
+        offset = _PAD + pen.textlength(section.title, fonts[20]) + 12
+        pen.text((offset, top + 6), section.about.replace("“", '"').replace("”", '"'), "#777", fonts[13])
+        for column, (card, own) in enumerate(zip(section.cards, lines, strict=True)):
+            left = _PAD + column * (_CARD + _PAD)
+            shown = _shown(card.image, _CARD)
+            sheet.paste(shown, (left + (_CARD - shown.width) // 2, top + 32 + (_CARD - shown.height) // 2))
+            for number, (text, colour) in enumerate(own):
+                pen.text((left, top + _CARD + 38 + number * _LINE), text, colour, fonts[13])
+        top += height
+    return sheet
+
+
+def _card_lines(card: Card) -> list[tuple[str, str]]:
+    lines = [(line, "#222") for line in textwrap.wrap(card.title, 34)]
+    lines += [(line, "#777") for line in textwrap.wrap(card.thinking, 34)]
+    lines += [(line, "#0a5") for line in textwrap.wrap(card.text, 34)]
+    return lines + ([(card.note.replace("·", ","), "#777")] if card.note else [])

@@ -1,0 +1,303 @@
+"""`bagel eval mini`: every ability on fresh scenes, judged by the parser.
+
+Each row is a set of items from a fixed seed and the share that came out exactly right, with a 95% Wilson interval.
+Nothing is judged by the model itself, and nothing is half right. Two rows judge the judge: how often it recovers the
+very scene of a fresh picture, and of one that went through the autoencoder, which bounds every picture the model draws.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from bagel_mot.errors import SettingError
+from bagel_mot.images import to_pixels, to_uint8
+from bagel_mot.inference.session import draw_together
+from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.edits import EDIT_KINDS
+from bagel_mot.worlds.mini.items import (
+    DRAW_ROWS,
+    HELD_OUT_DRAW_ROWS,
+    ask_items,
+    chain_items,
+    draw_is_right,
+    draw_items,
+    edit_is_right,
+    edit_items,
+    riddle_items,
+    scene_items,
+)
+from bagel_mot.worlds.mini.parser import parse, same_scene
+from bagel_mot.worlds.mini.questions import QUESTION_TYPES
+from bagel_mot.worlds.mini.riddles import RIDDLE_TASKS
+
+if TYPE_CHECKING:
+    from bagel_mot.inference.api import Bagel
+
+Report = Callable[[str, int, int], None]
+_CHAIN_LENGTH = 3
+_ANSWER_TOKENS = 12
+_THINK_TOKENS = 96
+
+JUDGE_ROWS = ("judge/fresh pictures", "judge/through the autoencoder")
+ROWS: tuple[str, ...] = (
+    *JUDGE_ROWS,
+    *(f"draw/{row}" for row in DRAW_ROWS),
+    *(f"draw held out/{row}" for row in HELD_OUT_DRAW_ROWS),
+    *(f"ask/{kind}" for kind in QUESTION_TYPES),
+    *(f"edit/{kind}" for kind in EDIT_KINDS),
+    f"edit/chain of {_CHAIN_LENGTH}",
+    *(f"riddle/{task} {mode}" for task in RIDDLE_TASKS for mode in ("thinking", "not thinking")),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report."""
+
+    name: str
+    right: int
+    total: int
+    seconds: float
+
+    @property
+    def share(self) -> float:
+        return self.right / self.total if self.total else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% Wilson score interval of the share."""
+        return wilson(self.right, self.total)
+
+
+def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a binomial share (Wilson 1927)."""
+    if total == 0:
+        return 0.0, 1.0
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def pick_rows(names: Sequence[str] | None) -> list[str]:
+    """Rows by name or by group ("draw", "draw held out", "ask", "edit", "riddle"); all for None.
+
+    Raises: SettingError for an unknown name.
+    """
+    if not names:
+        return list(ROWS)
+    chosen = []
+    for name in names:
+        found = [row for row in ROWS if row == name or row.split("/")[0] == name]
+        if not found:
+            raise SettingError(f"evaluation row {name!r} is unknown; rows are {', '.join(ROWS)}")
+        chosen += found
+    return [row for row in ROWS if row in chosen]
+
+
+def evaluate(
+    bagel: Bagel,
+    *,
+    rows: Sequence[str] | None = None,
+    items: int = 200,
+    seed: int = 0,
+    batch: int = 25,
+    progress: Report | None = None,
+    known: Mapping[str, Row] | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Runs the evaluation.
+
+    Args:
+        bagel: a model of the picture world.
+        rows: as for `pick_rows`.
+        items: per row.
+        seed: of the items; item i of a row is drawn with seed i.
+        batch: requests that run together.
+        progress: called with a row's name, items done and items in all.
+        known: rows that need not be run again, by name.
+        on_row: called with the report so far after each row that was run.
+        settings: of generation, over the model's defaults (pictures only).
+
+    Returns: {"items", "seed", "rows": {name: {"right", "total", "share", "interval", "seconds"}}, "summary": {…}}.
+    """
+    if items < 1:
+        raise SettingError(f"items is {items}; at least 1 is needed")
+    runner = _Runner(bagel, items, seed, batch, progress, settings)
+    known = known or {}
+    done: list[Row] = []
+    for name in pick_rows(rows):
+        done.append(known[name] if name in known else runner.run(name))
+        if name not in known and on_row is not None:
+            on_row(_report(done, items, seed))
+    return _report(done, items, seed)
+
+
+def _report(done: Sequence[Row], items: int, seed: int) -> dict[str, Any]:
+    return {
+        "items": items,
+        "seed": seed,
+        "rows": {
+            row.name: {
+                "right": row.right,
+                "total": row.total,
+                "share": round(row.share, 4),
+                "interval": [round(bound, 4) for bound in row.interval],
+                "seconds": round(row.seconds, 1),
+            }
+            for row in done
+        },
+        "summary": summary(done),
+    }
+
+
+def rows_of(report: Mapping[str, Any]) -> dict[str, Row]:
+    """The rows of a report, for `known`."""
+    return {
+        name: Row(name, row["right"], row["total"], row["seconds"])
+        for name, row in report["rows"].items()
+        if row["total"] == report["items"]
+    }
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """Means over groups of rows, and what thinking adds; groups that were not run are left out.
+
+    The mean of all rows is that of the model's rows: without the judge's.
+    """
+    by_name = {row.name: row.share for row in rows}
+    means: dict[str, float] = {}
+
+    def mean(label: str, names: Sequence[str]) -> None:
+        shares = [by_name[name] for name in names if name in by_name]
+        if shares and len(shares) == len(names):
+            means[label] = round(sum(shares) / len(shares), 4)
+
+    mean("draw", [f"draw/{row}" for row in DRAW_ROWS])
+    mean("draw, the rows that have held-out combinations", [f"draw/{row}" for row in HELD_OUT_DRAW_ROWS])
+    mean("draw held out", [f"draw held out/{row}" for row in HELD_OUT_DRAW_ROWS])
+    mean("ask", [f"ask/{kind}" for kind in QUESTION_TYPES])
+    mean("edit", [f"edit/{kind}" for kind in EDIT_KINDS])
+    mean("chains", [f"edit/chain of {_CHAIN_LENGTH}"])
+    mean("riddles thinking", [f"riddle/{task} thinking" for task in RIDDLE_TASKS])
+    mean("riddles not thinking", [f"riddle/{task} not thinking" for task in RIDDLE_TASKS])
+    if "riddles thinking" in means and "riddles not thinking" in means:
+        means["gain of thinking"] = round(means["riddles thinking"] - means["riddles not thinking"], 4)
+    models = [row.share for row in rows if row.name not in JUDGE_ROWS]
+    if models:
+        means["mean of all rows"] = round(sum(models) / len(models), 4)
+    return means
+
+
+class _Runner:
+    def __init__(
+        self, bagel: Bagel, items: int, seed: int, batch: int, progress: Report | None, settings: dict[str, Any]
+    ) -> None:
+        self.bagel, self.items, self.seed, self.batch, self.settings = bagel, items, seed, batch, settings
+        self.progress = progress or (lambda name, done, total: None)
+        size = bagel.defaults.of("generate").get("size")
+        self.side = size[0] if size else 64
+
+    def run(self, name: str) -> Row:
+        """One row."""
+        started = time.perf_counter()
+        group, _, row = name.partition("/")
+        if group == "judge":
+            outcomes = self._judge(through_autoencoder=name == JUDGE_ROWS[1])
+        elif group in ("draw", "draw held out"):
+            outcomes = self._draw(row, "held_out" if group == "draw held out" else "train")
+        elif group == "ask":
+            outcomes = self._ask(row)
+        elif group == "riddle":
+            task, _, mode = row.partition(" ")
+            outcomes = self._riddle(task, mode == "thinking")
+        elif row in EDIT_KINDS:
+            outcomes = self._edit(row)
+        else:
+            outcomes = self._chain()
+        right = total = 0
+        for outcome in outcomes:
+            right += outcome
+            total += 1
+            self.progress(name, total, self.items)
+        return Row(name, right, total, time.perf_counter() - started)
+
+    def _batches(self, items: Sequence[Any]) -> Iterator[tuple[list[Any], list[int]]]:
+        for start in range(0, len(items), self.batch):
+            yield list(items[start : start + self.batch]), list(range(start, min(start + self.batch, len(items))))
+
+    @torch.no_grad()
+    def _judge(self, through_autoencoder: bool) -> Iterator[bool]:
+        autoencoder = self.bagel.checkpoint.autoencoder
+        for scenes, _ in self._batches(scene_items(self.items, self.seed)):
+            pictures = [draw(scene, self.side) for scene in scenes]
+            if through_autoencoder:
+                pixels = torch.stack([to_pixels(picture) for picture in pictures]).to(self.bagel.device)
+                decoded = to_uint8(autoencoder.decode(autoencoder.encode(pixels)).float()).cpu().numpy()
+                pictures = [Image.fromarray(picture) for picture in decoded]
+            for scene, picture in zip(scenes, pictures, strict=True):
+                yield same_scene(parse(picture), scene)
+
+    def _draw(self, row: str, split: str) -> Iterator[bool]:
+        for items, seeds in self._batches(draw_items(row, self.items, self.seed, split)):
+            images = self.bagel.generate([item.prompt for item in items], seed=seeds, **self.settings)
+            for item, image in zip(items, images, strict=True):
+                yield draw_is_right(image, item.spec)
+
+    def _ask(self, row: str) -> Iterator[bool]:
+        for items, _ in self._batches(ask_items(row, self.items, self.seed)):
+            pictures = [draw(item.scene, self.side) for item in items]
+            answers = self.bagel.ask(pictures, [item.question for item in items], max_new_tokens=_ANSWER_TOKENS)
+            for item, answer in zip(items, answers, strict=True):
+                yield answer.strip() == item.answer
+
+    def _edit(self, row: str) -> Iterator[bool]:
+        for items, seeds in self._batches(edit_items(row, self.items, self.seed)):
+            before = [draw(item.scene, self.side) for item in items]
+            images = self.bagel.edit(before, [item.instruction for item in items], seed=seeds, **self.settings)
+            for item, picture, image in zip(items, before, images, strict=True):
+                yield edit_is_right(picture, image, item.scene, item.result)
+
+    def _chain(self) -> Iterator[bool]:
+        """Each chain in a session of its own; the picture after the last edit is judged."""
+        for items, seeds in self._batches(chain_items(self.items, _CHAIN_LENGTH, self.seed)):
+            sessions = []
+            for item in items:
+                session = self.bagel.session()
+                session.add(draw(item.scene, self.side))
+                sessions.append(session)
+            images: list[Image.Image] = []
+            for turn in range(_CHAIN_LENGTH):
+                for item, session in zip(items, sessions, strict=True):
+                    session.add(item.edits[turn].instruction)
+                images = draw_together(sessions, seed=seeds, **self.settings)
+            for item, image in zip(items, images, strict=True):
+                yield edit_is_right(draw(item.scene, self.side), image, item.scene, item.result)
+
+    def _riddle(self, task: str, think: bool) -> Iterator[bool]:
+        options: dict[str, Any] = {"think": think, **({"max_think_tokens": _THINK_TOKENS} if think else {})}
+        for riddles, seeds in self._batches(riddle_items(task, self.items, self.seed)):
+            prompts = [riddle.prompt for riddle in riddles]
+            if task == "draw":
+                images = self.bagel.generate(prompts, seed=seeds, **options, **self.settings)
+                for riddle, image in zip(riddles, images, strict=True):
+                    yield draw_is_right(image, riddle.spec)
+                continue
+            before = [draw(riddle.scene_before, self.side) for riddle in riddles]
+            if task == "edit":
+                images = self.bagel.edit(before, prompts, seed=seeds, **options, **self.settings)
+                for riddle, picture, image in zip(riddles, before, images, strict=True):
+                    yield edit_is_right(picture, image, riddle.scene_before, riddle.scene_after)
+                continue
+            tokens = _THINK_TOKENS if think else _ANSWER_TOKENS
+            answers = self.bagel.ask(before, prompts, think=think, max_new_tokens=tokens)
+            for riddle, answer in zip(riddles, answers, strict=True):
+                yield answer.strip() == riddle.answer

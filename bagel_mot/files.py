@@ -1,0 +1,197 @@
+"""Writing files: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bagel_mot.errors import SettingError
+
+_STAGING = ".partial"
+_LARGEST = 1 << 62
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then renames it: nobody ever sees half a file.
+
+    A link stays, and what it points to is replaced. What is there but no regular file, such as a pipe or /dev/null,
+    stays too: the finished file is copied into it.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    if _is_special(path):
+        with tempfile.TemporaryDirectory() as folder:
+            finished = Path(folder) / f"whole{path.suffix}"
+            write(finished)
+            with open(finished, "rb") as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+        return
+    target_path = Path(os.path.realpath(path))
+    target_path.parent.mkdir(parents=True, exist_ok=True)
+    # The ending is that of the name given, which may tell `write` the format.
+    handle, temporary = tempfile.mkstemp(dir=target_path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(temporary))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # as any new file: a temporary one is private
+        os.replace(temporary, target_path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text with plain line feeds."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to fill, which becomes `folder` once it is whole.
+
+    It stands beside it under a hidden name, so nothing unfinished ever has its final name; where `folder` is there
+    already and empty, `.partial` within it is filled, and its files are moved out of it. An error leaves nothing
+    behind. What a killed process leaves is removed by the next one that writes the same folder.
+
+    Raises:
+        FileExistsError: there is something in the folder already, or it is a file.
+        BlockingIOError: another process is filling it.
+        OSError: it cannot be made or written to.
+    """
+    check_new(folder)
+    is_new = not folder.exists()
+    staging = folder.with_name(f".{folder.name}{_STAGING}") if is_new else folder / _STAGING
+    staging.mkdir(parents=True, exist_ok=True)
+    with _locked(staging, folder):
+        try:
+            for left in staging.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield staging
+            if is_new:
+                staging.rename(folder)
+            else:
+                for entry in sorted(staging.iterdir()):
+                    os.replace(entry, folder / entry.name)
+                staging.rmdir()
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+
+
+def check_new(folder: Path) -> None:
+    """
+    Raises:
+        FileExistsError: there is something in the folder already, other than what a killed process left, or it is a
+            file, or a link to nothing.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise FileExistsError(errno.EEXIST, f"{folder} is a link to {os.readlink(folder)}, which is not there")
+    if folder.exists() and (not folder.is_dir() or any(entry.name != _STAGING for entry in folder.iterdir())):
+        raise FileExistsError(errno.EEXIST, f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, target: Path) -> Iterator[None]:
+    """Keeps other processes out until this one leaves or ends; where the system has no such locks, all are let in."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(errno.EAGAIN, f"another process is writing {target}") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Before something large is written into a folder, which may be missing still.
+
+    Raises:
+        OSError: the disk has less room than `needed` bytes.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"{size_text(needed)} are needed in {folder}, but only {size_text(free)} are free there"
+        )
+
+
+def size_text(count: float) -> str:
+    """Bytes in words, such as 29.2 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from what was typed, such as 5GB, 500 MB or 4GiB.
+
+    Raises:
+        SettingError: it is no size.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
+    if match is None or match[2].lower() == "i":
+        raise SettingError(f"{text!r} is no size: give a number with kB, MB, GB or TB behind it, such as 5GB.")
+    unit = match[2].lower()
+    base = 1024 if unit.endswith("i") else 1000
+    many = float(match[1]) * base ** ("kmgt".index(unit[0]) + 1 if unit else 0)
+    if many > _LARGEST:
+        raise SettingError(f"{text[:40]!r} is no size: it is more than any machine has.")
+    size = int(many)
+    if size < 1:
+        raise SettingError(f"{text!r} is no size: it must be at least 1 byte.")
+    return size
+
+
+def check_writable(path: Path) -> None:
+    """Before long work whose result is to stand at `path`: makes its folder where that is missing, and tries it.
+
+    Raises:
+        OSError: no file can be written there.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
+    if not _is_special(path):
+        make_writable_folder(Path(os.path.realpath(path)).parent)
+
+
+def make_writable_folder(folder: Path) -> None:
+    """Makes a folder where it is missing, and tries whether a file can be written in it.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there that renaming a file to it would destroy. A folder is, too: writing to it fails."""
+    return path.exists() and not path.is_file()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

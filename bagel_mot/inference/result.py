@@ -1,0 +1,87 @@
+"""What a request results in, and pictures that remember how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from bagel_mot.files import write_atomically
+
+METADATA = ("prompt", "seed", "thinking", "settings", "software")
+
+
+@dataclass
+class Result:
+    """A picture or a text, with what is to be known about it.
+
+    Attributes:
+        image: the picture, or None.
+        text: the answer without its thinking, or "".
+        thinking: what was thought before, without its tags; "" if nothing.
+        raw_text: the text as the model wrote it, tags and all: the answer, or the thinking before a picture.
+        written: tokens that this text took, its end token included.
+        complete: whether it ended by itself or at a stop text, not at a limit.
+        prompt: the texts given, joined by line breaks.
+        seed: of all randomness.
+        settings: those that applied, by name.
+        seconds: from the request's first step to its last, other requests' work in the same steps included.
+        evaluations: branch evaluations of the model that the picture took.
+    """
+
+    image: Image.Image | None = None
+    text: str = ""
+    thinking: str = ""
+    raw_text: str = ""
+    written: int = 0
+    complete: bool = True
+    prompt: str = ""
+    seed: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    evaluations: int = 0
+
+    @property
+    def value(self) -> Image.Image | str:
+        """The picture if there is one, else the text."""
+        return self.text if self.image is None else self.image
+
+    def metadata(self) -> dict[str, str]:
+        """What a picture file is to say about itself: texts, so that they are the same after saving and opening."""
+        from bagel_mot import __version__
+
+        settings = {name: value for name, value in self.settings.items() if name != "seed"}
+        found = {
+            "prompt": self.prompt,
+            "seed": str(self.seed),
+            "thinking": self.thinking,
+            "settings": json.dumps(settings),
+            "software": f"bagel {__version__}",
+        }
+        return {name: text for name, text in found.items() if text}
+
+
+def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Writes a picture; into a PNG also what `image.info` says of how it was made. The format follows from the name.
+
+    Raises:
+        ValueError: the name's ending is no picture format that Pillow writes.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {}
+    extension = path.suffix.lower()
+    if extension not in Image.registered_extensions():
+        raise ValueError(f"{path} does not end in a known picture format: name it .png, .jpg or .webp.")
+    if extension == ".png":
+        notes = PngImagePlugin.PngInfo()
+        for name in METADATA:
+            if isinstance(text := image.info.get(name), str):
+                notes.add_itxt(name, text)
+        options["pnginfo"] = notes
+    write_atomically(path, lambda file: image.save(file, format=Image.registered_extensions()[extension], **options))

@@ -1,0 +1,214 @@
+"""Attention of both experts' tokens in one softmax.
+
+The decoder hands over queries, keys and values of und and gen slots; an *attend* object knows who sees whom:
+
+- `MaskedAttention` for training: rows of slots under one mask;
+- `CachedAttention` for inference: each sample's new tokens against its own context, whose cache is appended in place.
+
+Grouped queries are folded into the sequence axis, (kv_heads, group·n, head_dim), so that keys and values are never
+repeated. Nothing here needs flash-attn or any other package.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel_mot.model.cache import Tail
+from bagel_mot.sequence import CAUSAL, PackedSequence, SegmentSpan
+
+_FEW = 16  # queries: of text that is being written, not of a picture
+_LARGEST_SCORES = 1 << 26  # numbers, 256 MiB of float32
+
+Pair = tuple[Tensor, Tensor]  # of und slots (S, heads, head_dim) and gen slots (G, heads, head_dim)
+
+
+class Attend(Protocol):
+    """One layer's attention: queries, keys and values of all slots in, attended values out."""
+
+    def __call__(self, query: Pair, key: Pair, value: Pair) -> Pair: ...
+
+
+class Attention(Protocol):
+    """Who sees whom, for all layers of one forward pass."""
+
+    def for_layer(self, layer: int) -> Attend: ...
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+class MaskedAttention:
+    """Attention over the rows of a pack. `mask` is (rows, L, L) bool, True = may attend (`PackedSequence.mask`)."""
+
+    def __init__(self, packed: PackedSequence, mask: Tensor | None = None) -> None:
+        self.rows, self.und_len, self.gen_len = packed.rows, packed.und_len, packed.gen_len
+        self.mask = (packed.mask() if mask is None else mask)[:, None]  # (rows, 1, L, L)
+
+    def for_layer(self, layer: int) -> Attend:
+        return self
+
+    def __call__(self, query: Pair, key: Pair, value: Pair) -> Pair:
+        return masked_attention(self.rows, self.mask, query, key, value)
+
+
+def masked_attention(rows: int, mask: Tensor, query: Pair, key: Pair, value: Pair) -> Pair:
+    """SDPA over rows under a (rows, 1, L, L) mask."""
+    heads, dim = query[0].shape[1:]
+    kv_heads = key[0].shape[1]
+    group = heads // kv_heads
+
+    def by_row(pair: Pair) -> Tensor:  # -> (rows, L, heads, head_dim)
+        return torch.cat([part.view(rows, -1, *part.shape[1:]) for part in pair], dim=1)
+
+    q, k, v = by_row(query), by_row(key), by_row(value)
+    length = q.shape[1]
+    q = q.view(rows, length, kv_heads, group, dim).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, group * length, dim)
+    mask = mask.repeat(1, 1, group, 1) if group > 1 else mask
+    out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+    out = out.view(rows, kv_heads, group, length, dim).permute(0, 3, 1, 2, 4).reshape(rows, length, heads, dim)
+    und_len = query[0].shape[0] // rows
+    return out[:, :und_len].flatten(0, 1), out[:, und_len:].flatten(0, 1)
+
+
+# --------------------------------------------------------------------------------------------------------- inference
+
+
+@dataclass(frozen=True)
+class CachedSample:
+    """One sample of an inference pack: where its new tokens stand, and the room for their keys and values."""
+
+    spans: list[SegmentSpan]
+    tail: Tail
+
+
+class CachedAttention:
+    """Each sample's new tokens against its context and themselves.
+
+    A full or noised segment sees everything up to its own end; a text sees everything before it and, causally,
+    itself. Both are contiguous stretches of the cache, so no mask is needed except a small one for a text behind a
+    context.
+    """
+
+    def __init__(self, samples: list[CachedSample]) -> None:
+        self.samples = samples
+
+    def for_layer(self, layer: int) -> Attend:
+        return partial(self._attend, layer)
+
+    def _attend(self, layer: int, query: Pair, key: Pair, value: Pair) -> Pair:
+        und_out, gen_out = torch.empty_like(query[0]), torch.empty_like(query[1])
+        for sample in self.samples:
+            tail = sample.tail
+            for span in sample.spans:
+                und, gen = slice(*span.und), slice(*span.gen)
+                n_und = span.und[1] - span.und[0]
+                tail.write(layer, span.start, key[0][und], value[0][und])
+                if span.gen[1] > span.gen[0]:
+                    tail.write(layer, span.start + n_und, key[1][gen], value[1][gen])
+                    q = torch.cat([query[0][und], query[1][gen]])
+                else:
+                    q = query[0][und]
+                parts = tail.visible(layer, span.start + span.length)
+                out = attend_parts(q, parts, causal=span.mode == CAUSAL)
+                und_out[und] = out[:n_und]
+                if span.gen[1] > span.gen[0]:
+                    gen_out[gen] = out[n_und:]
+        return und_out, gen_out
+
+
+def attend_parts(query: Tensor, parts: list[tuple[Tensor, Tensor]], *, causal: bool) -> Tensor:
+    """Attention of `query` (n, heads, head_dim) over keys and values that lie in several pieces of memory.
+
+    Args:
+        query: the last n tokens of what `parts` hold.
+        parts: (keys, values), each (kv_heads, length, head_dim). The queries' own keys end the last part.
+        causal: whether the queries see one another causally; else fully.
+
+    Returns: (n, heads, head_dim)
+    """
+    n, heads, dim = query.shape
+    kv_heads = parts[0][0].shape[0]
+    group = heads // kv_heads
+    causal = causal and n > 1
+    last = parts[-1][0].shape[1]
+    if causal and len(parts) == 1 and last == n:
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None], parts[0][0][None], parts[0][1][None], is_causal=True, enable_gqa=group > 1
+        )
+        return out[0].transpose(0, 1)
+    folded = query.view(n, kv_heads, group, dim).permute(1, 2, 0, 3).reshape(1, kv_heads, group * n, dim)
+    mask = None
+    if causal:
+        mask = torch.ones(n, last, dtype=torch.bool, device=query.device).tril(last - n).repeat(group, 1)[None, None]
+    if len(parts) == 1 and mask is None and n <= _FEW and query.device.type == "cuda":
+        # PyTorch would take cuDNN's kernel on newer GPUs, which builds a plan for every new length: for each token.
+        out = _few_on_cuda(folded, parts[0][0][None], parts[0][1][None])
+    elif len(parts) == 1:
+        out = F.scaled_dot_product_attention(folded, parts[0][0][None], parts[0][1][None], attn_mask=mask)
+    else:
+        out = _attend_and_merge(folded, parts, mask)
+    return out.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
+
+
+def _few_on_cuda(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    if _flash_takes(query, key, value):
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def _attend_and_merge(query: Tensor, parts: list[tuple[Tensor, Tensor]], last_mask: Tensor | None) -> Tensor:
+    """Softmax over all parts, from the parts' own softmaxes and their log-sum-exps (as flash decoding does)."""
+    masks = [None] * (len(parts) - 1) + [last_mask]
+    pieces = [_partial(query, k[None], v[None], m) for (k, v), m in zip(parts, masks, strict=True)]
+    total = torch.logsumexp(torch.stack([lse for _, lse in pieces]), dim=0)
+    out = sum((o * (lse - total).exp()[..., None] for o, lse in pieces), torch.zeros((), device=query.device))
+    return out.to(query.dtype)
+
+
+def _partial(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One part's attention (float or half) and its log-sum-exp (1, heads, n) in float32: by PyTorch's flash kernel
+    where the device has one that gives both, else by matmuls.
+    """
+    if query.device.type == "cpu":
+        bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
+        return out, lse
+    if query.device.type == "cuda" and mask is None and _flash_takes(query, key, value):
+        result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+        return result[0], result[1]
+    return _partial_by_matmul(query, key, value, mask)
+
+
+def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether this GPU has PyTorch's flash kernel for such tensors: it wants half precision, compute capability 8, and
+    heads of a size that it knows. Heads whose size is no multiple of 8 it would take only padded.
+    """
+    from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+    params = SDPAParams(query, key, value, None, 0.0, False, False)
+    return query.shape[-1] % 8 == 0 and can_use_flash_attention(params)
+
+
+def _partial_by_matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same in float32 by plain matmuls, in blocks of queries, so that the scores of no more than a block stand in
+    memory.
+    """
+    heads, n, dim = query.shape[1:]
+    keys, values = key.float().transpose(-1, -2), value.float()
+    out = torch.empty(query.shape, dtype=torch.float32, device=query.device)
+    lse = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+    rows = max(1, _LARGEST_SCORES // (heads * key.shape[2]))
+    for start in range(0, n, rows):
+        block = slice(start, start + rows)
+        scores = (query[:, :, block].float() * dim**-0.5) @ keys
+        if mask is not None:
+            scores.masked_fill_(~mask[:, :, block], float("-inf"))
+        lse[:, :, block] = scores.logsumexp(-1)
+        out[:, :, block] = scores.sub_(lse[:, :, block, None]).exp_() @ values
+    return out, lse

@@ -1,0 +1,145 @@
+"""The whole network: embeddings of text, ViT and VAE tokens, the decoder, and the two heads.
+
+    text ids ─ embed_tokens ─────────────────┐
+    patches ─ ViT ─ connector ─ + sin-cos ───┼─ und slots ┐            ┌ norm ─ lm_head ── logits
+                                             │            ├─ decoder ──┤
+    latents ─ vae2llm ─ + time ─ + sin-cos ──┴─ gen slots ┘            └ norm_gen ─ llm2vae ── velocity
+
+The autoencoder stands beside it (`bagel_mot.model.vae`): frozen, it turns pictures into latents and back.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bagel_mot.config import BagelConfig
+from bagel_mot.model.attention import Attention
+from bagel_mot.model.decoder import Decoder
+from bagel_mot.model.vit import Connector, VisionTransformer
+from bagel_mot.sequence import PackedSequence
+
+_TIME_FREQUENCIES = 256
+
+
+def sincos_table(side: int, size: int) -> Tensor:
+    """The fixed 2-D position table: (side², size) float32, computed in float64.
+
+    The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of
+    frequencies 10000^(−i/(size/4)).
+    """
+    if size % 4:
+        raise ValueError(f"a sin-cos table needs a width divisible by 4, not {size}")
+    frequencies = 10000.0 ** -(torch.arange(size // 4, dtype=torch.float64) / (size / 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=-1).float()  # (side, size/2)
+    table = torch.empty(side, side, size, dtype=torch.float32)
+    table[..., : size // 2] = axis
+    table[..., size // 2 :] = axis[:, None]
+    return table.flatten(0, 1)
+
+
+class TimestepEmbedding(nn.Module):
+    """t in [0, 1] -> 128 cosines and 128 sines -> Linear, SiLU, Linear."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(_TIME_FREQUENCIES, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(N,) float32 -> (N, hidden)"""
+        half = _TIME_FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        angles = t.float()[:, None] * frequencies
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
+        return self.fc2(F.silu(self.fc1(features)))
+
+
+class BagelModel(nn.Module):
+    """The network without the autoencoder. Call it on a `PackedSequence`; then take `logits` or `velocity` where
+    needed.
+    """
+
+    latent_pos_embed: Tensor  # (max_latent_size², hidden), fixed
+    vit_pos_embed: Tensor  # (vit_max_num_patch_per_side², hidden), fixed
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = config.decoder.hidden_size
+        self.decoder = Decoder(config.decoder)
+        self.vit = VisionTransformer(config.vit)
+        self.connector = Connector(config.vit.hidden_size, hidden)
+        self.time_embedding = TimestepEmbedding(hidden)
+        self.latent_in = nn.Linear(config.latent_dim, hidden)
+        self.latent_out = nn.Linear(hidden, config.latent_dim)
+        self.register_buffer("latent_pos_embed", sincos_table(config.max_latent_size, hidden))
+        self.register_buffer("vit_pos_embed", sincos_table(config.vit_max_num_patch_per_side, hidden))
+
+    def drop(self, *, pictures_in: bool = False, pictures_out: bool = False) -> None:
+        """Leaves out what a task does not need; it is not to be called on afterwards.
+
+        Args:
+            pictures_in: the vision transformer and its connector, so that pictures can be drawn from texts alone.
+            pictures_out: the gen expert and the way of latents in and out, so that texts alone are written.
+        """
+        # A module set to None stays known by its name and is neither moved, stored nor counted.
+        if pictures_in:
+            for name in ("vit", "connector", "vit_pos_embed"):
+                setattr(self, name, None)
+        if pictures_out:
+            for name in ("latent_in", "latent_out", "time_embedding", "latent_pos_embed"):
+                setattr(self, name, None)
+            for module, name in ((self.decoder, "norm_gen"), *((layer, "gen") for layer in self.decoder.layers)):
+                setattr(module, name, None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations: that of the norms (large matrices may be stored otherwise)."""
+        return self.decoder.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.norm.weight.device
+
+    def embed_pictures(self, packed: PackedSequence) -> Tensor:
+        """ViT features through the connector, with positions: (P, hidden)."""
+        patches = packed.vit_patches.to(self.dtype)
+        features = self.vit(patches, packed.vit_index, packed.vit_grids)
+        return self.connector(features) + self.vit_pos_embed[packed.vit_index]
+
+    def embed_latents(self, latents: Tensor, timesteps: Tensor, index: Tensor) -> Tensor:
+        """Latent tokens (N, latent_dim) at timesteps (N,) and table places (N,): (N, hidden)."""
+        return self.latent_in(latents.to(self.dtype)) + self.time_embedding(timesteps) + self.latent_pos_embed[index]
+
+    def embed(self, packed: PackedSequence) -> tuple[Tensor, Tensor]:
+        """Fills the slots: und (S, hidden) and gen (G, hidden). Slots that nothing fills are zero."""
+        hidden = self.config.decoder.hidden_size
+        text = self.decoder.embed_tokens(packed.text_ids)
+        und = text.new_zeros(packed.rows * packed.und_len, hidden)
+        und = und.index_copy(0, packed.text_slots, text)
+        if packed.vit_slots.numel():
+            und = und.index_copy(0, packed.vit_slots, self.embed_pictures(packed).to(und.dtype))
+        gen = text.new_zeros(packed.rows * packed.gen_len, hidden)
+        if packed.latent_slots.numel():
+            latents = self.embed_latents(packed.latents, packed.timesteps, packed.latent_index)
+            gen = gen.index_copy(0, packed.latent_slots, latents.to(gen.dtype))
+        return und, gen
+
+    def forward(self, packed: PackedSequence, attend: Attention) -> tuple[Tensor, Tensor]:
+        """Hidden states before the final norms: und (S, hidden) and gen (G, hidden) slots."""
+        und, gen = self.embed(packed)
+        positions = (packed.positions[:, : packed.und_len].flatten(), packed.positions[:, packed.und_len :].flatten())
+        return self.decoder(und, gen, positions, attend)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (N, hidden) of und slots -> (N, vocab)."""
+        return self.decoder.lm_head(self.decoder.norm(hidden))
+
+    def velocity(self, hidden: Tensor) -> Tensor:
+        """Hidden states (N, hidden) of gen slots -> (N, latent_dim)."""
+        return self.latent_out(self.decoder.norm_gen(hidden))

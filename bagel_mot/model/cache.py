@@ -1,0 +1,213 @@
+"""The key/value cache: append-only chunks, shared by prefix.
+
+A `Context` is what a request has read so far: a list of views into chunks. Forking a context, or cutting it back to an
+earlier segment, copies nothing: the result looks at the same memory. As with Go's slices, whoever appends first at the
+end of a chunk goes on in place; a second one that appends at a place already taken starts a chunk of its own. Chunks
+grow geometrically and are never moved, so the cache is never copied.
+
+Room is taken as long as something looks at it. A chunk knows its living views by weak references, so what a dropped
+fork, a finished answer or a cancelled request had appended is free again without anybody giving it back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from bagel_mot.config import DecoderConfig
+from bagel_mot.sequence import Segment
+
+_SMALLEST_CHUNK = 64
+
+Devices = tuple[torch.device, ...]  # where each layer computes
+
+
+class Chunk:
+    """Memory for `capacity` tokens in all layers: `layers` are (2, kv_heads, capacity, head_dim) each, keys first, and
+    stand where their layer computes. Layers of one device share one block.
+    """
+
+    def __init__(self, config: DecoderConfig, capacity: int, dtype: torch.dtype, devices: Devices) -> None:
+        self.capacity = capacity
+        self.views: WeakSet[View] = WeakSet()
+        shape = (2, config.num_kv_heads, capacity, config.head_dim)
+        blocks = {
+            device: iter(torch.empty(count, *shape, dtype=dtype, device=device).unbind())
+            for device, count in Counter(devices).items()
+        }
+        self.layers: tuple[Tensor, ...] = tuple(next(blocks[device]) for device in devices)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def used(self) -> int:
+        """Tokens that some living view looks at; room behind them may be written."""
+        return max((view.stop for view in self.views), default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The first `stop` tokens of a chunk. As long as it lives, nobody else writes there."""
+
+    chunk: Chunk
+    stop: int
+
+    def __post_init__(self) -> None:
+        self.chunk.views.add(self)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A segment that stands in a context, and how the context stood just after it."""
+
+    segment: Segment
+    views: tuple[View, ...]
+    length: int
+    position: int
+
+
+class Tail:
+    """Room for tokens after a context: scratch until `Context.commit` makes it part of the context.
+
+    Scratch may be written again and again; its room is free again once the tail is dropped.
+    """
+
+    def __init__(self, views: tuple[View, ...], chunk: Chunk, start: int, stop: int) -> None:
+        self.chunk, self.start, self.stop = chunk, start, stop
+        extends_last = bool(views) and views[-1].chunk is chunk
+        self.views_before = views
+        self.views_after = (*(views[:-1] if extends_last else views), View(chunk, stop))
+
+    def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
+        """Writes keys and values, each (n, kv_heads, head_dim), `offset` tokens into the tail."""
+        start = self.start + offset
+        target = self.chunk.layers[layer][:, :, start : start + keys.shape[0]]
+        target[0].copy_(keys.transpose(0, 1))
+        target[1].copy_(values.transpose(0, 1))
+
+    def visible(self, layer: int, stop: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values, (kv_heads, n, head_dim) each, of the context and the first `stop` tokens of this tail."""
+        seen = [(view.chunk.layers[layer], view.stop) for view in self.views_after[:-1]]
+        seen.append((self.chunk.layers[layer], self.start + stop))
+        return [(pair[0, :, :end], pair[1, :, :end]) for pair, end in seen]
+
+
+class Context:
+    """What a request has read so far, as keys and values.
+
+    Attributes:
+        entries: the segments in it, in order.
+        length: tokens in it.
+        position: the rotary position of what comes next.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, dtype: torch.dtype, device: torch.device | Devices, reserve: int = 0
+    ) -> None:
+        """
+        Args:
+            device: of all layers, or one for each of them.
+            reserve: tokens that are expected in all.
+        """
+        self._config, self._dtype = config, dtype
+        self._devices = (device,) * config.num_layers if isinstance(device, torch.device) else device
+        self._reserve = reserve  # expected total length: the first chunk is made this large
+        self._most: int | None = None  # no longer than this in all
+        self._views: tuple[View, ...] = ()
+        self.entries: tuple[Entry, ...] = ()
+        self.length = 0
+        self.position = 0
+
+    def fork(self, entries: int | None = None) -> Context:
+        """A context that shares this one's memory: all of it, or only its first `entries` segments."""
+        other = Context(self._config, self._dtype, self._devices, self._reserve)
+        if entries is None:
+            other._views, other.entries = self._views, self.entries
+            other.length, other.position = self.length, self.position
+        elif entries > 0:
+            last = self.entries[entries - 1]
+            other._views, other.entries = last.views, self.entries[:entries]
+            other.length, other.position = last.length, last.position
+        return other
+
+    def expect(self, length: int) -> None:
+        """Makes the next chunk large enough for `length` tokens in all."""
+        self._reserve = length
+
+    def bound(self, length: int) -> None:
+        """Takes no more memory than `length` tokens in all need. Forks are not bound."""
+        self._most = length
+
+    def shared_entries(self, segments: tuple[Segment, ...]) -> int:
+        """How many of `segments`, from the first on, are this context's own (the very same objects)."""
+        count = 0
+        for entry, segment in zip(self.entries, segments, strict=False):
+            if entry.segment is not segment:
+                break
+            count += 1
+        return count
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(entry.segment for entry in self.entries)
+
+    def allocate(self, tokens: int, *, scratch: bool = False) -> Tail:
+        """Room for `tokens` tokens behind this context: in place where the place is free, else in a chunk of its own.
+
+        Args:
+            tokens: how many.
+            scratch: nothing will follow them, so a chunk of their own has no room to spare.
+        """
+        last = self._views[-1] if self._views else None
+        if last and last.stop + tokens <= last.chunk.capacity and last.chunk.used == last.stop:
+            return Tail(self._views, last.chunk, last.stop, last.stop + tokens)
+        spare = 0 if scratch else max(self.length, self._reserve - self.length, _SMALLEST_CHUNK)
+        if self._most is not None:
+            spare = min(spare, self._most - self.length)
+        chunk = Chunk(self._config, max(tokens, spare), self._dtype, self._devices)
+        return Tail(self._views, chunk, 0, tokens)
+
+    def commit(self, tail: Tail, segments: tuple[Segment, ...], *, record: bool = True) -> None:
+        """Makes a tail, whose keys and values have been written, part of this context.
+
+        Args:
+            tail: from `allocate` of this very context as it stands.
+            segments: what the tail holds, in order.
+            record: keep an entry for each segment, to which the context can be cut back. Without, as for the single
+                tokens of an answer being written, it grows by an unnamed stretch.
+
+        Raises:
+            RuntimeError: the tail belongs to another context or an earlier state, or holds another number of tokens.
+        """
+        if tail.views_before != self._views:
+            raise RuntimeError("the tail belongs to another state of this context")
+        total = sum(segment.und_len + segment.gen_len for segment in segments)
+        if total != tail.stop - tail.start:
+            raise RuntimeError(f"the tail holds {tail.stop - tail.start} tokens, its segments {total}")
+        done = 0
+        for segment in segments:
+            tokens = segment.und_len + segment.gen_len
+            done += tokens
+            self.length += tokens
+            self.position += segment.advance
+            if record:
+                views = (*tail.views_after[:-1], View(tail.chunk, tail.start + done)) if done else self._views
+                self.entries = (*self.entries, Entry(segment, views, self.length, self.position))
+        if total:
+            self._views = tail.views_after
+
+    @property
+    def chunks(self) -> set[Chunk]:
+        """The memory that this context looks at, shared with others or not."""
+        return {view.chunk for view in self._views}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of cache this context looks at, shared chunks included."""
+        return sum(chunk.nbytes for chunk in self.chunks)

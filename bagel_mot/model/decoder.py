@@ -1,0 +1,145 @@
+"""The Mixture-of-Transformers decoder: Qwen2 with two experts a layer.
+
+What is unusual about it:
+- every layer has two full sets of weights, *und* for text and ViT tokens and image markers, *gen* for VAE latents;
+- tokens arrive grouped by expert, so an expert is a plain transformer block on a contiguous slice;
+- the experts meet only in attention, where all tokens of a sample share one softmax;
+- queries and keys are RMS-normalised per head before the rotary embedding.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bagel_mot.config import DecoderConfig
+from bagel_mot.model.attention import Attend, Attention
+
+Rope = tuple[Tensor, Tensor]  # cosines and sines, (T, 1, head_dim) float32 each
+
+
+class RMSNorm(nn.Module):
+    """x / √(mean(x²) + ε) · weight, with statistics in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normed * self.weight.float()).to(x.dtype)
+
+
+def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
+    """Rotary embedding in the "rotate half" form for positions (T,)."""
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions.float()[:, None] * (1.0 / theta**exponent)  # (T, head_dim/2)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos_sin: Rope) -> Tensor:
+    """Applies a rotary embedding to (T, heads, head_dim), in float32."""
+    cos, sin = cos_sin
+    wide = x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+class Expert(nn.Module):
+    """One expert's weights in one layer: everything but the softmax."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        hidden, dim = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, dim
+        self.input_norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.q = nn.Linear(hidden, config.num_heads * dim)
+        self.k = nn.Linear(hidden, config.num_kv_heads * dim)
+        self.v = nn.Linear(hidden, config.num_kv_heads * dim)
+        self.o = nn.Linear(config.num_heads * dim, hidden, bias=False)
+        self.q_norm = RMSNorm(dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(dim, config.rms_norm_eps)
+        self.mlp_norm = RMSNorm(hidden, config.rms_norm_eps)
+        self.gate = nn.Linear(hidden, config.intermediate_size, bias=False)
+        self.up = nn.Linear(hidden, config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, hidden, bias=False)
+
+    def project(self, x: Tensor, cos_sin: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """(T, hidden) -> queries (T, heads, head_dim), keys and values (T, kv_heads, head_dim)."""
+        normed = self.input_norm(x)
+        q = self.q(normed).unflatten(-1, (self.heads, self.head_dim))
+        k = self.k(normed).unflatten(-1, (self.kv_heads, self.head_dim))
+        v = self.v(normed).unflatten(-1, (self.kv_heads, self.head_dim))
+        return rotate(self.q_norm(q), cos_sin), rotate(self.k_norm(k), cos_sin), v
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Residual stream (T, hidden) and attention output (T, heads, head_dim) -> residual stream."""
+        x = x + self.o(attended.flatten(-2))
+        normed = self.mlp_norm(x)
+        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+
+
+class DecoderLayer(nn.Module):
+    """Two experts and the attention they share."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.und = Expert(config)
+        self.gen = Expert(config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and where the cache of its keys and values stands."""
+        return self.und.input_norm.weight.device
+
+    def forward(
+        self, und: Tensor, gen: Tensor, und_rope: Rope, gen_rope: Rope, attend: Attend
+    ) -> tuple[Tensor, Tensor]:
+        """Residual streams of und (S, hidden) and gen (G, hidden) slots."""
+        und_q, und_k, und_v = self.und.project(und, und_rope)
+        if gen.shape[0] == 0:  # text is being read or written: the other expert rests
+            nothing = und_q[:0], und_k[:0], und_v[:0]
+            und_out, _ = attend((und_q, nothing[0]), (und_k, nothing[1]), (und_v, nothing[2]))
+            return self.und.finish(und, und_out), gen
+        gen_q, gen_k, gen_v = self.gen.project(gen, gen_rope)
+        und_out, gen_out = attend((und_q, gen_q), (und_k, gen_k), (und_v, gen_v))
+        return self.und.finish(und, und_out), self.gen.finish(gen, gen_out)
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, and the final norms of both experts."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where each layer computes."""
+        return tuple(cast(DecoderLayer, layer).device for layer in self.layers)
+
+    def forward(
+        self, und: Tensor, gen: Tensor, positions: tuple[Tensor, Tensor], attend: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """All layers, without the final norms.
+
+        Args:
+            und, gen: embedded slots, (S, hidden) and (G, hidden).
+            positions: rotary positions of und and gen slots, (S,) and (G,).
+            attend: who sees whom.
+        """
+        und_rope, gen_rope = (rope(p, self.config.head_dim, self.config.rope_theta) for p in positions)
+        for index, layer in enumerate(self.layers):
+            und, gen = layer(und, gen, und_rope, gen_rope, attend.for_layer(index))
+        return und, gen

@@ -1,0 +1,123 @@
+"""What every weight matrix in few bits can do.
+
+One or few rows of activations want another way of multiplying than many. With few, reading the weights is all the time
+there is, and a kernel that multiplies them as they are stored wins. With many, the multiplications are, and it is
+quicker to bring a piece of the matrix into the precision of the activations and to use the ordinary matmul.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel_mot.allocator import on_own_pages
+
+_PIECE = 1 << 18  # values that are worked on at a time on the CPU where float32 intermediates are needed
+_PIECE_ON_DEVICE = 1 << 25  # the same on accelerators, where each piece costs the start of its operations
+_BLOCK = 1 << 22  # values that are brought back at a time on the CPU: 8 MB, which stay in the processor's cache
+
+
+class QuantisedMatrix(ABC):
+    """A weight matrix (out, in) in few bits.
+
+    Attributes:
+        format: its name, which is also that of the precision.
+        few_rows: with at most so many rows of activations `multiply_few` is quicker, where there is one.
+        shape: (out, in).
+        tensors: what it consists of, by name.
+    """
+
+    format: ClassVar[str]
+    few_rows: ClassVar[int] = 0
+
+    def __init__(self, shape: tuple[int, int], tensors: dict[str, Tensor]) -> None:
+        self.shape = shape
+        self.tensors = tensors
+
+    @classmethod
+    @abstractmethod
+    def fits(cls, shape: tuple[int, int]) -> bool:
+        """Whether a matrix of this shape can be stored so."""
+
+    @classmethod
+    @abstractmethod
+    def quantise(cls, weight: Tensor) -> QuantisedMatrix:
+        """The nearest matrix to a weight (out, in) of any floating-point type, on its device."""
+
+    @classmethod
+    @abstractmethod
+    def stored_bytes(cls, shape: tuple[int, int]) -> int:
+        """Bytes that a matrix of this shape takes."""
+
+    @abstractmethod
+    def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop, (stop − start, in), on the device of the matrix."""
+
+    def multiply_few(self, x: Tensor) -> Tensor | None:
+        """(T, in) -> (T, out) without bringing the weights back; None where nothing here does that."""
+        return None
+
+    def multiply_many(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out) by ordinary matmuls, a piece of the matrix at a time."""
+        return self.multiply_by_blocks(x, lambda start, stop: self.dequantise(x.dtype, start, stop))
+
+    def multiply_by_blocks(self, x: Tensor, block: Callable[[int, int], Tensor]) -> Tensor:
+        """(T, in) -> (T, out); `block` gives rows of the weight, (stop − start, in)."""
+        ranges = self.blocks()
+        if len(ranges) == 1:  # without a second result beside the first
+            return F.linear(x, block(*ranges[0]))
+        result = x.new_empty(x.shape[0], self.shape[0])
+        for start, stop in ranges:
+            result[:, start:stop] = F.linear(x, block(start, stop))
+        return result
+
+    def blocks(self) -> list[tuple[int, int]]:
+        """Ranges of rows that are brought back at a time: all on accelerators, some of them on the CPU."""
+        out, inner = self.shape
+        rows = max(64, _BLOCK // inner // 64 * 64) if self.device.type == "cpu" else out
+        return [(start, min(out, start + rows)) for start in range(0, out, rows)]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
+
+
+def pieces(shape: tuple[int, int], device: torch.device, multiple: int = 1) -> list[tuple[int, int]]:
+    """Ranges of rows that are worked on at a time, of a multiple of rows except for the last."""
+    values = _PIECE if device.type == "cpu" else _PIECE_ON_DEVICE
+    rows = max(1, values // shape[1] // multiple) * multiple
+    return [(start, min(shape[0], start + rows)) for start in range(0, shape[0], rows)]
+
+
+def wide_pieces(weight: Tensor, multiple: int = 1) -> Iterator[tuple[int, int, Tensor]]:
+    """The same ranges with their rows of a weight in float32, to be changed at will: one buffer serves them all.
+
+    Rounding in place in a buffer outside the heap, and not in new tensors, is for memory's sake: their blocks would
+    leave gaps in the heap between all the small tensors that stay, and a model of 400 MB took 900.
+    """
+    ranges = pieces((weight.shape[0], weight.shape[1]), weight.device, multiple)
+    rows = max((stop - start for start, stop in ranges), default=0)
+    buffer = on_own_pages((rows, weight.shape[1]), torch.float32, weight.device)
+    for start, stop in ranges:
+        yield start, stop, buffer[: stop - start].copy_(weight[start:stop])
+
+
+def bfloat16_scale(scale: Tensor) -> Tensor:
+    """The first number of bfloat16 that is not below a scale, as float32; 1 for a scale of 0.
+
+    Kernels want scales in the precision of the activations. One that is exact in bfloat16 is not rounded again.
+    """
+    rounded = scale.to(torch.bfloat16)
+    above = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
+    rounded = torch.where(rounded.float() < scale, above, rounded)
+    return torch.where(scale == 0, torch.ones_like(scale), rounded.float())

@@ -1,0 +1,191 @@
+"""NF4 (QLoRA): sixteen levels of a normal distribution, a scale for each block of neighbours.
+
+The package bitsandbytes has kernels for it, which are used where it is installed; without it, the weights are brought
+back by PyTorch alone, which is slower.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel_mot.allocator import on_own_pages
+from bagel_mot.errors import CheckpointError
+from bagel_mot.model.quant.base import QuantisedMatrix, pieces, wide_pieces
+
+# QLoRA, appendix E: quantiles of a normal distribution, zero among them, scaled to [−1, 1].
+LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+BLOCK = 64
+SCALE_BLOCK = 256
+_SCALE_BLOCKS = 256  # that are worked on at a time
+_CELLS = 2048  # of the table for each unit; no border is so near the end of a cell that rounding would miss it
+
+
+class Nf4Matrix(QuantisedMatrix):
+    """`values` uint8 (out·in/2,), the earlier weight in the high half; scales of blocks either as `scale` float32
+    (blocks,), or in 8 bits: `scale` uint8 (blocks,), `scale_levels` float32 (256,), `scale_scale` float32 (one for 256
+    blocks,), `scale_offset` float32 (), with scale = level · scale of the scales + offset.
+    """
+
+    format = "nf4"
+    few_rows = 1
+
+    @classmethod
+    def fits(cls, shape: tuple[int, int]) -> bool:
+        return shape[1] % BLOCK == 0
+
+    @classmethod
+    def stored_bytes(cls, shape: tuple[int, int]) -> int:
+        blocks = shape[0] * shape[1] // BLOCK
+        return shape[0] * shape[1] // 2 + blocks + 4 * -(-blocks // SCALE_BLOCK) + 4 * 257
+
+    @classmethod
+    def quantise(cls, weight: Tensor) -> Nf4Matrix:
+        out, inner = weight.shape
+        if not cls.fits((out, inner)):
+            raise CheckpointError(f"a matrix of {out}×{inner} cannot be NF4: it takes rows of a multiple of {BLOCK}")
+        values = on_own_pages((out * inner // 2,), torch.uint8, weight.device)
+        scale = on_own_pages((out * inner // BLOCK,), torch.float32, weight.device)
+        for start, stop, wide in wide_pieces(weight):
+            blocks = wide.view(-1, BLOCK)
+            largest = torch.maximum(-blocks.amin(1), blocks.amax(1))
+            scale[start * inner // BLOCK : stop * inner // BLOCK] = largest
+            blocks /= torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
+            level = nearest_level(wide.view(-1)).view(-1, 2)
+            values[start * inner // 2 : stop * inner // 2] = level[:, 0] << 4 | level[:, 1]
+        return cls((out, inner), {"values": values, **_in_8_bits(scale)})
+
+    @property
+    def block(self) -> int:
+        """Weights that share a scale."""
+        return self.shape[0] * self.shape[1] // self.tensors["scale"].numel()
+
+    def scales(self) -> Tensor:
+        """Of all blocks, float32 (blocks,)."""
+        scale = self.tensors["scale"]
+        if scale.dtype != torch.uint8:
+            return scale
+        outer = self.tensors["scale_scale"].repeat_interleave(SCALE_BLOCK)[: scale.numel()]
+        return self.tensors["scale_levels"][scale.int()] * outer + self.tensors["scale_offset"]
+
+    def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        stop = self.shape[0] if stop is None else stop
+        return self._dequantise(self.scales(), dtype, start, stop)
+
+    def _dequantise(self, scales: Tensor, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        inner = self.shape[1]
+        scale = scales[start * inner // self.block : stop * inner // self.block]
+        packed = self.tensors["values"].flatten()[start * inner // 2 : stop * inner // 2]
+        if has_bitsandbytes(packed.device.type):
+            shape = [stop - start, inner]
+            return torch.ops.bitsandbytes.dequantize_4bit(packed[:, None], scale, self.block, "nf4", shape, dtype)
+        # Two weights stand in a byte: a table of 256 pairs gives both at once.
+        levels = _levels(packed.device)
+        pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)
+        result = torch.empty(stop - start, inner, dtype=dtype, device=packed.device)
+        for i, j in pieces((stop - start, inner), packed.device):
+            wide = F.embedding(packed[i * inner // 2 : j * inner // 2].int(), pairs).view(-1, self.block)
+            result[i:j] = wide.mul_(scale[i * inner // self.block : j * inner // self.block, None]).view(j - i, inner)
+        return result
+
+    def multiply_few(self, x: Tensor) -> Tensor | None:
+        # The package's kernel for the CPU wants the weights in an order of its own.
+        if x.device.type != "cuda" or x.shape[0] != 1 or not has_bitsandbytes("cuda"):
+            return None
+        code = _levels(x.device)
+        packed = self.tensors["values"].view(-1, 1)
+        return torch.ops.bitsandbytes.gemv_4bit(x, packed, list(self.shape), self.scales(), code, self.block)
+
+    def multiply_many(self, x: Tensor) -> Tensor:
+        scales = self.scales()
+        return self.multiply_by_blocks(x, lambda start, stop: self._dequantise(scales, x.dtype, start, stop))
+
+
+def nearest_level(x: Tensor) -> Tensor:
+    """Of float32 (n,) within [−1, 1], which of `LEVELS` is nearest, of two equally near the lower: uint8 (n,).
+
+    A table of narrow cells knows it for all cells but those in which two levels meet, where it is compared: a third of
+    the time of comparing with every border.
+    """
+    lower, border = _cells(x.device)
+    cell = (x * _CELLS).add_(_CELLS).int().clamp_(0, 2 * _CELLS)  # not a number is in no cell
+    return lower.index_select(0, cell) + (x > border.index_select(0, cell))
+
+
+@cache
+def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each of the cells of [−1, 1]: the level at its lower end, and the border above that."""
+    levels = torch.tensor(LEVELS)
+    borders = (levels[1:] + levels[:-1]) / 2
+    lower = torch.bucketize(torch.arange(2 * _CELLS + 1) / _CELLS - 1, borders)
+    border = F.pad(borders, (0, 1), value=math.inf)[lower]
+    return lower.to(device, torch.uint8), border.to(device)
+
+
+def _in_8_bits(scale: Tensor) -> dict[str, Tensor]:
+    """Scales of blocks, which are overwritten: what they are more or less than their mean, in 8 bits."""
+    levels = dynamic_levels().to(scale.device)
+    borders = (levels[1:] + levels[:-1]) / 2
+    offset = scale.mean()
+    scale -= offset
+    fine = on_own_pages(scale.shape, torch.uint8, scale.device)
+    outer = torch.empty(-(-scale.numel() // SCALE_BLOCK), dtype=torch.float32, device=scale.device)
+    for start in range(0, outer.numel(), _SCALE_BLOCKS):  # in pieces, for memory's sake (`wide_pieces`)
+        part = slice(start * SCALE_BLOCK, (start + _SCALE_BLOCKS) * SCALE_BLOCK)
+        rest = F.pad(scale[part], (0, -scale[part].numel() % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
+        largest = torch.maximum(-rest.amin(1), rest.amax(1))
+        rest /= torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
+        outer[start : start + _SCALE_BLOCKS] = largest
+        fine[part] = torch.bucketize(rest, borders, out_int32=True).flatten()[: scale[part].numel()]
+    return {"scale": fine, "scale_levels": levels, "scale_scale": outer, "scale_offset": offset}
+
+
+@cache
+def dynamic_levels() -> Tensor:
+    """The 256 levels of dynamic quantisation in 8 bits (Dettmers 2016), ascending in [−1, 1], float32: a sign, a power
+    of ten, and steps within it, twice as many for every next power.
+    """
+    levels = [0.0, 1.0]
+    for power in range(7):
+        borders = torch.linspace(0.1, 1, 2**power + 1, dtype=torch.float32)
+        steps = ((borders[1:] + borders[:-1]) / 2 * 10.0 ** (power - 6)).tolist()
+        levels += [*steps, *(-step for step in steps)]
+    return torch.tensor(sorted(levels), dtype=torch.float32)
+
+
+@torch.compiler.assume_constant_result  # else compiling goes through the import
+def has_bitsandbytes(device: str) -> bool:
+    """Whether the package is installed and brings weights back rightly on such a device."""
+    return _bitsandbytes_works(device)
+
+
+@cache
+def _bitsandbytes_works(device: str) -> bool:
+    # It says there what it does without; that is its own affair, not the user's.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes  # noqa: F401
+
+        # Where it lacks a library for this version of CUDA, it says so no sooner than at the first call.
+        every = torch.arange(16, dtype=torch.uint8).repeat_interleave(2).repeat(2).view(-1, 2)
+        packed = (every[:, 0] << 4 | every[:, 1])[:, None].to(device)
+        scale = torch.full((1,), 2.0, device=device)
+        got = torch.ops.bitsandbytes.dequantize_4bit(packed, scale, 64, "nf4", [1, 64], torch.float32)
+    except Exception:  # of whatever kind: it loads a library of its own
+        return False
+    wanted = 2 * torch.tensor(LEVELS)[every.flatten().int()]
+    return hasattr(torch.ops.bitsandbytes, "gemv_4bit") and torch.allclose(got.flatten().cpu(), wanted, rtol=1e-5)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return torch.tensor(LEVELS, device=device)

@@ -1,0 +1,148 @@
+"""INT8 and FP8: small numbers and a scale for each row."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bagel_mot.allocator import on_own_pages
+from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
+
+_KERNEL_WIDTH = 16
+
+
+class RowScaledMatrix(QuantisedMatrix):
+    """`values` (out, in), `scale` float32 (out,): a weight is value · scale."""
+
+    dtype: ClassVar[torch.dtype]
+    largest: ClassVar[float]
+
+    @classmethod
+    def fits(cls, shape: tuple[int, int]) -> bool:
+        return True
+
+    @classmethod
+    def stored_bytes(cls, shape: tuple[int, int]) -> int:
+        return shape[0] * shape[1] + 4 * shape[0]
+
+    @classmethod
+    def quantise(cls, weight: Tensor) -> RowScaledMatrix:
+        out, inner = weight.shape
+        values = on_own_pages((out, inner), cls.dtype, weight.device)
+        scale = torch.empty(out, dtype=torch.float32, device=weight.device)
+        for start, stop, wide in wide_pieces(weight):
+            scale[start:stop] = bfloat16_scale(torch.maximum(-wide.amin(1), wide.amax(1)) / cls.largest)
+            wide /= scale[start:stop, None]
+            values[start:stop] = wide if cls.dtype.is_floating_point else wide.round_()
+        return cls((out, inner), {"values": values, "scale": scale})
+
+    def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        values, scale = self.tensors["values"][start:stop], self.tensors["scale"][start:stop]
+        result = torch.empty(values.shape, dtype=dtype, device=values.device)
+        for i, j in pieces((values.shape[0], values.shape[1]), values.device):
+            result[i:j] = values[i:j].float().mul_(scale[i:j, None])
+        return result
+
+    def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
+        """Single rows: (...) int64 -> (..., in)"""
+        return (self.tensors["values"][index].float() * self.tensors["scale"][index][..., None]).to(dtype)
+
+    def multiply_many(self, x: Tensor) -> Tensor:
+        """The scale is put on the products, because it is the same along a row; the values are exact in every
+        precision of activations. In float16 products of values without their scales overflow: the matrix is brought
+        back whole.
+        """
+        if x.dtype == torch.float16:
+            return super().multiply_many(x)
+        values, scale = self.tensors["values"], self.tensors["scale"].to(x.dtype)
+        ranges = self.blocks()
+        if len(ranges) == 1:  # without a second result beside the first
+            return F.linear(x, self._widened(values, x.dtype)).mul_(scale)
+        result = x.new_empty(x.shape[0], self.shape[0])
+        for start, stop in ranges:
+            products = F.linear(x, self._widened(values[start:stop], x.dtype))
+            torch.mul(products, scale[start:stop], out=result[:, start:stop])
+        return result
+
+    @staticmethod
+    def _widened(values: Tensor, dtype: torch.dtype) -> Tensor:
+        """The values, without their scales, in the precision of activations."""
+        return values.to(dtype)
+
+
+class Int8Matrix(RowScaledMatrix):
+    """Whole numbers −127..127."""
+
+    format = "int8"
+    few_rows = 16
+    dtype = torch.int8
+    largest = 127.0
+
+    def multiply_few(self, x: Tensor) -> Tensor | None:
+        # The kernel reads past the end of rows that are not of its width.
+        if self.shape[1] % _KERNEL_WIDTH or not has_int8_kernel(x.device.type, x.dtype):
+            return None
+        return torch.ops.aten._weight_int8pack_mm(x, self.tensors["values"], self.tensors["scale"].to(x.dtype))
+
+    def multiply_dynamic(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out) with the activations in 8 bits too, a scale for each row of them."""
+        scale = (x.float().abs().amax(1, keepdim=True) / self.largest).clamp_(min=torch.finfo(torch.float32).tiny)
+        sums = _int_mm((x / scale).round_().to(torch.int8), self.tensors["values"].t())
+        return (sums.float() * scale * self.tensors["scale"]).to(x.dtype)
+
+
+class Fp8Matrix(RowScaledMatrix):
+    """Numbers of float8, e4m3 where they are made here; files may bring e5m2."""
+
+    format = "fp8"
+    dtype = torch.float8_e4m3fn
+    largest = 448.0
+
+    @staticmethod
+    def _widened(values: Tensor, dtype: torch.dtype) -> Tensor:
+        if values.device.type != "cpu" or values.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16:
+            return values.to(dtype)
+        # A cast takes PyTorch five times as long on the CPU. The bits of e4m3 are those of bfloat16 with four bits of
+        # the exponent: put in their place they make the number, too small by the difference of the exponents' offsets.
+        bits = values.view(torch.int8).to(torch.int16)
+        bits <<= 4
+        bits &= -0x7810  # the sign, four bits of exponent, three of mantissa
+        return bits.view(torch.bfloat16).mul_(2.0**120)
+
+    def multiply_dynamic(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out) with the activations in float8 too, a scale for each row of them."""
+        scale = (x.float().abs().amax(1, keepdim=True) / self.largest).clamp_(min=1e-12)
+        return torch._scaled_mm(
+            (x / scale).to(self.dtype),
+            self.tensors["values"].t(),
+            scale_a=scale,
+            scale_b=self.tensors["scale"][None],
+            out_dtype=x.dtype,
+        )
+
+
+def _int_mm(x: Tensor, weight: Tensor) -> Tensor:
+    """int8 (T, in) and (in, out) -> int32 (T, out). CUDA's kernel wants more than 16 rows."""
+    rows = x.shape[0]
+    if x.device.type == "cuda" and rows <= 16:
+        return torch._int_mm(F.pad(x, (0, 0, 0, 17 - rows)), weight)[:rows]
+    return torch._int_mm(x, weight)
+
+
+@cache
+def has_int8_kernel(device: str, dtype: torch.dtype) -> bool:
+    """Whether PyTorch multiplies INT8 weights as they are, on such a device and with such activations, and rightly."""
+    if device != "cpu" or dtype == torch.float16:  # in which the scales of small rows are rounded away
+        return False
+    generator = torch.Generator().manual_seed(0)
+    matrix = Int8Matrix.quantise(torch.randn(96, 64, generator=generator))
+    x, scale = torch.randn(3, 64, generator=generator).to(dtype), matrix.tensors["scale"].to(dtype)
+    try:
+        got = torch.ops.aten._weight_int8pack_mm(x, matrix.tensors["values"], scale)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return torch.allclose(got.float(), F.linear(x.float(), matrix.dequantise(torch.float32)), rtol=0.02, atol=0.1)

@@ -1,0 +1,89 @@
+"""The SigLIP vision transformer at native resolution, and the connector into the decoder.
+
+Pictures of any grid run together: attention is full within each picture. The learned positions stand in a square
+table, indexed by row and column.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bagel_mot.config import VitConfig
+
+
+class VitLayer(nn.Module):
+    """Pre-norm block: attention, then a GELU-tanh MLP; biases everywhere."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.heads = config.num_heads
+        self.norm1 = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.q = nn.Linear(size, size)
+        self.k = nn.Linear(size, size)
+        self.v = nn.Linear(size, size)
+        self.out = nn.Linear(size, size)
+        self.norm2 = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, size)
+
+    def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
+        """(P, hidden) patches of pictures with `lengths` patches each."""
+        normed = self.norm1(x)
+        q, k, v = (proj(normed).unflatten(-1, (self.heads, -1)) for proj in (self.q, self.k, self.v))
+        x = x + self.out(_within_pictures(q, k, v, lengths).flatten(-2))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
+
+
+def _within_pictures(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Full attention within each picture, (P, heads, head_dim); neighbours of one length run as a batch."""
+    outs = []
+    start = 0
+    for length, group in groupby(lengths):
+        count = len(list(group))
+        stop = start + length * count
+        parts = (t[start:stop].unflatten(0, (count, length)).transpose(1, 2) for t in (q, k, v))
+        outs.append(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(0, 1))
+        start = stop
+    return torch.cat(outs) if outs else torch.zeros_like(q)
+
+
+class VisionTransformer(nn.Module):
+    """Patches (P, patch_dim) -> features (P, hidden)."""
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Linear(config.patch_dim, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.side**2, config.hidden_size)
+        self.layers = nn.ModuleList(VitLayer(config) for _ in range(config.num_layers))
+        self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, patches: Tensor, index: Tensor, grids: list[tuple[int, int]]) -> Tensor:
+        """
+        Args:
+            patches: (P, patch_dim) in [-1, 1], ordered (row, column, channel) within a patch.
+            index: (P,) places in the position table (`bagel_mot.sequence.table_index`).
+            grids: (rows, columns) of each picture.
+        """
+        x = self.patch_embedding(patches) + self.position_embedding(index)
+        lengths = [rows * columns for rows, columns in grids]
+        for layer in self.layers:
+            x = layer(x, lengths)
+        return self.post_norm(x)
+
+
+class Connector(nn.Module):
+    """Linear, GELU-tanh, Linear into the decoder's width."""
+
+    def __init__(self, vit_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vit_size, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

@@ -1,0 +1,99 @@
+"""What Prometheus is told: requests by route and outcome, tokens, the queue, and what the engine did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from bagel_mot.inference.result import Result
+from bagel_mot.inference.settings import Task
+from bagel_mot.serving.service import Service, TokenCount
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own, so that several apps fit into one process."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "bagel_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "bagel_http_request_seconds",
+            "From a request's head to the end of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.results = Counter("bagel_results", "Pictures and texts made.", ["task"], registry=self.registry)
+        self.result_seconds = Histogram(
+            "bagel_result_seconds",
+            "From the first step of a result to its last, waiting excluded.",
+            ["task"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter(
+            "bagel_prompt_tokens", "Tokens of prompts.", ["task", "kind"], registry=self.registry
+        )
+        self.completion_tokens = Counter(
+            "bagel_completion_tokens", "Tokens of results.", ["task", "kind"], registry=self.registry
+        )
+        self.dropped_previews = Counter(
+            "bagel_dropped_previews", "Partial images not sent, since a newer one was there.", registry=self.registry
+        )
+        self.registry.register(_State(service))
+
+    def count(self, task: Task, prompt: TokenCount, result: Result, drawn: int) -> None:
+        """Counts one result; `drawn` are the tokens of its picture."""
+        self.results.labels(task).inc()
+        self.result_seconds.labels(task).observe(result.seconds)
+        self.prompt_tokens.labels(task, "text").inc(prompt.text)
+        self.prompt_tokens.labels(task, "image").inc(prompt.image)
+        self.completion_tokens.labels(task, "text").inc(result.written)
+        self.completion_tokens.labels(task, "image").inc(drawn)
+
+    def text(self) -> bytes:
+        """In the format that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class _State(Collector):
+    """Reads service and engine when it is asked."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service, engine = self._service, self._service.bagel.engine
+        gauges = {
+            "bagel_requests_present": ("Requests at work or waiting.", service.present),
+            "bagel_requests_active": ("Requests at work.", engine.active),
+            "bagel_requests_limit": ("Most requests that are taken.", service.limits.queue),
+            "bagel_accepting": ("Whether requests are taken.", int(service.open)),
+            "bagel_cache_tokens_limit": ("Tokens of cache for requests at work.", service.capacity.cache_tokens),
+        }
+        stats = engine.stats
+        counters = {
+            "bagel_engine_steps": ("Steps of the engine.", stats.steps),
+            "bagel_engine_forwards": ("Forward passes of the model.", stats.forwards),
+            "bagel_engine_rows": ("Rows of forward passes.", stats.rows),
+            "bagel_engine_prefill_tokens": ("Tokens read into contexts.", stats.prefill_tokens),
+            "bagel_engine_written_tokens": ("Tokens of texts written.", stats.written_tokens),
+            "bagel_engine_noised_tokens": ("Tokens of denoising steps.", stats.noised_tokens),
+            "bagel_engine_encoded_pictures": ("Pictures encoded.", stats.encoded),
+            "bagel_engine_decoded_pictures": ("Pictures decoded.", stats.decoded),
+        }
+        prefixes = service.bagel.runtime.prefixes
+        if prefixes is not None:
+            counters["bagel_prefix_hits"] = ("Requests that found their beginning read already.", prefixes.hits)
+            counters["bagel_prefix_misses"] = ("Requests that did not.", prefixes.misses)
+        for name, (about, value) in gauges.items():
+            yield GaugeMetricFamily(name, about, value=value)
+        for name, (about, value) in counters.items():
+            yield CounterMetricFamily(name, about, value=value)

@@ -1,0 +1,285 @@
+"""`/v1/chat/completions`: a conversation in, a text or a picture out."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Body, Depends, Request
+from starlette.responses import Response
+
+from bagel_mot.inference.api import task_of
+from bagel_mot.inference.result import Result
+from bagel_mot.inference.settings import SETTINGS
+from bagel_mot.inference.tasks import Media, Order
+from bagel_mot.serving.openai.errors import ApiError
+from bagel_mot.serving.openai.fields import parse_extra
+from bagel_mot.serving.openai.image_data import to_data_uri
+from bagel_mot.serving.openai.routes import Desk, Pictures, desk_of
+from bagel_mot.serving.openai.schemas import (
+    CHAT_EXAMPLES,
+    EVENT_STREAM,
+    Answer,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    CompletionDetails,
+    ImageUrl,
+    IndexedImage,
+    Message,
+    PromptDetails,
+    Usage,
+)
+from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
+from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
+from bagel_mot.serving.service import Callbacks, Started
+
+router = APIRouter(tags=["chat"])
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatCompletion,
+    responses=EVENT_STREAM,
+    summary="Continue a conversation with a text or a picture",
+)
+async def chat(
+    body: Annotated[ChatRequest, Body(openapi_examples=CHAT_EXAMPLES)],
+    request: Request,
+    desk: Annotated[Desk, Depends(desk_of)],
+) -> ChatCompletion | Response:
+    """Texts and pictures of all messages are read in order, then a text is written or a picture drawn.
+
+    `modalities` says which: `["text"]` (the default), `["image"]`, or both, where with `think` the thinking is the
+    text. Pictures stand in `message.images` as data URIs.
+    """
+    desk.check_model(body.model)
+    if body.stream:
+        channel = Channel()
+        started = await _start(body, request, desk, channel.listen)
+        chunks = _Chunks(desk, started, body)
+        return EventStream(chunks.stream(request, channel), started.cancel)
+    started = await _start(body, request, desk)
+    results = await desk.results(request, started)
+    images = [await desk.in_thread(partial(_images, result)) for result in results]
+    return ChatCompletion(
+        id=_new_id(),
+        created=int(time.time()),
+        model=desk.options.model_name,
+        choices=[
+            Choice(
+                index=index,
+                message=_answer(body, result, own),
+                finish_reason=_finish_reason(result),
+                seed=result.seed,
+            )
+            for index, (result, own) in enumerate(zip(results, images, strict=True))
+        ],
+        usage=_usage(desk, started, results),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the way in
+
+
+async def _start(
+    body: ChatRequest, request: Request, desk: Desk, listen: Callable[[int, Order], Callbacks] | None = None
+) -> Started:
+    output = output_of(body)
+    with Pictures(desk) as pictures:
+        inputs = await read_messages(body.messages, desk, pictures)
+        settings = settings_of(body, output, inputs)
+        return await desk.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
+
+
+def output_of(body: ChatRequest) -> Media:
+    """
+    Raises:
+        ApiError: `modalities` asks for nothing, or `stream_options` stands without `stream`.
+    """
+    if body.modalities == []:
+        raise ApiError(400, 'modalities is empty: it must be ["text"], ["image"] or both.', param="modalities")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options is for streams: set stream to true.", param="stream_options")
+    return "image" if "image" in (body.modalities or ()) else "text"
+
+
+async def read_messages(messages: Sequence[Message], desk: Desk, pictures: Pictures) -> list[str | bytes]:
+    """The texts and pictures of a conversation in the order in which the model reads them.
+
+    They are those of the messages, except that where a message ends with a picture its texts come after its pictures:
+    the model goes by the last text.
+
+    Raises:
+        ApiError: the conversation does not end with the user, or a message is empty.
+        ImageError: a picture cannot be had.
+    """
+    if messages[-1].role != "user":
+        sentence = f"the last message is from {messages[-1].role!r}: it must be the user's, which is to be answered."
+        raise ApiError(400, sentence, param=f"messages.{len(messages) - 1}.role")
+    _check_count(messages, desk)
+    inputs: list[str | bytes] = []
+    for number, message in enumerate(messages):
+        content = [message.content] if isinstance(message.content, str) else list(message.content or ())
+        parts = [part if isinstance(part, str) else part.text if part.type == "text" else part for part in content]
+        if message.role == "assistant":  # an answer that was a picture alone, or thinking that did not come to an end
+            parts = [part for part in parts if not isinstance(part, str) or part.strip()]
+        parts += message.images or ()
+        if not parts and message.role == "assistant":
+            continue
+        if not parts:
+            raise ApiError(400, f"messages.{number} is empty: leave it out.", param=f"messages.{number}.content")
+        if not isinstance(parts[-1], str):
+            parts.sort(key=lambda part: isinstance(part, str))  # stable: pictures first
+        for part in parts:
+            inputs.append(part if isinstance(part, str) else await pictures.file(part.image_url.url))
+    return inputs
+
+
+def _check_count(messages: Sequence[Message], desk: Desk) -> None:
+    """Before any picture is fetched or decoded."""
+    pictures = sum(len(message.images or ()) for message in messages)
+    for message in messages:
+        if isinstance(message.content, list):
+            pictures += sum(part.type == "image_url" for part in message.content)
+    desk.service.check_pictures(pictures)
+
+
+def settings_of(body: ChatRequest, output: Media, inputs: Sequence[str | bytes]) -> dict[str, Any]:
+    """The settings that a body asks for, in our terms.
+
+    As OpenAI's clients expect, a temperature above 0 samples and 0 does not, and `top_p` alone samples at temperature
+    1, where 0 leaves the likeliest token alone. Where neither is given, the checkpoint's default holds (the likeliest
+    token). `do_sample` overrules both.
+
+    Raises:
+        ApiError: one of them is wrong.
+    """
+    extra = dict(body.model_extra or {})
+    if extra.get("size") == "auto":
+        del extra["size"]
+    greedy = extra.get("top_p") == 0 and not isinstance(extra["top_p"], bool)
+    if greedy:
+        del extra["top_p"]
+    settings = parse_extra(extra, task_of(inputs, output))
+    own = "max_new_tokens" if output == "text" else "max_think_tokens"
+    given = {"max_tokens": body.max_tokens, "max_completion_tokens": body.max_completion_tokens, own: settings.get(own)}
+    most = {name: count for name, count in given.items() if count is not None}
+    if len(set(most.values())) > 1:
+        raise ApiError(400, f"{' and '.join(most)} differ: give one of them.", param=next(iter(most)))
+    if most:
+        count = next(iter(most.values()))
+        # Of a picture it bounds the thinking alone: there, more than may be thought is no mistake.
+        settings[own] = count if output == "text" else min(count, int(SETTINGS[own].high or count))
+    if greedy:
+        settings.setdefault("do_sample", False)
+    temperature, top_p = settings.get("temperature"), settings.get("top_p", 1.0)
+    if temperature is not None:
+        settings.setdefault("do_sample", temperature > 0)
+    elif top_p < 1:
+        settings["temperature"] = 1.0
+        settings.setdefault("do_sample", True)
+    return settings
+
+
+# --------------------------------------------------------------------------------------------------------- the way out
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+def _images(result: Result) -> list[IndexedImage] | None:
+    return None if result.image is None else [IndexedImage(image_url=ImageUrl(url=to_data_uri(result.image)))]
+
+
+def _answer(body: ChatRequest, result: Result, images: list[IndexedImage] | None) -> Answer:
+    if images is None:
+        return Answer(content=result.text, reasoning_content=result.thinking or None)
+    if "text" in (body.modalities or ()):
+        return Answer(content=result.thinking, images=images)
+    return Answer(content=None, reasoning_content=result.thinking or None, images=images)
+
+
+def _finish_reason(result: Result) -> Literal["stop", "length"]:
+    return "stop" if result.complete or result.image is not None else "length"
+
+
+def _usage(desk: Desk, started: Started, results: Sequence[Result]) -> Usage:
+    text = sum(result.written for result in results)
+    image = sum(desk.drawn_tokens(result) for result in results)
+    prompt = started.prompt
+    return Usage(
+        prompt_tokens=prompt.total,
+        completion_tokens=text + image,
+        total_tokens=prompt.total + text + image,
+        prompt_tokens_details=PromptDetails(text_tokens=prompt.text, image_tokens=prompt.image),
+        completion_tokens_details=CompletionDetails(text_tokens=text, image_tokens=image),
+    )
+
+
+class _Chunks:
+    """The chunks of one streamed completion."""
+
+    def __init__(self, desk: Desk, started: Started, body: ChatRequest) -> None:
+        self._desk, self._started = desk, started
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+        self._head = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
+        self._head["model"] = desk.options.model_name
+        self._thought_name = "content" if "text" in (body.modalities or ()) else "reasoning_content"
+        count = len(started.jobs)
+        self._draws, self._thinks = started.order.size is not None, started.order.settings.think
+        self._thoughts = [ThoughtStream() for _ in range(count)]
+        self._answers = [ThinkingStream() for _ in range(count)]
+        self._results: list[Result] = []
+
+    async def stream(self, request: Request, channel: Channel) -> AsyncGenerator[bytes, None]:
+        complete = False
+        for index in range(len(self._started.jobs)):
+            yield self._chunk(index, {"role": "assistant", "content": ""})
+        async for chunk in self._desk.stream(request, self._started, channel, self._encode):
+            yield chunk
+            complete = len(self._results) == len(self._started.jobs)
+        if not complete:  # an error was the last that was said
+            return
+        if self._with_usage:
+            usage = _usage(self._desk, self._started, self._results).model_dump()
+            yield event({**self._head, "choices": [], "usage": usage})
+        yield event("[DONE]")
+
+    async def _encode(self, news: Text | Preview | End) -> AsyncIterator[bytes]:
+        if isinstance(news, Text):
+            delta = self._delta(news.index, news.text)
+            if delta:
+                yield self._chunk(news.index, delta)
+        elif isinstance(news, End):
+            result = news.result()
+            rest = self._delta(news.index, None)
+            if rest:
+                yield self._chunk(news.index, rest)
+            if result.image is not None:
+                images = await self._desk.in_thread(partial(_images, result)) or []
+                yield self._chunk(news.index, {"images": [image.model_dump() for image in images]})
+            self._results.append(result)
+            yield self._chunk(news.index, {}, finish_reason=_finish_reason(result), seed=result.seed)
+
+    def _delta(self, index: int, piece: str | None) -> dict[str, str]:
+        """What a piece of text adds to the message; None: there will be no more."""
+        if self._draws:
+            thoughts = self._thoughts[index]
+            text = thoughts.finish() if piece is None else thoughts.add(piece)
+            return {self._thought_name: text} if text else {}
+        if not self._thinks:
+            return {"content": piece} if piece else {}
+        answers = self._answers[index]
+        thinking, answer = answers.finish() if piece is None else answers.add(piece)
+        found = {"reasoning_content": thinking, "content": answer}
+        return {name: text for name, text in found.items() if text}
+
+    def _chunk(self, index: int, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": None, **more}
+        chunk = {**self._head, "choices": [choice]}
+        return event({**chunk, "usage": None} if self._with_usage else chunk)

@@ -1,0 +1,154 @@
+"""Errors as OpenAI's clients expect them: an object with message, type, param and code, and a fitting status."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from bagel_mot.errors import BagelError, ContextLengthError
+from bagel_mot.placement.oom import is_out_of_memory
+from bagel_mot.serving.limits import BusyError, ClosedError, LimitError
+
+_log = logging.getLogger("bagel_mot.serving")
+_OUT_OF_MEMORY_RETRY = 5  # seconds
+
+
+class ApiError(Exception):
+    """An answer that is none.
+
+    Attributes:
+        status: of HTTP.
+        message: one sentence for the client.
+        kind: OpenAI's `type`.
+        param: the field that it is about, if one.
+        code: for programs, if any.
+        retry_after: seconds after which it may be worth while to try again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind
+        self.param, self.code, self.retry_after = param, code, retry_after
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        # Escaped, since what is quoted from a request need not be valid Unicode.
+        body = json.dumps(self.content, ensure_ascii=True).encode()
+        return Response(body, self.status, headers, media_type="application/json")
+
+
+TOO_LARGE = ApiError(413, "the request is too large: send fewer or smaller pictures.")
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a client is told of an error; of unexpected ones nothing but that they happened."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, ClosedError):
+        return ApiError(503, str(error), kind="server_error", code="shutting_down", retry_after=error.retry_after)
+    if isinstance(error, BusyError):
+        return ApiError(429, str(error), kind="rate_limit_error", code="queue_full", retry_after=error.retry_after)
+    if isinstance(error, ContextLengthError):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, LimitError):
+        return ApiError(400, str(error), code="limit_exceeded")
+    if is_out_of_memory(error):
+        message = "there was not enough memory for this request: try again later, or ask for less."
+        return ApiError(503, message, kind="server_error", code="out_of_memory", retry_after=_OUT_OF_MEMORY_RETRY)
+    if isinstance(error, BagelError):
+        return ApiError(400, str(error))
+    if isinstance(error, CancelledError):
+        return ApiError(503, "the request was cancelled: try again.", kind="server_error", code="cancelled")
+    return ApiError(500, "the server failed at this request; nothing is wrong with it.", kind="server_error")
+
+
+def log_failure(error: BaseException, what: str, log_prompts: bool) -> None:
+    """Writes an unexpected error into the log, and lets go of what its traceback holds in memory.
+
+    Args:
+        what: failed, such as the request of this number.
+        log_prompts: whether its message may be written, which may quote the request.
+    """
+    if as_api_error(error).status >= 500 and not isinstance(error, ApiError | ClosedError):
+        message = f": {error}" if log_prompts or is_out_of_memory(error) else ""
+        where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+        _log.error("%s failed with %s%s\n%s", what, type(error).__name__, message, where)
+    error.__traceback__ = None
+
+
+def no_such_model(name: str, served: str) -> ApiError:
+    message = f"the model {name!r} does not exist here: this server has {served!r}."
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def install(app: FastAPI) -> None:
+    """Makes an app answer with these errors, whatever goes wrong in a route."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return from_validation(error.errors()).response()
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        sentences = {
+            404: f"there is nothing at {path!r}: see /docs for what there is.",
+            405: f"{request.method} is not answered at {path!r}: see /docs.",
+            413: TOO_LARGE.message,
+        }
+        message = sentences.get(error.status_code, str(error.detail))
+        response = ApiError(error.status_code, message).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(ApiError, known)
+    app.add_exception_handler(BagelError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def from_validation(errors: Sequence[Any]) -> ApiError:
+    """One sentence about what pydantic found wrong first; where a value could be one of several kinds, about the one
+    that it came closest to.
+    """
+    error = max(errors, key=lambda found: len(found["loc"]))
+    place = [part for part in error["loc"] if part != "body"]
+    param = ".".join(str(part) for part in place if isinstance(part, int) or str(part).isidentifier())
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "missing" and param:
+        return ApiError(400, f"{param} is missing.", param=param)
+    if error["type"] in ("json_invalid", "missing"):
+        return ApiError(400, "the body is no JSON object: send one with Content-Type: application/json.")
+    return ApiError(
+        400, f"{param}: {message[:1].lower()}{message[1:]}." if param else f"{message}.", param=param or None
+    )

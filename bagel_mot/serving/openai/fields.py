@@ -1,0 +1,138 @@
+"""The generation settings as fields of HTTP bodies, made from the settings' own metadata; and OpenAI's other fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bagel_mot.errors import SettingError
+from bagel_mot.inference.settings import SETTINGS, Setting, Task, parse_settings
+from bagel_mot.serving.openai.errors import ApiError
+
+# Fields of OpenAI's that say nothing about the result: taken, and left alone.
+WITHOUT_EFFECT = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+)
+# Fields of OpenAI's that are not offered, by the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "prediction": (),
+    "audio": (),
+    "web_search_options": (),
+    "quality": ("auto", "standard"),
+    "style": (),
+    "background": ("auto", "opaque"),
+    "moderation": ("auto", "low"),
+    "input_fidelity": (),
+    "mask": (),
+}
+_INSTEAD = {
+    "quality": "num_timesteps says how finely it draws",
+    "mask": "say in the prompt what is to change",
+    "frequency_penalty": "repetition_penalty does about the same",
+    "presence_penalty": "repetition_penalty does about the same",
+    "reasoning_effort": "think switches thinking on",
+}
+
+
+def parse_extra(extra: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The settings among the fields that a body has besides its own.
+
+    Raises:
+        ApiError: a field is unknown, belongs to another task, or has a value that is not offered.
+    """
+    settings = {}
+    for name, value in extra.items():
+        if value is None or name in WITHOUT_EFFECT:
+            continue
+        if name in NEUTRAL:
+            if value in NEUTRAL[name]:
+                continue
+            hint = _INSTEAD.get(name, "leave it out")
+            raise ApiError(400, f"this server has no {name}: {hint}.", param=name)
+        try:
+            settings.update(parse_settings(task, {name: value}))
+        except SettingError as error:
+            raise ApiError(400, str(error), param=name) from error
+    return settings
+
+
+def from_form(name: str, values: list[str]) -> Any:
+    """The value of a field that came as text, for the setting of that name."""
+    kind = SETTINGS[name].kind if name in SETTINGS else "text"
+    if kind == "texts":
+        return values
+    if kind == "interval":
+        parts = values if len(values) > 1 else values[0].strip("[]() ").replace(",", " ").split()
+        return [_number(part) for part in parts]
+    value = values[-1]
+    if kind == "bool":
+        return {"true": True, "false": False, "1": True, "0": False}.get(value.lower(), value)
+    return _number(value) if kind in ("float", "int") else value
+
+
+def _number(text: str) -> Any:
+    """A number as JSON has it; anything else as it is, for the setting to refuse."""
+    try:
+        number = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return number if isinstance(number, int | float) and not isinstance(number, bool) else text
+
+
+def setting_schemas(*tasks: Task) -> dict[str, dict[str, Any]]:
+    """The JSON schema of each setting that one of the tasks takes."""
+    found = {}
+    for setting in SETTINGS.values():
+        own = [task for task in tasks if task in setting.tasks]
+        if own:
+            about = f"{setting.about} {setting.when} Default: {setting.default_text(own[0])}, or the checkpoint's own."
+            found[setting.name] = {"anyOf": [_schema(setting), {"type": "null"}], "description": about}
+    return found
+
+
+def with_settings(*tasks: Task) -> Callable[[dict[str, Any]], None]:
+    """For `json_schema_extra`: adds the settings of these tasks to a body's own fields."""
+
+    def add(schema: dict[str, Any]) -> None:
+        schema["properties"] = {**setting_schemas(*tasks), **schema["properties"]}
+
+    return add
+
+
+def _schema(setting: Setting) -> dict[str, Any]:
+    if setting.kind == "bool":
+        return {"type": "boolean"}
+    if setting.kind == "choice":
+        return {"type": "string", "enum": list(setting.choices)}
+    if setting.kind == "texts":
+        return {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    if setting.kind == "size":
+        return {"type": "string", "pattern": r"^\d{1,4}x\d{1,4}$", "examples": ["1024x768"]}
+    number: dict[str, Any] = {"type": "integer" if setting.kind == "int" else "number"}
+    if setting.low is not None:
+        number["exclusiveMinimum" if setting.above else "minimum"] = setting.low
+    if setting.high is not None:
+        number["maximum"] = setting.high
+    if setting.kind == "interval":
+        return {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+    return number

@@ -1,0 +1,63 @@
+"""Pictures in and out of HTTP: data URIs, base64, file formats."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from typing import Any, Literal
+
+from PIL import Image, PngImagePlugin
+
+from bagel_mot.errors import ImageError
+from bagel_mot.inference.result import METADATA
+
+Format = Literal["png", "jpeg", "webp"]
+
+
+def from_data_uri(uri: str) -> bytes:
+    """The bytes of a picture file.
+
+    Raises:
+        ImageError: it is no data URI of a picture in base64.
+    """
+    head, comma, data = uri.partition(",")
+    scheme, _, kind = head.partition(":")
+    if not comma or scheme.lower() != "data" or not kind.lower().endswith(";base64"):
+        raise ImageError(f"the picture's address begins with {uri[:24]!r}: it must be data:image/png;base64,….")
+    if not kind.lower().startswith("image/"):
+        raise ImageError(f"the data URI is of type {kind[:40]!r}: it must be that of a picture, such as image/png.")
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:  # ValueError: not even ASCII
+        raise ImageError("the data URI of a picture is not valid base64: encode the whole file.") from error
+
+
+def encode(image: Image.Image, form: Format = "png", quality: int = 100) -> bytes:
+    """A picture as a file; into a PNG goes also what `image.info` says of how it was made.
+
+    Args:
+        image: RGB.
+        form: of the file.
+        quality: of JPEG and WebP, up to 100.
+    """
+    options: dict[str, Any] = {}
+    if form == "png":
+        notes = PngImagePlugin.PngInfo()
+        for name in METADATA:
+            if isinstance(text := image.info.get(name), str):
+                notes.add_itxt(name, text)
+        options["pnginfo"] = notes
+    else:
+        options["quality"] = quality
+    file = io.BytesIO()
+    image.save(file, format=form.upper(), **options)
+    return file.getvalue()
+
+
+def to_base64(image: Image.Image, form: Format = "png", quality: int = 100) -> str:
+    return base64.b64encode(encode(image, form, quality)).decode()
+
+
+def to_data_uri(image: Image.Image) -> str:
+    return f"data:image/png;base64,{to_base64(image)}"

@@ -1,0 +1,264 @@
+"""OpenAI's objects, as far as this server reads and writes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bagel_mot.serving.openai.fields import with_settings
+
+Role = Literal["system", "developer", "user", "assistant"]
+PIXEL = (  # a red pixel, for examples that work
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+
+
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetails
+
+
+# ------------------------------------------------------------------------------------------------------------- models
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "bagel"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+# --------------------------------------------------------------------------------------------------------------- chat
+
+
+class ImageUrl(BaseModel):
+    url: str = Field(
+        description="A data URI, `data:image/png;base64,…`; or an address, where the server allows its host."
+    )
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Taken, and without effect.")
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    role: Role
+    content: str | list[Part] | None = None
+    images: list[ImagePart] | None = Field(None, description="Pictures that the assistant drew, as it gave them.")
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """A conversation to be continued. Besides these fields it takes the generation settings by name."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra=with_settings("ask", "generate", "edit"),
+    )
+
+    model: str | None = None
+    messages: list[Message] = Field(min_length=1)
+    modalities: list[Literal["text", "image"]] | None = Field(
+        None,
+        description='["text"] for an answer, ["image"] for a picture, ["text", "image"] for one with its thinking.',
+    )
+    n: int | None = Field(None, description="How many answers, with seeds counting up. Default: 1.")
+    max_tokens: int | None = Field(None, ge=1, description="The older name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Most tokens written, thinking included.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class PromptDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class CompletionDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails
+
+
+class IndexedImage(ImagePart):
+    index: int = 0
+
+
+class Answer(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    reasoning_content: str | None = Field(None, description="What was thought before, where it is not the content.")
+    images: list[IndexedImage] | None = Field(None, description="Pictures drawn, as data URIs.")
+
+
+class Choice(BaseModel):
+    index: int
+    message: Answer
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+    seed: int = Field(description="Gives the same answer again.")
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+# ------------------------------------------------------------------------------------------------------------- images
+
+
+class ImageRequest(BaseModel):
+    """What drawing from a text and from pictures have in common."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str
+    model: str | None = None
+    n: int | None = Field(None, description="How many pictures, with seeds counting up. Default: 1.")
+    size: str | None = Field(
+        None, description='"WIDTHxHEIGHT" in pixels, or "auto": the checkpoint\'s own, for an edit that of the picture.'
+    )
+    response_format: str | None = Field(None, description="b64_json; pictures are not kept, so there are no addresses.")
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP. Default: 100.")
+    stream: bool | None = None
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="With stream: how many small looks at each picture as it forms."
+    )
+
+
+class GenerationRequest(ImageRequest):
+    """A picture to be drawn. Besides these fields it takes the generation settings by name."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra=with_settings("generate"))
+
+
+class ImageTokens(BaseModel):
+    text_tokens: int
+    image_tokens: int
+
+
+class ImageUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: ImageTokens
+    output_tokens: int
+    output_tokens_details: ImageTokens
+    total_tokens: int
+
+
+class ImageData(BaseModel):
+    b64_json: str
+    seed: int = Field(description="Gives the same picture again.")
+    thinking: str | None = None
+
+
+class ImagesResponse(BaseModel):
+    created: int
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png", "jpeg", "webp"]
+    size: str
+    data: list[ImageData]
+    usage: ImageUsage
+
+
+# --------------------------------------------------------------------------------------------- streams and examples
+
+# What a 200 may be besides JSON: server-sent events, each described as it is after parsing.
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {
+                        "event": {"type": "string"},
+                        "data": {"type": "string", "description": "JSON, or [DONE] at the end of a chat."},
+                    },
+                }
+            }
+        }
+    }
+}
+
+CHAT_EXAMPLES: dict[str, Any] = {
+    "ask": {
+        "summary": "A question about a picture",
+        "value": {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": PIXEL}},
+                        {"type": "text", "text": "What colour is it?"},
+                    ],
+                }
+            ],
+            "max_completion_tokens": 16,
+        },
+    },
+    "draw": {
+        "summary": "A picture, with its thinking",
+        "value": {
+            "messages": [{"role": "user", "content": "a red car"}],
+            "modalities": ["text", "image"],
+            "think": True,
+            "max_think_tokens": 16,
+            "num_timesteps": 4,
+            "seed": 0,
+        },
+    },
+}
+GENERATION_EXAMPLES: dict[str, Any] = {
+    "draw": {"summary": "Two pictures", "value": {"prompt": "a red car", "n": 2, "seed": 0, "num_timesteps": 4}}
+}
+EDIT_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["image", "prompt"],
+    "properties": {
+        "image": {
+            "description": "The picture to change, or several (also as `image[]`).",
+            "anyOf": [
+                {"type": "string", "format": "binary"},
+                {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
+            ],
+        },
+    },
+}

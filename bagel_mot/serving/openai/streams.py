@@ -1,0 +1,178 @@
+"""What a request tells its client on the way: from the thread that drives the engine to a stream of events.
+
+The thread never waits for a client. What a slow one has not fetched yet is kept, within bounds: a text grows in one
+piece, and of the looks at a picture only the newest stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from PIL import Image
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from bagel_mot.inference.preview import due
+from bagel_mot.inference.result import Result
+from bagel_mot.inference.tasks import Order
+from bagel_mot.serving.service import Callbacks
+
+PING_SECONDS = 15.0
+"""A comment goes out after this much silence, so that nothing on the way takes the connection for dead."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """More of a text."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A look at a picture; `number` counts those of this picture."""
+
+    index: int
+    number: int
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class End:
+    """A result is there, or will not come."""
+
+    index: int
+    future: Future[Result]
+
+    def result(self) -> Result:
+        """
+        Raises: what the request raised.
+        """
+        return self.future.result()
+
+
+Event = Text | Preview | End
+
+
+class Channel:
+    """Events of the results of one request, in order of their arrival. Belongs to the event loop that makes it.
+
+    Attributes:
+        dropped: looks that were replaced by newer ones before they were fetched.
+    """
+
+    def __init__(self, previews: int = 0) -> None:
+        """
+        Args:
+            previews: most looks at each picture.
+        """
+        self.dropped = 0
+        self._previews = previews
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Event] = deque()
+        self._news = asyncio.Event()
+
+    def listen(self, index: int, order: Order) -> Callbacks:
+        """Callbacks of one result, for the thread that drives the engine."""
+        wanted = chosen_previews(order.settings.num_timesteps, self._previews) if order.size is not None else []
+        seen = 0
+
+        def on_preview(image: Image.Image) -> None:
+            nonlocal seen
+            if seen in wanted:
+                self._post(Preview(index, wanted.index(seen), image))
+            seen += 1
+
+        return Callbacks(
+            on_text=lambda piece: self._post(Text(index, piece)), on_preview=on_preview if wanted else None
+        )
+
+    def end(self, index: int, future: Future[Result]) -> None:
+        """For `Future.add_done_callback`."""
+        self._post(End(index, future))
+
+    async def next(self, timeout: float = PING_SECONDS) -> Event | None:
+        """The next event; None after `timeout` seconds without one."""
+        if not self._waiting:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await self._news.wait()
+        self._news.clear()
+        return self._waiting.popleft() if self._waiting else None
+
+    def _post(self, event: Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+            self._loop.call_soon_threadsafe(self._put, event)
+
+    def _put(self, event: Event) -> None:
+        for place, earlier in enumerate(self._waiting):
+            if earlier.index == event.index and isinstance(earlier, Text) and isinstance(event, Text):
+                self._waiting[place] = Text(event.index, earlier.text + event.text)
+                break
+            if earlier.index == event.index and isinstance(earlier, Preview) and isinstance(event, Preview):
+                self._waiting[place] = event
+                self.dropped += 1
+                break
+        else:
+            self._waiting.append(event)
+        self._news.set()
+
+
+def chosen_previews(num_timesteps: int, count: int) -> list[int]:
+    """Which of the looks that the engine gives, counted from 0, are sent: up to `count`, evenly spread."""
+    steps = num_timesteps - 1
+    given = sum(due(done, steps) for done in range(1, steps))
+    count = min(count, given)
+    return [(2 * i + 1) * given // (2 * count) for i in range(count)]
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event; data that is no text becomes JSON."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {text}\n\n".encode(errors="replace")
+
+
+PING = b": ping\n\n"
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. If the client leaves, the generator is closed at once, wherever it waits."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, content: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
+        """
+        Args:
+            content: gives the events.
+            close: is called at the end in any case, even if `content` was never begun.
+        """
+        self._generator, self._close = content, close
+        # The second header keeps nginx from collecting the events of minutes.
+        super().__init__(self._generator, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+
+                async def watch() -> None:
+                    await self.listen_for_disconnect(receive)
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(watch)
+                with suppress(OSError):  # how some servers say that the client has left
+                    await self.stream_response(send)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._close()
+            with anyio.CancelScope(shield=True):
+                await self._generator.aclose()

@@ -1,0 +1,83 @@
+"""A text written with thinking, divided into thinking and answer while it comes in."""
+
+from __future__ import annotations
+
+from bagel_mot.inference.decode import THINK_CLOSE, THINK_OPEN
+
+Pieces = tuple[str, str]
+
+
+class Stripped:
+    """A text without white space around it, piece by piece: that at an end of what came is held back."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self.begun = False
+
+    def add(self, piece: str) -> str:
+        text = self._held + piece
+        if not self.begun:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self._held = text[len(kept) :]
+        self.begun = self.begun or bool(kept)
+        return kept
+
+
+class ThinkingStream:
+    """Gives (thinking, answer) for each piece; all together they are what `split_thinking` makes of the whole text."""
+
+    def __init__(self) -> None:
+        self._held = ""  # may belong to either
+        self._opened = self._closed = False
+        self._thinking, self._answer = Stripped(), Stripped()
+
+    def add(self, piece: str) -> Pieces:
+        if self._closed:
+            return "", self._answer.add(piece)
+        self._held += piece
+        if not self._opened and self._held.lstrip().startswith(THINK_OPEN):
+            self._opened = True
+            self._held = self._held.lstrip().removeprefix(THINK_OPEN)
+        before, closed, after = self._held.partition(THINK_CLOSE)
+        if closed:
+            self._closed = True
+            self._held = ""
+            return self._thinking.add(before), self._answer.add(after)
+        if not self._opened:  # without its opening tag, only the closing one tells
+            return "", ""
+        keep = _beginning(self._held, THINK_CLOSE)
+        certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return self._thinking.add(certain), ""
+
+    def finish(self) -> Pieces:
+        """No piece will follow: returns the rest."""
+        rest, self._held = self._held, ""
+        if self._opened and not self._closed:
+            return self._thinking.add(rest), ""
+        return "", rest  # without any tag: as it is
+
+
+class ThoughtStream:
+    """The thinking before a picture, where a thought without tags is a thought all the same: as `Result.thinking`."""
+
+    def __init__(self) -> None:
+        self._split, self._all, self._joined = ThinkingStream(), Stripped(), False
+
+    def add(self, piece: str) -> str:
+        return self._join(self._split.add(piece))
+
+    def finish(self) -> str:
+        return self._join(self._split.finish())
+
+    def _join(self, pieces: Pieces) -> str:
+        thinking, answer = pieces
+        if answer and not self._joined:
+            self._joined = True
+            answer = f" {answer}"
+        return self._all.add(thinking + answer)
+
+
+def _beginning(text: str, tag: str) -> int:
+    """How many characters at the end of a text may begin a tag."""
+    return next((count for count in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-count:])), 0)

@@ -1,0 +1,251 @@
+"""The training loop: one for everything that is trained.
+
+A `Task` says what a step's batches are, what they count and what they lose; the loop adds accumulation, clipping,
+schedule, EMA, checkpoints, metrics and exact resuming. Losses are sums and counts: a step's loss is `Σ weight · (Σ
+sum / Σ count)` over all its packs, so accumulation gives what one large pack would.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
+from bagel_mot.errors import RecipeError, TrainingError
+from bagel_mot.training import checkpoints
+from bagel_mot.training.interruption import interruptible
+from bagel_mot.training.metrics import Averages, Metrics
+from bagel_mot.training.optimizer import Ema, Optimizers, schedule_factor
+from bagel_mot.training.recipe import Recipe
+from bagel_mot.training.run_lock import claimed
+
+Batch = TypeVar("Batch")
+Network = TypeVar("Network", bound=nn.Module)
+Kind = TypeVar("Kind", bound=Recipe)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Task(ABC, Generic[Network, Batch]):
+    """What is trained, and on what."""
+
+    module: Network
+    loss_weights: dict[str, float]
+
+    @abstractmethod
+    def next_batch(self) -> Batch:
+        """The next pack, or batch, of the data stream."""
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What each loss of this batch is divided by: tokens, or pictures."""
+
+    @abstractmethod
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Summed losses, under the same names. All randomness comes from `generator` (on the CPU)."""
+
+    @abstractmethod
+    def tokens(self, batch: Batch) -> int:
+        """Tokens (or pictures) in a batch, for the throughput."""
+
+    def gauges(self) -> dict[str, float]:
+        """Further numbers to report, as they stand after the last `next_batch`."""
+        return {}
+
+    @abstractmethod
+    def data_state(self) -> Any:
+        """Where the data stream stands just after the last `next_batch`."""
+
+    @abstractmethod
+    def load_data_state(self, state: Any) -> None:
+        """Puts the data stream back there."""
+
+    @abstractmethod
+    def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Writes the averaged weights in the official layout."""
+
+    @abstractmethod
+    def write_samples(self, path: Path, checkpoint: Path) -> None:
+        """Draws a sheet of samples with a checkpoint's weights."""
+
+    def close(self) -> None:
+        """Ends background work."""
+
+
+class Run:
+    """A recipe being carried out: everything that changes with a step. A checkpoint holds all of it."""
+
+    def __init__(self, recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]]) -> None:
+        """Begins, or goes on from the newest checkpoint.
+
+        Raises:
+            RecipeError: if the newest checkpoint is of another recipe, or damaged.
+        """
+        state = checkpoints.load_latest(recipe.output)
+        if state is not None and "recipe" in state:  # checkpoints of earlier versions lack it
+            recipe.check_resumes(state["recipe"])
+        self.recipe, self.task = recipe, make_task(recipe)
+        task = self.task
+        self.step = 0
+        self.optimizers = Optimizers(task.module.named_parameters(), recipe.optimizer)
+        self.ema = Ema(task.module, recipe.ema)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.averages = Averages()
+        self.checkpoint: Path | None = None
+        if state is not None:
+            self.checkpoint = checkpoints.latest(recipe.output)
+            self._load_state_dict(state)
+        self._saved = self.step
+
+    def save(self) -> None:
+        """Writes a checkpoint, unless there is one of this very step."""
+        if self._saved != self.step:
+            self.checkpoint = checkpoints.save(
+                self.recipe.output,
+                self.step,
+                self._state_dict(),
+                lambda folder: self.task.write_weights(folder, self.ema.average),
+                self.recipe.keep,
+            )
+            self._saved = self.step
+
+    def _state_dict(self) -> dict[str, Any]:
+        return {
+            "recipe": self.recipe.stored(),
+            "step": self.step,
+            "module": self.task.module.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "ema": self.ema.state_dict(),
+            "generator": self.generator.get_state(),
+            "data": self.task.data_state(),
+            "averages": self.averages.state_dict(),
+        }
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        try:
+            self.task.module.load_state_dict(state["module"])
+            self.optimizers.load_state_dict(state["optimizers"])
+        except (RuntimeError, ValueError) as error:  # a checkpoint of an earlier version had no recipe to compare
+            reason = str(error).partition("\n")[0]
+            raise RecipeError(
+                f"the weights or moments in {self.checkpoint} do not fit this recipe ({reason}): "
+                "go on with the recipe they were trained with, or give another output"
+            ) from error
+        self.ema.load_state_dict(state["ema"])
+        self.generator.set_state(state["generator"])
+        self.task.load_data_state(state["data"])
+        if "averages" in state:  # checkpoints of earlier versions lack them
+            self.averages.load_state_dict(state["averages"])
+
+    def advance(self) -> int:
+        """One step of the optimiser, over `accumulate` batches; returns their tokens.
+
+        Raises:
+            TrainingError: if the gradient is not finite; the weights are as before.
+        """
+        recipe, task = self.recipe, self.task
+        batches = [task.next_batch() for _ in range(recipe.accumulate)]
+        means = _backward(task, batches, self.generator, DTYPES[recipe.precision])
+        factor = schedule_factor(recipe.schedule, self.step, recipe.steps)
+        norm = self.optimizers.step(factor)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient of step {self.step + 1} is {norm}: the last checkpoint is {self.checkpoint or 'none'}; "
+                "lower the learning rate, or train in float32"
+            )
+        self.ema.update()
+        self.step += 1
+        self.averages.add({**means, "grad_norm": norm, "lr": factor * recipe.optimizer.lr})
+        return sum(task.tokens(batch) for batch in batches)
+
+
+def _backward(
+    task: Task[Any, Batch], batches: list[Batch], generator: torch.Generator, dtype: torch.dtype
+) -> dict[str, float]:
+    """Adds up the gradients of a step's batches; returns each loss, averaged over all of them."""
+    device = next(task.module.parameters()).device
+    totals: dict[str, float] = {}
+    for batch in batches:
+        for name, count in task.counts(batch).items():
+            totals[name] = totals.get(name, 0.0) + count
+    means = {name: 0.0 for name, total in totals.items() if total}  # of what there is nothing there is no loss
+    for batch in batches:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            sums = task.losses(batch, generator)
+        parts = {name: value / max(totals[name], 1.0) for name, value in sums.items()}
+        loss = sum(task.loss_weights[name] * part for name, part in parts.items())
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
+        for name in means:
+            means[name] += float(parts[name].detach()) if name in parts else 0.0
+    return means
+
+
+def train(recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]], *, stop_after: int | None = None) -> Path:
+    """Runs, or resumes, a recipe; returns the newest checkpoint's folder.
+
+    The first SIGINT or SIGTERM lets the step or save at hand end, and saves before it is raised as KeyboardInterrupt;
+    the second ends at once.
+
+    Args:
+        recipe: what every run has.
+        make_task: makes what this one trains, with its weights initialised.
+        stop_after: end after this many steps, at least one, in this call (saved, resumable).
+
+    Raises:
+        RecipeError: if the run was begun with a recipe that this one cannot go on from.
+        TrainingError: if a gradient is not finite, a checkpoint or the folder cannot be written, or a run is being
+            trained in it already.
+        KeyboardInterrupt: if a signal ended the run before its last step.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    with claimed(recipe.output):
+        run = Run(recipe, make_task)
+        try:
+            _carry_out(run, recipe.steps if stop_after is None else min(run.step + stop_after, recipe.steps))
+        finally:
+            run.task.close()
+    assert run.checkpoint is not None  # a step was made, or the run was interrupted
+    return run.checkpoint
+
+
+def _carry_out(run: Run, end: int) -> None:
+    """Steps up to `end`, with reports, samples and checkpoints."""
+    recipe, task = run.recipe, run.task
+    if next(task.module.parameters()).device.type == "cpu":
+        keep_freed_memory(LARGEST_KEPT_IN_TRAINING)
+    with interruptible() as interrupted, Metrics(recipe.output, recipe.steps, run.step) as metrics:
+        if run.step:
+            metrics.note(f"resuming {recipe.output} at step {run.step}")
+        while run.step < end and not interrupted():
+            metrics.advance(run.advance())
+            finished = run.step == recipe.steps
+            if run.step % recipe.log_every == 0 or finished:
+                metrics.report(run.step, {**run.averages.take(), **task.gauges()})
+            sampling = run.step % recipe.sample_every == 0 or finished
+            if run.step % recipe.save_every == 0 or sampling:
+                run.save()
+            if sampling:
+                _write_samples(run, metrics)
+        run.save()  # a signal loses nothing; after an error the run goes on from its last checkpoint
+        if run.step < recipe.steps:
+            metrics.note(f"stopped at step {run.step}; run the same command to go on")
+            if interrupted():
+                raise KeyboardInterrupt
+
+
+def _write_samples(run: Run, metrics: Metrics) -> None:
+    """Samples are to look at: where they cannot be made, the training goes on."""
+    assert run.checkpoint is not None
+    try:
+        run.task.write_samples(run.recipe.output / "samples" / f"step-{run.step:08d}.png", run.checkpoint)
+    except Exception as error:
+        metrics.note(f"no samples of step {run.step}: {type(error).__name__}: {error}")

@@ -1,0 +1,183 @@
+"""What a run tells while it runs: a progress bar, TensorBoard, and a line of JSON for each report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bagel_mot.errors import TrainingError
+from bagel_mot.files import write_text
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Averages:
+    """Means of numbers since they were last taken, over the steps that had them. Part of a run's state: a resumed run
+    reports what an uninterrupted one does, even where it was stopped between two reports.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, numbers: dict[str, float]) -> None:
+        """Takes one step's numbers in."""
+        for name, value in numbers.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and begins anew."""
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums = dict(state["sums"])
+        # Checkpoints of earlier versions count steps.
+        self._counts = dict(state["counts"]) if "counts" in state else dict.fromkeys(self._sums, state["steps"])
+
+
+class Metrics:
+    """Tells numbers. On a terminal a bar is kept up to date; elsewhere each report is a line.
+
+    What a run that was killed told of steps after its last checkpoint is taken back: those steps are done again.
+    """
+
+    def __init__(self, folder: Path, steps: int, start: int) -> None:
+        """
+        Args:
+            folder: of the run; it exists.
+            steps: of the whole run.
+            start: the step that the run goes on from.
+
+        Raises:
+            TrainingError: the file of metrics cannot be opened.
+        """
+        self.console = Console()
+        self.steps = steps
+        self._done = 0  # steps since the last report, for the throughput
+        self._tokens = 0
+        self._since = time.perf_counter()
+        try:
+            _cut_back(folder / METRICS_FILE, start)
+            self._file = open(folder / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise TrainingError(f"{folder / METRICS_FILE} cannot be written: {error.strerror or error}") from error
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._bar = self._progress.add_task(folder.name, total=steps, completed=start, numbers="")
+        self._started = (time.perf_counter(), start)
+        self._board: Any = None
+        with self._board_may_fail():
+            self._board = _tensorboard(folder, start)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        with suppress(OSError):  # of a line that could not be written before
+            self._file.close()
+        if self._board is not None:
+            with self._board_may_fail():
+                self._board.close()
+
+    def advance(self, tokens: int) -> None:
+        """Counts a step, and its tokens, towards the throughput."""
+        self._done += 1
+        self._tokens += tokens
+        self._progress.advance(self._bar)
+
+    def report(self, step: int, numbers: dict[str, float]) -> None:
+        """Numbers of a step, and the throughput, to terminal, TensorBoard and `metrics.jsonl`."""
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        numbers = {
+            **numbers,
+            "tokens_per_second": self._tokens / seconds,
+            "steps_per_second": self._done / seconds,
+        }
+        text = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self._progress.update(self._bar, completed=step, numbers=text)
+        if not self.console.is_terminal:
+            begun, first = self._started
+            rate = (step - first) / max(now - begun, 1e-9)
+            eta = (self.steps - step) / rate if rate else float("inf")
+            print(f"step {step}/{self.steps} {text} eta {eta / 60:.1f} min", flush=True)
+        self._write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
+        if self._board is not None:
+            with self._board_may_fail():
+                for name, value in numbers.items():
+                    self._board.add_scalar(name, value, step)
+        self._done, self._tokens, self._since = 0, 0, now
+
+    def _write(self, line: str) -> None:
+        """Reports are to look at: where they cannot be written, as on a full disk, the training goes on."""
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            self.note(f"{self._file.name} cannot be written: {error.strerror or error}")
+
+    @contextmanager
+    def _board_may_fail(self) -> Iterator[None]:
+        """As with `_write`; what TensorBoard could not write once it is not asked to again."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            self.note(f"TensorBoard's file cannot be written: {error.strerror or error}")
+
+    def note(self, text: str) -> None:
+        """A line for the user that does not disturb the bar."""
+        self.console.print(text, highlight=False, markup=False)
+
+
+def _cut_back(path: Path, step: int) -> None:
+    """Removes the lines of later steps, and what is left of a line that was being written."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines()
+    kept = [line for line in lines if _is_of(line, step)]
+    if len(kept) < len(lines) or not text.endswith("\n"):
+        write_text(path, "".join(line + "\n" for line in kept))
+
+
+def _is_of(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None  # the `train` extra has it; the JSON lines hold the same numbers
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

@@ -1,0 +1,88 @@
+"""The kinds of case that look at one part each: tokenizer, pictures, vision transformer, autoencoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bagel_mot.checkpoint.official import Checkpoint
+from bagel_mot.images import patchify
+from bagel_mot.inference.api import Bagel
+from bagel_mot.sequence import PackSpec, Sample, VitSegment, pack
+from bagel_mot.verify.records import Checker, Recorded, Row, image_transform
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is verified: a loaded checkpoint, and the folder its cases stand in."""
+
+    recorded: Recorded
+    checkpoint: Checkpoint
+    spec: PackSpec
+    bagel: Bagel
+
+    @property
+    def device(self) -> torch.device:
+        return self.checkpoint.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.checkpoint.model.dtype
+
+
+def check_tokenize(subject: Subject, check: Checker) -> None:
+    """Texts to ids, and the ids of the special tokens."""
+    tokenizer = subject.checkpoint.tokenizer
+    check.listed("ids", [tokenizer.encode(text) for text in check.case["texts"]])
+    special = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "start_of_image": tokenizer.start_of_image_id,
+        "end_of_image": tokenizer.end_of_image_id,
+    }
+    check.listed("special", special)
+
+
+def check_resize(subject: Subject, check: Checker) -> None:
+    """The resize rule alone."""
+    transform = image_transform(check.case, "transform")
+    for item in check.case["cases"]:
+        width, height = item["wh"]
+        got = list(transform.size(width, height, images=item["images"]))
+        what = f"{width}×{height}, {item['images']} sharing"
+        check.rows.append(
+            Row(check.name, what, float(got != item["expect"]), got == item["expect"], f"-> {got[0]}×{got[1]}")
+        )
+
+
+def check_transform(subject: Subject, check: Checker) -> None:
+    """A picture to pixels in [-1, 1]."""
+    name, transforms = check.case["image"], subject.recorded.transforms
+    resized = subject.recorded.resized(name)
+    check.close("vae", transforms["vae"](resized))
+    check.close("vit", transforms["vit"](resized))
+    check.close("vit_direct", transforms["vit"](subject.recorded.picture(name)))
+
+
+def check_vit(subject: Subject, check: Checker) -> None:
+    """The vision transformer and the connector on one picture."""
+    model, patch = subject.checkpoint.model, subject.checkpoint.config.vit.patch_size
+    pixels = subject.recorded.transforms["vit"](subject.recorded.picture(check.case["image"]))
+    segment = VitSegment(patchify(pixels, patch), (pixels.shape[1] // patch, pixels.shape[2] // patch))
+    packed = pack([[Sample((segment,))]], subject.spec).to(subject.device)
+    check.close("pixels", packed.vit_patches)
+    check.equal("position_ids", packed.vit_index)
+    with torch.inference_mode():
+        check.close("features", model.vit(packed.vit_patches.to(model.dtype), packed.vit_index, packed.vit_grids))
+        check.close("embeds", model.embed_pictures(packed))
+
+
+def check_vae(subject: Subject, check: Checker) -> None:
+    """The autoencoder there and back on one picture."""
+    pixels = subject.recorded.transforms["vae"](subject.recorded.picture(check.case["image"]))[None]
+    check.close("pixels", pixels)
+    with torch.inference_mode():
+        latent = subject.checkpoint.autoencoder.encode(pixels.to(subject.device, subject.dtype))
+        check.close("latent", latent)
+        check.close("decoded", subject.checkpoint.autoencoder.decode(latent))

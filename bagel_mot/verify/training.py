@@ -1,0 +1,252 @@
+"""The kinds `train` and `pack`: how samples are laid out, what they lose, and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.errors import DataError
+from bagel_mot.images import latent_to_tokens, patchify
+from bagel_mot.model.attention import MaskedAttention
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.sequence import (
+    CAUSAL,
+    FULL,
+    NOISED,
+    PackedSequence,
+    Sample,
+    Segment,
+    TextSegment,
+    VaeSegment,
+    VitSegment,
+    pack,
+)
+from bagel_mot.training.objective import NoisedPack, add_noise, compute_losses, shift_timesteps
+from bagel_mot.verify.parts import Subject
+from bagel_mot.verify.records import Case, Checker
+
+Plan = Mapping[str, Any]  # one segment of a sample, as cases.json describes it
+_MODE_NAMES = {CAUSAL: "causal", FULL: "full", NOISED: "noise"}
+
+
+def check_train(subject: Subject, check: Checker) -> None:
+    """One pack of all samples: every packed tensor, the masks, the losses, and the gradients."""
+    packed = pack([_samples(subject, check)], subject.spec)
+    _check_layout(check, packed)
+    noised = _noised(subject, check, packed) if packed.latent_grids else NoisedPack(packed, packed.latents)
+    noised = NoisedPack(noised.packed.to(subject.device), noised.target.to(subject.device))
+    with _gradients(subject.checkpoint.model) as model:
+        losses = compute_losses(model, noised, MaskedAttention(noised.packed))
+        loss = losses.ce_sum(False) / max(losses.ce_count(False), 1.0) + losses.mse_sum() / max(losses.mse_count, 1)
+        loss.backward()
+        check.close("ce", losses.ce)
+        check.close("mse", losses.mse)
+        check.close("loss", loss)
+        if "loss" in check.case:
+            check.listed("loss", loss.item())
+        _check_gradients(check, model)
+
+
+def _noised(subject: Subject, check: Checker, packed: PackedSequence) -> NoisedPack:
+    """The pack with the recorded noise and timesteps."""
+    normals = check.take("packed_timesteps")  # before the sigmoid; −inf on conditions
+    check.count("packed_timesteps", int((normals.isfinite() != packed.noised).sum()))
+    first = [int((packed.latent_image == image).nonzero()[0]) for image in range(len(packed.latent_grids))]
+    drawn = torch.where(packed.noised[first], normals[first].sigmoid(), 0.0)
+    timesteps = shift_timesteps(drawn, subject.checkpoint.config.timestep_shift)
+    return add_noise(packed, timesteps, check.given("noise"))
+
+
+def check_pack(subject: Subject, check: Checker) -> None:
+    """The same samples in the layout of the block mask, the padding as a last split."""
+    samples = _samples(subject, _twin(subject, check))
+    capacity = int(check.case["max_num_tokens"])
+    gen = sum(sample.gen_len for sample in samples)
+    packed = pack([samples], subject.spec, und_len=capacity - gen, gen_len=gen)
+    spans = [span for sample in packed.spans for span in sample]
+    padding = int((packed.sample < 0).sum())
+    splits, modes = [span.length for span in spans], [_MODE_NAMES[span.mode] for span in spans]
+    lengths = [sum(span.length for span in sample) for sample in packed.spans]
+    if padding:  # causal, and a sample of its own
+        splits, modes, lengths = [*splits, padding], [*modes, _MODE_NAMES[CAUSAL]], [*lengths, padding]
+    check.listed("split_lens", splits)
+    check.listed("attn_modes", modes)
+    check.listed("sample_lens", lengths)
+    used = packed.num_tokens
+    expected = _mask_by_split(check.case["split_lens"], check.case["attn_modes"], check.case["sample_lens"])
+    got = _mask_in_order(packed, used)
+    wrong = int((got != expected[:used, :used]).sum()) if expected.shape[0] == capacity else used * used
+    check.count("mask", wrong)
+    # What the padding itself attends to means nothing, but nobody may see it.
+    real, order = packed.sample[0] >= 0, packed.mask()[0]
+    check.count("mask hides padding", int(order[real][:, ~real].sum()))
+
+
+def _samples(subject: Subject, check: Checker) -> list[Sample]:
+    """The samples of a `train` case, from its plans, pictures and latents."""
+    checkpoint = subject.checkpoint
+    samples: list[Sample] = []
+    pictures: list[Tensor] = []
+    # Without a picture to draw or to go by there is nothing to record, and none of these is read.
+    pictured = any(plan["type"] == "vae_image" for plans in check.case["samples"].values() for plan in plans)
+    latents = check.take("padded_latent") if pictured else torch.zeros(0, 1, 1, 1)
+    shapes = check.case["latent_shapes"] if pictured else []
+    for name, plans in check.case["samples"].items():
+        segments: list[Segment] = []
+        for number, plan in enumerate(plans):
+            if plan.get("special_token_loss"):
+                raise DataError(f"sample {name}, segment {number}: a loss on image markers is not supported")
+            if plan["type"] == "text":
+                segments.append(_text(subject, plan))
+                continue
+            pixels = check.given(f"pixels/{name}/{number}")
+            if plan["type"] == "vit_image":
+                patch = checkpoint.config.vit.patch_size
+                grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
+                segments.append(VitSegment(patchify(pixels, patch), grid))
+            elif plan["type"] == "vae_image":
+                rows, columns = shapes[len(pictures)]
+                side = checkpoint.config.latent_patch_size
+                latent = latents[len(pictures)][:, : side * rows, : side * columns]
+                tokens = latent_to_tokens(latent, side)
+                segments.append(VaeSegment(tokens, (rows, columns), noised=bool(plan["loss"])))
+                pictures.append(pixels)
+            else:
+                raise DataError(f"sample {name}, segment {number}: type {plan['type']!r} is not known")
+        samples.append(Sample(tuple(segments)))
+    if pictured:
+        check.close("padded_latent", _encode_padded(subject, pictures, latents))
+    return samples
+
+
+def _encode_padded(subject: Subject, pictures: list[Tensor], latents: Tensor) -> Tensor:
+    """Latents as the published training makes them: all pictures padded with zeros to one size."""
+    autoencoder = subject.checkpoint.autoencoder
+    height, width = (side * autoencoder.config.downsample for side in latents.shape[-2:])
+    padded = latents.new_zeros(len(pictures), 3, height, width)
+    for target, pixels in zip(padded, pictures, strict=True):
+        target[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+    with torch.inference_mode():
+        return autoencoder.encode(padded.to(subject.device, subject.dtype))
+
+
+def _text(subject: Subject, plan: Plan) -> TextSegment:
+    ids = plan["ids"] if plan.get("ids") is not None else subject.checkpoint.tokenizer.encode(plan["text"])
+    special = subject.checkpoint.special
+    return special.target(ids) if plan["loss"] else special.condition(ids)
+
+
+def _twin(subject: Subject, check: Checker) -> Checker:
+    """The `train` case whose samples a `pack` case lays out; what it reads makes no rows here."""
+    twins = [case for case in subject.recorded.cases if case["kind"] == "train"]
+    if not twins:
+        raise DataError("a pack case lays out the samples of a train case, and there is none")
+    case: Case = twins[0] if "samples" not in check.case else {**twins[0], "samples": check.case["samples"]}
+    return Checker(case, check.tensors, check.tolerance)
+
+
+def _in_order(packed: PackedSequence, slots: Tensor, *, gen: bool = False) -> Tensor:
+    """Where und or gen slots of a pack of one row stand in sequence order."""
+    return packed.place[0, slots + packed.und_len if gen else slots]
+
+
+def _mask_in_order(packed: PackedSequence, tokens: int) -> Tensor:
+    """The mask of a pack of one row, (tokens, tokens), in sequence order and without padding."""
+    slot_of = torch.empty(tokens, dtype=torch.int64)
+    filled = packed.place[0] >= 0
+    slot_of[packed.place[0][filled]] = filled.nonzero()[:, 0]
+    return packed.mask()[0][slot_of][:, slot_of]
+
+
+def _check_layout(check: Checker, packed: PackedSequence) -> None:
+    """Everything the published packing produces, from slots back in sequence order."""
+
+    def in_sequence(places: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        order = places.argsort()
+        return (places[order], *(value[order] for value in values))
+
+    places, ids = in_sequence(_in_order(packed, packed.text_slots), packed.text_ids)
+    check.equal("packed_text_indexes", places)
+    check.equal("packed_text_ids", ids)
+    places, patches, index = in_sequence(_in_order(packed, packed.vit_slots), packed.vit_patches, packed.vit_index)
+    check.equal("packed_vit_token_indexes", places)
+    check.close("packed_vit_tokens", patches)
+    check.equal("packed_vit_position_ids", index)
+    vit_lengths = [rows * columns for rows, columns in packed.vit_grids]
+    check.equal("vit_token_seqlens", torch.tensor(vit_lengths))
+    places, index, noised = in_sequence(
+        _in_order(packed, packed.latent_slots, gen=True), packed.latent_index, packed.noised
+    )
+    check.equal("packed_vae_token_indexes", places)
+    check.equal("packed_latent_position_ids", index)
+    check.equal("mse_loss_indexes", places[noised])
+    if "latent_shapes" in check.case:
+        check.listed("latent_shapes", [list(grid) for grid in packed.latent_grids])
+    places, labels, weights = in_sequence(_in_order(packed, packed.ce_slots), packed.ce_labels, packed.ce_weights)
+    check.equal("ce_loss_indexes", places)
+    check.equal("packed_label_ids", labels)
+    check.close("ce_loss_weights", weights)
+    (_, positions) = in_sequence(packed.place[0], packed.positions[0])
+    check.equal("packed_position_ids", positions)
+    lengths = [sum(span.length for span in spans) for spans in packed.spans]
+    check.listed("sample_lens", lengths)
+    for quantity, value in (("vit_token_seqlens", vit_lengths), ("sequence_length", packed.num_tokens)):
+        if quantity in check.case:
+            check.listed(quantity, value)
+    mask = _mask_in_order(packed, packed.num_tokens)
+    start = 0
+    for number, length in enumerate(lengths):
+        check.equal(f"mask_{number}", mask[start : start + length, start : start + length])
+        start += length
+    sample = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    check.count("no sample sees another", int(mask[sample[:, None] != sample[None, :]].sum()))
+
+
+def _mask_by_split(splits: list[int], modes: list[str], samples: list[int]) -> Tensor:
+    """The rule by block: (causal or same full/noised split) and not (key in another noised split) and same sample."""
+    total = sum(splits)
+    split = torch.arange(len(splits)).repeat_interleave(torch.tensor(splits))
+    sample = torch.arange(len(samples)).repeat_interleave(torch.tensor(samples))
+    mode = torch.tensor([list(_MODE_NAMES.values()).index(name) for name in modes])[split]
+    same = split[:, None] == split[None, :]
+    causal = torch.ones(total, total, dtype=torch.bool).tril()
+    seen = causal | (same & (mode != CAUSAL)[:, None])
+    return seen & (same | (mode != NOISED)[None, :]) & (sample[:, None] == sample[None, :])
+
+
+@contextmanager
+def _gradients(model: BagelModel) -> Iterator[BagelModel]:
+    """The model with gradients on, and as it was afterwards."""
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield model.requires_grad_(True)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name]).grad = None
+
+
+def _check_gradients(check: Checker, model: BagelModel) -> None:
+    """Norms of all gradients, and whole gradients where they were recorded.
+
+    A key bias of the ViT adds one number to all scores of a query, which softmax ignores: its gradient is zero in exact
+    arithmetic, and what was recorded is rounding. The error of such a one is measured against the case's largest
+    gradient.
+    """
+    largest = max((float(check.tensors[f"{check.name}/{name}"]) for name in check.recorded("grad_norm/")), default=0.0)
+    gradients = {official_name(name): p.grad for name, p in model.named_parameters()}
+    for name, gradient in gradients.items():
+        norm = torch.zeros(()) if gradient is None else gradient.double().norm()
+        if norm or check.recorded_or_none(f"grad_norm/{name}") is not None:  # parts that no sample uses get none
+            check.close(f"grad_norm/{name}", norm, largest=largest)
+    for quantity in check.recorded("grad/"):
+        gradient = gradients.get(quantity.removeprefix("grad/"))
+        if gradient is None:
+            check.take(quantity)
+            check.fail(quantity, "the model has no such parameter, or it gets no gradient")
+        else:
+            check.close(quantity, gradient, largest=largest)

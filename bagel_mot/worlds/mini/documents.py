@@ -1,0 +1,278 @@
+"""Training documents: what is said and shown, in order, and which of it is to be learned.
+
+Thinking documents begin with one of the published system prompts, in a segment of its own, as inference puts it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE, SYSTEM_PROMPT_UNDERSTAND
+from bagel_mot.worlds.mini.captions import caption, describe, tell
+from bagel_mot.worlds.mini.edits import Edit, sample_edit
+from bagel_mot.worlds.mini.questions import question, questions
+from bagel_mot.worlds.mini.riddles import sample_riddle
+from bagel_mot.worlds.mini.sampling import sample_scene
+from bagel_mot.worlds.mini.scene import Scene, SceneError
+
+
+@dataclass(frozen=True)
+class Say:
+    """A text; `loss` marks the ones the model learns to say."""
+
+    text: str
+    loss: bool
+
+
+@dataclass(frozen=True)
+class Show:
+    """A picture, as its scene; `target` marks the ones the model learns to draw."""
+
+    scene: Scene
+    target: bool
+
+
+Part = Say | Show
+Document = tuple[str, tuple[Part, ...]]
+"""(task name, parts in order)."""
+
+DEFAULT_MIX: dict[str, float] = {
+    "draw": 0.32,
+    "edit": 0.20,
+    "chain": 0.08,
+    "ask": 0.12,
+    "describe": 0.03,
+    "think_draw": 0.07,
+    "think_edit": 0.06,
+    "think_answer": 0.06,
+    "session": 0.06,
+    "read": 0.0,
+    "rewrite": 0.0,
+    "foretell": 0.0,
+    "direct_draw": 0.0,
+    "direct_edit": 0.0,
+    "direct_answer": 0.0,
+}
+"""Share of each task. The "direct" tasks are riddles without the thinking: a fair rival to thinking, off by default.
+
+"read" (questions about a scene told in words), "rewrite" (what an edit makes of a scene told in words) and "foretell"
+(what it would make of a picture, in words) draw nothing. They teach the text side which colour belongs to which thing,
+and which thing an instruction means, by the dense loss of words; pictures are then drawn from what it understood.
+"""
+TASKS: tuple[str, ...] = tuple(DEFAULT_MIX)
+
+DESCRIBE_PROMPTS = ("Describe the picture.", "What is in the picture?", "What do you see?")
+CHANGED_PROMPT = "What changed?"
+DRAW_THING_COUNT_WEIGHTS = (38, 36, 14, 12)
+"""How often a picture to be drawn from a caption has one, two, three, four things, in percent: fewer than other scenes
+have, because most of what people ask for is one or two things."""
+PLAIN_THINK_SHARE = 0.12
+"""How often a thinking document has a plain task, which thinking merely restates."""
+
+
+def sample_document(rng: random.Random, mix: Mapping[str, float] | None = None, split: str = "train") -> Document:
+    """A random document of a task drawn by weight.
+
+    Args:
+        rng: source of all randomness.
+        mix: weight of each task; tasks left out are not drawn. DEFAULT_MIX when None.
+        split: of every picture in it that is a target or asked about.
+
+    Raises:
+        SceneError: for an unknown task, a negative weight, or no weight at all.
+    """
+    weights = DEFAULT_MIX if mix is None else mix
+    unknown = sorted(set(weights) - set(TASKS))
+    if unknown:
+        raise SceneError(f"the mix names {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
+    if any(weight < 0 for weight in weights.values()) or not sum(weights.values()) > 0:
+        raise SceneError(f"the mix weighs its tasks {dict(weights)}; weights must be 0 or more, and one above 0")
+    # The order of TASKS, not of the mapping, so that equal mixes give equal documents.
+    task = rng.choices(TASKS, [weights.get(name, 0.0) for name in TASKS])[0]
+    return task, _MAKERS[task](rng, split)
+
+
+def corpus(n: int, seed: int) -> Iterator[str]:
+    """`n` texts as they occur in training documents, for training the tokenizer; the same ones for the same seed."""
+    rng = random.Random(seed)
+    mix = dict.fromkeys(TASKS, 1.0)
+    given = 0
+    while given < n:
+        for part in sample_document(rng, mix)[1]:
+            if isinstance(part, Say) and given < n:
+                given += 1
+                yield part.text
+
+
+def _draw(rng: random.Random, split: str) -> tuple[Part, ...]:
+    scene = sample_scene(rng, split, things=rng.choices((1, 2, 3, 4), DRAW_THING_COUNT_WEIGHTS)[0])
+    return Say(caption(scene, rng), False), Show(scene, True)
+
+
+def _edit(rng: random.Random, split: str) -> tuple[Part, ...]:
+    before, edit = _scene_and_edit(rng, split)
+    return Show(before, False), Say(edit.instruction, False), Show(edit.result, True)
+
+
+def _scene_and_edit(rng: random.Random, split: str) -> tuple[Scene, Edit]:
+    """A scene and an edit of it whose result is in the split."""
+    while True:
+        before = sample_scene(rng, split)
+        try:
+            return before, sample_edit(before, rng, split)
+        except SceneError:
+            continue
+
+
+def _chain(rng: random.Random, split: str) -> tuple[Part, ...]:
+    """Two or three edits in a row, now and then of a picture drawn in the same session."""
+    while True:
+        scene = sample_scene(rng, split)
+        drawn = rng.random() < 0.4
+        parts: list[Part] = [Say(caption(scene, rng), False), Show(scene, True)] if drawn else [Show(scene, False)]
+        try:
+            for _ in range(rng.choice((2, 3)) - drawn):
+                edit = sample_edit(scene, rng, split)
+                scene = edit.result
+                parts += [Say(edit.instruction, False), Show(scene, True)]
+        except SceneError:
+            continue
+        return tuple(parts)
+
+
+def _ask(rng: random.Random, split: str) -> tuple[Part, ...]:
+    scene = sample_scene(rng, split)
+    parts: list[Part] = [Show(scene, False)]
+    for qa in questions(scene, rng, rng.randint(3, 6)):
+        parts += [Say(qa.question, False), Say(qa.answer, True)]
+    return tuple(parts)
+
+
+def _describe(rng: random.Random, split: str) -> tuple[Part, ...]:
+    scene = sample_scene(rng, split)
+    return Show(scene, False), Say(rng.choice(DESCRIBE_PROMPTS), False), Say(describe(scene), True)
+
+
+def _session(rng: random.Random, split: str) -> tuple[Part, ...]:
+    """A picture drawn, asked about, edited, and asked about again."""
+    while True:
+        scene = sample_scene(rng, split)
+        try:
+            edit = sample_edit(scene, rng, split)
+        except SceneError:
+            continue
+        first = question(scene, rng)
+        parts: list[Part] = [Say(caption(scene, rng), False), Show(scene, True)]
+        parts += [Say(first.question, False), Say(first.answer, True)]
+        parts += [Say(edit.instruction, False), Show(edit.result, True)]
+        if rng.random() < 0.35:
+            return *parts, Say(CHANGED_PROMPT, False), Say(edit.change, True)
+        last = question(edit.result, rng)
+        return *parts, Say(last.question, False), Say(last.answer, True)
+
+
+def _read(rng: random.Random, split: str) -> tuple[Part, ...]:
+    scene = sample_scene(rng, split)
+    parts: list[Part] = [Say(tell(scene, rng), False)]
+    for qa in questions(scene, rng, rng.randint(3, 6)):
+        parts += [Say(qa.question, False), Say(qa.answer, True)]
+    return tuple(parts)
+
+
+def _rewrite(rng: random.Random, split: str) -> tuple[Part, ...]:
+    before, edit = _scene_and_edit(rng, split)
+    return Say(tell(before, rng), False), Say(edit.instruction, False), Say(describe(edit.result), True)
+
+
+def _foretell(rng: random.Random, split: str) -> tuple[Part, ...]:
+    before, edit = _scene_and_edit(rng, split)
+    return Show(before, False), Say(edit.instruction, False), Say(describe(edit.result), True)
+
+
+def thought(think: str) -> str:
+    """The thinking in its tags, as the model is to write it."""
+    return f"<think>{think}</think>"
+
+
+def _think_draw(rng: random.Random, split: str) -> tuple[Part, ...]:
+    if rng.random() < PLAIN_THINK_SHARE:
+        scene = sample_scene(rng, split)
+        prompt = caption(scene, rng)
+        think = f"so: {prompt.removeprefix('draw ')}."
+    else:
+        riddle = sample_riddle(rng, "draw", split)
+        assert riddle.scene_after is not None
+        scene, prompt, think = riddle.scene_after, riddle.prompt, riddle.think
+    return Say(SYSTEM_PROMPT_GENERATE, False), Say(prompt, False), Say(thought(think), True), Show(scene, True)
+
+
+def _think_edit(rng: random.Random, split: str) -> tuple[Part, ...]:
+    if rng.random() < PLAIN_THINK_SHARE:
+        before, edit = _scene_and_edit(rng, split)
+        after, prompt, think = edit.result, edit.instruction, f"so: {edit.instruction}."
+    else:
+        riddle = sample_riddle(rng, "edit", split)
+        assert riddle.scene_before is not None
+        assert riddle.scene_after is not None
+        before, after, prompt, think = riddle.scene_before, riddle.scene_after, riddle.prompt, riddle.think
+    return (
+        Say(SYSTEM_PROMPT_GENERATE, False),
+        Show(before, False),
+        Say(prompt, False),
+        Say(thought(think), True),
+        Show(after, True),
+    )
+
+
+def _think_answer(rng: random.Random, split: str) -> tuple[Part, ...]:
+    if rng.random() < PLAIN_THINK_SHARE:
+        scene = sample_scene(rng, split)
+        qa = question(scene, rng)
+        prompt, think, answer = qa.question, f"so: {qa.question}", qa.answer
+    else:
+        riddle = sample_riddle(rng, "answer", split)
+        assert riddle.scene_before is not None
+        assert riddle.answer is not None
+        scene, prompt, think, answer = riddle.scene_before, riddle.prompt, riddle.think, riddle.answer
+    return (
+        Say(SYSTEM_PROMPT_UNDERSTAND, False),
+        Show(scene, False),
+        Say(prompt, False),
+        Say(f"{thought(think)} {answer}", True),
+    )
+
+
+def _direct(task: str) -> Callable[[random.Random, str], tuple[Part, ...]]:
+    """A riddle with its solution but neither system prompt nor thinking."""
+
+    def make(rng: random.Random, split: str) -> tuple[Part, ...]:
+        riddle = sample_riddle(rng, task, split)
+        parts: list[Part] = [Show(riddle.scene_before, False)] if riddle.scene_before is not None else []
+        parts.append(Say(riddle.prompt, False))
+        parts.append(
+            Show(riddle.scene_after, True) if riddle.scene_after is not None else Say(riddle.answer or "", True)
+        )
+        return tuple(parts)
+
+    return make
+
+
+_MAKERS: dict[str, Callable[[random.Random, str], tuple[Part, ...]]] = {
+    "draw": _draw,
+    "edit": _edit,
+    "chain": _chain,
+    "ask": _ask,
+    "describe": _describe,
+    "think_draw": _think_draw,
+    "think_edit": _think_edit,
+    "think_answer": _think_answer,
+    "session": _session,
+    "read": _read,
+    "rewrite": _rewrite,
+    "foretell": _foretell,
+    "direct_draw": _direct("draw"),
+    "direct_edit": _direct("edit"),
+    "direct_answer": _direct("answer"),
+}
