@@ -1,4 +1,4 @@
-"""BAGEL: one model that reads and writes text and pictures in one sequence.
+"""BAGEL: one model that reads and writes text and images in one sequence.
 
     from bagel_mot import Bagel
     bagel = Bagel.from_pretrained("mini")

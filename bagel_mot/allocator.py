@@ -24,7 +24,7 @@ from torch import Tensor
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 # Blocks below this size stay. glibc before 2.35 refuses more than 32 MiB and keeps its own value then. It is above the
-# blocks of a denoising step, and below those of the autoencoder at the end of a large picture, which are few and of
+# blocks of a denoising step, and below those of the autoencoder at the end of a large image, which are few and of
 # many sizes: kept, the gaps between them made the peak a third higher.
 LARGEST_KEPT = 1 << 27
 # Training makes the same blocks in every step, logits of a whole vocabulary among them, and gains most from keeping

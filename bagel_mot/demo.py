@@ -1,6 +1,6 @@
 """`bagel demo`: what the model can do, in a minute, as a page and a contact sheet.
 
-Four captions are drawn, one of the pictures is edited twice in a row, three questions are asked about the results, and
+Four captions are drawn, one of the images is edited twice in a row, three questions are asked about the results, and
 one riddle is drawn without and with thinking.
 """
 
@@ -35,7 +35,7 @@ CAPTIONS = (
     "a white house in the top left, a pink flower in the bottom left and a purple cat in the bottom right",
 )
 EDITS = ("make the car blue", "change the background to night")
-# (number of the picture: of CAPTIONS, then of EDITS; question)
+# (number of the image: of CAPTIONS, then of EDITS; question)
 QUESTIONS = ((1, "How many stars are there?"), (3, "What is below the house?"), (5, "What colour is the car?"))
 RIDDLE = "draw as many white stars as a car has wheels"
 _THINK_TOKENS, _ANSWER_TOKENS = 96, 24
@@ -48,9 +48,9 @@ class Card:
 
     Attributes:
         title: what it was told or asked.
-        image: the picture it drew, or that it was asked about.
+        image: the image it drew, or that it was asked about.
         text: its answer.
-        seed: of the picture it drew.
+        seed: of the image it drew.
         thinking: what it thought before.
         seconds: that it took; those of a batch are shared evenly.
     """
@@ -79,12 +79,12 @@ class Section:
 
 
 def run_demo(bagel: Bagel, folder: Path, *, seed: int = 0, console: Console | None = None) -> dict[str, Any]:
-    """Runs the demonstration and writes `index.html`, `index.png` and the pictures into a folder.
+    """Runs the demonstration and writes `index.html`, `index.png` and the images into a folder.
 
     Args:
         bagel: the embedded model, or another one.
         folder: created where it is missing.
-        seed: of the first picture; the others count up.
+        seed: of the first image; the others count up.
         console: shows progress, if it is a terminal.
 
     Returns: prompts, answers and seconds, ready for JSON.
@@ -112,7 +112,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, sections: list[Section], seconds: float) -> list[dict[str, Any]]:
-    """Writes pictures, page and contact sheet; returns what is to be said of each card."""
+    """Writes images, page and contact sheet; returns what is to be said of each card."""
     written: list[dict[str, Any]] = []
     for number, section in enumerate(sections, start=1):
         for place, card in enumerate(section.cards, start=1):
@@ -157,16 +157,16 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
         yield edited
 
         asked = Section("Asked", "Questions about these pictures.")
-        pictures = [card.image for card in (*drawn.cards, *edited.cards[1:])]
+        images = [card.image for card in (*drawn.cards, *edited.cards[1:])]
         with bar("answering three questions"):
-            shown, questions = [pictures[number] for number, _ in QUESTIONS], [text for _, text in QUESTIONS]
+            shown, questions = [images[number] for number, _ in QUESTIONS], [text for _, text in QUESTIONS]
             answers = bagel.ask(
-                [[picture] for picture in shown], questions, max_new_tokens=_ANSWER_TOKENS, return_result=True
+                [[image] for image in shown], questions, max_new_tokens=_ANSWER_TOKENS, return_result=True
             )
         share = answers[0].seconds / len(answers)
         asked.cards = [
-            Card(question, picture, answer.text or "(no answer)", seconds=share)
-            for question, picture, answer in zip(questions, shown, answers, strict=True)
+            Card(question, image, answer.text or "(no answer)", seconds=share)
+            for question, image, answer in zip(questions, shown, answers, strict=True)
         ]
         yield asked
 
@@ -185,7 +185,7 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def _shown(image: Image.Image, side: int) -> Image.Image:
-    """A picture at the size of a card: small ones are enlarged, large ones reduced, whatever their shape."""
+    """An image at the size of a card: small ones are enlarged, large ones reduced, whatever their shape."""
     scale = side / max(image.size)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -238,7 +238,7 @@ def _figure(card: Card) -> str:
 
 
 def _sheet(sections: list[Section], seconds: float) -> Image.Image:
-    """The same as one picture."""
+    """The same as one image."""
     fonts = {size: ImageFont.load_default(size) for size in (13, 14, 20, 28)}
     columns = max(len(section.cards) for section in sections)
     texts = [[_card_lines(card) for card in section.cards] for section in sections]

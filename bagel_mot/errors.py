@@ -11,11 +11,11 @@ class BagelError(ValueError):
 
 
 class ImageError(BagelError):
-    """A picture cannot be used: unreadable, truncated, of an unknown format, empty, or with too many pixels."""
+    """An image cannot be used: unreadable, truncated, of an unknown format, empty, or with too many pixels."""
 
 
 class PromptError(BagelError):
-    """A prompt or question cannot be used: empty, of the wrong type, or without the picture it needs."""
+    """A prompt or question cannot be used: empty, of the wrong type, or without the image it needs."""
 
 
 class SizeError(BagelError):
@@ -27,7 +27,7 @@ class SettingError(BagelError):
 
 
 class ContextLengthError(BagelError):
-    """A context (prompt, pictures and what is to be generated) is longer than the model allows."""
+    """A context (prompt, images and what is to be generated) is longer than the model allows."""
 
 
 class CheckpointError(BagelError):

@@ -26,16 +26,16 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "J
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Open a picture as a new, fully decoded RGB image: turned upright by its EXIF orientation, alpha over white.
+    """Open an image as a new, fully decoded RGB image: turned upright by its EXIF orientation, alpha over white.
 
     Args:
-        source: a path, the bytes of a picture file, a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or
+        source: a path, the bytes of an image file, a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4). Of an animation the first frame is taken.
-        max_pixels: refuse pictures with more pixels than this, before decoding them. Pillow itself never opens files
+        max_pixels: refuse images with more pixels than this, before decoding them. Pillow itself never opens files
             with more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
-        ImageError: if the picture is missing, unreadable, truncated, empty, too large, or of an unsupported type.
+        ImageError: if the image is missing, unreadable, truncated, empty, too large, or of an unsupported type.
     """
     if isinstance(source, Image.Image):
         return _decode(source, "the picture", max_pixels)
@@ -119,13 +119,13 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize a picture within limits (Pillow, bicubic) and turn it into a tensor.
+    """Resize an image within limits (Pillow, bicubic) and turn it into a tensor.
 
     Attributes:
         max_size: the most pixels of the long side.
         min_size: the pixels the short side is enlarged to, as far as the other limits allow.
         stride: both sides become multiples of it.
-        max_pixels: budget of pixels, shared by all pictures of one sample.
+        max_pixels: budget of pixels, shared by all images of one sample.
     """
 
     max_size: int
@@ -144,12 +144,12 @@ class ImageTransform:
             )
 
     def size(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
-        """Return the (width, height) that a picture of width × height pixels is resized to.
+        """Return the (width, height) that an image of width × height pixels is resized to.
 
         Args:
             width: pixels, at least 1.
             height: pixels, at least 1.
-            images: the number of pictures that share `max_pixels`.
+            images: the number of images that share `max_pixels`.
 
         Raises:
             SizeError: if width, height or images is less than 1.
@@ -161,7 +161,7 @@ class ImageTransform:
         width, height = self._scaled(width, scale), self._scaled(height, scale)
         budget = self.max_pixels / images
         if width * height > budget:
-            # The published rule scales the sides by the ratio of the areas, without the square root, so large pictures
+            # The published rule scales the sides by the ratio of the areas, without the square root, so large images
             # shrink more than they need to. Kept, since checkpoints were trained with it.
             scale = budget / (width * height)
             width, height = self._scaled(width, scale), self._scaled(height, scale)
@@ -171,12 +171,12 @@ class ImageTransform:
         return width, height
 
     def resize(self, image: Image.Image, images: int = 1) -> Image.Image:
-        """Return the picture as RGB at `size(...)`; the arguments are those of `__call__`."""
+        """Return the image as RGB at `size(...)`; the arguments are those of `__call__`."""
         rgb = image if image.mode == "RGB" else to_rgb(image)
         return resize_bicubic(rgb, self.size(*rgb.size, images=images))
 
     def __call__(self, image: Image.Image, images: int = 1) -> Tensor:
-        """Return float32 pixels (3, H, W) in [-1, 1] of a picture, resized; `images` share the pixel budget."""
+        """Return float32 pixels (3, H, W) in [-1, 1] of an image, resized; `images` share the pixel budget."""
         return to_pixels(self.resize(image, images))
 
     def _scaled(self, side: int, scale: float) -> int:
@@ -202,7 +202,7 @@ VIT_TRANSFORM = ImageTransform(max_size=980, min_size=224, stride=14)
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """Return float32 pixels (3, H, W) in [-1, 1] of an RGB picture, at its own size."""
+    """Return float32 pixels (3, H, W) in [-1, 1] of an RGB image, at its own size."""
     levels = torch.from_numpy(np.array(image, dtype=np.uint8))  # (H, W, 3)
     return (
         levels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(0.5).div_(0.5)
@@ -285,7 +285,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """Return pixels (3, H, W) in [-1, 1] as an RGB picture.
+    """Return pixels (3, H, W) in [-1, 1] as an RGB image.
 
     Raises:
         SizeError: if the shape is another.

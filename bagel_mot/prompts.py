@@ -1,7 +1,7 @@
 """The two system prompts of the published model, to the letter (the space before the line break belongs to them).
 
-Thinking puts one of them first in the context, before any picture, as a text segment of its own: the first when the
-answer is text, the second when it is a picture.
+Thinking puts one of them first in the context, before any image, as a text segment of its own: the first when the
+answer is text, the second when it is an image.
 """
 
 SYSTEM_PROMPT_UNDERSTAND = (

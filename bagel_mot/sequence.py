@@ -56,7 +56,7 @@ class TextSegment:
 
 @dataclass(frozen=True, eq=False)
 class VitSegment:
-    """A picture for understanding.
+    """An image for understanding.
 
     Attributes:
         patches: (rows·columns, patch²·3) pixels in [-1, 1], as `bagel_mot.images.patchify` makes them.
@@ -77,7 +77,7 @@ class VitSegment:
 
 @dataclass(frozen=True, eq=False)
 class VaeSegment:
-    """A picture as latent tokens: a clean condition (`timestep` 0), or noised and being predicted.
+    """An image as latent tokens: a clean condition (`timestep` 0), or noised and being predicted.
 
     Attributes:
         latent: (rows·columns, latent_dim) tokens, as `bagel_mot.images.latent_to_tokens` makes them. For a training
@@ -110,7 +110,7 @@ class VaeSegment:
 
 @dataclass(frozen=True, eq=False)
 class DroppedImage:
-    """What is left of a picture that condition dropout removed: no tokens, but the position moves on by one."""
+    """What is left of an image that condition dropout removed: no tokens, but the position moves on by one."""
 
     mode = FULL
     und_len = 0
@@ -128,7 +128,7 @@ def segment_length(segment: Segment) -> int:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that delimit texts and pictures."""
+    """Ids of the tokens that delimit texts and images."""
 
     bos: int
     eos: int
@@ -291,7 +291,7 @@ def pack(
 
     Raises:
         ValueError: a row does not fit the given lengths.
-        SizeError: a picture does not fit its position table.
+        SizeError: an image does not fit its position table.
     """
     need_und = max((sum(s.und_len for s in row) for row in rows), default=0)
     need_gen = max((sum(s.gen_len for s in row) for row in rows), default=0)
@@ -361,7 +361,7 @@ class _Layout:
             self.positions[row, und] = torch.arange(position, position + len(segment.ids))
             self.place[row, und] = torch.arange(first, after)
             self._add_text(segment, row * self.und_len + und.start)
-        else:  # a picture between its two markers, all at one position
+        else:  # a image between its two markers, all at one position
             self.positions[row, und] = position
             self.positions[row, gen] = position
             self.place[row, und.start] = first

@@ -33,7 +33,7 @@ PROMPT = "a red car under a yellow sun"
 QUESTION = "What is in the picture?"
 ANSWER_TOKENS = 17
 LARGEST_SIDE, TIMESTEPS = 256, 8
-PICTURE = 448
+IMAGE = 448
 
 console = Console(stderr=True, highlight=False)
 
@@ -103,7 +103,7 @@ def ask(folder: Path) -> dict[str, Any]:
     times: list[float] = []
     began = time.perf_counter()
     noted = {"on_text": lambda piece: times.append(time.perf_counter()), "max_new_tokens": ANSWER_TOKENS}
-    run(bagel, [picture(), QUESTION], "text", **noted)
+    run(bagel, [image(), QUESTION], "text", **noted)
     each = (times[-1] - times[0]) / (len(times) - 1)
     decoder = bagel.checkpoint.model.decoder
     weights = sum(t.nbytes for layer in decoder.layers for t in (*layer.und.parameters(), *layer.und.buffers()))
@@ -153,7 +153,7 @@ def first_outputs(folder: Path, precision: str, **place: Any) -> dict[str, Tenso
     # One step from t = 1 to 0: what is drawn is the noise less the velocity.
     step = {"size": size(bagel.config), "num_timesteps": 2, "seed": 0, "cfg_text_scale": 1.0, "cfg_image_scale": 1.0}
     run(bagel, [PROMPT], "image", recorder=drawn, **step)
-    run(bagel, [picture(), QUESTION], "text", recorder=said, max_new_tokens=1)
+    run(bagel, [image(), QUESTION], "text", recorder=said, max_new_tokens=1)
     assert drawn.latent is not None
     return {"velocity": next(noises_of(bagel.config, size(bagel.config), 0)) - drawn.latent, "logits": said.logits[0]}
 
@@ -193,7 +193,7 @@ def memory(place: int) -> Callable[[Path], dict[str, Any]]:
         cpu = torch.device("cpu")
         bagel = Bagel.from_pretrained(folder, precision="int4", device="cpu", offload="none")
         job = usual_jobs(bagel.config)[place]
-        inputs = [*(Image.new("RGB", size, "red") for size in job.pictures), "x " * 60]
+        inputs = [*(Image.new("RGB", size, "red") for size in job.images), "x " * 60]
         began = time.perf_counter()
         if job.drawn is None:
             run(bagel, inputs, "text", max_new_tokens=2)
@@ -237,12 +237,12 @@ PARTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 # ---------------------------------------------------------------------------------------------------------- measuring
 
 
-def picture() -> Any:
+def image() -> Any:
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
     small = torch.randint(0, 256, (14, 14, 3), generator=generator, dtype=torch.uint8)
-    return Image.fromarray(small.numpy()).resize((PICTURE, PICTURE))
+    return Image.fromarray(small.numpy()).resize((IMAGE, IMAGE))
 
 
 def wanted_names(bagel: Any) -> list[str]:

@@ -196,7 +196,7 @@ class Recorder:
             ],
         }  # fmt: skip
         listing: dict[str, list[dict[str, Any]]] = {}
-        pictures: list[Tensor] = []
+        images: list[Tensor] = []
         shapes: list[tuple[int, int]] = []
         for sample, parts in plans.items():
             listing[sample] = []
@@ -210,11 +210,11 @@ class Recorder:
                     self.keep("train", **{f"pixels/{sample}/{n}": pixels})
                     plan["size"] = list(pixels.shape[1:])
                     if kind == "vae_image":
-                        pictures.append(pixels)
+                        images.append(pixels)
                         shapes.append(what)
                 listing[sample].append(plan)
-        padded = torch.zeros(len(pictures), 3, *(max(p.shape[i] for p in pictures) for i in (1, 2)))
-        for target, pixels in zip(padded, pictures, strict=True):
+        padded = torch.zeros(len(images), 3, *(max(p.shape[i] for p in images) for i in (1, 2)))
+        for target, pixels in zip(padded, images, strict=True):
             target[:, : pixels.shape[1], : pixels.shape[2]] = pixels
         latents = r.encode(padded.to(D)).float()
         self.keep("train", padded_latent=latents)
@@ -243,7 +243,7 @@ class Recorder:
                         add("ce_loss_indexes", range(start, start + len(ids) - 1))
                         add("ce_loss_weights", [1 / math.sqrt(len(ids) - 1)] * (len(ids) - 1))
                 else:
-                    pieces.append(self._picture(sample, n, plan, latents, shapes, image, add))
+                    pieces.append(self._image(sample, n, plan, latents, shapes, image, add))
                     image += plan["type"] == "vae_image"
                     piece, body = pieces[-1], range(start + 1, start + pieces[-1].length - 1)
                     add("packed_text_ids", [r.soi, r.eoi])
@@ -295,7 +295,7 @@ class Recorder:
         layout = {"split_lens": [*splits, 7], "attn_modes": [*modes, "causal"], "sample_lens": [*lengths, 7]}
         self.cases += [case, {"name": "layout", "kind": "pack", "max_num_tokens": start + 7, **layout}]
 
-    def _picture(self, sample, n, plan, latents, shapes, image, add) -> Piece:
+    def _image(self, sample, n, plan, latents, shapes, image, add) -> Piece:
         s, r = self.shape, self.ref
         if plan["type"] == "vit_image":
             pixels = self.out[f"train/pixels/{sample}/{n}"].to(D)

@@ -159,13 +159,13 @@ def test_settings_reach_the_model_under_both_spellings(tiny: str) -> None:
 
 
 def test_edit_and_ask(tiny: str) -> None:
-    picture = GOLDEN / "images" / "wide.png"
-    result = run("edit", picture, "make it dark", "-o", "dark.webp", "-c", tiny, "--seed", 0)
+    image = GOLDEN / "images" / "wide.png"
+    result = run("edit", image, "make it dark", "-o", "dark.webp", "-c", tiny, "--seed", 0)
     assert result.exit_code == 0, result.output
     assert Image.open("dark.webp").size == (64, 32)
-    result = run("ask", picture, "dark.webp", "What changed?", "-c", tiny, "--json", "answer.json")
+    result = run("ask", image, "dark.webp", "What changed?", "-c", tiny, "--json", "answer.json")
     assert result.exit_code == 0, result.output
-    expected = Bagel.from_pretrained(tiny).ask([picture, "dark.webp"], "What changed?")
+    expected = Bagel.from_pretrained(tiny).ask([image, "dark.webp"], "What changed?")
     assert json.loads(Path("answer.json").read_text())["text"] == expected
     assert result.stdout == expected + "\n"
     assert run("ask", "Who are you?", "-c", tiny).exit_code == 0
@@ -201,7 +201,7 @@ def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str,
     refused(*arguments, "-c", tiny, match=match)
 
 
-def test_an_edit_needs_a_picture_and_an_instruction() -> None:
+def test_an_edit_needs_a_image_and_an_instruction() -> None:
     refused("edit", "make it dark", match="missing argument 'IMAGE'; `.*edit --help`")
 
 
@@ -214,7 +214,7 @@ def test_an_unknown_checkpoint_or_option_is_refused() -> None:
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("edit", "missing.png", "make it dark")])
 @pytest.mark.parametrize("place", ["file/out.png", "folder.png", "/proc/nope/x.png"])
-def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_loaded(
+def test_a_image_that_cannot_be_written_is_refused_before_anything_is_loaded(
     command: tuple[str, ...], place: str
 ) -> None:
     Path("file").write_text("")
@@ -275,7 +275,7 @@ def test_chat_draws_answers_undoes_and_saves(tiny: str) -> None:
     assert "nothing to undo" in result.stderr
 
 
-def test_a_chat_without_pictures_leaves_no_folder(tiny: str) -> None:
+def test_a_chat_without_images_leaves_no_folder(tiny: str) -> None:
     for folder in ("new", "kept"):
         if folder == "kept":
             Path(folder).mkdir()
@@ -311,7 +311,7 @@ def test_a_damaged_conversation_does_not_end_a_chat(tiny: str) -> None:
     assert "001.png" in result.stdout
 
 
-def test_chat_never_draws_over_a_picture(tiny: str) -> None:
+def test_chat_never_draws_over_a_image(tiny: str) -> None:
     folder = Path("bagel-chat")
     folder.mkdir()
     for name in ("002.png", "011.png", "7a.png", "½.png"):
@@ -502,7 +502,7 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
     refused("eval", "mini", "-c", tiny, "--rows", "singing", match="singing")
 
 
-def test_demo_writes_page_sheet_and_pictures(tiny: str) -> None:
+def test_demo_writes_page_sheet_and_images(tiny: str) -> None:
     result = run("demo", "-c", tiny, "-o", "shown", "--json", "demo.json")
     assert result.exit_code == 0, result.output
     assert result.stdout.split() == [str(Path("shown/index.html")), str(Path("shown/index.png"))]

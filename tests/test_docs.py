@@ -120,7 +120,7 @@ def test_every_setting_has_its_section() -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> ModuleType:
+def images() -> ModuleType:
     spec = importlib.util.spec_from_file_location("make_pictures", DOCS / "make_pictures.py")
     assert spec is not None
     assert spec.loader is not None
@@ -129,28 +129,28 @@ def pictures() -> ModuleType:
     return module
 
 
-def test_every_sheet_is_shown_and_there(pictures: ModuleType) -> None:
+def test_every_sheet_is_shown_and_there(images: ModuleType) -> None:
     shown = set(re.findall(r"\(images/settings/(\w+)\.png\)", text_of("settings")))
-    there = {path.stem for path in pictures.FOLDER.iterdir()}
-    assert shown == there == pictures.SHEETS.keys(), "run python docs/make_pictures.py"
+    there = {path.stem for path in images.FOLDER.iterdir()}
+    assert shown == there == images.SHEETS.keys(), "run python docs/make_pictures.py"
 
 
-def test_a_sheet_is_drawn_anew(pictures: ModuleType, tmp_path: Path) -> None:
-    pictures.main(["think", "--output", str(tmp_path)])
-    with Image.open(tmp_path / "think.png") as new, Image.open(pictures.FOLDER / "think.png") as old:
+def test_a_sheet_is_drawn_anew(images: ModuleType, tmp_path: Path) -> None:
+    images.main(["think", "--output", str(tmp_path)])
+    with Image.open(tmp_path / "think.png") as new, Image.open(images.FOLDER / "think.png") as old:
         assert new.size == old.size
     with pytest.raises(SystemExit):
-        pictures.main(["nothing", "--output", str(tmp_path)])
+        images.main(["nothing", "--output", str(tmp_path)])
 
 
-def test_a_sheet_has_a_cell_for_each_pair_of_values(pictures: ModuleType) -> None:
+def test_a_sheet_has_a_cell_for_each_pair_of_values(images: ModuleType) -> None:
     asked: dict[str, Any] = {}
 
     def draw(**settings: Any) -> list[Image.Image]:
         asked.update(settings)
         return [Image.new("RGB", (4, 4), (40 * number, 0, 0)) for number in range(6)]
 
-    image = pictures.grid(draw, ("seed", [0, 1]), ("cfg_interval", [(0, 1), (0.4, 1), (0.7, 1)]), size=(4, 4))
+    image = images.grid(draw, ("seed", [0, 1]), ("cfg_interval", [(0, 1), (0.4, 1), (0.7, 1)]), size=(4, 4))
     assert asked == {
         "seed": [0, 0, 0, 1, 1, 1],
         "cfg_interval": [(0, 1), (0.4, 1), (0.7, 1)] * 2,

@@ -78,7 +78,7 @@ def test_recorded_patches(golden: Any) -> None:
 # Opening
 
 
-def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
+def test_every_source_gives_the_same_image(tmp_path: Path) -> None:
     array = noise(20, 10)
     path = tmp_path / "picture.png"
     Image.fromarray(array).save(path)
@@ -89,7 +89,7 @@ def test_every_source_gives_the_same_picture(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(image), array)
 
 
-def test_an_opened_picture_is_a_copy() -> None:
+def test_an_opened_image_is_a_copy() -> None:
     original = Image.new("RGB", (4, 4))
     open_image(original).putpixel((0, 0), (255, 0, 0))
     assert original.getpixel((0, 0)) == (0, 0, 0)
@@ -239,12 +239,12 @@ def test_damaged_files_are_opened_or_refused(file_format: str) -> None:
         (Image.new("RGB", (0, 3)), "0×3"),
     ],
 )
-def test_what_is_no_picture_is_refused(source: Any, message: str) -> None:
+def test_what_is_no_image_is_refused(source: Any, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         open_image(source)
 
 
-def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="directory"):
         open_image(tmp_path)
 
@@ -264,7 +264,7 @@ def test_sizes_keep_within_the_limits(transform: ImageTransform) -> None:
         assert size == transform.size(height, width, images)[::-1]
 
 
-def test_a_fitting_picture_is_left_as_it_is() -> None:
+def test_a_fitting_image_is_left_as_it_is() -> None:
     image = Image.fromarray(noise(768, 1024))
     assert VAE_TRANSFORM.size(768, 1024) == (768, 1024)
     assert torch.equal(VAE_TRANSFORM(image), to_pixels(image))
@@ -309,13 +309,13 @@ def test_uint8_is_clamped_and_truncated() -> None:
     assert to_uint8(pixels.bfloat16())[0, :3, 0].tolist() == [0, 0, 127]
 
 
-def test_uint8_of_batches_and_pictures() -> None:
+def test_uint8_of_batches_and_images() -> None:
     pixels = torch.rand(2, 3, 4, 5) * 2 - 1
     assert to_uint8(pixels).shape == (2, 4, 5, 3)
     assert torch.equal(to_uint8(pixels)[1], to_uint8(pixels[1]))
-    picture = to_pil(pixels[0])
-    assert (picture.mode, picture.size) == ("RGB", (5, 4))
-    assert np.array_equal(np.asarray(picture), to_uint8(pixels[0]).numpy())
+    image = to_pil(pixels[0])
+    assert (image.mode, image.size) == ("RGB", (5, 4))
+    assert np.array_equal(np.asarray(image), to_uint8(pixels[0]).numpy())
     for wrong in (pixels[0, 0], pixels.transpose(1, 3)):
         with pytest.raises(SizeError):
             to_uint8(wrong)
@@ -370,12 +370,12 @@ def test_resizing_is_the_same_with_every_pillow(
     size: tuple[int, int], wanted: tuple[int, int], height_first: bool
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    picture = Image.fromarray(noise)
+    image = Image.fromarray(noise)
     first = (size[0], wanted[1]) if height_first else (wanted[0], size[1])
     other = (wanted[0], size[1]) if height_first else (size[0], wanted[1])
     bicubic = Image.Resampling.BICUBIC
-    got = np.asarray(resize_bicubic(picture, wanted))
-    assert (got == np.asarray(picture.resize(first, bicubic).resize(wanted, bicubic))).all()
-    assert (got != np.asarray(picture.resize(other, bicubic).resize(wanted, bicubic))).any()
+    got = np.asarray(resize_bicubic(image, wanted))
+    assert (got == np.asarray(image.resize(first, bicubic).resize(wanted, bicubic))).all()
+    assert (got != np.asarray(image.resize(other, bicubic).resize(wanted, bicubic))).any()
     if int(PIL.__version__.split(".")[0]) >= 13:
-        assert (got == np.asarray(picture.resize(wanted, bicubic))).all()
+        assert (got == np.asarray(image.resize(wanted, bicubic))).all()

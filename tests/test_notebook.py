@@ -18,7 +18,7 @@ from PIL import Image
 
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "inference.ipynb"
 MOST_BYTES = 2_000_000
-LEAST_PICTURES = 10
+LEAST_IMAGES = 10
 
 
 def read() -> Any:
@@ -92,13 +92,13 @@ def test_no_output_is_an_error_or_a_warning() -> None:
     assert {output.name for output in outputs() if output.output_type == "stream"} == {"stdout"}
 
 
-def test_pictures_are_small_pngs() -> None:
-    pictures = [output.data["image/png"] for output in outputs() if "image/png" in output.get("data", {})]
-    assert len(pictures) >= LEAST_PICTURES
-    for data in pictures:
-        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-            assert picture.format == "PNG"
-            assert max(picture.size) <= 1000
+def test_images_are_small_pngs() -> None:
+    images = [output.data["image/png"] for output in outputs() if "image/png" in output.get("data", {})]
+    assert len(images) >= LEAST_IMAGES
+    for data in images:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert image.format == "PNG"
+            assert max(image.size) <= 1000
     assert not any("image/jpeg" in output.get("data", {}) for output in outputs())
     assert NOTEBOOK.stat().st_size < MOST_BYTES
 

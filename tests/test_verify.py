@@ -246,7 +246,7 @@ def test_a_looser_tolerance_lets_bfloat16_parts_pass(copy: Path) -> None:
     assert {("vit_square", "features"), ("vae_wide", "latent")} <= failed(report) - failed(loose)
 
 
-def test_samples_without_any_picture_need_no_picture_tensors(copy: Path) -> None:
+def test_samples_without_any_image_need_no_image_tensors(copy: Path) -> None:
     """What a recording of text alone would hold: nothing of pictures. The layout and the losses are still compared."""
     kept: dict[str, Any] = {}
 

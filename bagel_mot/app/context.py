@@ -62,7 +62,7 @@ class Room:
 
     @property
     def max_pixels(self) -> int:
-        """Of an uploaded picture."""
+        """Of an uploaded image."""
         return self.service.limits.image_pixels
 
 

@@ -60,7 +60,7 @@ class Controls:
             if limit in self.defaults:
                 self.defaults[limit] = min(self.defaults[limit], service.limits.new_tokens)
         if "size" in self.defaults:
-            self.defaults["size"] = None  # whatever the checkpoint's own is, or that of the last picture
+            self.defaults["size"] = None  # whatever the checkpoint's own is, or that of the last image
         self.controls: dict[str, Control] = {}
 
     @property

@@ -80,13 +80,13 @@ class Conversation:
         service: Service,
         run: Run,
         text: str,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         output: Media,
         *,
         think: bool,
         settings: dict[str, Any],
     ) -> Result:
-        """Says and shows something, and waits for the answer or the picture.
+        """Says and shows something, and waits for the answer or the image.
 
         It is worked out on a fork, which takes the session's place at the end: what is refused, fails or is stopped
         leaves the conversation as it was.
@@ -100,7 +100,7 @@ class Conversation:
             BagelError: it is refused.
             CancelledError: it was stopped.
         """
-        said, most = self._checked(service, run, text, pictures, output, think, settings)
+        said, most = self._checked(service, run, text, images, output, think, settings)
         told = run.listen(0)
         with service.place():
             session = service.bagel.session(think=think) if self.session is None else self.session.fork()
@@ -126,7 +126,7 @@ class Conversation:
         service: Service,
         run: Run,
         text: str,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         output: Media,
         think: bool,
         settings: dict[str, Any],
@@ -139,7 +139,7 @@ class Conversation:
         """
         if think and self.session is not None and not self.session.think:
             raise PromptError("this conversation began without thinking: begin a new one to switch it on.")
-        said: list[Any] = [*pictures, *([text] if text else [])]
+        said: list[Any] = [*images, *([text] if text else [])]
         inputs = said
         if not said:
             given = [turn.content for turn in self.turns if turn.kind in ("text", "image")]

@@ -1,4 +1,4 @@
-"""What one can try with a click: texts that the embedded model understands, and pictures of its world."""
+"""What one can try with a click: texts that the embedded model understands, and images of its world."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MESSAGES = ["a red car on the grass", "change the background to night", "What co
 _LARGEST = 512
 
 
-def example_picture(bagel: Bagel) -> str:
-    """The file of a red car below a yellow sun, about as large as the model's own pictures."""
+def example_image(bagel: Bagel) -> str:
+    """The file of a red car below a yellow sun, about as large as the model's own images."""
     side = min(max(default_size(bagel)), _LARGEST) // WORLD * WORLD
     scene = Scene("grass", (Thing("sun", "yellow", "medium", "top right"), Thing("car", "red", "large", "bottom left")))
     return keep(draw(scene, max(side, WORLD)), "car-and-sun")

@@ -26,7 +26,7 @@ MAX_UPLOAD = "32mb"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a picture was made, as its file says."""
+    """How an image was made, as its file says."""
 
     prompt: str
     settings: dict[str, Any]
@@ -44,18 +44,18 @@ def uploaded(path: str) -> str:
 
 
 def open_uploads(paths: Sequence[str], service: Service) -> list[Image.Image]:
-    """Uploaded pictures as the model will see them. Read first, so that no error names where they lie.
+    """Uploaded images as the model will see them. Read first, so that no error names where they lie.
 
     Raises:
         LimitError: there are too many.
         ImageError: one of them cannot be used; the message says which.
     """
-    service.check_pictures(len(paths))  # before any is decoded
-    pictures = []
+    service.check_images(len(paths))  # before any is decoded
+    images = []
     for index, path in enumerate(paths):
         with naming("picture", index, len(paths)):
-            pictures.append(service.reduced(_read(path)))
-    return pictures
+            images.append(service.reduced(_read(path)))
+    return images
 
 
 def paths_of(gallery: Sequence[tuple[str, str | None]] | None) -> list[str]:
@@ -64,14 +64,14 @@ def paths_of(gallery: Sequence[tuple[str, str | None]] | None) -> list[str]:
 
 
 def keep(image: Image.Image, name: str) -> str:
-    """Writes a picture where the page may show it from; the path's last part is the name of a download."""
+    """Writes an image where the page may show it from; the path's last part is the name of a download."""
     path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{name}.png"
     save_image(image, path)
     return str(path)
 
 
 def read_recipe(path: str, task: Task, max_pixels: int) -> Recipe:
-    """What a picture's file says of how it was made.
+    """What an image's file says of how it was made.
 
     Raises:
         ImageError: it cannot be opened, or says nothing.

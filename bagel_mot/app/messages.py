@@ -19,7 +19,7 @@ Message = dict[str, Any]
 
 
 class Messages:
-    """Makes them, and each picture's file once."""
+    """Makes them, and each image's file once."""
 
     def __init__(self) -> None:
         self._files: WeakKeyDictionary[Turn, str] = WeakKeyDictionary()
@@ -32,7 +32,7 @@ class Messages:
     def _of_turn(self, turn: Turn, think: bool, language: Language) -> list[Message]:
         content = turn.content
         if isinstance(content, Image.Image):
-            return [_picture("user" if turn.kind == "image" else "assistant", self._file(turn, content))]
+            return [_image("user" if turn.kind == "image" else "assistant", self._file(turn, content))]
         if turn.kind == "text":
             return [_words("user", content)]
         if turn.kind == "thought":
@@ -52,9 +52,9 @@ class Messages:
         return self._files[turn]
 
 
-def pending(said: str, pictures: Sequence[Image.Image]) -> list[Message]:
+def pending(said: str, images: Sequence[Image.Image]) -> list[Message]:
     """What is being said and shown just now."""
-    shown = [_picture("user", keep(picture, "picture")) for picture in pictures]
+    shown = [_image("user", keep(image, "picture")) for image in images]
     return [*shown, *([_words("user", said)] if said else [])]
 
 
@@ -71,7 +71,7 @@ def _words(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _picture(role: str, path: str) -> Message:
+def _image(role: str, path: str) -> Message:
     return {"role": role, "content": {"path": path}}
 
 

@@ -11,7 +11,7 @@ import gradio as gr
 from fastapi import FastAPI
 
 from bagel_mot.app.context import QUICK, Room
-from bagel_mot.app.examples import example_picture
+from bagel_mot.app.examples import example_image
 from bagel_mot.app.state import Desks
 from bagel_mot.app.style import page_options
 from bagel_mot.app.tabs.ask import Ask
@@ -35,8 +35,8 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
     """
     labels, desks = Labels(language), Desks()
     service.count_sessions(lambda: desks.tokens)
-    service.bagel.runtime.previewer  # noqa: B018 - fitted now, not while the first picture waits for it
-    example = example_picture(service.bagel)
+    service.bagel.runtime.previewer  # noqa: B018 - fitted now, not while the first image waits for it
+    example = example_image(service.bagel)
     with gr.Blocks(title="BAGEL", analytics_enabled=False, delete_cache=_CACHE) as page:
         with gr.Row(elem_classes="bagel-head"):
             labels.make(gr.HTML, value=say("head", name=html.escape(f" · {name}" if name else "")))
@@ -60,9 +60,9 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
             with labels.make(gr.Tab, label=say("chat"), id="chat"):
                 Chat(room)
         for button, easel, target, tab in (
-            (create.to_edit, create.easel, edit.pictures, "edit"),
-            (create.to_ask, create.easel, ask.pictures, "ask"),
-            (edit.to_ask, edit.easel, ask.pictures, "ask"),
+            (create.to_edit, create.easel, edit.images, "edit"),
+            (create.to_ask, create.easel, ask.images, "ask"),
+            (edit.to_ask, edit.easel, ask.images, "ask"),
         ):
             _carry(room, button, easel, target, tabs, tab)
         chosen.change(labels.switch, chosen, labels.components, **QUICK)
@@ -90,7 +90,7 @@ def _fetch_nothing(page: gr.Blocks) -> None:
 
 
 def _carry(room: Room, button: Any, easel: Easel, target: Any, tabs: gr.Tabs, tab: str) -> None:
-    """A button that takes the chosen picture to another tab."""
+    """A button that takes the chosen image to another tab."""
 
     def carry(language: Language, gallery: Any, chosen: int) -> list[Any]:
         path = chosen_path(gallery, chosen, language)

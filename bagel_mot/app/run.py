@@ -27,7 +27,7 @@ class Progress:
 
     Attributes:
         done, total: denoising steps; 0 and 0 before the first.
-        preview: the latest look at the picture.
+        preview: the latest look at the image.
     """
 
     done: int = 0
@@ -43,7 +43,7 @@ class Run:
         count: results wanted.
         text: written so far, by the first of them.
         stopped: whether somebody wished them to end.
-        size: of the pictures to come, where it is known.
+        size: of the images to come, where it is known.
     """
 
     count: int = 1

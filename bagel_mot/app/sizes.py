@@ -1,4 +1,4 @@
-"""Sizes to choose from: the usual proportions, at the size of a checkpoint's own pictures."""
+"""Sizes to choose from: the usual proportions, at the size of a checkpoint's own images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Size = tuple[int, int]
 
 
 def default_size(bagel: Bagel) -> Size:
-    """Of a picture that follows no other."""
+    """Of an image that follows no other."""
     size: Size = bagel.defaults.of("generate").get("size") or official_defaults(bagel.config).of("generate")["size"]
     return size
 

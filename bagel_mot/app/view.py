@@ -17,7 +17,7 @@ from bagel_mot.inference.result import Result
 
 
 def at_work(run: Run, language: Language) -> str:
-    """Progress; and where pictures are to come, thoughts, and the pictures as they form."""
+    """Progress; and where images are to come, thoughts, and the images as they form."""
     parts = [_bar(run, language)]
     if run.size is not None:
         if run.text:
@@ -52,8 +52,8 @@ def _state(run: Run, language: Language) -> str:
 
 
 def _look(preview: Image.Image | None, size: tuple[int, int]) -> str:
-    """One picture as it forms, at its final size on the page; a grey field before the first look."""
-    width, height = size if preview is None else preview.size  # a look has the picture's proportions
+    """One image as it forms, at its final size on the page; a grey field before the first look."""
+    width, height = size if preview is None else preview.size  # a look has the image's proportions
     shape = f"aspect-ratio:{width}/{height}"
     if preview is None:
         return f'<div class="bagel-look bagel-blank" style="{shape}"></div>'

@@ -34,7 +34,7 @@ from bagel_mot.model.prepacked import pack_weights
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import table_index
 
-_PROMPT = 64  # text tokens in the context of a picture
+_PROMPT = 64  # text tokens in the context of a image
 
 
 def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device, *, vision: bool = False) -> BagelModel:

@@ -31,7 +31,7 @@ def read_text(engine: Engine, ids: Sequence[int], context: Context, *, record: b
 
 
 class Denoising:
-    """All guidance branches of one picture: one step evaluates them together, each behind its own context."""
+    """All guidance branches of one image: one step evaluates them together, each behind its own context."""
 
     def __init__(self, engine: Engine, contexts: Sequence[Context], grid: tuple[int, int]) -> None:
         self.engine, self.contexts, self.grid = engine, contexts, grid

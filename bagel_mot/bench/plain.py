@@ -126,11 +126,11 @@ def plain_velocity(
     """One evaluation of one branch: the velocity (N, latent_dim) of noised latents.
 
     Args:
-        markers: (2,) ids that stand before and after the picture.
+        markers: (2,) ids that stand before and after the image.
         latents: (N, latent_dim) noised tokens.
         index: (N,) places in the position table.
         t: timestep.
-        position: rotary position of the picture.
+        position: rotary position of the image.
         cache: of the branch's context; it stays as it is.
     """
     n, device = latents.shape[0], latents.device

@@ -52,7 +52,7 @@ class Checkpoint:
 
     Attributes:
         config, model, tokenizer: its own.
-        autoencoder: without values (on the meta device) where pictures are not drawn.
+        autoencoder: without values (on the meta device) where images are not drawn.
         tasks: what it was loaded for, of TASKS.
         precision: of its parts.
     """
@@ -216,7 +216,7 @@ def embedding_dtype(source: TensorSource) -> torch.dtype | None:
 
 
 def needed(tasks: Collection[str]) -> tuple[bool, bool]:
-    """Whether tasks read pictures, and whether they draw them.
+    """Whether tasks read images, and whether they draw them.
 
     Raises:
         SettingError: a task is unknown, or there is none.

@@ -43,7 +43,7 @@ class Precision:
         activations: of all weights that are not quantised, and of what is computed.
         parts: quantised parts, by name: how they are stored, one of QUANTISED.
         autoencoder: of the autoencoder. float32 by default: bfloat16 resolves half a grey level at best, and its many
-            layers add up to several; it is small, and runs once for each picture.
+            layers add up to several; it is small, and runs once for each image.
     """
 
     activations: torch.dtype = torch.bfloat16

@@ -68,13 +68,13 @@ def write_random_checkpoint(
         model, autoencoder = BagelModel(config), Autoencoder(config.vae)
     residual = (2 * config.decoder.num_layers) ** -0.5
     weights = list(_entries(model, seed, torch.bfloat16, residual, official_name))
-    pictures = list(_entries(autoencoder, seed, torch.float32, 1.0, str))
-    total = sum(entry.nbytes for entry in (*weights, *pictures))
+    images = list(_entries(autoencoder, seed, torch.float32, 1.0, str))
+    total = sum(entry.nbytes for entry in (*weights, *images))
     check_free_space(folder, total)
     advance = counting(progress, total)
     with whole_folder(folder) as staging:
         save_checkpoint(staging, config, tokenizer=tokenizer)
-        write_safetensors(staging / AUTOENCODER_FILE, pictures, advance)
+        write_safetensors(staging / AUTOENCODER_FILE, images, advance)
         write_model(staging / MODEL_FILE, weights, shard_size, advance)
 
 

@@ -65,7 +65,7 @@ def chat(
     offload: OffloadOption = "auto",
     memory: MemoryOption = None,
 ) -> None:
-    """Talk, show pictures, have pictures drawn: one conversation, each turn computed once.
+    """Talk, show images, have images drawn: one conversation, each turn computed once.
 
     /help lists the commands; /set changes any setting that `bagel generate --help` or `bagel ask --help` shows.
     """
@@ -80,7 +80,7 @@ def chat(
         Conversation(bagel, output, think=think, seed=seed).run()
     finally:
         if is_new:
-            with contextlib.suppress(OSError):  # pictures were drawn
+            with contextlib.suppress(OSError):  # images were drawn
                 output.rmdir()
 
 
@@ -93,7 +93,7 @@ class Conversation:
         self.settings: dict[str, Any] = {}
         self.notes = notes()
         self._commands: dict[str, Callable[[str], None]] = {
-            "/image": self._image,
+            "/image": self._add_image,
             "/draw": self._draw,
             "/set": self._set,
             "/undo": self._undo,
@@ -144,17 +144,17 @@ class Conversation:
         self._count_up()
 
     def _draw(self, text: str) -> None:
-        """A text, if there is one, and its picture: both become part of the conversation, or neither."""
+        """A text, if there is one, and its image: both become part of the conversation, or neither."""
         kept = self.session.fork()
         try:
             if text:
                 self.session.add(text)
-            self._picture()
+            self._draw_image()
         except BaseException:
             self.session = kept
             raise
 
-    def _picture(self) -> None:
+    def _draw_image(self) -> None:
         from bagel_mot.inference.result import save_image
 
         with step_bar("drawing") as progress:
@@ -182,7 +182,7 @@ class Conversation:
         if self.seed is not None:
             self.seed = min(self.seed + 1, MAX_SEED)
 
-    def _image(self, path: str) -> None:
+    def _add_image(self, path: str) -> None:
         if not path:
             raise PromptError("/image needs the path of a picture, such as /image car.png.")
         self.session.add(Path(path).expanduser())

@@ -54,7 +54,7 @@ def generate(
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
-    """Draw pictures from texts.
+    """Draw images from texts.
 
     bagel generate "a red car under a yellow sun" -o car.png --seed 0
     """
@@ -80,7 +80,7 @@ def edit(
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
-    """Change a picture as a text says.
+    """Change an image as a text says.
 
     bagel edit car.png "make it night" -o night.png
     """
@@ -105,7 +105,7 @@ def ask(
     json: JsonOption = None,
     **settings: Any,
 ) -> None:
-    """Ask about pictures. The answer is printed as it is written; with --think, the thinking on standard error.
+    """Ask about images. The answer is printed as it is written; with --think, the thinking on standard error.
 
     bagel ask car.png "How many cars are there?"
     """
@@ -136,10 +136,10 @@ def _print_thought(piece: str) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Before minutes of work: can the picture be written there? Makes its folder where that is missing.
+    """Before minutes of work: can the image be written there? Makes its folder where that is missing.
 
     Raises:
-        SettingError: the name's ending is no picture format.
+        SettingError: the name's ending is no image format.
         BagelError: the folder cannot be made, or nothing can be written in it.
     """
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -151,7 +151,7 @@ def _check_output(path: Path) -> None:
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """Names for `count` pictures: the path itself, or with numbers before its ending."""
+    """Names for `count` images: the path itself, or with numbers before its ending."""
     if count == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]

@@ -1,7 +1,7 @@
 """Documents: what a training sample says and shows, before it becomes tokens.
 
 A source of data yields documents; a `Builder` turns one into segments. Latents are not
-known yet: a picture that needs one is a `PendingLatent`, and all pictures of a pack are encoded together later.
+known yet: an image that needs one is a `PendingLatent`, and all images of a pack are encoded together later.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class TextPart:
 
 
 @dataclass(frozen=True)
-class PicturePart:
-    """A picture.
+class ImagePart:
+    """An image.
 
     Attributes:
         image: RGB.
@@ -48,7 +48,7 @@ class PicturePart:
     droppable: bool = False
 
 
-Document = Sequence[TextPart | PicturePart]
+Document = Sequence[TextPart | ImagePart]
 
 
 class Source(Protocol):
@@ -59,16 +59,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dropout:
-    """How often a condition is left out, each on its own; `pictures`: all pictures of a document, in both forms.
+    """How often a condition is left out, each on its own; `pictures`: all images of a document, in both forms.
 
-    Guidance by picture compares with a context that has the text alone, which `vit` and `vae` by themselves seldom
+    Guidance by image compares with a context that has the text alone, which `vit` and `vae` by themselves seldom
     leave.
     """
 
     text: float = 0.1
     vit: float = 0.3
     vae: float = 0.3
-    pictures: float = 0.0
+    images: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +111,7 @@ class RawSample:
 
 @dataclass(frozen=True)
 class Builder:
-    """Turns documents into segments: tokenizes, resizes pictures for each encoder, and drops conditions."""
+    """Turns documents into segments: tokenizes, resizes images for each encoder, and drops conditions."""
 
     tokenizer: Tokenizer
     special: SpecialTokens
@@ -129,7 +129,7 @@ class Builder:
             rng: decides on dropout.
         """
         segments: list[RawSegment] = []
-        blind = self.dropout.pictures > 0 and rng.random() < self.dropout.pictures
+        blind = self.dropout.images > 0 and rng.random() < self.dropout.images
         for part in document:
             if isinstance(part, TextPart):
                 dropped = part.droppable and not part.loss and rng.random() < self.dropout.text
@@ -137,10 +137,10 @@ class Builder:
                     ids = self.tokenizer.encode(part.text)
                     segments.append(self.special.target(ids) if part.loss else self.special.condition(ids))
             else:
-                segments.extend(self._picture(part, rng, blind))
+                segments.extend(self._image(part, rng, blind))
         return RawSample(index, tuple(segments))
 
-    def _picture(self, part: PicturePart, rng: random.Random, blind: bool) -> list[RawSegment]:
+    def _image(self, part: ImagePart, rng: random.Random, blind: bool) -> list[RawSegment]:
         segments: list[RawSegment] = []
         resized = self.vae_transform.resize(part.image)
         if part.target or part.vae:

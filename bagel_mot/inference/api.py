@@ -36,7 +36,7 @@ OnText = Callable[[str], None]
 
 
 class Bagel:
-    """One model that reads and writes text and pictures.
+    """One model that reads and writes text and images.
 
     Make it with `Bagel.from_pretrained`. Every method takes the settings of `bagel_mot.inference.settings` by name; a
     list gives one value to each request of a batch.
@@ -45,7 +45,7 @@ class Bagel:
         config: the model's.
         tokenizer: the model's.
         engine: runs all requests; `engine.stats` counts what it did.
-        defaults: default settings and picture sizes of this checkpoint.
+        defaults: default settings and image sizes of this checkpoint.
         plan: how it runs, where that was chosen from several ways.
     """
 
@@ -71,7 +71,7 @@ class Bagel:
             special=checkpoint.special,
             vae_transform=self.defaults.vae_transform,
             vit_transform=self.defaults.vit_transform,
-            preview_pictures=self.defaults.preview_pictures,
+            preview_images=self.defaults.preview_images,
         )
 
     @classmethod
@@ -105,7 +105,7 @@ class Bagel:
                 free less a margin if not given.
             compile: as in `__init__`.
 
-        For checkpoints above 1 GB "auto" is chosen so that the model fits, the fastest way first (`bagel_mot.placement`);
+        For checkpoints above 1 GB "auto" is chosen so that the model fits, fastest way first (`bagel_mot.placement`);
         attribute `plan` says what was chosen.
 
         Raises:
@@ -142,17 +142,17 @@ class Bagel:
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
-        """Draws pictures from texts.
+        """Draws images from texts.
 
         Args:
             prompt: a text, or a list of texts that run as one batch.
-            n: pictures for each prompt, with seeds counting up from the one given.
+            n: images for each prompt, with seeds counting up from the one given.
             progress: called with the denoising steps done and in all, over the whole batch.
             on_text: called with the pieces of the thinking, for a single request.
-            return_result: give `Result`s instead of pictures.
+            return_result: give `Result`s instead of images.
             **settings: by name; a list gives one value for each prompt (or makes a batch of a single prompt).
 
-        Returns: a PIL image for a single request, else a list, the pictures of one prompt side by side. An empty list
+        Returns: a PIL image for a single request, else a list, the images of one prompt side by side. An empty list
             of prompts gives an empty list.
 
         Raises:
@@ -173,13 +173,13 @@ class Bagel:
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
-        """Draws pictures from pictures and instructions.
+        """Draws images from images and instructions.
 
         Args:
-            image: a picture; or a list of pictures that one instruction is about; or, with a list of instructions, a
-                list with a picture or a list of pictures for each. A single picture serves all instructions.
+            image: an image; or a list of images that one instruction is about; or, with a list of instructions, a
+                list with an image or a list of images for each. A single image serves all instructions.
             instruction: a text, or a list of texts that run as one batch.
-            n, progress, on_text, return_result, **settings: as in `generate`. The size is that of the (last) picture,
+            n, progress, on_text, return_result, **settings: as in `generate`. The size is that of the (last) image,
                 resized for the model, unless `size` is given.
 
         Returns and raises: as `generate`; also ImageError.
@@ -199,7 +199,7 @@ class Bagel:
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
-        """Answers questions about pictures, or without any.
+        """Answers questions about images, or without any.
 
         Args:
             image: as in `edit`; or None.
@@ -230,15 +230,15 @@ class Bagel:
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
-        """Continues texts and pictures in any order with a picture or a text: what `generate`, `edit` and `ask` do.
+        """Continues texts and images in any order with an image or a text: what `generate`, `edit` and `ask` do.
 
         Args:
-            inputs: texts (every `str` is one) and pictures (paths as `Path`).
+            inputs: texts (every `str` is one) and images (paths as `Path`).
             output: "image" or "text".
-            noise: (rows·columns, latent_dim) to start the picture from, instead of that from the seed.
+            noise: (rows·columns, latent_dim) to start the image from, instead of that from the seed.
             recorder: is filled with the tokens, logits and latent on the way.
-            progress, on_text, return_result, **settings: as in `generate`. Defaults are those of "edit" where a picture
-                is among the inputs of a picture.
+            progress, on_text, return_result, **settings: as in `generate`. Defaults are those of "edit" where an image
+                is among the inputs of an image.
 
         Raises: as `edit`.
         """
@@ -252,8 +252,8 @@ class Bagel:
         """An interleaved conversation whose cache is kept between turns.
 
         Args:
-            think: put the system prompt for thinking first, and think before each picture and answer.
-            understanding: pictures are only asked about, never drawn; they then cost half the tokens.
+            think: put the system prompt for thinking first, and think before each image and answer.
+            understanding: images are only asked about, never drawn; they then cost half the tokens.
         """
         return Session(self, think=think, understanding=understanding)
 
@@ -286,23 +286,23 @@ class Bagel:
             raise PromptError("there is neither text nor picture: give at least one.")
         return items
 
-    def check_loaded_for(self, task: Task, *, pictures: bool = True) -> None:
+    def check_loaded_for(self, task: Task, *, images: bool = True) -> None:
         """
         Args:
             task: that is to be done.
-            pictures: whether it reads any.
+            images: whether it reads any.
 
         Raises:
             SettingError: the model was loaded without the parts that this takes.
         """
         needs: str = "understand" if task == "ask" else task
         loaded = set(self.checkpoint.tasks)
-        # What reads and draws pictures has all that edits take.
+        # What reads and draws images has all that edits take.
         if (
             "edit" in loaded
             or {"generate", "understand"} <= loaded
             or needs in loaded
-            or (needs == "understand" and not pictures)
+            or (needs == "understand" and not images)
         ):
             return
         raise SettingError(
@@ -310,8 +310,8 @@ class Bagel:
             f"which leaves out what {needs!r} takes: load it with tasks=({needs!r},) too, or with all of them."
         )
 
-    def picture_size(self, settings: GenerationSettings, items: Sequence[Item]) -> tuple[int, int]:
-        """Width and height of the picture to be drawn: as set, or that of the last picture, or the checkpoint's
+    def image_size(self, settings: GenerationSettings, items: Sequence[Item]) -> tuple[int, int]:
+        """Width and height of the image to be drawn: as set, or that of the last image, or the checkpoint's
             default.
 
         Raises:
@@ -328,15 +328,15 @@ class Bagel:
         return size
 
     def order(self, task: Task, values: dict[str, Any], items: Sequence[Item], **extra: Any) -> Order:
-        """Validates the settings of one request; a picture's size is found from `items`.
+        """Validates the settings of one request; an image's size is found from `items`.
 
         Raises:
             SettingError, SizeError: they cannot be used.
         """
-        self.check_loaded_for(task, pictures=any(isinstance(content, Image.Image) for _, content in items))
+        self.check_loaded_for(task, images=any(isinstance(content, Image.Image) for _, content in items))
         settings = resolve(task, values, self.defaults.of(task))
         seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        size = None if task == "ask" else self.picture_size(settings, items)
+        size = None if task == "ask" else self.image_size(settings, items)
         noise = extra.get("noise")
         if noise is not None and size is not None:
             stride = self.config.latent_stride
@@ -365,7 +365,7 @@ class Bagel:
         Args:
             inputs, output, on_text, **settings: as in `interleave`.
             on_step: called with the denoising steps done and in all.
-            on_preview: called up to eight times with a small look at the picture as it forms.
+            on_preview: called up to eight times with a small look at the image as it forms.
 
         Raises: as `interleave`, before anything runs.
         """
@@ -390,7 +390,7 @@ class Bagel:
         return cost_of(self.runtime, items, order, latents=output == "image")
 
     def share_prefixes(self, max_tokens: int) -> None:
-        """Lets requests that begin alike (same system prompt, same picture) share what they read; 0 ends it.
+        """Lets requests that begin alike (same system prompt, same image) share what they read; 0 ends it.
 
         Args:
             max_tokens: of cache, kept for requests to come.
@@ -430,7 +430,7 @@ class Bagel:
                         own_seed = {**own, "seed": order.seed + i}
                         order = self.order(task, own_seed, items, on_text=on_text, **(extra or {}))
                     check_room(self.runtime, items, output, order)
-                    self.engine.check_picture(order.size)
+                    self.engine.check_image(order.size)
                     prepared.append((items, order))
         single = single and n == 1
         if on_text is not None and len(prepared) > 1:

@@ -63,7 +63,7 @@ def as_batch(prompt: Any) -> tuple[list[list[Any]], bool]:
 
 
 def pair(image: Any, text: Any) -> tuple[list[list[Any]], bool]:
-    """Inputs of each request, pictures first, for pictures and texts given one by one or as lists.
+    """Inputs of each request, images first, for images and texts given one by one or as lists.
 
     Raises:
         PromptError: a text is none, or the lists differ in length.
@@ -79,7 +79,7 @@ def pair(image: Any, text: Any) -> tuple[list[list[Any]], bool]:
         single = not (_is_list(image) and any(_is_list(element) for element in image))
         images = [image] if single else image
         text = [_text(text)] * len(images)
-    return [[*_pictures(element), own] for element, own in zip(images, text, strict=True)], single
+    return [[*_images(element), own] for element, own in zip(images, text, strict=True)], single
 
 
 def _texts(values: Sequence[Any]) -> list[str]:
@@ -90,8 +90,8 @@ def _texts(values: Sequence[Any]) -> list[str]:
     return texts
 
 
-def _pictures(image: Any) -> list[Any]:
-    """The pictures of one request. A path given as `str` becomes a `Path`: in a list of inputs a `str` is a text."""
+def _images(image: Any) -> list[Any]:
+    """The images of one request. A path given as `str` becomes a `Path`: in a list of inputs a `str` is a text."""
     if image is None:
         return []
     return [Path(one) if isinstance(one, str | os.PathLike) else one for one in (image if _is_list(image) else [image])]
@@ -120,12 +120,12 @@ def spread(
 
 
 def opener() -> Callable[[list[Any]], list[Any]]:
-    """A function that returns the same inputs with their pictures opened, one that serves several requests only once.
+    """A function that returns the same inputs with their images opened, one that serves several requests only once.
 
     The function raises:
-        ImageError: a picture cannot be used.
+        ImageError: an image cannot be used.
     """
-    opened: dict[int, tuple[Any, Any]] = {}  # with the picture as given: as long as that lives its id is its own
+    opened: dict[int, tuple[Any, Any]] = {}  # with the image as given: as long as that lives its id is its own
 
     def once(value: Any) -> Any:
         if isinstance(value, str):

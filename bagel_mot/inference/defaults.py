@@ -1,9 +1,9 @@
-"""What a checkpoint says about its own use: default settings and picture sizes, in an optional `bagel_defaults.json`.
+"""What a checkpoint says about its own use: default settings and image sizes, in an optional `bagel_defaults.json`.
 
     {"generate": {"size": [64, 64], "num_timesteps": 25}, "edit": {…}, "ask": {…},
      "vae_transform": {"max_size": 64, "min_size": 64, "stride": 16}, "vit_transform": {…}}
 
-Whatever it does not say is official. An optional `preview_pictures.png` beside it is a sheet of typical pictures, of
+Whatever it does not say is official. An optional `preview_pictures.png` beside it is a sheet of typical images, of
 eight latent cells a side each, that previews are fitted to.
 """
 
@@ -30,12 +30,12 @@ _OFFICIAL_SIZE = 1024
 
 @dataclass(frozen=True)
 class Defaults:
-    """Default settings by task, how pictures are resized on their way in, and what previews are fitted to."""
+    """Default settings by task, how images are resized on their way in, and what previews are fitted to."""
 
     vae_transform: ImageTransform
     vit_transform: ImageTransform
     tasks: Mapping[Task, Mapping[str, Any]] = field(default_factory=dict)
-    preview_pictures: Image.Image | None = None
+    preview_images: Image.Image | None = None
 
     def of(self, task: Task) -> Mapping[str, Any]:
         return self.tasks.get(task, {})
@@ -62,7 +62,7 @@ def read_defaults(folder: Path, config: BagelConfig) -> Defaults:
     Raises:
         CheckpointError: its file is damaged, or holds an unknown key or a value out of range.
     """
-    defaults = dataclasses.replace(official_defaults(config), preview_pictures=_preview_pictures(folder, config))
+    defaults = dataclasses.replace(official_defaults(config), preview_images=_preview_images(folder, config))
     path = folder / DEFAULTS_FILE
     if not path.exists():
         return defaults
@@ -88,7 +88,7 @@ def read_defaults(folder: Path, config: BagelConfig) -> Defaults:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _preview_pictures(folder: Path, config: BagelConfig) -> Image.Image | None:
+def _preview_images(folder: Path, config: BagelConfig) -> Image.Image | None:
     path = folder / PREVIEW_FILE
     if not path.exists():
         return None
@@ -116,7 +116,7 @@ def check_size(size: tuple[int, int], config: BagelConfig, what: str = "size") -
         SizeError: width or height is no multiple of the latent stride, or beyond the latent position table.
     """
     stride = config.latent_stride
-    # A table that is stretched over the picture has no end.
+    # A table that is stretched over the image has no end.
     largest = None if config.interpolate_pos else config.max_latent_size * stride
     for name, value in zip(("width", "height"), size, strict=True):
         if value >= stride and value % stride == 0 and (largest is None or value <= largest):
@@ -132,7 +132,7 @@ def check_size(size: tuple[int, int], config: BagelConfig, what: str = "size") -
 def check_grid(pixels: tuple[int, int], config: BagelConfig, patch: int) -> None:
     """
     Raises:
-        SizeError: a picture resized to (width, height) for the ViT does not fit its position tables.
+        SizeError: an image resized to (width, height) for the ViT does not fit its position tables.
     """
     side = config.vit.side if config.interpolate_pos else min(config.vit.side, config.vit_max_num_patch_per_side)
     if not config.interpolate_pos and max(pixels) > side * patch:

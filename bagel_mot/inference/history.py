@@ -13,7 +13,7 @@ from bagel_mot.sequence import Segment
 
 Kind = Literal["system", "text", "image", "thought", "answer", "drawing"]
 GIVEN: tuple[Kind, ...] = ("text", "image")
-PICTURES: tuple[Kind, ...] = ("image", "drawing")
+IMAGES: tuple[Kind, ...] = ("image", "drawing")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Turn:
     Attributes:
         kind: "system" (the prompt for thinking), "text" and "image" (given), "thought", "answer" and "drawing"
             (generated).
-        content: the text, or the picture as it was before any resizing.
+        content: the text, or the image as it was before any resizing.
         segments: as which it stands in the context.
     """
 
@@ -39,7 +39,7 @@ class History:
         turns: in order.
         context: all of them as keys and values.
         lasting: whether more turns will follow, as in a session.
-        text_only: in a lasting one the without-image context of the last picture drawn: the next one goes on from it.
+        text_only: in a lasting one the without-image context of the last image drawn: the next one goes on from it.
     """
 
     def __init__(self, context: Context, *, lasting: bool = False) -> None:
@@ -64,22 +64,22 @@ class History:
         return self.context.chunks | (set() if self.text_only is None else self.text_only.chunks)
 
     @property
-    def has_picture(self) -> bool:
-        return any(turn.kind in PICTURES for turn in self.turns)
+    def has_image(self) -> bool:
+        return any(turn.kind in IMAGES for turn in self.turns)
 
     def guidance(self) -> dict[Role, tuple[Segment, ...]]:
         """The segments of each guidance context.
 
         *Without text* is the full context just before the latest text given, or, where the last thing given or drawn is
-        a picture, just after it. *Without image* is the system prompt, the texts given and the answers. Thoughts about
-        the picture to be drawn come last and stand in the full context alone; those about earlier pictures stand in
+        an image, just after it. *Without image* is the system prompt, the texts given and the answers. Thoughts about
+        the image to be drawn come last and stand in the full context alone; those about earlier images stand in
         the one without text, too.
         """
-        relevant = [i for i, turn in enumerate(self.turns) if turn.kind in GIVEN + PICTURES]
+        relevant = [i for i, turn in enumerate(self.turns) if turn.kind in GIVEN + IMAGES]
         before = 0
         if relevant:
             last = relevant[-1]
-            before = last + 1 if self.turns[last].kind in PICTURES else last
+            before = last + 1 if self.turns[last].kind in IMAGES else last
         texts = [turn for turn in self.turns if turn.kind in ("system", "text", "answer")]
         return {
             Role.FULL: _segments(self.turns),

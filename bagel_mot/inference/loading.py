@@ -168,7 +168,7 @@ def load(
         machine = _machine(device, memory)  # as it is before anything is loaded
         alternatives = cache(partial(_plans, where, "auto", tuple(tasks), "auto", machine))
         found = _plans(where, precision, tuple(tasks), offload, machine)
-        # A precision that was asked for by name is not refused because the largest pictures would find no room.
+        # A precision that was asked for by name is not refused because the largest images would find no room.
         plan = choose(found, machine, every_job=precision == "auto", others=alternatives)
         computes, chosen = plan.placement.device, plan.precision
     else:

@@ -1,6 +1,6 @@
-"""Beginnings that requests have in common: a system prompt, the same picture. Read once, then shared.
+"""Beginnings that requests have in common: a system prompt, the same image. Read once, then shared.
 
-What is kept of a request is what it read up to and with its last picture or system prompt; the texts after that are
+What is kept of a request is what it read up to and with its last image or system prompt; the texts after that are
 seldom alike, and short. Sharing copies nothing: a request that begins alike goes on from a fork of the same cache.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from bagel_mot.inference.history import PICTURES, History
+from bagel_mot.inference.history import IMAGES, History
 
 if TYPE_CHECKING:
     from bagel_mot.inference.requests import Item
@@ -69,13 +69,13 @@ class PrefixCache:
 
 
 def shareable(items: Sequence[Item]) -> int:
-    """How many of the first `items` are worth keeping: up to the last picture or system prompt."""
-    marks = [i for i, (kind, _) in enumerate(items) if kind in (*PICTURES, "system")]
+    """How many of the first `items` are worth keeping: up to the last image or system prompt."""
+    marks = [i for i, (kind, _) in enumerate(items) if kind in (*IMAGES, "system")]
     return marks[-1] + 1 if marks else 0
 
 
 def keys_of(items: Sequence[Item], *, latents: bool) -> Keys:
-    """What tells items apart: kind, and text or pixels; and whether pictures stand as VAE images, too."""
+    """What tells items apart: kind, and text or pixels; and whether images stand as VAE images, too."""
     return tuple((kind, _fingerprint(content, latents)) for kind, content in items)
 
 

@@ -1,8 +1,8 @@
-"""What a picture looks like while it forms: a quick look at a latent, without the autoencoder's decoder.
+"""What an image looks like while it forms: a quick look at a latent, without the autoencoder's decoder.
 
-A picture is nearly linear in the latent that stands for it. The map from each 3 × 3 neighbourhood of latent cells to
+An image is nearly linear in the latent that stands for it. The map from each 3 × 3 neighbourhood of latent cells to
 the pixels of its middle cell is fitted by least squares, once for each autoencoder, to what its own encoder makes of
-some pictures: those that the checkpoint brings along, or random drawings. One look then costs a matrix product,
+some images: those that the checkpoint brings along, or random drawings. One look then costs a matrix product,
 thousands of times less than a decoding.
 """
 
@@ -20,9 +20,9 @@ from bagel_mot.images import to_pil, to_pixels
 from bagel_mot.model.vae import Autoencoder
 
 PREVIEWS = 8
-"""Most looks at one picture."""
+"""Most looks at one image."""
 _LARGEST_SIDE = 256  # pixels of a preview
-_PICTURES, _CELLS = 64, 8  # pictures to fit to, and the latent cells along the side of each
+_IMAGES, _CELLS = 64, 8  # images to fit to, and the latent cells along the side of each
 _RIDGE = 1e-3
 
 
@@ -32,20 +32,20 @@ def due(done: int, steps: int) -> bool:
 
 
 class Previewer:
-    """Latents to small pictures, for one autoencoder."""
+    """Latents to small images, for one autoencoder."""
 
-    def __init__(self, autoencoder: Autoencoder, pictures: Image.Image | None = None) -> None:
-        """Fits the map; the autoencoder encodes up to 64 small pictures for it.
+    def __init__(self, autoencoder: Autoencoder, images: Image.Image | None = None) -> None:
+        """Fits the map; the autoencoder encodes up to 64 small images for it.
 
         Args:
             autoencoder: in evaluation mode.
-            pictures: a sheet of typical pictures, of eight latent cells a side each; random drawings if not given.
+            images: a sheet of typical images, of eight latent cells a side each; random drawings if not given.
         """
         parameter = next(autoencoder.parameters())
         self.stride = autoencoder.config.downsample
         side = self.stride * _CELLS
-        chosen = _drawings(side) if pictures is None else _cut(pictures, side)
-        pixels = torch.stack([to_pixels(picture) for picture in chosen])
+        chosen = _drawings(side) if images is None else _cut(images, side)
+        pixels = torch.stack([to_pixels(image) for image in chosen])
         with torch.no_grad():
             latents = autoencoder.encode(pixels.to(parameter.device, parameter.dtype)).float()
         inputs = _neighbourhoods(latents).flatten(0, 1)
@@ -55,10 +55,10 @@ class Previewer:
         self.weight = torch.linalg.solve(gram, inputs.T @ wanted)  # (9·z + 1, 3·stride²)
 
     def __call__(self, latent: Tensor) -> Image.Image:
-        """The look of a scaled latent (z, h, w): a picture of its proportions, at most 256 pixels wide or high."""
+        """The look of a scaled latent (z, h, w): an image of its proportions, at most 256 pixels wide or high."""
         _, height, width = latent.shape
         full = self.stride
-        # A cell's pixels are averaged beforehand, in the map itself, where the whole picture would be too large.
+        # A cell's pixels are averaged beforehand, in the map itself, where the whole image would be too large.
         block = max(1, min(full, _LARGEST_SIDE // max(height, width)))
         while full % block:
             block -= 1
@@ -75,9 +75,9 @@ def _neighbourhoods(latents: Tensor) -> Tensor:
 
 
 def _cut(sheet: Image.Image, side: int) -> list[Image.Image]:
-    """The first pictures of a sheet, row by row."""
+    """The first images of a sheet, row by row."""
     columns, rows = sheet.width // side, sheet.height // side
-    corners = [(x * side, y * side) for y in range(rows) for x in range(columns)][:_PICTURES]
+    corners = [(x * side, y * side) for y in range(rows) for x in range(columns)][:_IMAGES]
     return [sheet.crop((x, y, x + side, y + side)) for x, y in corners]
 
 
@@ -89,7 +89,7 @@ def _drawings(side: int) -> list[Image.Image]:
         return rng.randrange(256), rng.randrange(256), rng.randrange(256)
 
     drawings = []
-    for _ in range(_PICTURES):
+    for _ in range(_IMAGES):
         ground = Image.merge("RGB", [Image.linear_gradient("L").rotate(90 * rng.randrange(4)) for _ in range(3)])
         drawing = Image.blend(Image.new("RGB", (side, side), colour()), ground.resize((side, side)), rng.random() / 2)
         pen = ImageDraw.Draw(drawing)

@@ -24,7 +24,7 @@ from bagel_mot.inference.prefixes import PrefixCache
 from bagel_mot.inference.preview import Previewer, due
 from bagel_mot.inference.sampler import Role, TaylorSeer
 from bagel_mot.inference.settings import GenerationSettings
-from bagel_mot.model.cache import Context, Tail
+from bagel_mot.model.cache import Context, KVReservation
 from bagel_mot.sequence import Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, segment_length
 from bagel_mot.tokenizer import Tokenizer
 
@@ -41,13 +41,13 @@ class Runtime:
     special: SpecialTokens
     vae_transform: ImageTransform
     vit_transform: ImageTransform
-    preview_pictures: Image.Image | None = None
+    preview_images: Image.Image | None = None
     prefixes: PrefixCache | None = None
 
     @cached_property
     def previewer(self) -> Previewer:
         """Fitted when it is first asked for."""
-        return Previewer(self.engine.autoencoder, self.preview_pictures)
+        return Previewer(self.engine.autoencoder, self.preview_images)
 
     def text(self, text: str) -> TextSegment:
         return self.special.condition(self.tokenizer.encode(text))
@@ -90,7 +90,7 @@ class Recorder:
     Attributes:
         tokens: of the text written, its start token first.
         logits: (V,) after each of `tokens`, on the CPU; for this one more pass is run when the text ends at its limit.
-        latent: (N, latent_dim) of the picture drawn, as tokens, on the CPU.
+        latent: (N, latent_dim) of the image drawn, as tokens, on the CPU.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -115,20 +115,20 @@ class Written:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture drawn, and how many branch evaluations it took."""
+    """An image drawn, and how many branch evaluations it took."""
 
     image: Image.Image
     evaluations: int
 
 
 def read(runtime: Runtime, history: History, items: Sequence[Item], *, latents: bool) -> Request[None]:
-    """Adds texts and pictures to a history, all in one prefill.
+    """Adds texts and images to a history, all in one prefill.
 
-    A picture is resized by the VAE transform, then by the ViT transform.
+    An image is resized by the VAE transform, then by the ViT transform.
 
     Args:
         items: (kind, content) in order.
-        latents: let pictures stand as clean VAE image, then ViT image; else as ViT image alone.
+        latents: let images stand as clean VAE image, then ViT image; else as ViT image alone.
     """
     resized = {i: runtime.vae_transform.resize(c) for i, (_, c) in enumerate(items) if isinstance(c, Image.Image)}
     encoded: dict[int, Tensor] = {}
@@ -217,10 +217,10 @@ def write(
 
 @dataclass
 class _Branch:
-    """A guidance context with room for the noised picture behind it."""
+    """A guidance context with room for the noised image behind it."""
 
     context: Context
-    tail: Tail
+    tail: KVReservation
 
 
 def _branches(runtime: Runtime, history: History, roles: Sequence[Role], tokens: int) -> Request[dict[Role, _Branch]]:
@@ -257,14 +257,14 @@ def draw(
     on_step: Callable[[int, int], None] | None = None,
     on_preview: Callable[[Image.Image], None] | None = None,
 ) -> Request[Drawing]:
-    """Draws a picture that follows a history, which stays as it is.
+    """Draws an image that follows a history, which stays as it is.
 
     Args:
         size: (width, height) in pixels.
         noises: (rows·columns, latent_dim) float32: the one to start from, then those that steps add.
         recorder: is filled.
         on_step: is called with the number of steps done and that of all.
-        on_preview: is called now and then with a look at the picture as it would be by now, just before `on_step`.
+        on_preview: is called now and then with a look at the image as it would be by now, just before `on_step`.
     """
     config, model = runtime.config, runtime.engine.model
     width, height = size
@@ -309,7 +309,7 @@ def draw(
         done += 1
         steps = settings.num_timesteps - 1
         if on_preview is not None and due(done, steps):
-            # Guidance overshoots: what the full context alone leads to is nearer to the picture.
+            # Guidance overshoots: what the full context alone leads to is nearer to the image.
             on_preview(runtime.previewer(to_latent(x - t * found[Role.FULL])))
         if on_step is not None:
             on_step(done, steps)
@@ -327,7 +327,7 @@ def draw(
 
 
 def noises_of(config: BagelConfig, size: tuple[int, int], seed: int, start: Tensor | None = None) -> Iterator[Tensor]:
-    """All noise (rows·columns, latent_dim) of a picture of `size` (width, height): the one to start from, which may be
+    """All noise (rows·columns, latent_dim) of an image of `size` (width, height): the one to start from, which may be
     given, then endless fresh ones. float32, drawn on the CPU.
     """
     generator = torch.Generator().manual_seed(seed)

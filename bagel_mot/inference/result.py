@@ -1,4 +1,4 @@
-"""What a request results in, and pictures that remember how they were made."""
+"""What a request results in, and images that remember how they were made."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ METADATA = ("prompt", "seed", "thinking", "settings", "software")
 
 @dataclass
 class Result:
-    """A picture or a text, with what is to be known about it.
+    """An image or a text, with what is to be known about it.
 
     Attributes:
-        image: the picture, or None.
+        image: the image, or None.
         text: the answer without its thinking, or "".
         thinking: what was thought before, without its tags; "" if nothing.
-        raw_text: the text as the model wrote it, tags and all: the answer, or the thinking before a picture.
+        raw_text: the text as the model wrote it, tags and all: the answer, or the thinking before an image.
         written: tokens that this text took, its end token included.
         complete: whether it ended by itself or at a stop text, not at a limit.
         prompt: the texts given, joined by line breaks.
         seed: of all randomness.
         settings: those that applied, by name.
         seconds: from the request's first step to its last, other requests' work in the same steps included.
-        evaluations: branch evaluations of the model that the picture took.
+        evaluations: branch evaluations of the model that the image took.
     """
 
     image: Image.Image | None = None
@@ -47,11 +47,11 @@ class Result:
 
     @property
     def value(self) -> Image.Image | str:
-        """The picture if there is one, else the text."""
+        """The image if there is one, else the text."""
         return self.text if self.image is None else self.image
 
     def metadata(self) -> dict[str, str]:
-        """What a picture file is to say about itself: texts, so that they are the same after saving and opening."""
+        """What an image file is to say about itself: texts, so that they are the same after saving and opening."""
         from bagel_mot import __version__
 
         settings = {name: value for name, value in self.settings.items() if name != "seed"}
@@ -66,10 +66,10 @@ class Result:
 
 
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Writes a picture; into a PNG also what `image.info` says of how it was made. The format follows from the name.
+    """Writes an image; into a PNG also what `image.info` says of how it was made. The format follows from the name.
 
     Raises:
-        ValueError: the name's ending is no picture format that Pillow writes.
+        ValueError: the name's ending is no image format that Pillow writes.
         OSError: the file cannot be written.
     """
     path = Path(path)

@@ -58,7 +58,7 @@ def roles_used(settings: GenerationSettings) -> tuple[Role, ...]:
 
 
 def guide(v: Tensor, v_without_text: Tensor, v_without_image: Tensor | None, settings: GenerationSettings) -> Tensor:
-    """The guided velocity of one picture.
+    """The guided velocity of one image.
 
     Args:
         v: (N, C) velocity under the full context.

@@ -1,4 +1,4 @@
-"""An interleaved conversation: texts and pictures, given and generated, over one cache that is kept between turns."""
+"""An interleaved conversation: texts and images, given and generated, over one cache that is kept between turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bagel_mot.inference.requests import Item, read, tokens_of
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.session_store import SavedSession, read_session, write_session
 from bagel_mot.inference.settings import Task
-from bagel_mot.inference.tasks import Media, Order, cost_of, make_picture, make_text, system_prompt
+from bagel_mot.inference.tasks import Media, Order, cost_of, make_image, make_text, system_prompt
 from bagel_mot.model.cache import Chunk
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ class Session:
     """A conversation with a `Bagel`. Adding a turn computes only that turn.
 
         chat = bagel.session()
-        chat.add(picture)
+        chat.add(image)
         chat.add("Draw the same car in blue.")
-        picture = chat.generate_image()
+        image = chat.generate_image()
         chat.add("What changed?")
         print(chat.generate_text())
 
-    A picture, given or drawn, enters as clean VAE image, then ViT image; in a session for understanding as ViT image
+    An image, given or drawn, enters as clean VAE image, then ViT image; in a session for understanding as ViT image
     alone. What is generated becomes part of the conversation. A session is to be used by one thread at a time.
 
     Every turn is whole or not at all: it is worked out on a copy, which takes the session's place at the end. What is
@@ -50,8 +50,8 @@ class Session:
         Args:
             bagel: the model.
             think: the system prompt for thinking stands first (that for drawing, in a session for understanding that
-                for answering), and pictures and answers are thought about by default.
-            understanding: no pictures will be drawn.
+                for answering), and images and answers are thought about by default.
+            understanding: no images will be drawn.
         """
         bagel.check_loaded_for("ask" if understanding else "edit")
         self.bagel, self.think, self.understanding = bagel, think, understanding
@@ -79,10 +79,10 @@ class Session:
         return self._history.chunks
 
     def add(self, item: str | ImageSource, *, on_submit: OnSubmit | None = None) -> None:
-        """Adds a text (`str`) or a picture (a `Path`, bytes, a PIL image or an array) to the conversation.
+        """Adds a text (`str`) or an image (a `Path`, bytes, a PIL image or an array) to the conversation.
 
         Args:
-            item: the text or the picture.
+            item: the text or the image.
             on_submit: as in `generate_image`.
 
         Raises:
@@ -106,19 +106,19 @@ class Session:
         return_result: bool = False,
         **settings: Any,
     ) -> Any:
-        """Draws a picture that follows, which becomes part of the conversation.
+        """Draws an image that follows, which becomes part of the conversation.
 
-        Text guidance is towards the latest text; right after a picture there is none to be guided to, so add a text, or
+        Text guidance is towards the latest text; right after an image there is none to be guided to, so add a text, or
         `undo`, before drawing again.
 
         Args:
             progress: called with the denoising steps done and in all.
-            on_preview: called up to eight times with a small look at the picture as it forms.
+            on_preview: called up to eight times with a small look at the image as it forms.
             on_text: called with the pieces of the thinking.
             on_submit: is given the handle before anything runs. `handle.cancel()`, from any thread, ends the turn
                 within a step and leaves the session as it was.
-            return_result: give a `Result` instead of the picture.
-            **settings: by name; defaults are those of "edit" once there is a picture. The size is that of the last one.
+            return_result: give a `Result` instead of the image.
+            **settings: by name; defaults are those of "edit" once there is an image. The size is that of the last one.
 
         Returns: a PIL image.
 
@@ -217,7 +217,7 @@ class Session:
     # -------------------------------------------------------------------------------------------------- on disk
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes texts and pictures into a folder, which is replaced if it holds a saved session and nothing else.
+        """Writes texts and images into a folder, which is replaced if it holds a saved session and nothing else.
 
         A failure leaves what was there as it was.
 
@@ -234,7 +234,7 @@ class Session:
 
         Raises:
             DataError: it is no saved session, or a damaged one.
-            ImageError: a picture of it is missing or damaged.
+            ImageError: an image of it is missing or damaged.
             SizeError, ContextLengthError: it was saved with another model, and does not fit this one.
         """
         saved = read_session(folder)
@@ -248,12 +248,12 @@ class Session:
 
     @property
     def _output(self) -> Media:
-        """What pictures are read for."""
+        """What images are read for."""
         return "text" if self.understanding else "image"
 
     @property
     def _latents(self) -> bool:
-        """Whether pictures enter as VAE image, too."""
+        """Whether images enter as VAE image, too."""
         return not self.understanding
 
     def _check_free(self) -> None:
@@ -279,8 +279,8 @@ class Session:
     def _drawing_order(self, settings: dict[str, Any], **callbacks: Any) -> Order:
         if self.understanding:
             raise SettingError("this session is for understanding: open one with understanding=False to draw.")
-        order = self._order("edit" if self._history.has_picture else "generate", settings, **callbacks)
-        self.bagel.engine.check_picture(order.size)
+        order = self._order("edit" if self._history.has_image else "generate", settings, **callbacks)
+        self.bagel.engine.check_image(order.size)
         return order
 
     def _check_room(self, added: Sequence[Item], more: int = 0) -> None:
@@ -305,7 +305,7 @@ class Session:
 
     def _drawing(self, order: Order) -> Request[tuple[History, Result]]:
         history = self._history.copy()
-        result = yield from make_picture(self.bagel.runtime, history, order)
+        result = yield from make_image(self.bagel.runtime, history, order)
         assert result.image is not None
         yield from self._reading(history, [("drawing", result.image)])
         return history, result

@@ -1,4 +1,4 @@
-"""Sessions on disk: a folder with `session.json` and a PNG for each picture."""
+"""Sessions on disk: a folder with `session.json` and a PNG for each image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import cast, get_args
 from bagel_mot.errors import BagelError, DataError
 from bagel_mot.files import write_text
 from bagel_mot.images import open_image
-from bagel_mot.inference.history import GIVEN, PICTURES, Kind
+from bagel_mot.inference.history import GIVEN, IMAGES, Kind
 from bagel_mot.inference.requests import Item
 
 _FILE = "session.json"
@@ -69,7 +69,7 @@ def read_session(folder: str | os.PathLike[str]) -> SavedSession:
 
     Raises:
         DataError: it is no saved session, or a damaged one.
-        ImageError: a picture of it is missing or damaged.
+        ImageError: an image of it is missing or damaged.
     """
     folder = Path(folder)
     path = folder / _FILE
@@ -145,11 +145,11 @@ def _flag(path: Path, document: dict[str, object], name: str) -> bool:
 
 
 def _item(folder: Path, turn: dict[str, object]) -> Item:
-    """A turn, whose kind says whether it has a text or a picture."""
+    """A turn, whose kind says whether it has a text or an image."""
     path, kind = folder / _FILE, turn["kind"]
     if kind not in get_args(Kind):
         raise DataError(f"{path} has a turn of kind {kind!r}; there are {', '.join(get_args(Kind))}.")
-    part = "image" if kind in PICTURES else "text"
+    part = "image" if kind in IMAGES else "text"
     content = turn.get(part)
     # What was given has words in it; the model may also say nothing.
     if turn.keys() != {"kind", part} or not isinstance(content, str) or (kind in GIVEN and not content.strip()):

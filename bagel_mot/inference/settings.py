@@ -1,4 +1,4 @@
-"""Every setting of generating pictures and text: name, range, default, what it does and when to change it.
+"""Every setting of generating images and text: name, range, default, what it does and when to change it.
 
 The fields of `GenerationSettings` are the settings; the data beside each is what validates it here and what `--help`,
 the README and every other interface are made from. Names and defaults are the published ones; `eta`, which the

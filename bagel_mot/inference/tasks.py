@@ -1,4 +1,4 @@
-"""Whole requests: a picture or a text that follows a history, and a history made from scratch."""
+"""Whole requests: an image or a text that follows a history, and a history made from scratch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE, SYSTEM_PROMPT_UNDERSTAND
 Media = Literal["image", "text"]
 
 _LEAST_TEXT = 3  # positions: the start token, one more, the end token
-_PICTURE = 2  # positions: as VAE image and as ViT image
+_IMAGE = 2  # positions: as VAE image and as ViT image
 _LIKELY_TEXT = 256  # tokens of a text that may become longer, for which memory is taken beforehand
 
 
@@ -35,11 +35,11 @@ class Order:
         task: whose settings they are.
         settings: validated.
         seed: of all randomness of this request.
-        size: (width, height) of the picture, where one is to be drawn.
+        size: (width, height) of the image, where one is to be drawn.
         noise: (N, latent_dim) instead of that from the seed.
         recorder: is filled.
         on_step: is called with the number of denoising steps done and that of all.
-        on_preview: is called now and then with a small look at the picture as it forms.
+        on_preview: is called now and then with a small look at the image as it forms.
         on_text: is called with each piece of text, thinking included.
     """
 
@@ -58,7 +58,7 @@ class Order:
         """The positions that what is generated takes at the very least."""
         if self.size is None:
             return _LEAST_TEXT
-        return _PICTURE + (_LEAST_TEXT if self.settings.think else 0)
+        return _IMAGE + (_LEAST_TEXT if self.settings.think else 0)
 
     @property
     def most_text(self) -> int:
@@ -73,8 +73,8 @@ def system_prompt(output: Media) -> Item:
     return "system", SYSTEM_PROMPT_GENERATE if output == "image" else SYSTEM_PROMPT_UNDERSTAND
 
 
-def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Result]:
-    """Thinks, if asked to, and draws. The thought becomes part of the history, the picture does not."""
+def make_image(runtime: Runtime, history: History, order: Order) -> Request[Result]:
+    """Thinks, if asked to, and draws. The thought becomes part of the history, the image does not."""
     began = time.perf_counter()
     settings, size = order.settings, order.size
     assert size is not None, "a picture needs a size"
@@ -86,7 +86,7 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
             settings,
             order.seed,
             order.most_text,
-            leave=_PICTURE,
+            leave=_IMAGE,
             recorder=order.recorder,
             on_text=order.on_text,
         )
@@ -104,7 +104,7 @@ def make_picture(runtime: Runtime, history: History, order: Order) -> Request[Re
     )
     thinking, rest = split_thinking(written.text)
     result = _result(history, order, began, written)
-    # A thought without its tags is a thought all the same: what follows is a picture.
+    # A thought without its tags is a thought all the same: what follows is a image.
     result.image, result.thinking = drawing.image, f"{thinking} {rest}".strip()
     result.settings["size"] = size
     result.evaluations = drawing.evaluations
@@ -131,7 +131,7 @@ def one_shot(runtime: Runtime, items: Sequence[Item], output: Media, order: Orde
     items = _after_system_prompt(items, output, order)
     likely = tokens_of(runtime, items, latents=latents) + min(order.most_text, _LIKELY_TEXT) + 2
     history = yield from _begin(runtime, items, likely + noised_tokens(runtime, order), latents=latents)
-    make = make_picture if output == "image" else make_text
+    make = make_image if output == "image" else make_text
     result = yield from make(runtime, history, order)
     result.seconds = time.perf_counter() - began
     return result
@@ -184,7 +184,7 @@ def _after_system_prompt(items: Sequence[Item], output: Media, order: Order) -> 
 
 
 def noised_tokens(runtime: Runtime, order: Order) -> int:
-    """Tokens of the picture while it is being drawn, its markers included; 0 where there is none."""
+    """Tokens of the image while it is being drawn, its markers included; 0 where there is none."""
     if order.size is None:
         return 0
     return order.size[0] * order.size[1] // runtime.config.latent_stride**2 + 2

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bagel_mot.model.cache import Tail
+from bagel_mot.model.cache import KVReservation
 from bagel_mot.sequence import CAUSAL, PackedSequence, SegmentSpan
 
-_FEW = 16  # queries: of text that is being written, not of a picture
+_FEW = 16  # queries: of text that is being written, not of a image
 _LARGEST_SCORES = 1 << 26  # numbers, 256 MiB of float32
 
 Pair = tuple[Tensor, Tensor]  # of und slots (S, heads, head_dim) and gen slots (G, heads, head_dim)
@@ -84,7 +84,7 @@ class CachedSample:
     """One sample of an inference pack: where its new tokens stand, and the room for their keys and values."""
 
     spans: list[SegmentSpan]
-    tail: Tail
+    tail: KVReservation
 
 
 class CachedAttention:

@@ -5,7 +5,7 @@
                                              │            ├─ decoder ──┤
     latents ─ vae2llm ─ + time ─ + sin-cos ──┴─ gen slots ┘            └ norm_gen ─ llm2vae ── velocity
 
-The autoencoder stands beside it (`bagel_mot.model.vae`): frozen, it turns pictures into latents and back.
+The autoencoder stands beside it (`bagel_mot.model.vae`): frozen, it turns images into latents and back.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class BagelModel(nn.Module):
         """Leaves out what a task does not need; it is not to be called on afterwards.
 
         Args:
-            pictures_in: the vision transformer and its connector, so that pictures can be drawn from texts alone.
+            pictures_in: the vision transformer and its connector, so that images can be drawn from texts alone.
             pictures_out: the gen expert and the way of latents in and out, so that texts alone are written.
         """
         # A module set to None stays known by its name and is neither moved, stored nor counted.
@@ -106,7 +106,7 @@ class BagelModel(nn.Module):
     def device(self) -> torch.device:
         return self.decoder.norm.weight.device
 
-    def embed_pictures(self, packed: PackedSequence) -> Tensor:
+    def embed_images(self, packed: PackedSequence) -> Tensor:
         """ViT features through the connector, with positions: (P, hidden)."""
         patches = packed.vit_patches.to(self.dtype)
         features = self.vit(patches, packed.vit_index, packed.vit_grids)
@@ -123,7 +123,7 @@ class BagelModel(nn.Module):
         und = text.new_zeros(packed.rows * packed.und_len, hidden)
         und = und.index_copy(0, packed.text_slots, text)
         if packed.vit_slots.numel():
-            und = und.index_copy(0, packed.vit_slots, self.embed_pictures(packed).to(und.dtype))
+            und = und.index_copy(0, packed.vit_slots, self.embed_images(packed).to(und.dtype))
         gen = text.new_zeros(packed.rows * packed.gen_len, hidden)
         if packed.latent_slots.numel():
             latents = self.embed_latents(packed.latents, packed.timesteps, packed.latent_index)

@@ -72,7 +72,7 @@ class Entry:
     position: int
 
 
-class Tail:
+class KVReservation:
     """Room for tokens after a context: scratch until `Context.commit` makes it part of the context.
 
     Scratch may be written again and again; its room is free again once the tail is dropped.
@@ -157,7 +157,7 @@ class Context:
     def segments(self) -> tuple[Segment, ...]:
         return tuple(entry.segment for entry in self.entries)
 
-    def allocate(self, tokens: int, *, scratch: bool = False) -> Tail:
+    def allocate(self, tokens: int, *, scratch: bool = False) -> KVReservation:
         """Room for `tokens` tokens behind this context: in place where the place is free, else in a chunk of its own.
 
         Args:
@@ -166,14 +166,14 @@ class Context:
         """
         last = self._views[-1] if self._views else None
         if last and last.stop + tokens <= last.chunk.capacity and last.chunk.used == last.stop:
-            return Tail(self._views, last.chunk, last.stop, last.stop + tokens)
+            return KVReservation(self._views, last.chunk, last.stop, last.stop + tokens)
         spare = 0 if scratch else max(self.length, self._reserve - self.length, _SMALLEST_CHUNK)
         if self._most is not None:
             spare = min(spare, self._most - self.length)
         chunk = Chunk(self._config, max(tokens, spare), self._dtype, self._devices)
-        return Tail(self._views, chunk, 0, tokens)
+        return KVReservation(self._views, chunk, 0, tokens)
 
-    def commit(self, tail: Tail, segments: tuple[Segment, ...], *, record: bool = True) -> None:
+    def commit(self, tail: KVReservation, segments: tuple[Segment, ...], *, record: bool = True) -> None:
         """Makes a tail, whose keys and values have been written, part of this context.
 
         Args:

@@ -1,4 +1,4 @@
-"""The FLUX autoencoder: pictures to latents an eighth of their side, and back.
+"""The FLUX autoencoder: images to latents an eighth of their side, and back.
 
     pixels (B, 3, H, W) ──Encoder──► mean, logvar (B, z, H/8, W/8) ──(mean − shift)·scale──► latent
     latent ──latent/scale + shift──► Decoder ──► pixels (B, 3, H, W)
@@ -169,7 +169,7 @@ class Encoder(nn.Module):
 
 
 def _full_precision(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """Runs a convolution outside autocast: bfloat16 has 8 significant bits, fewer than a picture needs."""
+    """Runs a convolution outside autocast: bfloat16 has 8 significant bits, fewer than an image needs."""
     if not torch.is_autocast_enabled(x.device.type):
         return conv(x)
     with torch.autocast(x.device.type, enabled=False):
@@ -199,10 +199,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """The frozen picture codec of BAGEL.
+    """The frozen image codec of BAGEL.
 
     Runs in float32, bfloat16 or float16, in the dtype of its weights (cast the input to the same), and keeps
-    channels_last inputs channels_last. Pictures of one batch never influence one another.
+    channels_last inputs channels_last. Images of one batch never influence one another.
 
     Raises:
         SettingError: if a level's number of channels is not a multiple of the 32 groups of the normalisation.

@@ -1,6 +1,6 @@
 """The SigLIP vision transformer at native resolution, and the connector into the decoder.
 
-Pictures of any grid run together: attention is full within each picture. The learned positions stand in a square
+Images of any grid run together: attention is full within each image. The learned positions stand in a square
 table, indexed by row and column.
 """
 
@@ -32,15 +32,15 @@ class VitLayer(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, size)
 
     def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
-        """(P, hidden) patches of pictures with `lengths` patches each."""
+        """(P, hidden) patches of images with `lengths` patches each."""
         normed = self.norm1(x)
         q, k, v = (proj(normed).unflatten(-1, (self.heads, -1)) for proj in (self.q, self.k, self.v))
-        x = x + self.out(_within_pictures(q, k, v, lengths).flatten(-2))
+        x = x + self.out(_within_images(q, k, v, lengths).flatten(-2))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))
 
 
-def _within_pictures(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
-    """Full attention within each picture, (P, heads, head_dim); neighbours of one length run as a batch."""
+def _within_images(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    """Full attention within each image, (P, heads, head_dim); neighbours of one length run as a batch."""
     outs = []
     start = 0
     for length, group in groupby(lengths):
@@ -68,7 +68,7 @@ class VisionTransformer(nn.Module):
         Args:
             patches: (P, patch_dim) in [-1, 1], ordered (row, column, channel) within a patch.
             index: (P,) places in the position table (`bagel_mot.sequence.table_index`).
-            grids: (rows, columns) of each picture.
+            grids: (rows, columns) of each image.
         """
         x = self.patch_embedding(patches) + self.position_embedding(index)
         lengths = [rows * columns for rows, columns in grids]

@@ -26,10 +26,10 @@ def cache_bytes(config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:
 
 
 def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype) -> int:
-    """Of pictures with so many pixels in all on their way into the autoencoder, whose first blocks are the largest."""
+    """Of images with so many pixels in all on their way into the autoencoder, whose first blocks are the largest."""
     return pixels * 4 * config.ch * dtype.itemsize
 
 
 def decode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype) -> int:
-    """Of pictures with so many pixels in all on their way out of the autoencoder, whose last blocks are the largest."""
+    """Of images with so many pixels in all on their way out of the autoencoder, whose last blocks are the largest."""
     return pixels * 5 * config.ch * dtype.itemsize

@@ -19,7 +19,7 @@ from bagel_mot.model.attention import Attend
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer, Rope
 from bagel_mot.placement.mapped import Mapped, drop
-from bagel_mot.placement.prefetch import Ring
+from bagel_mot.placement.prefetch import LayerPrefetcher
 from bagel_mot.placement.weights import Experts, experts_of, pin
 
 Place = torch.device | Literal["host", "disk"]
@@ -140,8 +140,10 @@ def _feeder(kind: str, layers: list[Experts], device: torch.device) -> Feeder:
     if kind == "host":
         if device.type == "cuda":
             pin(weight for layer in layers for expert in layer.values() for weight in expert)
-        return Ring(layers, device)
-    return Mapped(layers) if device.type == "cpu" else Ring(layers, device, background=True, after_fetch=drop)
+        return LayerPrefetcher(layers, device)
+    if device.type == "cpu":
+        return Mapped(layers)
+    return LayerPrefetcher(layers, device, background=True, after_fetch=drop)
 
 
 def spread(layers: int, resident: int, elsewhere: Literal["host", "disk"], device: torch.device) -> Placement:

@@ -40,7 +40,7 @@ _CPU_FLOPS, _CPU_MEMORY, _MPS_FLOPS, _MPS_MEMORY = 1e12, 2.5e10, 1e13, 2e11
 # How much of that a precision reaches: multiplying many rows, and reading weights for one.
 _MANY = {"float32": 0.3, "fp8-dynamic": 1.7, "int8-dynamic": 1.2, "int8": 0.8, "fp8": 0.6, "int4": 0.55, "nf4": 0.5}
 _ONE_ON_CPU = {"fp8": 0.2, "nf4": 0.05, "int8-dynamic": 0.5}
-_EVALUATIONS, _IMAGE_TOKENS, _TOKENS = 80, 4096, 100  # of a usual picture and answer
+_EVALUATIONS, _IMAGE_TOKENS, _TOKENS = 80, 4096, 100  # of a usual image and answer
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Plan:
         devices: those that compute, all of them of one kind.
         device_bytes: predicted peak of each job on the first device; empty on the CPU.
         host_bytes: predicted peak of each job in main memory.
-        seconds: rough estimate of a picture and an answer, for the order.
+        seconds: rough estimate of an image and an answer, for the order.
         fits: whether there is memory for every job.
         fits_some: whether there is for the smallest.
         lossy: whether the precision loses accuracy (docs/precision.md).
@@ -364,7 +364,7 @@ def _by_layers(
 def _seconds(
     precision: Precision, parts: Sizes, flops: float, memory: float, brought: float, *, on_cpu: bool, draws: bool
 ) -> float:
-    """Of a picture and an answer, or of an answer about a picture, roughly: multiplications, weights read for each
+    """Of an image and an answer, or of an answer about an image, roughly: multiplications, weights read for each
     token, weights brought. A token takes one expert's weights; without drawing there is no other.
     """
     stored = precision.parts.get("decoder", str(precision.activations).removeprefix("torch."))

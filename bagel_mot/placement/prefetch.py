@@ -50,7 +50,7 @@ class Buffer:
         self.free = _event(device)
 
 
-class Ring:
+class LayerPrefetcher:
     """Brings layers to a device, one ahead of what is computed.
 
     Args:

@@ -58,7 +58,7 @@ def _shapes(config: BagelConfig, reads: bool, draws: bool) -> tuple[dict[str, tu
 
 def sizes(config: BagelConfig, precision: Precision, tasks: tuple[str, ...]) -> Sizes:
     """What the parts take that some tasks need."""
-    shapes, pictures = _shapes(config, *needed(tasks))
+    shapes, images = _shapes(config, *needed(tasks))
     layer = embedding = rest = largest = expert = 0
     for name, shape in shapes.items():
         plain = torch.Size(shape).numel() * precision.activations.itemsize
@@ -75,5 +75,5 @@ def sizes(config: BagelConfig, precision: Precision, tasks: tuple[str, ...]) -> 
         elif not name.startswith("decoder.layers."):
             rest += size
     layers = config.decoder.num_layers
-    pictures *= precision.autoencoder.itemsize
-    return Sizes(layer, layers, embedding, rest, pictures, largest, expert * layers)
+    images *= precision.autoencoder.itemsize
+    return Sizes(layer, layers, embedding, rest, images, largest, expert * layers)

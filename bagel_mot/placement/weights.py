@@ -41,7 +41,7 @@ class Weight:
             self.module._buffers[self.name] = tensor
 
 
-Experts = dict[str, list[Weight]]  # of one layer: "und" and, where pictures are drawn, "gen"
+Experts = dict[str, list[Weight]]  # of one layer: "und" and, where images are drawn, "gen"
 
 
 def experts_of(layer: DecoderLayer) -> Experts:

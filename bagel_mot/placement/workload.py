@@ -33,13 +33,13 @@ class Job:
 
     Attributes:
         task: "generate", "edit" or "understand".
-        pictures: (width, height) of those that are read.
+        images: (width, height) of those that are read.
         drawn: (width, height) of the one that is drawn.
         branches: of guidance, the full context among them.
     """
 
     task: str
-    pictures: tuple[tuple[int, int], ...] = ()
+    images: tuple[tuple[int, int], ...] = ()
     drawn: tuple[int, int] | None = None
     branches: int = 1
 
@@ -48,8 +48,8 @@ class Job:
         if self.task == "generate":
             return f"generate {_size(self.drawn)}"
         if self.task == "edit":
-            return f"edit {len(self.pictures)} of {_size(self.pictures[0])}"
-        return f"understand {_size(self.pictures[0])}"
+            return f"edit {len(self.images)} of {_size(self.images[0])}"
+        return f"understand {_size(self.images[0])}"
 
 
 def _size(size: tuple[int, int] | None) -> str:
@@ -58,7 +58,7 @@ def _size(size: tuple[int, int] | None) -> str:
 
 
 def usual_jobs(config: BagelConfig) -> tuple[Job, ...]:
-    """A picture of 1024×1024, an edit of two, a question about one of 980×980; smaller where the model knows none so
+    """An image of 1024×1024, an edit of two, a question about one of 980×980; smaller where the model knows none so
     large.
     """
     side = min(1024, config.max_latent_size * config.latent_stride)
@@ -100,7 +100,7 @@ def taken(
     memory: Exact | Heap = Heap(LARGEST_KEPT) if on_cpu else Exact()
     segments = _segments(config, job)
     length = sum(segment.und_len + segment.gen_len for segment in segments)
-    noised = _picture_tokens(config, job.drawn) + 2 if job.drawn else 0
+    noised = _image_tokens(config, job.drawn) + 2 if job.drawn else 0
     following = noised or _ANSWER
     text = _PROMPT + 2
     # The first branch goes on behind the full context; one without text shares it up to the text.
@@ -108,24 +108,24 @@ def taken(
     d = config.decoder
     cached = tokens * 2 * d.num_layers * d.num_kv_heads * d.head_dim * activations.itemsize
     if job.task == "edit":
-        _pictures(config, autoencoder, *_batch(job.pictures), memory, decode=False)
+        _images(config, autoencoder, *_batch(job.images), memory, decode=False)
     memory.allocate(cached)
     _forward(config, activations, segments, 1, 0, memory)
     if job.drawn:
         _forward(config, activations, (_noised(config, job),), job.branches, length, memory)
-        _pictures(config, autoencoder, 1, job.drawn, memory, decode=True)
+        _images(config, autoencoder, 1, job.drawn, memory, decode=True)
     else:
         _forward(config, activations, (TextSegment((5,)),), 1, length, memory)
     return Taken(cached, memory.peak)
 
 
-def _batch(pictures: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, int]]:
+def _batch(images: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, int]]:
     """Pictures of one size are encoded together, as far as the engine lets them (4 megapixels)."""
-    most = max(pictures, key=lambda size: size[0] * size[1])
-    return max(1, min(pictures.count(most), 4 * 1024 * 1024 // (most[0] * most[1]))), most
+    most = max(images, key=lambda size: size[0] * size[1])
+    return max(1, min(images.count(most), 4 * 1024 * 1024 // (most[0] * most[1]))), most
 
 
-def _picture_tokens(config: BagelConfig, size: tuple[int, int] | None) -> int:
+def _image_tokens(config: BagelConfig, size: tuple[int, int] | None) -> int:
     assert size is not None
     return size[0] * size[1] // config.latent_stride**2
 
@@ -133,7 +133,7 @@ def _picture_tokens(config: BagelConfig, size: tuple[int, int] | None) -> int:
 def _segments(config: BagelConfig, job: Job) -> tuple[Segment, ...]:
     found: list[Segment] = []
     patch = config.vit.patch_size
-    for width, height in job.pictures:
+    for width, height in job.images:
         if job.task == "edit":
             grid = height // config.latent_stride, width // config.latent_stride
             found.append(VaeSegment(torch.zeros(1).expand(grid[0] * grid[1], config.latent_dim), grid))
@@ -212,7 +212,7 @@ def _without_values(module: M, dtype: torch.dtype) -> M:
     return module.eval()
 
 
-def _pictures(
+def _images(
     config: BagelConfig,
     dtype: torch.dtype,
     count: int,
@@ -237,5 +237,5 @@ def _pictures(
 
 
 def _convolutions(operation: str, given: list[Tensor], made: list[Tensor]) -> tuple[int, int]:
-    """oneDNN brings pictures into an order of its own, convolves, and brings the result back from it."""
+    """oneDNN brings images into an order of its own, convolves, and brings the result back from it."""
     return (given[0].nbytes, made[0].nbytes) if "conv" in operation else (0, 0)

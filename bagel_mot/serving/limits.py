@@ -34,9 +34,9 @@ class Limits:
 
     Attributes:
         queue: most requests in all, at work and waiting.
-        images: most pictures given in one request.
-        items: most texts and pictures given in one request; each costs time beside its tokens.
-        image_pixels: most pixels of a picture given, before it is resized.
+        images: most images given in one request.
+        items: most texts and images given in one request; each costs time beside its tokens.
+        image_pixels: most pixels of an image given, before it is resized.
         text_characters: most characters of all texts given.
         stop_characters: most characters of all stop texts.
         n: most results for one prompt.
@@ -56,7 +56,7 @@ class Limits:
 
 
 def without_special_tokens(text: str) -> str:
-    """A text without special tokens written out, by which strangers could end a turn or begin a picture."""
+    """A text without special tokens written out, by which strangers could end a turn or begin an image."""
     found = True
     while found:  # what is left of two may be one again
         found = False

@@ -1,7 +1,7 @@
 """How much memory there is, and how many requests it holds.
 
 Everything a request takes is known before it runs: keys and values for its tokens, activations of one forward pass, and
-those of one pass of the autoencoder, which a large picture makes the largest. The engine works in passes of limited
+those of one pass of the autoencoder, which a large image makes the largest. The engine works in passes of limited
 size and lets requests wait whose cache finds no room; what could never run is refused at the door.
 """
 
@@ -27,7 +27,7 @@ class Capacity:
         cache_tokens: of cache, for all requests at work together.
         prefix_tokens: of cache, kept for requests to come.
         step_tokens: most tokens of one forward pass.
-        step_pixels: most pixels of one pass of the autoencoder; a larger picture is refused.
+        step_pixels: most pixels of one pass of the autoencoder; a larger image is refused.
     """
 
     cache_tokens: int

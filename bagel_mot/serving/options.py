@@ -11,7 +11,7 @@ class ServerOptions:
     Attributes:
         model_name: by which clients ask for the model.
         api_keys: of which a client must show one; none: everybody may ask.
-        allowed_urls: hosts (`example.org`, `example.org:8443`) from which pictures are fetched; none: from nowhere.
+        allowed_urls: hosts (`example.org`, `example.org:8443`) from which images are fetched; none: from nowhere.
         cors_origins: origins of web pages that may ask (`https://example.org`, or `*` for all).
         allowed_hosts: names by which the server may be addressed (the `Host` header); None: by any.
         max_body_bytes: most bytes of a request.

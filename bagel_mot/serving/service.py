@@ -55,7 +55,7 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens by what they stand for, the markers of texts and pictures included."""
+    """Tokens by what they stand for, the markers of texts and images included."""
 
     text: int = 0
     image: int = 0
@@ -322,10 +322,10 @@ class Service:
         if not 1 <= n <= most:
             raise LimitError(f"n is {n}: it must be from 1 to {most}.")
 
-    def check_pictures(self, count: int) -> None:
+    def check_images(self, count: int) -> None:
         """
         Raises:
-            LimitError: there are too many pictures given.
+            LimitError: there are too many images given.
         """
         if count > self.limits.images:
             raise LimitError(f"there are {count} pictures: this service takes at most {self.limits.images}.")
@@ -336,7 +336,7 @@ class Service:
                 f"there are {len(inputs)} texts and pictures: this service takes at most {self.limits.items}."
             )
         texts = [item for item in inputs if isinstance(item, str)]
-        self.check_pictures(len(inputs) - len(texts))
+        self.check_images(len(inputs) - len(texts))
         characters = sum(map(len, texts))
         if characters > self.limits.text_characters:
             raise LimitError(
@@ -344,7 +344,7 @@ class Service:
             )
 
     def reduced(self, source: ImageSource) -> Image.Image:
-        """A picture as the model will see it: those of waiting requests would else be kept at full size, and resized by
+        """An image as the model will see it: those of waiting requests would else be kept at full size, and resized by
         the thread that everybody waits for.
 
         Raises:
@@ -365,8 +365,8 @@ class Service:
         read = [system_prompt(output), *items] if order.settings.think else list(items)
         latents, runtime = output == "image", self.bagel.runtime
         texts = [item for item in read if isinstance(item[1], str)]
-        pictures = [item for item in read if not isinstance(item[1], str)]
-        return TokenCount(tokens_of(runtime, texts, latents=latents), tokens_of(runtime, pictures, latents=latents))
+        images = [item for item in read if not isinstance(item[1], str)]
+        return TokenCount(tokens_of(runtime, texts, latents=latents), tokens_of(runtime, images, latents=latents))
 
     # ---------------------------------------------------------------------------------------------------- its state
 

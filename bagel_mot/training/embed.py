@@ -32,15 +32,15 @@ def embed(run: Path, autoencoder: Path | None = None, folder: Path = MINI_FOLDER
         CheckpointError: one of them is no checkpoint, or the encoders differ.
     """
     checkpoint = load_checkpoint(latest(run), precision=torch.float32)
-    pictures = checkpoint.autoencoder
+    images = checkpoint.autoencoder
     if autoencoder is not None:
-        pictures = load_autoencoder(latest(autoencoder))
+        images = load_autoencoder(latest(autoencoder))
         trained_on = checkpoint.autoencoder.encoder.state_dict()
-        encoder = pictures.encoder.state_dict()
+        encoder = images.encoder.state_dict()
         same = encoder.keys() == trained_on.keys() and all(
             torch.equal(encoder[name], tensor) for name, tensor in trained_on.items()
         )
-        if not same or pictures.config != checkpoint.config.vae:
+        if not same or images.config != checkpoint.config.vae:
             raise CheckpointError(
                 f"the encoder or the scale of {autoencoder} is not the one that {run} was trained on: "
                 "train the decoder alone, with freeze_encoder"
@@ -50,7 +50,7 @@ def embed(run: Path, autoencoder: Path | None = None, folder: Path = MINI_FOLDER
             temporary,
             checkpoint.config,
             model=checkpoint.model.state_dict(),
-            autoencoder=pictures.state_dict(),
+            autoencoder=images.state_dict(),
             tokenizer=checkpoint.tokenizer,
         )
         for path in Path(temporary).iterdir():

@@ -23,7 +23,7 @@ from bagel_mot.training.interruption import interruptible
 from bagel_mot.training.metrics import Averages, Metrics
 from bagel_mot.training.optimizer import Ema, Optimizers, schedule_factor
 from bagel_mot.training.recipe import Recipe
-from bagel_mot.training.run_lock import claimed
+from bagel_mot.training.run_lock import run_lock
 
 Batch = TypeVar("Batch")
 Network = TypeVar("Network", bound=nn.Module)
@@ -44,7 +44,7 @@ class Task(ABC, Generic[Network, Batch]):
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, float]:
-        """What each loss of this batch is divided by: tokens, or pictures."""
+        """What each loss of this batch is divided by: tokens, or images."""
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -52,7 +52,7 @@ class Task(ABC, Generic[Network, Batch]):
 
     @abstractmethod
     def tokens(self, batch: Batch) -> int:
-        """Tokens (or pictures) in a batch, for the throughput."""
+        """Tokens (or images) in a batch, for the throughput."""
 
     def gauges(self) -> dict[str, float]:
         """Further numbers to report, as they stand after the last `next_batch`."""
@@ -207,7 +207,7 @@ def train(recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]], *, stop_aft
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    with claimed(recipe.output):
+    with run_lock(recipe.output):
         run = Run(recipe, make_task)
         try:
             _carry_out(run, recipe.steps if stop_after is None else min(run.step + stop_after, recipe.steps))

@@ -1,6 +1,6 @@
 """The training objective: cross-entropy on text, rectified flow on latents.
 
-For a picture with clean latent x₀, noise ε and one timestep t the network sees x_t = (1−t)·x₀ + t·ε and predicts the
+For an image with clean latent x₀, noise ε and one timestep t the network sees x_t = (1−t)·x₀ + t·ε and predicts the
 velocity ε − x₀. Losses are returned as sums with their counts, so that they can be normalised over a whole optimiser
 step whatever the number of packs in it.
 """
@@ -84,7 +84,7 @@ class Losses:
 
 
 def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention) -> Losses:
-    """Runs the network on a pack and returns its losses. Packs without text targets or without pictures are fine."""
+    """Runs the network on a pack and returns its losses. Packs without text targets or without images are fine."""
     packed = noised.packed
     und, gen = model(packed, attend)
     logits = model.logits(und[packed.ce_slots]).float()

@@ -56,7 +56,7 @@ class Optimizers:
 
         Nothing is updated where the norm is not finite.
         """
-        # A pack without a picture, or without text, leaves parts of the network without gradient: treat it as zero, so
+        # A pack without a image, or without text, leaves parts of the network without gradient: treat it as zero, so
         # that moments decay and an update does not depend on which pack came before.
         for parameter in self.parameters:
             if parameter.grad is None:

@@ -28,7 +28,7 @@ def _drawable_mix(mix: dict[str, float]) -> dict[str, float]:
     return mix
 
 
-# The picture world itself says what it can draw: its errors are told as those of the key.
+# The image world itself says what it can draw: its errors are told as those of the key.
 _Side = Annotated[int, AfterValidator(_drawable_side)]
 _Mix = Annotated[dict[str, float], AfterValidator(_drawable_mix)]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -201,12 +201,12 @@ class BagelModelRecipe(_Strict):
 
 
 class DropoutRecipe(_Strict):
-    """How often a condition is left out, each on its own; `pictures`: all pictures of a document at once."""
+    """How often a condition is left out, each on its own; `pictures`: all images of a document at once."""
 
     text: float = Field(0.1, ge=0, le=1)
     vit: float = Field(0.3, ge=0, le=1)
     vae: float = Field(0.3, ge=0, le=1)
-    pictures: float = Field(0.0, ge=0, le=1)
+    images: float = Field(0.0, ge=0, le=1)
 
 
 class PackRecipe(_Strict):
@@ -219,7 +219,7 @@ class PackRecipe(_Strict):
 
 
 class MiniDataRecipe(_Strict):
-    """The picture world, drawn on the fly."""
+    """The image world, drawn on the fly."""
 
     side: _Side = 64
     mix: _Mix | None = None
@@ -227,7 +227,7 @@ class MiniDataRecipe(_Strict):
 
 
 class BagelRecipe(Recipe):
-    """The unified model, on the picture world."""
+    """The unified model, on the image world."""
 
     fixed = Recipe.fixed | {"kind", "init", "autoencoder", "model", "data", "pack", "dropout"}
 

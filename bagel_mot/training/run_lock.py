@@ -14,7 +14,7 @@ LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Makes the folder of a run where there is none, and keeps other processes out of it.
 
     The lock ends with the process, however that ends; its file stays and says nothing.

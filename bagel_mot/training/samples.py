@@ -17,7 +17,7 @@ from bagel_mot.worlds.mini.questions import questions
 from bagel_mot.worlds.mini.sampling import sample_scene
 
 _PROMPTS, _EDITS, _QUESTIONS = 10, 5, 10
-_SHOWN = 128  # pixels of a picture on the sheet
+_SHOWN = 128  # pixels of a image on the sheet
 _TEXT = 46  # pixels of text below it
 
 
@@ -34,8 +34,8 @@ def write_sheet(path: Path, checkpoint: Path, side: int, device: str) -> None:
         before.append(draw(scene, side))
         instructions.append(sample_edit(scene, rng).instruction)
     after = bagel.edit(before, instructions, seed=list(range(_EDITS)), num_timesteps=25)
-    for picture, edited, instruction in zip(before, after, instructions, strict=True):
-        cells += [(picture, ""), (edited, instruction)]
+    for image, edited, instruction in zip(before, after, instructions, strict=True):
+        cells += [(image, ""), (edited, instruction)]
     scenes = [sample_scene(rng) for _ in range(_QUESTIONS)]
     asked = [questions(scene, rng, 1)[0] for scene in scenes]
     answers = bagel.ask([draw(s, side) for s in scenes], [qa.question for qa in asked], max_new_tokens=16)
@@ -50,9 +50,9 @@ def _sheet(cells: list[tuple[Image.Image, str]], columns: int = 10) -> Image.Ima
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * (_SHOWN + 4), rows * (_SHOWN + _TEXT)), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, (picture, text) in enumerate(cells):
+    for number, (image, text) in enumerate(cells):
         x, y = number % columns * (_SHOWN + 4), number // columns * (_SHOWN + _TEXT)
-        sheet.paste(picture.resize((_SHOWN, _SHOWN), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(image.resize((_SHOWN, _SHOWN), Image.Resampling.NEAREST), (x, y))
         for line, start in enumerate(range(0, len(text), 22)):
             pen.text((x + 2, y + _SHOWN + 2 + 11 * line), text[start : start + 22], fill="black")
     return sheet

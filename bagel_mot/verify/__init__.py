@@ -1,6 +1,6 @@
 """`bagel verify`: does this code compute what was recorded?
 
-A folder of recorded cases holds a small checkpoint, pictures, `cases.json` (what was done) and `expected.safetensors`
+A folder of recorded cases holds a small checkpoint, images, `cases.json` (what was done) and `expected.safetensors`
 (what came out, as tensors named "CASE/QUANTITY"); `tests/golden/README.md` describes it. Every case is computed anew by
 the very code that serves users and trains, and every recorded quantity becomes one `Row`. A recorded tensor that no row
 looked at is a failing row, as is a case of a kind that is not known, or one in which nothing was compared: nothing

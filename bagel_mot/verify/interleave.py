@@ -1,4 +1,4 @@
-"""The kind `interleave`: texts and pictures in, a picture or a text out, through `Bagel.interleave`."""
+"""The kind `interleave`: texts and images in, an image or a text out, through `Bagel.interleave`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PUBLISHED_TOKENS = 1000  # the published limit where a case gives none
 
 
 def check_interleave(subject: Subject, check: Checker) -> None:
-    """Tokens, logits and text where text was generated; latent and picture where one was drawn from recorded noise."""
+    """Tokens, logits and text where text was generated; latent and image where one was drawn from recorded noise."""
     given: Mapping[str, Any] = check.case["settings"]
     reading = bool(given.get("understanding_output", False))
     writing = reading or bool(given.get("think", False))
-    pictures = any(item["type"] == "image" for item in check.case["inputs"])
-    settings = _our_settings(given, reading, writing, pictures)
+    images = any(item["type"] == "image" for item in check.case["inputs"])
+    settings = _our_settings(given, reading, writing, images)
     inputs: list[str | Path] = []
     for item in check.case["inputs"]:
         if item["type"] not in ("text", "image"):
             raise DataError(f"an input is of type {item['type']!r}; there are text and image")
-        picture = item["type"] == "image"
-        inputs.append(subject.recorded.picture_path(item["value"]) if picture else item["value"])
+        image = item["type"] == "image"
+        inputs.append(subject.recorded.image_path(item["value"]) if image else item["value"])
     recorder = Recorder()
     noise = None if reading else check.given("noise")
     output: Media = "text" if reading else "image"
@@ -50,8 +50,8 @@ def check_interleave(subject: Subject, check: Checker) -> None:
             check.listed("image_shape", [result.image.height, result.image.width])
 
 
-def _our_settings(given: Mapping[str, Any], reading: bool, writing: bool, pictures: bool) -> dict[str, Any]:
-    task: Task = "ask" if reading else "edit" if pictures else "generate"
+def _our_settings(given: Mapping[str, Any], reading: bool, writing: bool, images: bool) -> dict[str, Any]:
+    task: Task = "ask" if reading else "edit" if images else "generate"
     settings: dict[str, Any] = {"seed": 0}
     for name, value in given.items():
         if name == "image_shapes":

@@ -1,4 +1,4 @@
-"""The kinds of case that look at one part each: tokenizer, pictures, vision transformer, autoencoder."""
+"""The kinds of case that look at one part each: tokenizer, images, vision transformer, autoencoder."""
 
 from __future__ import annotations
 
@@ -57,30 +57,30 @@ def check_resize(subject: Subject, check: Checker) -> None:
 
 
 def check_transform(subject: Subject, check: Checker) -> None:
-    """A picture to pixels in [-1, 1]."""
+    """An image to pixels in [-1, 1]."""
     name, transforms = check.case["image"], subject.recorded.transforms
     resized = subject.recorded.resized(name)
     check.close("vae", transforms["vae"](resized))
     check.close("vit", transforms["vit"](resized))
-    check.close("vit_direct", transforms["vit"](subject.recorded.picture(name)))
+    check.close("vit_direct", transforms["vit"](subject.recorded.image(name)))
 
 
 def check_vit(subject: Subject, check: Checker) -> None:
-    """The vision transformer and the connector on one picture."""
+    """The vision transformer and the connector on one image."""
     model, patch = subject.checkpoint.model, subject.checkpoint.config.vit.patch_size
-    pixels = subject.recorded.transforms["vit"](subject.recorded.picture(check.case["image"]))
+    pixels = subject.recorded.transforms["vit"](subject.recorded.image(check.case["image"]))
     segment = VitSegment(patchify(pixels, patch), (pixels.shape[1] // patch, pixels.shape[2] // patch))
     packed = pack([[Sample((segment,))]], subject.spec).to(subject.device)
     check.close("pixels", packed.vit_patches)
     check.equal("position_ids", packed.vit_index)
     with torch.inference_mode():
         check.close("features", model.vit(packed.vit_patches.to(model.dtype), packed.vit_index, packed.vit_grids))
-        check.close("embeds", model.embed_pictures(packed))
+        check.close("embeds", model.embed_images(packed))
 
 
 def check_vae(subject: Subject, check: Checker) -> None:
-    """The autoencoder there and back on one picture."""
-    pixels = subject.recorded.transforms["vae"](subject.recorded.picture(check.case["image"]))[None]
+    """The autoencoder there and back on one image."""
+    pixels = subject.recorded.transforms["vae"](subject.recorded.image(check.case["image"]))[None]
     check.close("pixels", pixels)
     with torch.inference_mode():
         latent = subject.checkpoint.autoencoder.encode(pixels.to(subject.device, subject.dtype))

@@ -71,19 +71,19 @@ class Recorded:
             self.tensors: dict[str, Tensor] = load_file(tensors)
         except (OSError, SafetensorError) as error:
             raise DataError(f"{tensors} could not be read as safetensors (missing or damaged?): {error}") from error
-        for name in sorted({name for case in self.cases for name in _pictures_of(case)}):
-            if not self.picture_path(name).is_file():
-                raise DataError(f"{self.picture_path(name)} is missing; a case uses this picture")
+        for name in sorted({name for case in self.cases for name in _images_of(case)}):
+            if not self.image_path(name).is_file():
+                raise DataError(f"{self.image_path(name)} is missing; a case uses this picture")
 
-    def picture_path(self, name: str) -> Path:
+    def image_path(self, name: str) -> Path:
         return self.folder / "images" / f"{name}.png"
 
-    def picture(self, name: str) -> Image.Image:
-        return open_image(self.picture_path(name))
+    def image(self, name: str) -> Image.Image:
+        return open_image(self.image_path(name))
 
     def resized(self, name: str) -> Image.Image:
-        """A picture as every model input begins: RGB over white, within the autoencoder's limits."""
-        return self.transforms["vae"].resize(self.picture(name))
+        """An image as every model input begins: RGB over white, within the autoencoder's limits."""
+        return self.transforms["vae"].resize(self.image(name))
 
     def _read_cases(self) -> dict[str, Any]:
         path = self.folder / "cases.json"
@@ -112,7 +112,7 @@ def _are_inputs(inputs: Any) -> bool:
     )
 
 
-def _pictures_of(case: Case) -> Iterator[str]:
+def _images_of(case: Case) -> Iterator[str]:
     if isinstance(case.get("image"), str):
         yield case["image"]
     for item in case.get("inputs", ()):

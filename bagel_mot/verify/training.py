@@ -88,11 +88,11 @@ def check_pack(subject: Subject, check: Checker) -> None:
 
 
 def _samples(subject: Subject, check: Checker) -> list[Sample]:
-    """The samples of a `train` case, from its plans, pictures and latents."""
+    """The samples of a `train` case, from its plans, images and latents."""
     checkpoint = subject.checkpoint
     samples: list[Sample] = []
-    pictures: list[Tensor] = []
-    # Without a picture to draw or to go by there is nothing to record, and none of these is read.
+    images: list[Tensor] = []
+    # Without a image to draw or to go by there is nothing to record, and none of these is read.
     pictured = any(plan["type"] == "vae_image" for plans in check.case["samples"].values() for plan in plans)
     latents = check.take("padded_latent") if pictured else torch.zeros(0, 1, 1, 1)
     shapes = check.case["latent_shapes"] if pictured else []
@@ -110,26 +110,26 @@ def _samples(subject: Subject, check: Checker) -> list[Sample]:
                 grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
                 segments.append(VitSegment(patchify(pixels, patch), grid))
             elif plan["type"] == "vae_image":
-                rows, columns = shapes[len(pictures)]
+                rows, columns = shapes[len(images)]
                 side = checkpoint.config.latent_patch_size
-                latent = latents[len(pictures)][:, : side * rows, : side * columns]
+                latent = latents[len(images)][:, : side * rows, : side * columns]
                 tokens = latent_to_tokens(latent, side)
                 segments.append(VaeSegment(tokens, (rows, columns), noised=bool(plan["loss"])))
-                pictures.append(pixels)
+                images.append(pixels)
             else:
                 raise DataError(f"sample {name}, segment {number}: type {plan['type']!r} is not known")
         samples.append(Sample(tuple(segments)))
     if pictured:
-        check.close("padded_latent", _encode_padded(subject, pictures, latents))
+        check.close("padded_latent", _encode_padded(subject, images, latents))
     return samples
 
 
-def _encode_padded(subject: Subject, pictures: list[Tensor], latents: Tensor) -> Tensor:
-    """Latents as the published training makes them: all pictures padded with zeros to one size."""
+def _encode_padded(subject: Subject, images: list[Tensor], latents: Tensor) -> Tensor:
+    """Latents as the published training makes them: all images padded with zeros to one size."""
     autoencoder = subject.checkpoint.autoencoder
     height, width = (side * autoencoder.config.downsample for side in latents.shape[-2:])
-    padded = latents.new_zeros(len(pictures), 3, height, width)
-    for target, pixels in zip(padded, pictures, strict=True):
+    padded = latents.new_zeros(len(images), 3, height, width)
+    for target, pixels in zip(padded, images, strict=True):
         target[:, : pixels.shape[1], : pixels.shape[2]] = pixels
     with torch.inference_mode():
         return autoencoder.encode(padded.to(subject.device, subject.dtype))

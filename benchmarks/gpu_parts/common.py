@@ -27,14 +27,14 @@ class Scale:
 
     config: BagelConfig
     side: int
-    picture: int  # pixels a side of what is edited and asked about
+    image_side: int  # pixels a side of what is edited and asked about
     steps: int  # timesteps of the runs that are measured
     tokens: int  # of the answers
     batches: tuple[int, ...]  # each twice the one before
 
     def image(self) -> Image.Image:
         """What is edited and asked about."""
-        return Image.linear_gradient("L").resize((self.picture, self.picture)).convert("RGB")
+        return Image.linear_gradient("L").resize((self.image_side, self.image_side)).convert("RGB")
 
 
 FULL = Scale(NAMED_CONFIGS["7b-mot"], 1024, 1024, 8, 32, (1, 2, 4, 8))

@@ -168,11 +168,11 @@ def _choose(plan: Plan, device: torch.device, work: Path, say: Callable[[str], N
     steps = max(int(chosen["steps_per_second"] * plan.model_seconds), 2)
     schedule = {"schedule.warmup": min(200, steps // 4), "schedule.decay": steps // 2, "save_every": max(steps // 6, 1)}
     say("autoencoder")
-    pictures = _measure_autoencoder(plan, device, work)
+    images = _measure_autoencoder(plan, device, work)
     return {
         "sizes": rows,
         "chosen": {key: chosen[key] for key in ("hidden_size", "layers")},
-        "autoencoder_steps": max(int(pictures * plan.autoencoder_seconds), 2),
+        "autoencoder_steps": max(int(images * plan.autoencoder_seconds), 2),
         "model": {**chosen["overrides"], "steps": steps, **schedule, "sample_every": max(steps // 2, 1)},
     }
 

@@ -33,11 +33,11 @@ _TEXT = "Tell me a story about a red car under a yellow sun."  # about as long a
 
 
 def draw(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
-    return _picture(bagel, [PROMPT], scale, device, batch)
+    return _image(bagel, [PROMPT], scale, device, batch)
 
 
 def edit(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
-    return _picture(bagel, [scale.image(), INSTRUCTION], scale, device, batch)
+    return _image(bagel, [scale.image(), INSTRUCTION], scale, device, batch)
 
 
 def ask(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def write(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[
     return _text(bagel, [_TEXT], scale, device, batch)
 
 
-def _picture(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
+def _image(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
     """A few timesteps are run; from the time of a step with so many branches follows that of the default's many."""
     size: dict[str, Any] = {"size": (scale.side, scale.side)}
     _finish(bagel, [bagel.submit(inputs, seed=i, **size, **_BRIEF_DRAWING) for i in range(batch)])

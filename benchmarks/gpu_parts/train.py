@@ -79,8 +79,8 @@ def _pack(scale: Scale, samples: int, text: int, image: int) -> PackedSequence:
     row = []
     for _ in range(samples):
         ids = random_ids(text - 2, config.decoder.vocab_size).tolist()
-        picture = VaeSegment(torch.randn(image, config.latent_dim), grid, noised=True)
-        row.append(Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), picture)))
+        segment = VaeSegment(torch.randn(image, config.latent_dim), grid, noised=True)
+        row.append(Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), segment)))
     return pack([row], PackSpec.of(config, SPECIAL))
 
 

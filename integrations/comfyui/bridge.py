@@ -16,12 +16,12 @@ def to_arrays(images: Tensor | None) -> list[np.ndarray]:
     if images is None:
         return []
     levels = (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return [picture.numpy() for picture in levels]
+    return [image.numpy() for image in levels]
 
 
-def to_images(pictures: Sequence[Image.Image]) -> Tensor:
+def to_images(images: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size as a ComfyUI IMAGE: float32 (B, H, W, 3) in 0..1."""
-    levels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    levels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(levels).float() / 255
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MODEL = "BAGEL_MODEL"
 TOGETHER, EACH = "one picture from all", "each picture by itself"
-MOST_PICTURES = 64
+MOST_IMAGES = 64
 
 Values = dict[str, Any]
 
@@ -107,7 +107,7 @@ class BagelGenerate:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        count = {"default": 1, "min": 1, "max": MOST_PICTURES, "tooltip": "Pictures, drawn as one batch."}
+        count = {"default": 1, "min": 1, "max": MOST_IMAGES, "tooltip": "Pictures, drawn as one batch."}
         return {
             "required": {
                 "model": (MODEL, {}),
@@ -121,8 +121,8 @@ class BagelGenerate:
     def generate(
         self, model: Bagel, prompt: str, seed: int, count: int, settings: Values | None = None
     ) -> tuple[Tensor]:
-        pictures = model.generate([prompt], n=count, seed=seed, progress=Watch().step, **(settings or {}))
-        return (to_images(pictures),)
+        images = model.generate([prompt], n=count, seed=seed, progress=Watch().step, **(settings or {}))
+        return (to_images(images),)
 
 
 class BagelEdit:
@@ -151,8 +151,8 @@ class BagelEdit:
     def edit(
         self, model: Bagel, images: Tensor, instruction: str, batch: str, seed: int, settings: Values | None = None
     ) -> tuple[Tensor]:
-        pictures = to_arrays(images)
-        given = [[picture] for picture in pictures] if batch == EACH else [pictures]
+        arrays = to_arrays(images)
+        given = [[array] for array in arrays] if batch == EACH else [arrays]
         instructions = [instruction] * len(given)
         drawn = model.edit(given, instructions, seed=seed, progress=Watch().step, **(settings or {}))
         return (to_images(drawn),)

@@ -75,8 +75,8 @@ class BagelSessionAddImage:
 
     def add(self, session: Session, images: Tensor) -> tuple[Session]:
         session = session.fork()
-        for picture in to_arrays(images):
-            session.add(picture)
+        for image in to_arrays(images):
+            session.add(image)
         return (session,)
 
 

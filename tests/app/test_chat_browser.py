@@ -42,7 +42,7 @@ def test_chat_draws_answers_branches_and_goes_back(open_page: Open, shot: Shot) 
     page.wait_for_function("document.querySelectorAll('#chat-log .bot img').length == 2")
 
 
-def test_chat_takes_pictures_while_there_is_room(
+def test_chat_takes_images_while_there_is_room(
     open_page: Open, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = open_page()

@@ -33,24 +33,24 @@ def test_create_draws_while_one_watches(open_page: Open, shot: Shot, unhurried: 
     assert 0 < int(page.get_attribute("#create-stage [role=progressbar]", "aria-valuenow")) < 100
     shot(page, "create-forming", full=False)
     look = page.locator("#create-stage img.bagel-look").bounding_box()
-    (picture,) = drawn(page)
-    assert picture.size == (64, 64)
-    assert picture.info["prompt"] == "a red car"
+    (image,) = drawn(page)
+    assert image.size == (64, 64)
+    assert image.info["prompt"] == "a red car"
     final = page.locator("#create-gallery img").first.bounding_box()
     assert abs(look["width"] - final["width"]) < 0.25 * final["width"], "a preview is as large as its picture"
     assert page.query_selector("#create-stage .bagel-stage") is None
-    assert f"seed {picture.info['seed']} · 64×64 · 79 steps" in page.inner_text("#create-facts")
+    assert f"seed {image.info['seed']} · 64×64 · 79 steps" in page.inner_text("#create-facts")
     shot(page, "create-watched", full=False)
 
 
-def test_several_pictures_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot) -> None:
+def test_several_images_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot) -> None:
     page = open_page()
     page.fill("#create-seed input", "7")
     page.fill("#create-count input[type=number]", "4")
     page.press("#create-count input[type=number]", "Tab")
     draw(page, "a blue star at night")
-    pictures = drawn(page)
-    assert [picture.info["seed"] for picture in pictures] == ["7", "8", "9", "10"]
+    images = drawn(page)
+    assert [image.info["seed"] for image in images] == ["7", "8", "9", "10"]
     shot(page, "create", readme=True, full=False)
     page.locator("#create-gallery button.thumbnail-item").nth(2).click()
     page.click("#create-to-edit")
@@ -106,10 +106,10 @@ def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot, unhurri
     thought = page.inner_text("#create-stage .bagel-thoughts")
     assert "think>" not in thought
     shot(page, "create-thinking", full=False)
-    (picture,) = drawn(page)
-    assert picture.info["thinking"]
+    (image,) = drawn(page)
+    assert image.info["thinking"]
     page.click("#create-facts summary")
-    assert picture.info["thinking"] in page.inner_text("#create-facts")
+    assert image.info["thinking"] in page.inner_text("#create-facts")
 
 
 @pytest.mark.parametrize("part", ["create", "chat"])
@@ -191,18 +191,18 @@ def test_what_is_wrong_is_said_in_one_sentence(
     drawn(page)
 
 
-def test_a_picture_restores_its_prompt_and_settings(open_page: Open, tmp_path: Path) -> None:
+def test_a_image_restores_its_prompt_and_settings(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     page.click("#create-settings button")
     page.click("#create-fast")
     wait_for_steps(page, FAST)
     page.fill("#create-seed input", "11")
     draw(page, "a yellow sun 太阳")
-    (picture,) = drawn(page)
+    (image,) = drawn(page)
     source = page.get_attribute("#create-gallery img", "src")
     with urllib.request.urlopen(source) as answer:
         (tmp_path / "sun.png").write_bytes(answer.read())
-    assert picture.info["prompt"] == "a yellow sun 太阳"
+    assert image.info["prompt"] == "a yellow sun 太阳"
 
     other = open_page()
     other.click("#create-restore button")
@@ -213,7 +213,7 @@ def test_a_picture_restores_its_prompt_and_settings(open_page: Open, tmp_path: P
     assert other.input_value("#create-num-timesteps input[type=number]") == str(FAST)
     other.click("#create-run")
     (again,) = drawn(other)
-    assert again.tobytes() == picture.tobytes(), "the same picture"
+    assert again.tobytes() == image.tobytes(), "the same picture"
 
 
 def wait_for_steps(page: Any, timesteps: int) -> None:
@@ -231,8 +231,8 @@ def test_seeds_presets_and_reset(open_page: Open) -> None:
     page.click("#create-fast")
     wait_for_steps(page, FAST)
     draw(page, "a cup")
-    (picture,) = drawn(page)
-    assert picture.info["seed"] == seed
+    (image,) = drawn(page)
+    assert image.info["seed"] == seed
     page.click("#create-no-seed")
     page.wait_for_function("document.querySelector('#create-seed input').value == ''")
     page.click("#create-last-seed")

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 
-from bagel_mot.app.examples import INSTRUCTIONS, MESSAGES, PROMPTS, QUESTIONS, example_picture
+from bagel_mot.app.examples import INSTRUCTIONS, MESSAGES, PROMPTS, QUESTIONS, example_image
 from bagel_mot.app.image_files import keep, open_uploads, read_recipe
 from bagel_mot.app.page import mount
 from bagel_mot.app.style import CSS, page_options
@@ -37,7 +37,7 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_picture_says_how_it_was_made(service: Service) -> None:
+def test_a_image_says_how_it_was_made(service: Service) -> None:
     def drawn(prompt: str, **settings: Any) -> Result:
         return service.start([prompt], **settings).jobs[0].future.result(30)
 
@@ -62,7 +62,7 @@ def test_a_picture_says_how_it_was_made(service: Service) -> None:
         ({"prompt": "a cup", "settings": '{"num_timesteps": 1}'}, "num_timesteps is 1"),
     ],
 )
-def test_a_picture_that_says_nothing_of_use(uploads: Path, notes: dict[str, str], sentence: str) -> None:
+def test_a_image_that_says_nothing_of_use(uploads: Path, notes: dict[str, str], sentence: str) -> None:
     info = PngImagePlugin.PngInfo()
     for name, text in notes.items():
         info.add_itxt(name, text)
@@ -88,7 +88,7 @@ def test_uploads_are_opened_with_limits_and_without_a_path_in_the_message(
     Image.new("RGBA", (8, 8)).save(good)
     Path(broken).write_bytes(b"no picture")
     Image.new("RGB", (1001, 1000)).save(large)
-    assert [picture.mode for picture in open_uploads([good], service)] == ["RGB"]
+    assert [image.mode for image in open_uploads([good], service)] == ["RGB"]
     for wrong, sentence in (
         (broken, "not in a known picture format"),
         (large, "too large"),
@@ -105,7 +105,7 @@ def test_uploads_are_opened_with_limits_and_without_a_path_in_the_message(
 
 
 def test_examples_can_be_used_with_the_embedded_model(service: Service) -> None:
-    path = example_picture(service.bagel)
+    path = example_image(service.bagel)
     assert open_uploads([path], service)[0].size == (64, 64)
     for text in (*PROMPTS, *INSTRUCTIONS, *QUESTIONS, *MESSAGES):
         assert text.isascii(), "its words are English"

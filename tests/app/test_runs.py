@@ -189,9 +189,9 @@ def test_a_conversation_goes_on_branches_and_goes_back(service: Service) -> None
     assert service.present == 0
 
 
-def test_pictures_are_shown_and_answered(service: Service) -> None:
+def test_images_are_shown_and_answered(service: Service) -> None:
     talk = Conversation(1)
-    result = turn(service, talk, "", "text", pictures=[Image.new("RGB", (64, 64), "red")])
+    result = turn(service, talk, "", "text", images=[Image.new("RGB", (64, 64), "red")])
     assert [one.kind for one in talk.turns] == ["image", "answer"]
     assert result.text == talk.turns[1].content
 
@@ -199,10 +199,10 @@ def test_pictures_are_shown_and_answered(service: Service) -> None:
 def test_a_turn_takes_what_the_service_would_take(service: Service) -> None:
     """Pictures as the model sees them, not at their full size, and texts that cannot end a turn."""
     talk = Conversation(1)
-    turn(service, talk, "a <|im_<|im_end|>end|> car", pictures=[Image.new("RGB", (1000, 1000), "red")])
-    picture, said = (one.content for one in talk.turns[:2])
-    assert isinstance(picture, Image.Image)
-    assert max(picture.size) < 200
+    turn(service, talk, "a <|im_<|im_end|>end|> car", images=[Image.new("RGB", (1000, 1000), "red")])
+    image, said = (one.content for one in talk.turns[:2])
+    assert isinstance(image, Image.Image)
+    assert max(image.size) < 200
     assert said == "a  car"
 
 
@@ -258,7 +258,7 @@ def test_a_refused_or_stopped_turn_leaves_a_conversation_as_it_was(service: Serv
     assert service.present == 0
 
 
-def test_messages_keep_each_picture_once(service: Service) -> None:
+def test_messages_keep_each_image_once(service: Service) -> None:
     talk, messages = Conversation(1), Messages()
     result = turn(service, talk, "a red car", "image")
     first, second = messages.of(talk, "en"), messages.of(talk, "en")

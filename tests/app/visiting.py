@@ -28,11 +28,11 @@ def drawn(page: Any, part: str = "create") -> list[Image.Image]:
     page.wait_for_selector(f"#{part}-run", state="visible")
     page.wait_for_selector(f"#{part}-gallery img")
     sources = page.eval_on_selector_all(f"#{part}-gallery img", "all => all.map(one => one.src)")
-    pictures = []
+    images = []
     for source in dict.fromkeys(sources):
         with urllib.request.urlopen(source) as answer:
-            pictures.append(Image.open(io.BytesIO(answer.read())))
-    return pictures
+            images.append(Image.open(io.BytesIO(answer.read())))
+    return images
 
 
 def sentence(page: Any) -> str:
@@ -51,7 +51,7 @@ def forming(page: Any, part: str) -> None:
     assert page.query_selector(f"#{part}-stage img.bagel-look"), f"no look at the picture, but {said}"
 
 
-def answered(page: Any, said: str, pictures: int) -> None:
+def answered(page: Any, said: str, images: int) -> None:
     """Waits until the chat has taken a turn whole, and its field is free again."""
     page.wait_for_function(
         """([said, pictures]) => {
@@ -59,7 +59,7 @@ def answered(page: Any, said: str, pictures: int) -> None:
             return log.innerText.includes(said) && log.querySelectorAll('.bot img').length == pictures
                 && field.value == '' && !field.disabled
         }""",
-        arg=[said, pictures],
+        arg=[said, images],
     )
     page.wait_for_selector("#chat-run", state="visible")
     page.wait_for_timeout(300)

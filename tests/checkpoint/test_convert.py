@@ -117,11 +117,11 @@ def test_what_is_written_runs(source: Path, tmp_path: Path, stored: str) -> None
     if stored.startswith("gguf"):
         pytest.importorskip("gguf")
     convert(source, tmp_path / "new", stored)
-    pictures = [
+    images = [
         Bagel.from_pretrained(folder, device="cpu").generate("a red circle", size=(32, 32), seed=0)
         for folder in (source, tmp_path / "new")
     ]
-    levels = [torch.tensor(list(picture.tobytes()), dtype=torch.float32) for picture in pictures]
+    levels = [torch.tensor(list(image.tobytes()), dtype=torch.float32) for image in images]
     change = (levels[1] - levels[0]).abs().mean()
     assert change == 0 if stored == "bf16" else 0 < change < 40
 

@@ -87,11 +87,11 @@ def test_the_big_matrices_of_the_decoder_and_no_others(plain: Bagel, precision: 
 def test_the_first_logits_are_near(plain: Bagel, precision: str, error: float) -> None:
     from bagel_mot.inference.requests import Recorder
 
-    picture = plain.generate("a red star", seed=0, num_timesteps=6)
+    image = plain.generate("a red star", seed=0, num_timesteps=6)
 
     def first(bagel: Bagel) -> torch.Tensor:
         recorder = Recorder()
-        items, order = bagel.prepare([picture, ASKED], "text", {"max_new_tokens": 1}, recorder=recorder)
+        items, order = bagel.prepare([image, ASKED], "text", {"max_new_tokens": 1}, recorder=recorder)
         bagel.engine.run_until([bagel.submit_order(items, "text", order)])
         logits = recorder.logits[0].double()
         return logits - logits.mean()  # what is added to all of them changes nothing
@@ -151,20 +151,20 @@ def understanding() -> Bagel:
 
 
 def stored(bagel: Bagel) -> int:
-    model, pictures = bagel.checkpoint.model, bagel.checkpoint.autoencoder
-    return sum(t.nbytes for m in (model, pictures) for t in (*m.parameters(), *m.buffers()) if t.device.type != "meta")
+    model, images = bagel.checkpoint.model, bagel.checkpoint.autoencoder
+    return sum(t.nbytes for m in (model, images) for t in (*m.parameters(), *m.buffers()) if t.device.type != "meta")
 
 
 def test_understanding_alone_answers_as_all_of_it(understanding: Bagel) -> None:
     whole = Bagel.from_pretrained("mini", precision="int8")
-    picture = whole.generate("a red star", seed=0, num_timesteps=4)
-    assert understanding.ask(picture, ASKED) == whole.ask(picture, ASKED)
+    image = whole.generate("a red star", seed=0, num_timesteps=4)
+    assert understanding.ask(image, ASKED) == whole.ask(image, ASKED)
     assert not any(".gen." in name for name in understanding.checkpoint.model.state_dict())
     assert stored(understanding) < 0.6 * stored(whole)
     session = understanding.session(understanding=True)
-    session.add(picture)
+    session.add(image)
     session.add(ASKED)
-    assert session.generate_text() == understanding.ask(picture, ASKED)
+    assert session.generate_text() == understanding.ask(image, ASKED)
 
 
 def test_generating_alone_draws_as_all_of_it() -> None:
@@ -172,21 +172,21 @@ def test_generating_alone_draws_as_all_of_it() -> None:
     assert not any(name.startswith(("vit", "connector")) for name in alone.checkpoint.model.state_dict())
     asked: dict[str, Any] = {"seed": 3, "num_timesteps": 5, "think": True, "max_think_tokens": 8}
     assert alone.generate("a blue car", **asked).tobytes() == whole.generate("a blue car", **asked).tobytes()
-    picture = whole.generate("a blue car", seed=3, num_timesteps=5)
+    image = whole.generate("a blue car", seed=3, num_timesteps=5)
     with pytest.raises(SettingError, match=r"loaded with tasks=\('generate',\).*'understand'"):
-        alone.ask(picture, ASKED)
+        alone.ask(image, ASKED)
     with pytest.raises(SettingError, match="'edit'"):
-        alone.edit(picture, "make it red")
+        alone.edit(image, "make it red")
     with pytest.raises(SettingError, match="'edit'"):
         alone.session()
     assert isinstance(alone.ask(None, "hello"), str)
 
 
-def test_what_draws_and_reads_pictures_edits_too() -> None:
+def test_what_draws_and_reads_images_edits_too() -> None:
     both = Bagel.from_pretrained("mini", tasks=("generate", "understand"))
     whole = Bagel.from_pretrained("mini")
-    picture = whole.generate("a blue car", seed=3, num_timesteps=5)
-    edited = [bagel.edit(picture, "make it red", seed=1, num_timesteps=3) for bagel in (both, whole)]
+    image = whole.generate("a blue car", seed=3, num_timesteps=5)
+    edited = [bagel.edit(image, "make it red", seed=1, num_timesteps=3) for bagel in (both, whole)]
     assert edited[0].tobytes() == edited[1].tobytes()
     both.session()
 
@@ -241,10 +241,10 @@ def test_a_large_embedding_stays_in_its_file(monkeypatch: pytest.MonkeyPatch, pl
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_compiled_as_uncompiled(precision: str) -> None:
     plain, compiled = (Bagel.from_pretrained("mini", precision=precision, compile=c) for c in (False, True))
-    pictures = [bagel.generate("a blue car", seed=3, num_timesteps=4) for bagel in (plain, compiled)]
-    first, second = (torch.tensor(list(picture.tobytes())).float() for picture in pictures)
+    images = [bagel.generate("a blue car", seed=3, num_timesteps=4) for bagel in (plain, compiled)]
+    first, second = (torch.tensor(list(image.tobytes())).float() for image in images)
     assert (first - second).abs().mean() < 8  # of 255 grey levels: bfloat16 is rounded at other places
-    assert compiled.ask(pictures[0], ASKED)
+    assert compiled.ask(images[0], ASKED)
 
 
 def test_a_checkpoint_in_few_bits_is_used_as_it_is_stored(tmp_path: Path) -> None:
@@ -297,8 +297,8 @@ def test_an_embedding_of_a_file_in_few_bits_stays_in_it_too(tmp_path: Path, monk
     assert embedding_dtype(source) == torch.bfloat16
     whole = Bagel.from_pretrained("mini", precision="int8")
     mapped = Bagel.from_pretrained(tmp_path / "int8", device="cpu")
-    picture = mapped.generate("a red star", seed=2, num_timesteps=4)
-    assert picture.tobytes() == whole.generate("a red star", seed=2, num_timesteps=4).tobytes()
+    image = mapped.generate("a red star", seed=2, num_timesteps=4)
+    assert image.tobytes() == whole.generate("a red star", seed=2, num_timesteps=4).tobytes()
 
 
 def test_a_part_whose_matrices_do_not_fit_is_refused() -> None:

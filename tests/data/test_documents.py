@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.data.documents import Builder, Dropout, PendingLatent, PicturePart, TextPart
+from bagel_mot.data.documents import Builder, Dropout, ImagePart, PendingLatent, TextPart
 from bagel_mot.data.sources.mini import MiniSource
 from bagel_mot.images import ImageTransform
 from bagel_mot.sequence import DroppedImage, SpecialTokens, TextSegment, VitSegment
@@ -25,10 +25,10 @@ def _builder(**dropout: float) -> Builder:
     return Builder(tokenizer, SpecialTokens(1, 2, 3, 4), transform, transform, 16, 16, chances)
 
 
-def _edit(droppable: bool = True) -> list[TextPart | PicturePart]:
+def _edit(droppable: bool = True) -> list[TextPart | ImagePart]:
     image = Image.new("RGB", (64, 64))
-    given = PicturePart(image, vae=True, vit=True, droppable=droppable)
-    return [given, TextPart("make it red", droppable=droppable), PicturePart(image, target=True, droppable=droppable)]
+    given = ImagePart(image, vae=True, vit=True, droppable=droppable)
+    return [given, TextPart("make it red", droppable=droppable), ImagePart(image, target=True, droppable=droppable)]
 
 
 def _dropped(builder: Builder, droppable: bool = True) -> list[tuple[bool, bool]]:
@@ -41,24 +41,24 @@ def _dropped(builder: Builder, droppable: bool = True) -> list[tuple[bool, bool]
     return found
 
 
-def test_each_form_of_a_picture_is_dropped_on_its_own() -> None:
+def test_each_form_of_a_image_is_dropped_on_its_own() -> None:
     found = _dropped(_builder(vae=0.3, vit=0.5))
     assert 0.2 < sum(vae for vae, _ in found) / 400 < 0.4
     assert 0.4 < sum(vit for _, vit in found) / 400 < 0.6
     assert 0.1 < sum(vae and vit for vae, vit in found) / 400 < 0.2
 
 
-def test_all_pictures_are_dropped_together() -> None:
-    found = _dropped(_builder(pictures=0.25))
+def test_all_images_are_dropped_together() -> None:
+    found = _dropped(_builder(images=0.25))
     assert all(vae == vit for vae, vit in found)
     assert 0.18 < sum(vae for vae, _ in found) / 400 < 0.32
 
 
 def test_what_may_not_be_dropped_stays() -> None:
-    assert not any(vae or vit for vae, vit in _dropped(_builder(pictures=1.0, vae=1.0, vit=1.0, text=1.0), False))
+    assert not any(vae or vit for vae, vit in _dropped(_builder(images=1.0, vae=1.0, vit=1.0, text=1.0), False))
 
 
-def test_thinking_loses_its_words_or_its_picture_but_never_speaks_of_what_is_not_there() -> None:
+def test_thinking_loses_its_words_or_its_image_but_never_speaks_of_what_is_not_there() -> None:
     source = MiniSource(3, mix={"think_edit": 1.0}, unconditional_thinking=0.2)
     builder = _builder()
     kinds = {"whole": 0, "no words": 0, "no picture": 0}

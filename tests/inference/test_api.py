@@ -106,7 +106,7 @@ def test_long_guided_edits_together_and_alone(bagel: Bagel, golden: Any, taylors
         assert np.abs(levels[0] - levels[1]).max() <= 1
 
 
-def test_same_seed_same_picture_whatever_the_place(bagel: Bagel) -> None:
+def test_same_seed_same_image_whatever_the_place(bagel: Bagel) -> None:
     alone = np.array(bagel.generate("a cat", seed=3)).astype(int)
     batch = bagel.generate(
         ["a dog", "a cat", "a cat", "a bird"], seed=[0, 3, 4, 3], size=[(64, 64), (48, 32), (48, 32), None]
@@ -121,8 +121,8 @@ def test_fresh_noise_follows_the_seed_and_eta(bagel: Bagel) -> None:
 
     assert np.array_equal(drawn(seed=3, eta=0.7), drawn(seed=3, eta=0.7))
     assert np.array_equal(drawn(seed=3, eta=0.0), drawn(seed=3)), "the published way is the default"
-    pictures = [drawn(seed=3), drawn(seed=3, eta=0.7), drawn(seed=3, eta=1.0), drawn(seed=4, eta=1.0)]
-    assert not any(np.array_equal(a, b) for a, b in combinations(pictures, 2))
+    images = [drawn(seed=3), drawn(seed=3, eta=0.7), drawn(seed=3, eta=1.0), drawn(seed=4, eta=1.0)]
+    assert not any(np.array_equal(a, b) for a, b in combinations(images, 2))
 
 
 def test_drawn_seeds_are_reported_and_repeat(bagel: Bagel) -> None:
@@ -133,7 +133,7 @@ def test_drawn_seeds_are_reported_and_repeat(bagel: Bagel) -> None:
     assert np.array_equal(np.array(again), np.array(first.image))
 
 
-def test_n_pictures_count_their_seeds_up(bagel: Bagel) -> None:
+def test_n_images_count_their_seeds_up(bagel: Bagel) -> None:
     results = bagel.generate(["a cat", "a dog"], n=2, seed=[5, 9], return_result=True)
     assert [(r.prompt, r.seed) for r in results] == [("a cat", 5), ("a cat", 6), ("a dog", 9), ("a dog", 10)]
     results = bagel.generate("a cat", n=np.int64(2), seed=np.int64(5), return_result=True)
@@ -283,18 +283,18 @@ def test_thinking_is_told_from_the_answer(bagel: Bagel, spoken: Callable[[str], 
     assert bagel.ask(None, "What?", max_new_tokens=100) == result.raw_text  # not asked to think: nothing is cut
 
 
-def test_thoughts_change_the_picture_and_are_reported(bagel: Bagel, spoken: Callable[[str], None]) -> None:
+def test_thoughts_change_the_image_and_are_reported(bagel: Bagel, spoken: Callable[[str], None]) -> None:
     plain = bagel.generate("a cat", seed=1)
-    pictures = []
+    images = []
     for thought in ("a red cat", "a blue dog"):
         spoken(f"<think>{thought}</think>")
         heard: list[str] = []
         result = bagel.generate("a cat", seed=1, think=True, on_text=heard.append, return_result=True)
         assert result.thinking == thought == result.image.info["thinking"]
         assert "".join(heard) == result.raw_text == f"<think>{thought}</think>"
-        pictures.append(np.array(result.image))
-    assert not np.array_equal(*pictures)
-    assert not np.array_equal(pictures[0], np.array(plain))
+        images.append(np.array(result.image))
+    assert not np.array_equal(*images)
+    assert not np.array_equal(images[0], np.array(plain))
 
 
 def test_progress_counts_all_steps(bagel: Bagel) -> None:
@@ -362,7 +362,7 @@ def test_errors_come_before_any_work(
     assert bagel.engine.stats.steps == 0
 
 
-def test_an_endless_thought_leaves_room_for_the_picture(bagel: Bagel, spoken: Callable[[Any], None]) -> None:
+def test_an_endless_thought_leaves_room_for_the_image(bagel: Bagel, spoken: Callable[[Any], None]) -> None:
     spoken("a " * 600)
     result = bagel.generate("word " * 40, think=True, return_result=True)
     assert result.thinking.startswith("a a a")
@@ -403,7 +403,7 @@ def test_what_is_to_be_generated_must_have_room(bagel: Bagel) -> None:
 
 
 @pytest.mark.parametrize("think", [False, True])
-def test_a_picture_is_drawn_in_the_memory_reserved(
+def test_a_image_is_drawn_in_the_memory_reserved(
     bagel: Bagel, golden: Any, spoken: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, think: bool
 ) -> None:
     """What is drawn stands in one piece with what it follows."""
@@ -417,17 +417,17 @@ def test_a_picture_is_drawn_in_the_memory_reserved(
     monkeypatch.setattr(Chunk, "__init__", count)
     spoken("a red one")
     bagel.generate("a " * 100, size=(128, 128), num_timesteps=2, think=think, max_think_tokens=20)
-    picture = 8 * 8 + 2
+    image = 8 * 8 + 2
     # The full context and the one without text; with the system prompt that one goes on from the full one.
     assert len(sizes) == 2
-    assert sizes[1] == picture
+    assert sizes[1] == image
     sizes.clear()
     bagel.edit(golden.image("tiny"), "red", size=(128, 128), num_timesteps=2, think=think)
     # Texts have a context of their own, which is no larger than they need (or goes on from the system prompt).
     assert len(sizes) == 3
-    assert sizes[1] == picture
+    assert sizes[1] == image
     if not think:
-        assert sizes[2] == bagel.runtime.text("red").und_len + picture
+        assert sizes[2] == bagel.runtime.text("red").und_len + image
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_failures_name_their_request(bagel: Bagel, monkeypatch: pytest.MonkeyPat
             raise OSError("lost")
         return (yield from original(runtime, history, order))
 
-    original = tasks.make_picture
+    original = tasks.make_image
     monkeypatch.setattr(tasks, "make_picture", failing)
     with pytest.raises(OSError, match="lost") as caught:
         bagel.generate(["a", "b", "c"], seed=[0, 4, 9], n=2, num_timesteps=2)
@@ -578,8 +578,8 @@ def test_the_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> N
     assert half.dtype is torch.bfloat16
     ours, theirs = half.checkpoint.autoencoder.state_dict(), bagel.checkpoint.autoencoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    picture = half.generate("a cat", num_timesteps=2, seed=0, size=(32, 32))
-    assert picture.size == (32, 32)
+    image = half.generate("a cat", num_timesteps=2, seed=0, size=(32, 32))
+    assert image.size == (32, 32)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -62,9 +62,9 @@ def test_interleave(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
         assert recorder.latent is not None
         assert result.image is not None
         assert golden.error(recorder.latent, expected["latent"]) < TOLERANCE
-        picture = torch.from_numpy(np.array(result.image)).int()
-        assert picture.shape == expected["image"].shape
-        assert (picture - expected["image"].int()).abs().max() <= 1
+        image = torch.from_numpy(np.array(result.image)).int()
+        assert image.shape == expected["image"].shape
+        assert (image - expected["image"].int()).abs().max() <= 1
         compared |= {"latent", "image"}
     assert compared >= set(expected)
 
@@ -87,7 +87,7 @@ def test_autoencoder_jobs(bagel: Bagel, golden: Any, case: dict[str, Any]) -> No
 
 
 @of_kind("vit")
-def test_pictures_embedded(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
+def test_images_embedded(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
     name = case["name"]
     pixels = bagel.defaults.vit_transform(open_image(golden.image(case["image"])))
     patch = bagel.config.vit.patch_size
@@ -95,7 +95,7 @@ def test_pictures_embedded(bagel: Bagel, golden: Any, case: dict[str, Any]) -> N
     patches = patchify(pixels, patch)
     packed = pack([[Sample((VitSegment(patches, grid),))]], bagel.engine.spec)
     with torch.inference_mode():
-        embeds = bagel.checkpoint.model.embed_pictures(packed)
+        embeds = bagel.checkpoint.model.embed_images(packed)
     expected = golden.expected
     if f"{name}/pixels" in expected:
         assert golden.error(patches, expected[f"{name}/pixels"]) < TOLERANCE

@@ -32,22 +32,22 @@ def prefixes(bagel: Bagel) -> Any:
     return bagel.runtime.prefixes
 
 
-def test_a_picture_is_read_once(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
-    picture = golden.image("wide")
+def test_a_image_is_read_once(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
+    image = golden.image("wide")
     questions = ["What is this?", "Which colour?", "How many?"]
-    expected = [bagel.ask(picture, question) for question in questions]
+    expected = [bagel.ask(image, question) for question in questions]
     alone = bagel.engine.stats.prefill_tokens
-    assert [sharing.ask(picture, question) for question in questions] == expected
+    assert [sharing.ask(image, question) for question in questions] == expected
     assert (prefixes(sharing).hits, prefixes(sharing).misses) == (2, 1)
     saved = alone - sharing.engine.stats.prefill_tokens
     assert saved == 2 * prefixes(sharing).tokens > 0
 
 
-def test_edits_of_one_picture(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
-    picture = golden.image("tall")
+def test_edits_of_one_image(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
+    image = golden.image("tall")
     for seed, instruction in enumerate(["make it red", "make it blue"]):
-        expected = bagel.edit(picture, instruction, seed=seed)
-        assert close(sharing.edit(picture, instruction, seed=seed), expected)
+        expected = bagel.edit(image, instruction, seed=seed)
+        assert close(sharing.edit(image, instruction, seed=seed), expected)
     assert sharing.engine.stats.encoded == 1
     assert bagel.engine.stats.encoded == 2
 
@@ -68,36 +68,36 @@ def test_system_prompts_are_shared(sharing: Bagel, bagel: Bagel) -> None:
 
 def test_a_longer_beginning_goes_on_from_a_shorter_one(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
     first, second = Image.open(golden.image("wide")), Image.open(golden.image("tall"))
-    for pictures in ([first], [first, second], [first, second], [second, first]):
-        assert sharing.ask(pictures, "What is this?") == bagel.ask(pictures, "What is this?")
+    for images in ([first], [first, second], [first, second], [second, first]):
+        assert sharing.ask(images, "What is this?") == bagel.ask(images, "What is this?")
     assert (prefixes(sharing).hits, prefixes(sharing).misses) == (2, 2)
     assert len(prefixes(sharing)._kept) == 2  # the first alone is part of the first two
 
 
 def test_together_as_alone(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
-    picture = golden.image("wide")
+    image = golden.image("wide")
     prompts = [f"text number {i}" for i in range(4)]
-    sharing.edit(picture, "warm up", seed=9)
-    together = sharing.edit([picture] * 4, prompts, seed=[1, 2, 3, 4])
-    for i, image in enumerate(together):
-        assert close(image, bagel.edit(picture, prompts[i], seed=i + 1))
+    sharing.edit(image, "warm up", seed=9)
+    together = sharing.edit([image] * 4, prompts, seed=[1, 2, 3, 4])
+    for i, drawn in enumerate(together):
+        assert close(drawn, bagel.edit(image, prompts[i], seed=i + 1))
 
 
 def test_the_least_recently_used_is_forgotten(sharing: Bagel, golden: Any) -> None:
-    pictures = [golden.image(name) for name in ("wide", "tall", "tiny")]
+    images = [golden.image(name) for name in ("wide", "tall", "tiny")]
     sizes = []
-    for picture in pictures:
+    for image in images:
         before = prefixes(sharing).tokens
-        sharing.ask(picture, "What is this?")
+        sharing.ask(image, "What is this?")
         sizes.append(prefixes(sharing).tokens - before)
     sharing.share_prefixes(sum(sizes) - 1)
     for index in (0, 1, 0, 2):  # the second is now the oldest
-        sharing.ask(pictures[index], "What is this?")
+        sharing.ask(images[index], "What is this?")
     assert prefixes(sharing).tokens <= sum(sizes) - 1
     hits = prefixes(sharing).hits
-    sharing.ask(pictures[0], "Why?")
+    sharing.ask(images[0], "Why?")
     assert prefixes(sharing).hits == hits + 1
-    sharing.ask(pictures[1], "Why?")
+    sharing.ask(images[1], "Why?")
     assert prefixes(sharing).hits == hits + 1
 
 

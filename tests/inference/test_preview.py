@@ -39,27 +39,27 @@ def test_a_few_looks_and_none_at_the_end(steps: int) -> None:
     assert len(looks) >= min(steps - 1, PREVIEWS // 2)
 
 
-def test_a_look_at_an_encoded_picture_is_like_the_picture(mini: Bagel) -> None:
+def test_a_look_at_an_encoded_image_is_like_the_image(mini: Bagel) -> None:
     scenes = [
         Scene("sea", (Thing("car", "red", "large", "top left"),)),
         Scene("night", (Thing("star", "yellow", "large", "bottom right"), Thing("cup", "blue", "large", "top left"))),
     ]
-    pictures = [draw(scene, 64) for scene in scenes]
-    latents = mini.engine.autoencoder.encode(torch.stack([to_pixels(picture) for picture in pictures]))
+    images = [draw(scene, 64) for scene in scenes]
+    latents = mini.engine.autoencoder.encode(torch.stack([to_pixels(image) for image in images]))
     looks = [mini.runtime.previewer(latent) for latent in latents]
     assert [look.size for look in looks] == [(64, 64)] * 2
     for i in range(2):
-        assert difference(looks[i], pictures[i]) < 0.5 * difference(looks[i], pictures[1 - i])
+        assert difference(looks[i], images[i]) < 0.5 * difference(looks[i], images[1 - i])
 
 
-def test_looks_come_nearer_to_that_of_the_picture(mini: Bagel) -> None:
+def test_looks_come_nearer_to_that_of_the_image(mini: Bagel) -> None:
     looks: list[Image.Image] = []
     handle = mini.submit(["a red car in the middle, at sea"], on_preview=looks.append, seed=1, num_timesteps=17)
     mini.engine.run_until([handle])
-    picture = handle.result().image
-    assert picture is not None
+    image = handle.result().image
+    assert image is not None
     assert len(looks) == 7
-    latent = mini.engine.autoencoder.encode(to_pixels(picture)[None])[0]
+    latent = mini.engine.autoencoder.encode(to_pixels(image)[None])[0]
     last = mini.runtime.previewer(latent)
     assert difference(looks[-1], last) < 0.7 * difference(looks[0], last)
 
@@ -71,7 +71,7 @@ def test_looking_changes_nothing(bagel: Bagel) -> None:
     assert handle.result().value.tobytes() == plain.tobytes()  # type: ignore[union-attr]
 
 
-def test_large_pictures_have_small_previews() -> None:
+def test_large_images_have_small_previews() -> None:
     from bagel_mot.config import VaeConfig
 
     torch.manual_seed(0)

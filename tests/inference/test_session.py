@@ -42,7 +42,7 @@ def relative(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).norm() / expected.norm()).item()
 
 
-def picture_tokens(bagel: Bagel, size: tuple[int, int]) -> int:
+def image_tokens(bagel: Bagel, size: tuple[int, int]) -> int:
     """Tokens of a picture as VAE image and ViT image, markers included."""
     resized = bagel.defaults.vae_transform.size(*size)
     vit = bagel.defaults.vit_transform.size(*resized)
@@ -52,14 +52,14 @@ def picture_tokens(bagel: Bagel, size: tuple[int, int]) -> int:
 def test_a_turn_reads_only_that_turn(bagel: Bagel, golden: Any) -> None:
     stats, chat = bagel.engine.stats, bagel.session()
     text = bagel.runtime.text
-    wide = picture_tokens(bagel, Image.open(golden.image("wide")).size)
+    wide = image_tokens(bagel, Image.open(golden.image("wide")).size)
     chat.add(golden.image("wide"))
     assert stats.prefill_tokens == wide == chat.tokens
     chat.add("make it red")
     assert stats.prefill_tokens == chat.tokens == wide + text("make it red").und_len
 
     drawn = chat.generate_image(seed=0, cfg_image_scale=2.0)
-    own = picture_tokens(bagel, drawn.size)
+    own = image_tokens(bagel, drawn.size)
     without_image = text("make it red").und_len
     assert stats.prefill_tokens == chat.tokens + without_image
     assert chat.tokens == wide + text("make it red").und_len + own
@@ -412,7 +412,7 @@ def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.Mo
         chat.add(text)
     alone = [chat.fork().generate_image(seed=seed) for seed, chat in enumerate(chats)]
     histories = [chat.history for chat in chats]
-    make = module.make_picture
+    make = module.make_image
 
     def failing(runtime: Any, history: Any, order: Any) -> Request[Any]:
         result = yield from make(runtime, history, order)
@@ -426,8 +426,8 @@ def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.Mo
     assert caught.value.__notes__ == ["This was session 2 of 3 (index 1)."]
     assert [chat.history for chat in chats] == histories
     monkeypatch.setattr(module, "make_picture", make)
-    pictures = draw_together(chats, seed=[0, 1, 2])
-    assert all(same(got, expected) for got, expected in zip(pictures, alone, strict=True))
+    images = draw_together(chats, seed=[0, 1, 2])
+    assert all(same(got, expected) for got, expected in zip(images, alone, strict=True))
     assert [len(chat.history) for chat in chats] == [2, 2, 2]
 
     steps = bagel.engine.stats.steps
@@ -484,10 +484,10 @@ def test_streaming(bagel: Bagel) -> None:
 def test_what_is_drawn_can_be_asked_about(bagel: Bagel) -> None:
     chat = bagel.session()
     chat.add("a cat")
-    picture = chat.generate_image(seed=0)
+    image = chat.generate_image(seed=0)
     chat.add("What is it?")
     answer = chat.generate_text()
-    assert answer == bagel_answer(bagel, ["a cat", picture, "What is it?"])
+    assert answer == bagel_answer(bagel, ["a cat", image, "What is it?"])
 
 
 def bagel_answer(bagel: Bagel, items: list[Any]) -> str:

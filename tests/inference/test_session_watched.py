@@ -14,16 +14,16 @@ from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.engine.ops import Handle
 
 
-def test_a_picture_is_looked_at_as_it_forms(bagel: Bagel) -> None:
+def test_a_image_is_looked_at_as_it_forms(bagel: Bagel) -> None:
     plain, watched = bagel.session(), bagel.session()
     looks: list[Image.Image] = []
     for session in (plain, watched):
         session.add("a cat")
-    picture = plain.generate_image(seed=1)
+    image = plain.generate_image(seed=1)
     same = watched.generate_image(seed=1, on_preview=looks.append)
     assert len(looks) == 3, "one after each of four steps but the last"
     assert all(look.width * 32 == look.height * 48 for look in looks), "of the picture's proportions"
-    assert same.tobytes() == picture.tobytes()
+    assert same.tobytes() == image.tobytes()
 
 
 def _draw(session: Any, **told: Any) -> Any:

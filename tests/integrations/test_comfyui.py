@@ -196,7 +196,7 @@ def test_without_settings_the_checkpoint_s_own_apply(model: Any, monkeypatch: py
     assert seen.keys() == {"n", "seed", "progress"}
 
 
-def test_pictures_go_in_and_out_unchanged() -> None:
+def test_images_go_in_and_out_unchanged() -> None:
     images = torch.arange(256).reshape(1, 16, 16, 1).expand(2, 16, 16, 3) / 255
     arrays = package.bridge.to_arrays(images)
     again = package.bridge.to_images([package.bridge.Image.fromarray(array) for array in arrays])
@@ -217,12 +217,12 @@ def test_edit_takes_a_batch_together_or_each_by_itself(model: Any) -> None:
     assert (together - second).abs().max() > 2 / 255  # the first picture was seen, too
 
 
-def test_ask_answers_about_pictures_and_without(model: Any) -> None:
+def test_ask_answers_about_images_and_without(model: Any) -> None:
     (images,) = call("BagelGenerate", model=model, prompt="a red sun", seed=1, count=2, settings=QUICK)
     common = {"model": model, "question": "What is the background?", "seed": 0, "settings": {"max_new_tokens": 8}}
     (answer,) = call("BagelAsk", images=images[:1], **common)
-    picture = package.bridge.to_arrays(images)[0]
-    assert answer == model.ask(picture, "What is the background?", max_new_tokens=8) != ""
+    image = package.bridge.to_arrays(images)[0]
+    assert answer == model.ask(image, "What is the background?", max_new_tokens=8) != ""
     assert isinstance(call("BagelAsk", **common)[0], str)
     assert isinstance(call("BagelAsk", images=images, **common)[0], str)
 
@@ -329,7 +329,7 @@ def test_progress_is_shown(model: Any, inside: SimpleNamespace) -> None:
     assert bar.seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-def test_stopping_ends_all_pictures_of_a_batch(model: Any, inside: SimpleNamespace) -> None:
+def test_stopping_ends_all_images_of_a_batch(model: Any, inside: SimpleNamespace) -> None:
     inside.stop_after = 2
     before = model.engine.stats.decoded
     with pytest.raises(Stopped):

@@ -171,10 +171,10 @@ def test_flex_attention_equals_masked() -> None:
     decoder = DecoderConfig(hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, vocab_size=9)
     config = BagelConfig(decoder=decoder, vit=VitConfig(hidden_size=8, num_layers=1, num_heads=1))
     spec = PackSpec.of(config, SpecialTokens(1, 2, 3, 4))
-    picture = VaeSegment(torch.zeros(6, spec.latent_dim), (2, 3), noised=True, timestep=0.5)
+    image = VaeSegment(torch.zeros(6, spec.latent_dim), (2, 3), noised=True, timestep=0.5)
     rows = [
-        [Sample((TextSegment((1, 5, 6, 2)), picture)), Sample((TextSegment((1, 7, 2)),))],
-        [Sample((TextSegment((1, 8, 2)), picture, TextSegment((1, 8, 6, 2))))],
+        [Sample((TextSegment((1, 5, 6, 2)), image)), Sample((TextSegment((1, 7, 2)),))],
+        [Sample((TextSegment((1, 8, 2)), image, TextSegment((1, 8, 6, 2))))],
     ]
     packed = pack(rows, spec, und_len=20, gen_len=9)
     und, gen = packed.rows * packed.und_len, packed.rows * packed.gen_len

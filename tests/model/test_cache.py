@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bagel_mot.config import DecoderConfig
-from bagel_mot.model.cache import Chunk, Context, Tail
+from bagel_mot.model.cache import Chunk, Context, KVReservation
 from bagel_mot.sequence import DroppedImage, Segment, TextSegment, VitSegment, segment_length
 
 CONFIG = DecoderConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=8, vocab_size=9)
@@ -23,7 +23,7 @@ def text(tokens: int) -> TextSegment:
     return TextSegment(tuple(range(tokens)))
 
 
-def fill(tail: Tail, values: Tensor) -> None:
+def fill(tail: KVReservation, values: Tensor) -> None:
     """Writes (n,) values as keys, and their negatives as values, with the layer added."""
     for layer in range(CONFIG.num_layers):
         keys = (values + layer)[:, None, None].expand(-1, CONFIG.num_kv_heads, CONFIG.head_dim)

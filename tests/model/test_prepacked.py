@@ -49,8 +49,8 @@ def run(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     read, _ = decoder(text, text[:0], (torch.arange(5), torch.arange(0)), attend)
     und, gen = torch.randn(2, 96, generator=generator), torch.randn(7, 96, generator=generator)
     attend = CachedAttention([CachedSample([SegmentSpan(FULL, (0, 2), (0, 7), 5)], tail)])
-    markers, picture = decoder(und, gen, (torch.full((2,), 5), torch.full((7,), 5)), attend)
-    return decoder.lm_head(decoder.norm(read)), markers, picture
+    markers, image = decoder(und, gen, (torch.full((2,), 5), torch.full((7,), 5)), attend)
+    return decoder.lm_head(decoder.norm(read)), markers, image
 
 
 def test_a_decoder_computes_the_same_and_saves_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,5 +96,5 @@ def test_users_get_packed_weights_unless_they_compile(compile: bool) -> None:
     assert bool(plain) == compile
     assert bool(packed) != compile
     if not compile:
-        picture = bagel.generate("a red car", num_timesteps=2, seed=0)
-        assert bagel.ask(picture, "How many cars are there?", max_new_tokens=2) is not None
+        image = bagel.generate("a red car", num_timesteps=2, seed=0)
+        assert bagel.ask(image, "How many cars are there?", max_new_tokens=2) is not None

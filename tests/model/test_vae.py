@@ -96,11 +96,11 @@ def test_log_variance_is_clamped() -> None:
     assert mean.abs().max() > 30
 
 
-def test_pictures_of_a_batch_are_independent() -> None:
+def test_images_of_a_batch_are_independent() -> None:
     autoencoder = Autoencoder(TINY).requires_grad_(False)
     pixels = torch.randn(3, 3, 16, 24)
     together = autoencoder(pixels)
-    alone = torch.cat([autoencoder(picture[None]) for picture in pixels])
+    alone = torch.cat([autoencoder(image[None]) for image in pixels])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel_mot.placement.trace import Exact
-from bagel_mot.placement.workload import Job, _forward, _noised, _pictures, _segments, taken
+from bagel_mot.placement.workload import Job, _forward, _images, _noised, _segments, taken
 from bagel_mot.sequence import TextSegment
 
 CONFIGS = {"mini": read_config(MINI_FOLDER), **{name: NAMED_CONFIGS[name] for name in ("0.5b", "7b-mot")}}
@@ -34,7 +34,7 @@ def test_a_denoising_step(config: BagelConfig, dtype: torch.dtype, rows: int) ->
     assert 0.75 < forward_bytes(config.decoder, 2 * rows, latents, dtype) / memory.peak <= 1
 
 
-def test_pictures_that_both_experts_read(config: BagelConfig) -> None:
+def test_images_that_both_experts_read(config: BagelConfig) -> None:
     segments, memory = _segments(config, Job("edit", ((side(config), side(config)),) * 2)), Exact()
     _forward(config, torch.bfloat16, segments, 1, 0, memory)
     und, gen = sum(segment.und_len for segment in segments), sum(segment.gen_len for segment in segments)
@@ -48,10 +48,10 @@ def test_a_text(config: BagelConfig) -> None:
 
 
 @pytest.mark.parametrize("decode", [True, False])
-def test_pictures(config: BagelConfig, decode: bool) -> None:
+def test_images(config: BagelConfig, decode: bool) -> None:
     width, height = side(config), side(config) // 2
     memory = Exact()
-    _pictures(config, torch.float32, 2, (width, height), memory, decode=decode)
+    _images(config, torch.float32, 2, (width, height), memory, decode=decode)
     needed = (decode_bytes if decode else encode_bytes)(config.vae, 2 * width * height, torch.float32)
     assert 0.75 < needed / memory.peak <= 1
 

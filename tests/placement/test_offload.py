@@ -23,7 +23,7 @@ from bagel_mot.model.quant import Int4Matrix, Int8Matrix
 from bagel_mot.model.quant.linear import QuantisedLinear
 from bagel_mot.placement import offload
 from bagel_mot.placement.offload import BroughtLayer, Placement, spread
-from bagel_mot.placement.prefetch import Ring
+from bagel_mot.placement.prefetch import LayerPrefetcher
 from bagel_mot.placement.weights import Weight, experts_of, pin
 from bagel_mot.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, pack
 
@@ -35,7 +35,7 @@ CONFIG = BagelConfig(
 )
 SPEC = PackSpec.of(CONFIG, SpecialTokens(1, 2, 3, 4))
 TEXT = TextSegment((1, 20, 30, 40, 2))
-PICTURE = VaeSegment(torch.randn(6, CONFIG.latent_dim, generator=torch.Generator().manual_seed(3)), (2, 3))
+IMAGE = VaeSegment(torch.randn(6, CONFIG.latent_dim, generator=torch.Generator().manual_seed(3)), (2, 3))
 
 
 def forward(model: BagelModel, context: Context, *segments: Segment) -> tuple[Tensor, Tensor]:
@@ -51,7 +51,7 @@ def forward(model: BagelModel, context: Context, *segments: Segment) -> tuple[Te
 def run(model: BagelModel) -> list[Tensor]:
     """A text, then a picture (which needs the other expert), then a text."""
     context = Context(CONFIG.decoder, model.dtype, model.decoder.devices)
-    return [tensor for segment in (TEXT, PICTURE, TEXT) for tensor in forward(model, context, segment)]
+    return [tensor for segment in (TEXT, IMAGE, TEXT) for tensor in forward(model, context, segment)]
 
 
 def same(found: list[Tensor], expected: list[Tensor]) -> bool:
@@ -101,7 +101,9 @@ def from_disk(model: BagelModel, folder: Path) -> None:
 def from_disk_through_buffers(model: BagelModel, folder: Path) -> None:
     """As with a GPU: a thread copies from the mapped file into the ring."""
     moved_into_file(model, folder / "layers.safetensors", [0, 1, 2, 3, 4])
-    ring = Ring([experts_of(layer(model, i)) for i in range(5)], CPU, background=True, after_fetch=offload.drop)
+    ring = LayerPrefetcher(
+        [experts_of(layer(model, i)) for i in range(5)], CPU, background=True, after_fetch=offload.drop
+    )
     for i in range(5):
         model.decoder.layers[i] = BroughtLayer(layer(model, i), ring, i, CPU)
 
@@ -162,14 +164,14 @@ def test_an_error_while_weights_are_brought_leaves_the_model_usable(monkeypatch:
     model = model_in(torch.float32)
     expected = run(model)
     offload.apply(model, spread(5, 0, "host", CPU))
-    copy, calls = Ring._copy, iter(range(100))
+    copy, calls = LayerPrefetcher._copy, iter(range(100))
 
-    def fail_once(self: Ring, *rest: object) -> object:
+    def fail_once(self: LayerPrefetcher, *rest: object) -> object:
         if next(calls) == 3:
             raise RuntimeError("no memory")
         return copy(self, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Ring, "_copy", fail_once)
+    monkeypatch.setattr(LayerPrefetcher, "_copy", fail_once)
     with pytest.raises(RuntimeError, match="no memory"):
         run(model)
     assert same(run(model), expected)
@@ -179,17 +181,17 @@ def test_an_error_while_weights_are_brought_leaves_the_model_usable(monkeypatch:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     """Layers and experts in the order in which a ring brings them."""
     order: list[tuple[int, str]] = []
-    copy = Ring._copy
+    copy = LayerPrefetcher._copy
 
-    def note(self: Ring, buffer: object, layer: int, expert: str, free: object) -> object:
+    def note(self: LayerPrefetcher, buffer: object, layer: int, expert: str, free: object) -> object:
         order.append((layer, expert))
         return copy(self, buffer, layer, expert, free)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Ring, "_copy", note)
+    monkeypatch.setattr(LayerPrefetcher, "_copy", note)
     return order
 
 
-def test_layers_come_in_order_and_text_brings_no_expert_for_pictures(fetched: list[tuple[int, str]]) -> None:
+def test_layers_come_in_order_and_text_brings_no_expert_for_images(fetched: list[tuple[int, str]]) -> None:
     model = model_in(torch.float32)
     offload.apply(model, spread(5, 0, "host", CPU))
     context = Context(CONFIG.decoder, model.dtype, model.decoder.devices)
@@ -200,7 +202,7 @@ def test_layers_come_in_order_and_text_brings_no_expert_for_pictures(fetched: li
     forward(model, context, TEXT)
     assert fetched == around[1:]
     fetched.clear()
-    forward(model, context, PICTURE)
+    forward(model, context, IMAGE)
     assert fetched[0] == (0, "gen")  # the other expert of this layer is there
     assert fetched[1:] == [(i % 5, expert) for i in range(1, 6) for expert in ("und", "gen")]
 
@@ -225,7 +227,7 @@ def test_the_next_layer_is_asked_for_before_one_computes(
 def test_no_more_than_two_layers_are_on_the_device() -> None:
     model = model_in(torch.bfloat16)
     one = sum(p.nbytes for p in layer(model, 0).parameters())
-    ring = Ring([experts_of(layer(model, i)) for i in range(5)], CPU)
+    ring = LayerPrefetcher([experts_of(layer(model, i)) for i in range(5)], CPU)
     blocks = {
         place.untyped_storage().data_ptr(): place.untyped_storage().nbytes()
         for buffer in ring._buffers

@@ -195,7 +195,7 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
     settings = {"seed": 1, "num_timesteps": 3}
     together = bagel.generate(["a red star", "a blue car"], **settings)
     monkeypatch.setattr("bagel_mot.placement.oom._SMALL", 0)
-    picture = decode_bytes(bagel.config.vae, 64 * 64, torch.float32)
+    image = decode_bytes(bagel.config.vae, 64 * 64, torch.float32)
     batches: list[int] = []
     decode = bagel.engine._decode
 
@@ -204,17 +204,17 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
         decode(batch)
 
     monkeypatch.setattr(bagel.engine, "_decode", counted)
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: int(1.5 * picture))
-    pictures = bagel.generate(["a red star", "a blue car"], **settings)
+    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: int(1.5 * image))
+    images = bagel.generate(["a red star", "a blue car"], **settings)
     assert batches == [1, 1]
-    for got, expected in zip(pictures, together, strict=True):
+    for got, expected in zip(images, together, strict=True):
         assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).max() <= 1
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: picture // 2)
+    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: image // 2)
     forwards = bagel.engine.stats.forwards
     with pytest.raises(MemoryShortageError, match="memory would run out on cpu"):
         bagel.generate("a red star", **settings)
     assert bagel.engine.stats.forwards == forwards  # not after all the steps of drawing
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: int(1.5 * picture))
+    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: int(1.5 * image))
     failed: list[Any] = []
     monkeypatch.setattr(bagel.engine, "explain", lambda error: failed.append(error) or error)
     bagel.generate(["a red star", "a blue car"], **settings)
@@ -222,17 +222,17 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
     assert not failed  # what was too much once is not tried again
 
 
-def test_pictures_of_one_request_that_fit_one_by_one_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_one_request_that_fit_one_by_one_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     bagel = Bagel.from_pretrained("mini", device="cpu")
-    pictures = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     settings: dict[str, Any] = {"seed": 1, "num_timesteps": 2}
-    together = bagel.edit(pictures, "make it green", **settings)
+    together = bagel.edit(images, "make it green", **settings)
     monkeypatch.setattr("bagel_mot.placement.oom._SMALL", 0)
     one = encode_bytes(bagel.config.vae, 64 * 64, torch.float32)
     room = max(int(1.5 * one), decode_bytes(bagel.config.vae, 64 * 64, torch.float32))
     monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: room)
     before = bagel.engine.stats.encoded
-    alone = bagel.edit(pictures, "make it green", **settings)
+    alone = bagel.edit(images, "make it green", **settings)
     assert bagel.engine.stats.encoded - before == 2
     assert np.abs(np.asarray(alone, int) - np.asarray(together, int)).max() <= 1
 

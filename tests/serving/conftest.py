@@ -146,7 +146,7 @@ def live(bagel: Bagel) -> Iterator[Live]:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """Something to look at: a shaded ground with a bar."""
     image = Image.linear_gradient("L").resize((60, 44)).convert("RGB")
     image.paste((200, 30, 30), (10, 10, 30, 40))

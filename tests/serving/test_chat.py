@@ -41,11 +41,11 @@ def user(*parts: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------- text
 
 
-def test_answers_are_those_of_the_model_alone(live: Live, plain: Bagel, picture: Image.Image) -> None:
+def test_answers_are_those_of_the_model_alone(live: Live, plain: Bagel, image: Image.Image) -> None:
     completion = live.openai().chat.completions.create(
-        model="tiny", messages=[user(shown(picture), said("What is it?"))], max_tokens=9
+        model="tiny", messages=[user(shown(image), said("What is it?"))], max_tokens=9
     )
-    expected = plain.ask(picture, "What is it?", max_new_tokens=9, return_result=True)
+    expected = plain.ask(image, "What is it?", max_new_tokens=9, return_result=True)
     choice = completion.choices[0]
     assert choice.message.content == expected.text
     assert choice.finish_reason == ("stop" if expected.complete else "length")
@@ -53,9 +53,9 @@ def test_answers_are_those_of_the_model_alone(live: Live, plain: Bagel, picture:
     assert completion.object == "chat.completion"
 
 
-def test_usage_counts_what_was_read_and_written(live: Live, picture: Image.Image) -> None:
+def test_usage_counts_what_was_read_and_written(live: Live, image: Image.Image) -> None:
     stats = live.bagel.engine.stats
-    for content in ("Who is it?", [shown(picture.rotate(90)), said("How many are there here?")]):
+    for content in ("Who is it?", [shown(image.rotate(90)), said("How many are there here?")]):
         read, written = stats.prefill_tokens, stats.written_tokens
         completion = live.openai().chat.completions.create(
             model="tiny", messages=[{"role": "user", "content": content}], max_tokens=7
@@ -115,20 +115,20 @@ def test_n_answers_with_seeds_counting_up(live: Live, plain: Bagel) -> None:
     assert [choice.model_extra["seed"] for choice in completion.choices if choice.model_extra] == [7, 8, 9]
 
 
-def test_a_conversation_is_read_in_order(live: Live, plain: Bagel, picture: Image.Image) -> None:
-    other = picture.rotate(180)
+def test_a_conversation_is_read_in_order(live: Live, plain: Bagel, image: Image.Image) -> None:
+    other = image.rotate(180)
     completion = live.openai().chat.completions.create(
         model="tiny",
         messages=[
             {"role": "system", "content": "Be brief."},
-            user(said("Turn it."), shown(picture)),
+            user(said("Turn it."), shown(image)),
             {"role": "assistant", "content": "", "images": [shown(other)]},  # type: ignore[list-item,misc]
             user("And now?"),
         ],
         max_tokens=8,
     )
     # Where a message ends with a picture, its text comes after it.
-    expected = plain.interleave(["Be brief.", picture, "Turn it.", other, "And now?"], output="text", max_new_tokens=8)
+    expected = plain.interleave(["Be brief.", image, "Turn it.", other, "And now?"], output="text", max_new_tokens=8)
     assert completion.choices[0].message.content == expected
 
 
@@ -150,7 +150,7 @@ def test_what_asks_for_the_likeliest_gets_it(live: Live, plain: Bagel, more: dic
     assert answer == plain.ask(None, "Say.", max_new_tokens=8)
 
 
-def test_of_a_picture_more_tokens_than_may_be_thought_are_no_mistake(live: Live) -> None:
+def test_of_a_image_more_tokens_than_may_be_thought_are_no_mistake(live: Live) -> None:
     body = {"messages": [user("x")], "modalities": ["image"], "num_timesteps": 2, "max_tokens": 100_000}
     assert live.post("/v1/chat/completions", body).status_code == 200
 
@@ -175,9 +175,9 @@ def test_thinking_stands_beside_the_answer(live: Live, spoken: Callable[[str], N
 # ------------------------------------------------------------------------------------------------------------- streams
 
 
-def test_a_stream_gives_the_same_text(live: Live, picture: Image.Image) -> None:
+def test_a_stream_gives_the_same_text(live: Live, image: Image.Image) -> None:
     create = live.openai().chat.completions.create
-    messages: Any = [user(shown(picture), said("What is it?"))]
+    messages: Any = [user(shown(image), said("What is it?"))]
     whole = create(model="tiny", messages=messages, max_tokens=9)
     chunks = list(
         create(model="tiny", messages=messages, max_tokens=9, stream=True, stream_options={"include_usage": True})
@@ -212,10 +212,10 @@ def test_a_stream_divides_thinking_and_answer(live: Live, spoken: Callable[[str]
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def test_pictures_when_asked_for(live: Live, plain: Bagel, picture: Image.Image) -> None:
+def test_images_when_asked_for(live: Live, plain: Bagel, image: Image.Image) -> None:
     completion = live.openai().chat.completions.create(
         model="tiny",
-        messages=[user(said("make it night"), shown(picture))],
+        messages=[user(said("make it night"), shown(image))],
         modalities=["image"],  # type: ignore[list-item]
         seed=3,
         extra_body={"num_timesteps": 4, "cfg_text_scale": 3},
@@ -223,16 +223,16 @@ def test_pictures_when_asked_for(live: Live, plain: Bagel, picture: Image.Image)
     message = completion.choices[0].message
     assert message.content is None
     assert message.model_extra is not None
-    (image,) = message.model_extra["images"]
-    assert image["type"] == "image_url"
-    expected = plain.edit(picture, "make it night", seed=3, num_timesteps=4, cfg_text_scale=3)
-    assert same(opened(image["image_url"]["url"]), expected)
+    (part,) = message.model_extra["images"]
+    assert part["type"] == "image_url"
+    expected = plain.edit(image, "make it night", seed=3, num_timesteps=4, cfg_text_scale=3)
+    assert same(opened(part["image_url"]["url"]), expected)
     assert completion.usage is not None
     assert completion.usage.completion_tokens == expected.width * expected.height // 256 + 2
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_picture_with_its_thinking(live: Live, spoken: Callable[[str], None], stream: bool) -> None:
+def test_a_image_with_its_thinking(live: Live, spoken: Callable[[str], None], stream: bool) -> None:
     spoken("<think> a car </think> in red")
     request: Any = {
         "model": "tiny",

@@ -209,7 +209,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_no_text(bagel: Bagel, spoken: 
         chat, images = "/v1/chat/completions", "/v1/images/generations"
         slow = asyncio.create_task(ask(body(max_tokens=200), chat, begin))
         looks = json.dumps({**DRAW, "num_timesteps": 30, "stream": True, "partial_images": 3}).encode()
-        slow_picture = asyncio.create_task(ask(looks, images, begin))
+        slow_image = asyncio.create_task(ask(looks, images, begin))
         others = await asyncio.gather(*(ask(body(max_tokens=200), chat, None) for _ in range(3)))
         assert not slow.done()
         while service.present:  # it was worked on all the same
@@ -220,7 +220,7 @@ def test_a_slow_reader_holds_up_nobody_and_misses_no_text(bagel: Bagel, spoken: 
             chunks = [json.loads(line[6:]) for line in answer.decode().splitlines() if line.startswith("data: {")]
             assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == text
         assert late.count(b"data: ") < others[0][0].count(b"data: ") / 3  # in few large pieces
-        drawn, _ = await slow_picture
+        drawn, _ = await slow_image
         assert drawn.count(b"event: image_generation.completed") == 1
         assert drawn.count(b"event: image_generation.partial_image") == 1  # the newest alone
         assert b'"partial_image_index":2' in drawn
@@ -260,23 +260,23 @@ def test_what_the_memory_never_holds_is_refused_at_once(bagel: Bagel) -> None:
     assert small.present == 0
 
 
-def test_edits_think_as_long_as_the_checkpoint_says(loaded: Bagel, picture: Image.Image) -> None:
+def test_edits_think_as_long_as_the_checkpoint_says(loaded: Bagel, image: Image.Image) -> None:
     edit = {**loaded.defaults.of("edit"), "max_think_tokens": 4}
     short = dataclasses.replace(loaded.defaults, tasks={**loaded.defaults.tasks, "edit": edit})
     service = Service(Bagel(loaded.checkpoint, defaults=short), memory=1 << 30)
-    for inputs, tokens in (([picture, "x"], 4), (["x"], 6)):
+    for inputs, tokens in (([image, "x"], 4), (["x"], 6)):
         _, order = service.check(inputs, "image", {"think": True}, Callbacks())
         assert order.settings.max_think_tokens == tokens
     service.stop()
 
 
-def test_what_no_pass_holds_is_refused_at_once(bagel: Bagel, picture: Image.Image) -> None:
+def test_what_no_pass_holds_is_refused_at_once(bagel: Bagel, image: Image.Image) -> None:
     service = Service(bagel, memory=1 << 30)
     whole = service.capacity
     service.capacity = dataclasses.replace(whole, step_pixels=1000)
-    service.check([picture, "x"], "text", {}, Callbacks())
+    service.check([image, "x"], "text", {}, Callbacks())
     with pytest.raises(LimitError, match="a picture given is read at"):
-        service.check([picture, "x"], "image", {"size": (16, 16)}, Callbacks())
+        service.check([image, "x"], "image", {"size": (16, 16)}, Callbacks())
     service.capacity = dataclasses.replace(whole, step_tokens=50)
     for inputs, output, settings in (
         (["x" * 60], "text", {}),
@@ -342,22 +342,22 @@ def test_first_come_first_served(bagel: Bagel) -> None:
     service.stop()
 
 
-def test_the_service_and_threads_of_its_users_share_the_engine(bagel: Bagel, picture: Image.Image) -> None:
+def test_the_service_and_threads_of_its_users_share_the_engine(bagel: Bagel, image: Image.Image) -> None:
     """As when a page in the same process asks, too."""
     service = Service(bagel, memory=1 << 30)
     started = service.start(["a red car"], n=3, seed=1)
 
     def ask() -> str:
         with service.place():
-            return bagel.ask(picture, "What?")
+            return bagel.ask(image, "What?")
 
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask) for _ in range(3)]
         texts = {future.result(30) for future in asked}
-    pictures = [job.future.result(30).image for job in started.jobs]
+    images = [job.future.result(30).image for job in started.jobs]
     alone = Bagel(bagel.checkpoint, defaults=bagel.defaults)
-    assert texts == {alone.ask(picture, "What?")}
-    for image, expected in zip(pictures, alone.generate("a red car", n=3, seed=1), strict=True):
+    assert texts == {alone.ask(image, "What?")}
+    for image, expected in zip(images, alone.generate("a red car", n=3, seed=1), strict=True):
         assert image is not None
         assert same(image, expected)
     service.stop()
@@ -367,10 +367,10 @@ def test_the_service_and_threads_of_its_users_share_the_engine(bagel: Bagel, pic
 
 @pytest.mark.parametrize("output", ["text", "image"])
 @pytest.mark.parametrize("think", [False, True])
-def test_prompts_are_counted_as_they_are_read(bagel: Bagel, picture: Image.Image, output: Any, think: bool) -> None:
+def test_prompts_are_counted_as_they_are_read(bagel: Bagel, image: Image.Image, output: Any, think: bool) -> None:
     service = Service(bagel, memory=1 << 30)
     settings = {"cfg_text_scale": 1} if output == "image" else {}  # no other branch reads anything
-    started = service.start(["Look.", picture, "What is it?"], output=output, think=think, **settings)
+    started = service.start(["Look.", image, "What is it?"], output=output, think=think, **settings)
     result = started.jobs[0].future.result(30)
     thought = 0
     if output == "image" and think:
@@ -380,12 +380,12 @@ def test_prompts_are_counted_as_they_are_read(bagel: Bagel, picture: Image.Image
     service.stop()
 
 
-def test_limits_of_pictures(bagel: Bagel, picture: Image.Image) -> None:
+def test_limits_of_images(bagel: Bagel, image: Image.Image) -> None:
     service = Service(bagel, limits=Limits(images=1, image_pixels=3000, text_characters=5), memory=1 << 30)
-    service.check([picture, "x"], "text", {}, Callbacks())
+    service.check([image, "x"], "text", {}, Callbacks())
     for inputs, match in (
-        ([picture, picture, "x"], "2 pictures"),
-        ([picture.resize((100, 100)), "x"], "at most 3000"),
+        ([image, image, "x"], "2 pictures"),
+        ([image.resize((100, 100)), "x"], "at most 3000"),
         (["abc", "def"], "6 characters"),
     ):
         with pytest.raises(ValueError, match=match):

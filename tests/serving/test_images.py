@@ -25,7 +25,7 @@ def plain(loaded: Bagel) -> Bagel:
     return Bagel(loaded.checkpoint, defaults=loaded.defaults)
 
 
-def test_pictures_are_those_of_the_model_alone(live: Live, plain: Bagel) -> None:
+def test_images_are_those_of_the_model_alone(live: Live, plain: Bagel) -> None:
     stats = live.bagel.engine.stats
     read = stats.prefill_tokens
     response = live.openai().images.generate(
@@ -91,33 +91,33 @@ def test_partial_images_are_spread_over_those_there_are(timesteps: int, count: i
     assert all(0 <= number < given for number in chosen)
 
 
-def test_edits_of_one_picture_and_of_several(live: Live, plain: Bagel, picture: Image.Image) -> None:
+def test_edits_of_one_image_and_of_several(live: Live, plain: Bagel, image: Image.Image) -> None:
     client = live.openai()
-    other = picture.rotate(180)
-    one = client.images.edit(image=("a.png", png(picture)), prompt="make it night", extra_body={"seed": 2})
+    other = image.rotate(180)
+    one = client.images.edit(image=("a.png", png(image)), prompt="make it night", extra_body={"seed": 2})
     assert one.data
-    assert same(opened(one.data[0].b64_json or ""), plain.edit(picture, "make it night", seed=2))
+    assert same(opened(one.data[0].b64_json or ""), plain.edit(image, "make it night", seed=2))
     two = client.images.edit(
-        image=[("a.png", png(picture)), ("b.png", png(other))],
+        image=[("a.png", png(image)), ("b.png", png(other))],
         prompt="put them together",
         extra_body={"seed": 2, "cfg_interval": [0.2, 0.9], "think": False, "cfg_image_scale": 1.5},
     )
     assert two.data
-    expected = plain.edit([picture, other], "put them together", seed=2, cfg_interval=(0.2, 0.9), cfg_image_scale=1.5)
+    expected = plain.edit([image, other], "put them together", seed=2, cfg_interval=(0.2, 0.9), cfg_image_scale=1.5)
     assert same(opened(two.data[0].b64_json or ""), expected)
     assert two.usage is not None
     assert two.usage.input_tokens_details.image_tokens > 0
 
 
-def test_edits_stream_under_their_own_name(live: Live, picture: Image.Image) -> None:
+def test_edits_stream_under_their_own_name(live: Live, image: Image.Image) -> None:
     events: Any = live.openai().images.edit(
-        image=("a.png", png(picture)), prompt="make it night", stream=True, partial_images=1
+        image=("a.png", png(image)), prompt="make it night", stream=True, partial_images=1
     )
     assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
 
 
-def test_a_large_picture_is_read_as_the_model_alone_reads_it(live: Live, plain: Bagel, picture: Image.Image) -> None:
-    large = picture.resize((913, 477))
+def test_a_large_image_is_read_as_the_model_alone_reads_it(live: Live, plain: Bagel, image: Image.Image) -> None:
+    large = image.resize((913, 477))
     response = live.openai().images.edit(image=("a.png", png(large)), prompt="x", extra_body={"seed": 2})
     assert response.data
     assert same(opened(response.data[0].b64_json or ""), plain.edit(large, "x", seed=2))
@@ -163,12 +163,12 @@ def test_bad_generations_are_refused(live: Live, more: dict[str, Any], match: st
     ],
 )
 def test_bad_edits_are_refused(
-    live: Live, picture: Image.Image, files: dict[str, Any], data: dict[str, str], match: str
+    live: Live, image: Image.Image, files: dict[str, Any], data: dict[str, str], match: str
 ) -> None:
-    content = {name: ("a.png", png(picture) if value is None else value) for name, value in files.items()}
+    content = {name: ("a.png", png(image) if value is None else value) for name, value in files.items()}
     refused(live.post("/v1/images/edits", data=data, files=content), 400, match)
 
 
-def test_too_many_pictures_are_refused(live: Live, picture: Image.Image) -> None:
-    files = [("image", ("a.png", png(picture)))] * 9
+def test_too_many_images_are_refused(live: Live, image: Image.Image) -> None:
+    files = [("image", ("a.png", png(image)))] * 9
     refused(live.post("/v1/images/edits", data={"prompt": "x"}, files=files), 400, "[Tt]oo many files")

@@ -233,8 +233,8 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
 
 
-def test_pictures_too_large_are_refused_before_they_are_decoded(
-    live: Live, monkeypatch: pytest.MonkeyPatch, picture: Image.Image
+def test_images_too_large_are_refused_before_they_are_decoded(
+    live: Live, monkeypatch: pytest.MonkeyPatch, image: Image.Image
 ) -> None:
     decoded: list[tuple[int, int]] = []
     load = Image.Image.load
@@ -267,7 +267,7 @@ def test_pictures_too_large_are_refused_before_they_are_decoded(
         ("", "fetches no pictures"),
     ],
 )
-def test_addresses_of_pictures_that_are_refused(loaded: Bagel, url: str, match: str, shared: Live) -> None:
+def test_addresses_of_images_that_are_refused(loaded: Bagel, url: str, match: str, shared: Live) -> None:
     refused(shared.post(ASK, about(url)), 400, match)
 
 
@@ -349,7 +349,7 @@ def test_allowed_hosts() -> None:
 
 
 @pytest.fixture
-def web(picture: Image.Image) -> Iterator[str]:
+def web(image: Image.Image) -> Iterator[str]:
     """A web server on this machine: its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -362,7 +362,7 @@ def web(picture: Image.Image) -> Iterator[str]:
             self.send_response(200 if self.path in ("/a.png", "/large", "/slow") else 404)
             self.end_headers()
             if self.path == "/a.png":
-                self.wfile.write(png(picture))
+                self.wfile.write(png(image))
             if self.path == "/large":
                 self.wfile.write(b"x" * 5000)
             if self.path == "/slow":
@@ -385,9 +385,9 @@ def test_private_addresses_are_never_asked(web: str) -> None:
             run_coroutine(fetch(f"http://{host}/a.png", [host]))
 
 
-def test_what_is_fetched_is_bounded(web: str, monkeypatch: pytest.MonkeyPatch, picture: Image.Image) -> None:
+def test_what_is_fetched_is_bounded(web: str, monkeypatch: pytest.MonkeyPatch, image: Image.Image) -> None:
     monkeypatch.setattr(fetching, "is_public", lambda address: address in ("127.0.0.1", "::1"))
-    assert run_coroutine(fetch(f"http://{web}/a.png", [web])) == png(picture)
+    assert run_coroutine(fetch(f"http://{web}/a.png", [web])) == png(image)
     monkeypatch.setattr(fetching, "MAX_BYTES", 4000)
     for path, match in (
         ("moved", "302, a redirect"),
@@ -406,7 +406,7 @@ def test_what_is_fetched_is_bounded(web: str, monkeypatch: pytest.MonkeyPatch, p
             run_coroutine(fetch(f"http://{host}/a.png", [host]))
 
 
-def test_few_pictures_are_fetched_at_once(loaded: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_images_are_fetched_at_once(loaded: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
     now, most = 0, 0
 
     async def slow(url: str, hosts: object) -> bytes:
@@ -424,7 +424,7 @@ def test_few_pictures_are_fetched_at_once(loaded: Bagel, monkeypatch: pytest.Mon
     async def ask_all() -> None:
         async with anyio.create_task_group() as group:
             for number in range(30):
-                group.start_soon(working.Pictures(desk).file, f"https://example.org/{number}.png")
+                group.start_soon(working.Images(desk).file, f"https://example.org/{number}.png")
 
     run_coroutine(ask_all())
     assert most == 8
@@ -442,12 +442,12 @@ def test_what_requests_have_fetched_together_is_bounded(loaded: Bagel, monkeypat
     desk = working.Desk(service, ServerOptions(), Metrics(service))
 
     async def ask() -> None:
-        with working.Pictures(desk) as first, working.Pictures(desk) as second:
+        with working.Images(desk) as first, working.Images(desk) as second:
             kept = [await first.file(f"https://example.org/{number}.png") for number in range(16)]
             with pytest.raises(ApiError, match="try again later") as refused:
                 await second.file("https://example.org/17.png")
             assert (len(kept), refused.value.status) == (16, 429)
-        with working.Pictures(desk) as third:
+        with working.Images(desk) as third:
             await third.file("https://example.org/18.png")
 
     run_coroutine(ask())
@@ -473,13 +473,13 @@ def test_the_address_that_was_checked_is_the_one_that_is_asked(web: str, monkeyp
     assert asked == ["changing.invalid"]
 
 
-def test_allowed_pictures_reach_the_model(
-    bagel: Bagel, web: str, monkeypatch: pytest.MonkeyPatch, picture: Image.Image
+def test_allowed_images_reach_the_model(
+    bagel: Bagel, web: str, monkeypatch: pytest.MonkeyPatch, image: Image.Image
 ) -> None:
     monkeypatch.setattr(fetching, "is_public", lambda address: True)
     with running(bagel, ServerOptions(model_name="tiny", allowed_urls=(web,))) as live:
         fetched = live.post(ASK, about(f"http://{web}/a.png")).json()
-        given = live.post(ASK, about(data_uri(picture))).json()
+        given = live.post(ASK, about(data_uri(image))).json()
         assert fetched["choices"] == given["choices"]
         refused(live.post(ASK, about("http://169.254.169.254/")), 400, "alone: send a data URI")
 

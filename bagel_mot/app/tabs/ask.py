@@ -1,4 +1,4 @@
-"""Ask: answers about pictures, as they are written."""
+"""Ask: answers about images, as they are written."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Ask:
     """The tab.
 
     Attributes:
-        pictures: that are asked about.
+        images: that are asked about.
     """
 
     def __init__(self, room: Room, example: str) -> None:
         """
         Args:
-            example: the file of a picture to begin with.
+            example: the file of an image to begin with.
         """
         make = room.labels.make
         controls = Controls(room, PART, "ask")
         with three_parts() as (given, made, settings):
             with given:
-                self.pictures = upload(room, PART, "pictures_optional", [example])
+                self.images = upload(room, PART, "pictures_optional", [example])
                 question = make(
                     gr.Textbox,
                     label=say("question"),
@@ -94,7 +94,7 @@ class Ask:
         gr.on(
             [buttons.run.click, question.submit],
             run,
-            [room.language, self.pictures, question, *controls.components],
+            [room.language, self.images, question, *controls.components],
             [*buttons.outputs, progress, thinking, answer, facts],
             show_progress="hidden",
             api_visibility="private",

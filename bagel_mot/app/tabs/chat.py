@@ -1,4 +1,4 @@
-"""Chat: one conversation of words and pictures, given and made; with branches, and a way back."""
+"""Chat: one conversation of words and images, given and made; with branches, and a way back."""
 
 from __future__ import annotations
 
@@ -157,10 +157,10 @@ class Chat:
                 back: Any = {"text": said, "files": files}  # what did not become part of the conversation
                 note = ""
                 with telling(language):
-                    pictures = open_uploads(files, room.service)
+                    images = open_uploads(files, room.service)
                     conversation = desk.chats.current
-                    think = self._start(work, conversation, said, pictures, output, values, language)
-                    before = [*desk.messages.of(conversation, language), *messages.pending(said, pictures)]
+                    think = self._start(work, conversation, said, images, output, values, language)
+                    before = [*desk.messages.of(conversation, language), *messages.pending(said, images)]
                     for _ in work.follow():
                         following = messages.so_far(work.text, think, language) if output == "text" else []
                         yield {self.log: [*before, *following], self.progress: stage.at_work(work, language)}
@@ -192,7 +192,7 @@ class Chat:
         work: Run,
         conversation: Conversation,
         said: str,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         output: Media,
         values: Sequence[Any],
         language: Language,
@@ -207,7 +207,7 @@ class Chat:
         held, room = self._room.service.session_tokens, self._room.service.capacity.cache_tokens // _SHARE
         if held > room:
             raise BagelError(text(language, "chat_full", held=held, room=room))
-        turn = partial(conversation.turn, self._room.service, work, said, pictures, output)
+        turn = partial(conversation.turn, self._room.service, work, said, images, output)
         work.start_thread(partial(turn, think=think, settings=settings))
         return think
 

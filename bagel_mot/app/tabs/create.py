@@ -1,4 +1,4 @@
-"""Create: pictures from a text."""
+"""Create: images from a text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Create:
     """The tab.
 
     Attributes:
-        easel: with the pictures.
-        to_edit, to_ask: buttons that take the chosen picture to other tabs.
+        easel: with the images.
+        to_edit, to_ask: buttons that take the chosen image to other tabs.
     """
 
     def __init__(self, room: Room) -> None:

@@ -1,4 +1,4 @@
-"""What Create and Edit share: the right half of the page, where pictures form, and the click that makes them."""
+"""What Create and Edit share: the right half of the page, where images form, and the click that makes them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Collect = Callable[..., list[Any]]
 
 
 class Easel:
-    """Where pictures appear.
+    """Where images appear.
 
     Attributes:
-        stage: progress and the pictures as they form.
+        stage: progress and the images as they form.
         gallery: finished ones.
         facts: how they were made.
         chosen: the number of the one that was clicked on.
@@ -50,7 +50,7 @@ class Easel:
         return [self.stage, self.gallery, self.facts, self.chosen]
 
     def show(self, results: Sequence[Result], language: Language) -> dict[Any, Any]:
-        """Updates: finished pictures."""
+        """Updates: finished images."""
         several = len(results) > 1
         files = [
             (
@@ -78,9 +78,9 @@ def _index(event: gr.SelectData) -> int:
 
 
 def build_settings(room: Room, part: str, controls: Controls, prompt: Any) -> Any:
-    """Below what is given: how many pictures, presets, size, thinking, seed, and all other settings folded away.
+    """Below what is given: how many images, presets, size, thinking, seed, and all other settings folded away.
 
-    Returns: the component with the number of pictures.
+    Returns: the component with the number of images.
     """
     make, limits = room.labels.make, room.service.limits
     controls.build_presets()
@@ -174,7 +174,7 @@ def connect(
 
 
 def chosen_path(gallery: Sequence[tuple[str, str | None]] | None, chosen: int, language: Language) -> str | None:
-    """The file of the picture that was clicked on, or else of the first; None, and a word about it, where none is."""
+    """The file of the image that was clicked on, or else of the first; None, and a word about it, where none is."""
     paths = paths_of(gallery)
     if not paths:
         tell(text(language, "nothing_drawn"))

@@ -1,4 +1,4 @@
-"""Edit: pictures from pictures and an instruction."""
+"""Edit: images from images and an instruction."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Edit:
     """The tab.
 
     Attributes:
-        pictures: that are to be changed.
+        images: that are to be changed.
         easel: with those that came of it.
-        to_ask: the button that takes the chosen picture to another tab.
+        to_ask: the button that takes the chosen image to another tab.
     """
 
     def __init__(self, room: Room, example: str) -> None:
         """
         Args:
-            example: the file of a picture to begin with.
+            example: the file of an image to begin with.
         """
         make = room.labels.make
         controls = Controls(room, PART, "edit")
         with three_parts() as (given, made, settings):
             with given:
-                self.pictures = upload(room, PART, "pictures", [example])
+                self.images = upload(room, PART, "pictures", [example])
                 instruction = make(
                     gr.Textbox,
                     label=say("instruction"),
@@ -65,7 +65,7 @@ class Edit:
             controls,
             buttons,
             self.easel,
-            [self.pictures, instruction],
+            [self.images, instruction],
             count,
             collect,
             [buttons.run.click, instruction.submit],
@@ -75,11 +75,11 @@ class Edit:
             path = chosen_path(gallery, chosen, language)
             return gr.skip() if path is None else [path]
 
-        again.click(reuse, [room.language, self.easel.gallery, self.easel.chosen], self.pictures, **QUICK)
+        again.click(reuse, [room.language, self.easel.gallery, self.easel.chosen], self.images, **QUICK)
 
 
 def upload(room: Room, part: str, key: str, value: list[str] | None = None) -> Any:
-    """A field for pictures: dropped, chosen or pasted. They are opened when they are used, so that a broken one is
+    """A field for images: dropped, chosen or pasted. They are opened when they are used, so that a broken one is
     spoken of in words.
     """
     return room.labels.make(

@@ -1,22 +1,22 @@
-"""The picture world as a source of training documents."""
+"""The image world as a source of training documents."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 
-from bagel_mot.data.documents import Document, PicturePart, TextPart
+from bagel_mot.data.documents import Document, ImagePart, TextPart
 from bagel_mot.worlds.mini.documents import Say, Show, sample_document
 from bagel_mot.worlds.mini.draw import draw
 
-# Tasks whose pictures are drawn from conditions that dropout may remove. Where an answer is to be given about a
-# picture, or a plan follows a prompt, removing the condition would teach guessing.
+# Tasks whose images are drawn from conditions that dropout may remove. Where an answer is to be given about a
+# image, or a plan follows a prompt, removing the condition would teach guessing.
 _DROPPABLE = ("draw", "edit", "chain")
 _ONE_COPY = ("chain", "session")  # long documents
 
 
 class MiniSource:
-    """Documents by index, at one picture size."""
+    """Documents by index, at one image size."""
 
     def __init__(
         self,
@@ -30,11 +30,11 @@ class MiniSource:
         """
         Args:
             seed: of the whole supply.
-            side: pixels of a picture's side.
+            side: pixels of an image's side.
             mix: weight of each task; None for the default.
             copies: noised copies of each target in short documents.
             unconditional_thinking: share of thinking documents that lose prompt and plan together, and of those with
-                a given picture as many again that lose the picture: guidance has its contexts of either alone.
+                a given image as many again that lose the image: guidance has its contexts of either alone.
         """
         self.seed, self.side, self.mix, self.copies = seed, side, mix, copies
         self.unconditional_thinking = unconditional_thinking
@@ -47,7 +47,7 @@ class MiniSource:
             if chance < self.unconditional_thinking:
                 parts = (parts[0], *(part for part in parts[1:] if isinstance(part, Show)))
             elif chance < 2 * self.unconditional_thinking and task == "think_edit":
-                # Nothing is to be said about a picture that is not there.
+                # Nothing is to be said about a image that is not there.
                 parts = tuple(
                     Say(part.text, False) if isinstance(part, Say) else part
                     for part in parts
@@ -55,14 +55,14 @@ class MiniSource:
                 )
         droppable = task in _DROPPABLE
         draws = any(isinstance(part, Show) and part.target for part in parts)
-        document: list[TextPart | PicturePart] = []
+        document: list[TextPart | ImagePart] = []
         for number, part in enumerate(parts):
             if isinstance(part, Say):
                 document.append(TextPart(part.text, loss=part.loss, droppable=droppable))
                 continue
             followed = number + 1 < len(parts)
             document.append(
-                PicturePart(
+                ImagePart(
                     draw(part.scene, self.side),
                     target=part.target,
                     vae=followed and draws,

@@ -2,7 +2,7 @@
 
 Each row is a set of items from a fixed seed and the share that came out exactly right, with a 95% Wilson interval.
 Nothing is judged by the model itself, and nothing is half right. Two rows judge the judge: how often it recovers the
-very scene of a fresh picture, and of one that went through the autoencoder, which bounds every picture the model draws.
+very scene of a fresh image, and of one that went through the autoencoder, which bounds every image the model draws.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def evaluate(
     """Runs the evaluation.
 
     Args:
-        bagel: a model of the picture world.
+        bagel: a model of the image world.
         rows: as for `pick_rows`.
         items: per row.
         seed: of the items; item i of a row is drawn with seed i.
@@ -125,7 +125,7 @@ def evaluate(
         progress: called with a row's name, items done and items in all.
         known: rows that need not be run again, by name.
         on_row: called with the report so far after each row that was run.
-        settings: of generation, over the model's defaults (pictures only).
+        settings: of generation, over the model's defaults (images only).
 
     Returns: {"items", "seed", "rows": {name: {"right", "total", "share", "interval", "seconds"}}, "summary": {…}}.
     """
@@ -238,13 +238,13 @@ class _Runner:
     def _judge(self, through_autoencoder: bool) -> Iterator[bool]:
         autoencoder = self.bagel.checkpoint.autoencoder
         for scenes, _ in self._batches(scene_items(self.items, self.seed)):
-            pictures = [draw(scene, self.side) for scene in scenes]
+            images = [draw(scene, self.side) for scene in scenes]
             if through_autoencoder:
-                pixels = torch.stack([to_pixels(picture) for picture in pictures]).to(self.bagel.device)
+                pixels = torch.stack([to_pixels(image) for image in images]).to(self.bagel.device)
                 decoded = to_uint8(autoencoder.decode(autoencoder.encode(pixels)).float()).cpu().numpy()
-                pictures = [Image.fromarray(picture) for picture in decoded]
-            for scene, picture in zip(scenes, pictures, strict=True):
-                yield same_scene(parse(picture), scene)
+                images = [Image.fromarray(image) for image in decoded]
+            for scene, image in zip(scenes, images, strict=True):
+                yield same_scene(parse(image), scene)
 
     def _draw(self, row: str, split: str) -> Iterator[bool]:
         for items, seeds in self._batches(draw_items(row, self.items, self.seed, split)):
@@ -254,8 +254,8 @@ class _Runner:
 
     def _ask(self, row: str) -> Iterator[bool]:
         for items, _ in self._batches(ask_items(row, self.items, self.seed)):
-            pictures = [draw(item.scene, self.side) for item in items]
-            answers = self.bagel.ask(pictures, [item.question for item in items], max_new_tokens=_ANSWER_TOKENS)
+            images = [draw(item.scene, self.side) for item in items]
+            answers = self.bagel.ask(images, [item.question for item in items], max_new_tokens=_ANSWER_TOKENS)
             for item, answer in zip(items, answers, strict=True):
                 yield answer.strip() == item.answer
 
@@ -263,11 +263,11 @@ class _Runner:
         for items, seeds in self._batches(edit_items(row, self.items, self.seed)):
             before = [draw(item.scene, self.side) for item in items]
             images = self.bagel.edit(before, [item.instruction for item in items], seed=seeds, **self.settings)
-            for item, picture, image in zip(items, before, images, strict=True):
-                yield edit_is_right(picture, image, item.scene, item.result)
+            for item, given, image in zip(items, before, images, strict=True):
+                yield edit_is_right(given, image, item.scene, item.result)
 
     def _chain(self) -> Iterator[bool]:
-        """Each chain in a session of its own; the picture after the last edit is judged."""
+        """Each chain in a session of its own; the image after the last edit is judged."""
         for items, seeds in self._batches(chain_items(self.items, _CHAIN_LENGTH, self.seed)):
             sessions = []
             for item in items:
@@ -294,8 +294,8 @@ class _Runner:
             before = [draw(riddle.scene_before, self.side) for riddle in riddles]
             if task == "edit":
                 images = self.bagel.edit(before, prompts, seed=seeds, **options, **self.settings)
-                for riddle, picture, image in zip(riddles, before, images, strict=True):
-                    yield edit_is_right(picture, image, riddle.scene_before, riddle.scene_after)
+                for riddle, given, image in zip(riddles, before, images, strict=True):
+                    yield edit_is_right(given, image, riddle.scene_before, riddle.scene_after)
                 continue
             tokens = _THINK_TOKENS if think else _ANSWER_TOKENS
             answers = self.bagel.ask(before, prompts, think=think, max_new_tokens=tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 _CALM = 200  # passes after which more is tried
 
 
-class Bound:
+class BatchBackoff:
     """How large passes may be after one for which memory was short, so that not every step fails before it is split."""
 
     def __init__(self, least: int) -> None:

@@ -4,10 +4,10 @@ A request is a generator. It yields a list of work and is sent the list of resul
 
     logits, = yield [Row(context, (segment,), Output.LOGITS)]        # a prefill, or one token
     hidden = yield [Row(c, (noised,), Output.HIDDEN, tail=t) for …]    # one denoising step, all guidance branches
-    latents = yield [Encode(pixels) for pixels in pictures]
+    latents = yield [Encode(pixels) for pixels in images]
 
 Each step gathers the work of all requests, whatever their kinds, sizes and settings; packs all rows into one sequence
-and runs the model once; runs pictures of one size through the autoencoder together; and hands each request its results.
+and runs the model once; runs images of one size through the autoencoder together; and hands each request its results.
 Requests join and leave between steps. A request that fails does so alone.
 """
 
@@ -24,7 +24,7 @@ import torch
 
 from bagel_mot.allocator import keep_freed_memory
 from bagel_mot.errors import MemoryShortageError
-from bagel_mot.inference.engine.backoff import Bound
+from bagel_mot.inference.engine.backoff import BatchBackoff
 from bagel_mot.inference.engine.ops import Decode, Encode, Handle, Output, Piece, Request, Row
 from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
@@ -49,7 +49,7 @@ class EngineStats:
     prefill_tokens: int = 0  # read into contexts
     written_tokens: int = 0  # of texts being written, one a forward pass
     noised_tokens: int = 0  # of denoising steps, image markers included
-    encoded: int = 0  # pictures
+    encoded: int = 0  # images
     decoded: int = 0
 
 
@@ -84,7 +84,7 @@ class Engine:
         self.spec = PackSpec.of(model.config, special)
         self.max_step_tokens, self.max_active_cost = max_step_tokens, max_active_cost
         self.max_step_pixels = max_step_pixels
-        self._tokens, self._pixels_bound = Bound(_FEW_TOKENS), Bound(1)
+        self._tokens, self._pixels_bound = BatchBackoff(_FEW_TOKENS), BatchBackoff(1)
         self.idle_cost: Callable[[], int] = lambda: 0  # of what is kept between requests, such as by sessions
         self.check_memory: Callable[[int], None] = lambda needed: None  # raises where a pass of so many bytes cannot be
         self.explain: Callable[[Exception], Exception] = lambda error: error  # of what went wrong in a pass
@@ -101,14 +101,14 @@ class Engine:
         """An empty context; `reserve` tokens are expected in all."""
         return Context(self.model.config.decoder, self.model.dtype, self.model.decoder.devices, reserve)
 
-    def check_picture(self, size: tuple[int, int] | None) -> None:
-        """Before a picture of this width and height is drawn: its last step is often the largest, and the rest of the
+    def check_image(self, size: tuple[int, int] | None) -> None:
+        """Before an image of this width and height is drawn: its last step is often the largest, and the rest of the
         work would be lost. Beside other work nothing can be said: what that takes now may be free then.
 
         Raises: what `check_memory` raises.
         """
         if size is not None and self.active == 0:
-            self.check_memory(decode_bytes(self.model.config.vae, size[0] * size[1], self._picture_dtype))
+            self.check_memory(decode_bytes(self.model.config.vae, size[0] * size[1], self._image_dtype))
 
     def submit(self, request: Request[T], cost: int = 0) -> Handle[T]:
         """Takes a request in; it begins with the next step that has room. Never waits, whoever is stepping.
@@ -163,9 +163,9 @@ class Engine:
         for batch in _batches(rows, lambda item: item.work.tokens, self._tokens.of(self.max_step_tokens)):
             self._attempt(self._forward, batch)
         for kind, run in ((Encode, self._encode), (Decode, self._decode)):
-            pictures = [item for item in items if isinstance(item.work, kind)]
-            pictures.sort(key=_shape)
-            for _, group in groupby(pictures, key=_shape):
+            images = [item for item in items if isinstance(item.work, kind)]
+            images.sort(key=_shape)
+            for _, group in groupby(images, key=_shape):
                 for batch in _batches(list(group), self._pixels, self._pixels_bound.of(self.max_step_pixels)):
                     self._attempt(run, batch)
         for handle in active:
@@ -324,19 +324,19 @@ class Engine:
 
     def _encode(self, batch: list[Piece]) -> None:
         pixels = torch.stack([item.work.pixels for item in batch if isinstance(item.work, Encode)])
-        latents = self.autoencoder.encode(pixels.to(self.model.device, self._picture_dtype)).float()
+        latents = self.autoencoder.encode(pixels.to(self.model.device, self._image_dtype)).float()
         for item, latent in zip(batch, latents, strict=True):
             item.settle(latent)
         self.stats.encoded += len(batch)
 
     def _decode(self, batch: list[Piece]) -> None:
         latents = torch.stack([item.work.latent for item in batch if isinstance(item.work, Decode)])
-        pixels = self.autoencoder.decode(latents.to(self.model.device, self._picture_dtype)).float().cpu()
-        for item, picture in zip(batch, pixels, strict=True):
-            item.settle(picture)
+        pixels = self.autoencoder.decode(latents.to(self.model.device, self._image_dtype)).float().cpu()
+        for item, image in zip(batch, pixels, strict=True):
+            item.settle(image)
         self.stats.decoded += len(batch)
 
-    def _bound_of(self, batch: list[Piece]) -> Bound:
+    def _bound_of(self, batch: list[Piece]) -> BatchBackoff:
         return self._tokens if isinstance(batch[0].work, Row) else self._pixels_bound
 
     def _demand(self, batch: list[Piece]) -> int:
@@ -350,10 +350,10 @@ class Engine:
             passing = forward_bytes(config.decoder, und, gen, dtype)
             return passing + cache_bytes(config.decoder, new, dtype)
         needs = decode_bytes if isinstance(batch[0].work, Decode) else encode_bytes
-        return needs(config.vae, sum(map(self._pixels, batch)), self._picture_dtype)
+        return needs(config.vae, sum(map(self._pixels, batch)), self._image_dtype)
 
     @property
-    def _picture_dtype(self) -> torch.dtype:
+    def _image_dtype(self) -> torch.dtype:
         return self.autoencoder.encoder.conv_in.weight.dtype
 
     def _pixels(self, item: Piece) -> int:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from bagel_mot.model.cache import Context, Tail
+from bagel_mot.model.cache import Context, KVReservation
 from bagel_mot.sequence import Segment, segment_length
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Row:
     context: Context
     segments: tuple[Segment, ...]
     output: Output = Output.NONE
-    tail: Tail | None = None
+    tail: KVReservation | None = None
     record: bool = True
 
     @property

@@ -50,7 +50,7 @@ class Metrics:
         self.registry.register(_State(service))
 
     def count(self, task: Task, prompt: TokenCount, result: Result, drawn: int) -> None:
-        """Counts one result; `drawn` are the tokens of its picture."""
+        """Counts one result; `drawn` are the tokens of its image."""
         self.results.labels(task).inc()
         self.result_seconds.labels(task).observe(result.seconds)
         self.prompt_tokens.labels(task, "text").inc(prompt.text)

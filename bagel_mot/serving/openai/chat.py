@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: a conversation in, a text or a picture out."""
+"""`/v1/chat/completions`: a conversation in, a text or an image out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bagel_mot.inference.tasks import Media, Order
 from bagel_mot.serving.openai.errors import ApiError
 from bagel_mot.serving.openai.fields import parse_extra
 from bagel_mot.serving.openai.image_data import to_data_uri
-from bagel_mot.serving.openai.routes import Desk, Pictures, desk_of
+from bagel_mot.serving.openai.routes import Desk, Images, desk_of
 from bagel_mot.serving.openai.schemas import (
     CHAT_EXAMPLES,
     EVENT_STREAM,
@@ -51,10 +51,10 @@ async def chat(
     request: Request,
     desk: Annotated[Desk, Depends(desk_of)],
 ) -> ChatCompletion | Response:
-    """Texts and pictures of all messages are read in order, then a text is written or a picture drawn.
+    """Texts and images of all messages are read in order, then a text is written or an image drawn.
 
     `modalities` says which: `["text"]` (the default), `["image"]`, or both, where with `think` the thinking is the
-    text. Pictures stand in `message.images` as data URIs.
+    text. Images stand in `message.images` as data URIs.
     """
     desk.check_model(body.model)
     if body.stream:
@@ -89,8 +89,8 @@ async def _start(
     body: ChatRequest, request: Request, desk: Desk, listen: Callable[[int, Order], Callbacks] | None = None
 ) -> Started:
     output = output_of(body)
-    with Pictures(desk) as pictures:
-        inputs = await read_messages(body.messages, desk, pictures)
+    with Images(desk) as images:
+        inputs = await read_messages(body.messages, desk, images)
         settings = settings_of(body, output, inputs)
         return await desk.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
 
@@ -107,15 +107,15 @@ def output_of(body: ChatRequest) -> Media:
     return "image" if "image" in (body.modalities or ()) else "text"
 
 
-async def read_messages(messages: Sequence[Message], desk: Desk, pictures: Pictures) -> list[str | bytes]:
-    """The texts and pictures of a conversation in the order in which the model reads them.
+async def read_messages(messages: Sequence[Message], desk: Desk, images: Images) -> list[str | bytes]:
+    """The texts and images of a conversation in the order in which the model reads them.
 
-    They are those of the messages, except that where a message ends with a picture its texts come after its pictures:
+    They are those of the messages, except that where a message ends with an image its texts come after its images:
     the model goes by the last text.
 
     Raises:
         ApiError: the conversation does not end with the user, or a message is empty.
-        ImageError: a picture cannot be had.
+        ImageError: an image cannot be had.
     """
     if messages[-1].role != "user":
         sentence = f"the last message is from {messages[-1].role!r}: it must be the user's, which is to be answered."
@@ -125,7 +125,7 @@ async def read_messages(messages: Sequence[Message], desk: Desk, pictures: Pictu
     for number, message in enumerate(messages):
         content = [message.content] if isinstance(message.content, str) else list(message.content or ())
         parts = [part if isinstance(part, str) else part.text if part.type == "text" else part for part in content]
-        if message.role == "assistant":  # an answer that was a picture alone, or thinking that did not come to an end
+        if message.role == "assistant":  # an answer that was a image alone, or thinking that did not come to an end
             parts = [part for part in parts if not isinstance(part, str) or part.strip()]
         parts += message.images or ()
         if not parts and message.role == "assistant":
@@ -133,19 +133,19 @@ async def read_messages(messages: Sequence[Message], desk: Desk, pictures: Pictu
         if not parts:
             raise ApiError(400, f"messages.{number} is empty: leave it out.", param=f"messages.{number}.content")
         if not isinstance(parts[-1], str):
-            parts.sort(key=lambda part: isinstance(part, str))  # stable: pictures first
+            parts.sort(key=lambda part: isinstance(part, str))  # stable: images first
         for part in parts:
-            inputs.append(part if isinstance(part, str) else await pictures.file(part.image_url.url))
+            inputs.append(part if isinstance(part, str) else await images.file(part.image_url.url))
     return inputs
 
 
 def _check_count(messages: Sequence[Message], desk: Desk) -> None:
-    """Before any picture is fetched or decoded."""
-    pictures = sum(len(message.images or ()) for message in messages)
+    """Before any image is fetched or decoded."""
+    images = sum(len(message.images or ()) for message in messages)
     for message in messages:
         if isinstance(message.content, list):
-            pictures += sum(part.type == "image_url" for part in message.content)
-    desk.service.check_pictures(pictures)
+            images += sum(part.type == "image_url" for part in message.content)
+    desk.service.check_images(images)
 
 
 def settings_of(body: ChatRequest, output: Media, inputs: Sequence[str | bytes]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def settings_of(body: ChatRequest, output: Media, inputs: Sequence[str | bytes])
         raise ApiError(400, f"{' and '.join(most)} differ: give one of them.", param=next(iter(most)))
     if most:
         count = next(iter(most.values()))
-        # Of a picture it bounds the thinking alone: there, more than may be thought is no mistake.
+        # Of a image it bounds the thinking alone: there, more than may be thought is no mistake.
         settings[own] = count if output == "text" else min(count, int(SETTINGS[own].high or count))
     if greedy:
         settings.setdefault("do_sample", False)

@@ -16,10 +16,10 @@ Format = Literal["png", "jpeg", "webp"]
 
 
 def from_data_uri(uri: str) -> bytes:
-    """The bytes of a picture file.
+    """The bytes of an image file.
 
     Raises:
-        ImageError: it is no data URI of a picture in base64.
+        ImageError: it is no data URI of an image in base64.
     """
     head, comma, data = uri.partition(",")
     scheme, _, kind = head.partition(":")
@@ -34,7 +34,7 @@ def from_data_uri(uri: str) -> bytes:
 
 
 def encode(image: Image.Image, form: Format = "png", quality: int = 100) -> bytes:
-    """A picture as a file; into a PNG goes also what `image.info` says of how it was made.
+    """An image as a file; into a PNG goes also what `image.info` says of how it was made.
 
     Args:
         image: RGB.

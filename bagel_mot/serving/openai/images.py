@@ -1,4 +1,4 @@
-"""`/v1/images/generations` and `/v1/images/edits`: pictures from texts, and from pictures and texts."""
+"""`/v1/images/generations` and `/v1/images/edits`: images from texts, and from images and texts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def generations(
     request: Request,
     desk: Annotated[Desk, Depends(desk_of)],
 ) -> ImagesResponse | Response:
-    """Draws `n` pictures, as base64. With `stream`, events come as the pictures form."""
+    """Draws `n` images, as base64. With `stream`, events come as the images form."""
     return await _draw(request, desk, body, [body.prompt], "generate")
 
 
@@ -67,12 +67,12 @@ async def generations(
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _edit_schema()}}}},
 )
 async def edits(request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> ImagesResponse | Response:
-    """Changes a picture, or makes one from several, as the prompt says. Fields are those of generations."""
+    """Changes an image, or makes one from several, as the prompt says. Fields are those of generations."""
     try:
         async with request.form(
             max_files=desk.service.limits.images, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES
         ) as form:
-            fields, pictures = await _read_form(form)
+            fields, images = await _read_form(form)
     except HTTPException as error:
         if error.status_code == 413:
             raise
@@ -81,17 +81,17 @@ async def edits(request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> Im
         body = ImageRequest.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error.errors()) from error
-    return await _draw(request, desk, body, [*pictures, body.prompt], "edit")
+    return await _draw(request, desk, body, [*images, body.prompt], "edit")
 
 
 async def _read_form(form: FormData) -> tuple[dict[str, Any], list[bytes]]:
-    """The fields of a form, and the pictures in it.
+    """The fields of a form, and the images in it.
 
     Raises:
-        ApiError: there is no picture, or it is no file; or there is a mask.
+        ApiError: there is no image, or it is no file; or there is a mask.
     """
     texts: dict[str, list[str]] = {}
-    pictures = []
+    images = []
     for key, value in form.multi_items():
         name = key.removesuffix("[]")
         if name == "mask":
@@ -102,14 +102,14 @@ async def _read_form(form: FormData) -> tuple[dict[str, Any], list[bytes]]:
                 raise ApiError(
                     400, "image is no file: send it as one, such as image=@car.png with curl.", param="image"
                 )
-            pictures.append(await value.read())
+            images.append(await value.read())
         elif isinstance(value, UploadFile):
             raise ApiError(400, f"{name} is a file: only image is one.", param=name)
         else:
             texts.setdefault(name, []).append(value)
-    if not pictures:
+    if not images:
         raise ApiError(400, "image is missing: send one or several files.", param="image")
-    return {name: from_form(name, values) for name, values in texts.items()}, pictures
+    return {name: from_form(name, values) for name, values in texts.items()}, images
 
 
 async def _draw(

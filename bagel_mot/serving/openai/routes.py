@@ -27,13 +27,13 @@ from bagel_mot.serving.service import Callbacks, Service, Started
 
 T = TypeVar("T")
 _log = logging.getLogger("bagel_mot.serving")
-_WORKERS = 4  # pictures that are decoded or encoded at the same time
-_FETCHES = 8  # pictures that are fetched at the same time
-_FETCHED = 2 * _FETCHES * MAX_BYTES  # bytes of all requests that still gather their pictures
+_WORKERS = 4  # images that are decoded or encoded at the same time
+_FETCHES = 8  # images that are fetched at the same time
+_FETCHED = 2 * _FETCHES * MAX_BYTES  # bytes of all requests that still gather their images
 
 
-class Pictures:
-    """Gathers the pictures of one request. What was fetched counts until the request is taken in, which keeps them at
+class Images:
+    """Gathers the images of one request. What was fetched counts until the request is taken in, which keeps them at
     the size that the model reads; what came with the request was counted before.
     """
 
@@ -174,7 +174,7 @@ class Desk:
         self.metrics.count(started.order.task, started.prompt, result, self.drawn_tokens(result))
 
     def drawn_tokens(self, result: Result) -> int:
-        """Tokens of a result's picture, its markers included."""
+        """Tokens of a result's image, its markers included."""
         if result.image is None:
             return 0
         return result.image.width * result.image.height // self.service.bagel.config.latent_stride**2 + 2

@@ -145,7 +145,7 @@ class ChatCompletion(BaseModel):
 
 
 class ImageRequest(BaseModel):
-    """What drawing from a text and from pictures have in common."""
+    """What drawing from a text and from images have in common."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -165,7 +165,7 @@ class ImageRequest(BaseModel):
 
 
 class GenerationRequest(ImageRequest):
-    """A picture to be drawn. Besides these fields it takes the generation settings by name."""
+    """An image to be drawn. Besides these fields it takes the generation settings by name."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra=with_settings("generate"))
 

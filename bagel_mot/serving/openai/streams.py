@@ -1,7 +1,7 @@
 """What a request tells its client on the way: from the thread that drives the engine to a stream of events.
 
 The thread never waits for a client. What a slow one has not fetched yet is kept, within bounds: a text grows in one
-piece, and of the looks at a picture only the newest stays.
+piece, and of the looks at an image only the newest stays.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Preview:
-    """A look at a picture; `number` counts those of this picture."""
+    """A look at an image; `number` counts those of this image."""
 
     index: int
     number: int
@@ -73,7 +73,7 @@ class Channel:
     def __init__(self, previews: int = 0) -> None:
         """
         Args:
-            previews: most looks at each picture.
+            previews: most looks at each image.
         """
         self.dropped = 0
         self._previews = previews

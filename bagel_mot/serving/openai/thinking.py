@@ -59,7 +59,7 @@ class ThinkingStream:
 
 
 class ThoughtStream:
-    """The thinking before a picture, where a thought without tags is a thought all the same: as `Result.thinking`."""
+    """The thinking before an image, where a thought without tags is a thought all the same: as `Result.thinking`."""
 
     def __init__(self) -> None:
         self._split, self._all, self._joined = ThinkingStream(), Stripped(), False

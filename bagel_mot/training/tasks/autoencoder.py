@@ -1,4 +1,4 @@
-"""Training the autoencoder on pictures of the mini world."""
+"""Training the autoencoder on images of the mini world."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bagel_mot.worlds.mini.draw import background, draw_array
 from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import MAX_THINGS
 
-_STATISTICS_PICTURES = 512
+_STATISTICS_IMAGES = 512
 _UNSEEN = 0.08
 """An error, averaged over 3 × 3 pixels, that nobody notices; of a range of 2."""
 
@@ -47,7 +47,7 @@ def _new(recipe: AutoencoderRecipe) -> Autoencoder:
 
 @torch.no_grad()
 def widen_latent(module: Autoencoder, z_channels: int) -> Autoencoder:
-    """A copy with further latent channels, which begin by carrying what a random projection sees of the picture.
+    """A copy with further latent channels, which begin by carrying what a random projection sees of the image.
 
     The decoder hears them softly at first, so that the copy reconstructs nearly what the original did.
 
@@ -113,9 +113,9 @@ def _initial(recipe: AutoencoderRecipe) -> Autoencoder:
     return widen_latent(module, channels)
 
 
-def to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """uint8 (H, W, 3) pictures -> (B, 3, H, W) float32 in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+def to_tensor(images: list[np.ndarray]) -> Tensor:
+    """uint8 (H, W, 3) images -> (B, 3, H, W) float32 in [-1, 1]."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return (stacked.float() / 127.5 - 1).contiguous()
 
 
@@ -131,9 +131,9 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
     the latent smooth.
 
     With `latent_noise` the decoder learns to draw cleanly from latents that are a little off, as drawn ones are, and
-    the encoder to spread what it says over all channels; each picture has its own level of noise from 0 upwards.
-    Things fill a small part of a picture and hold most of what it says, so their pixels may weigh more
-    (`thing_weight`), and half of the pictures are full ones.
+    the encoder to spread what it says over all channels; each image has its own level of noise from 0 upwards.
+    Things fill a small part of an image and hold most of what it says, so their pixels may weigh more
+    (`thing_weight`), and half of the images are full ones.
     """
 
     loss_weights: dict[str, float]
@@ -156,14 +156,14 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
 
     def next_batch(self) -> Batch:
         side = self.recipe.side
-        pictures, masks = [], []
+        images, masks = [], []
         for number in range(self.recipe.batch_size):
             scene = sample_scene(self.rng, things=MAX_THINGS if number % 2 else None)
-            picture = draw_array(scene, side)
-            pictures.append(picture)
-            masks.append((picture != np.asarray(background(scene.background, side))).any(axis=2))
+            image = draw_array(scene, side)
+            images.append(image)
+            masks.append((image != np.asarray(background(scene.background, side))).any(axis=2))
         mask = torch.from_numpy(np.stack(masks))[:, None].float()
-        return Batch(to_tensor(pictures), 1 + (self.recipe.thing_weight - 1) * mask)
+        return Batch(to_tensor(images), 1 + (self.recipe.thing_weight - 1) * mask)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         weight = float(batch.weights.sum()) * 3
@@ -188,7 +188,7 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
         decoded = self.module.decoder(mean + noise * (logvar.exp() + extra.square()).sqrt()).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum()
         error = decoded - pixels
-        # A picture is spoilt by the few places that are far off, which a mean hardly notices.
+        # A image is spoilt by the few places that are far off, which a mean hardly notices.
         peak = (F.avg_pool2d(error, 3, stride=1, padding=1).abs() - _UNSEEN).clamp_min(0).square()
         return (error.abs() * weights).sum(), (error.square() * weights).sum(), (peak * weights).sum(), kl
 
@@ -206,12 +206,10 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
             save_checkpoint(folder, BagelConfig(vae=self.module.config), autoencoder=weights)
             return
         rng = random.Random(self.recipe.seed + 1)
-        pictures = [draw_array(sample_scene(rng), self.recipe.side) for _ in range(_STATISTICS_PICTURES)]
+        images = [draw_array(sample_scene(rng), self.recipe.side) for _ in range(_STATISTICS_IMAGES)]
         model = Autoencoder(self.module.config).to(self.device).eval()
         model.load_state_dict(weights)
-        means = [
-            model.posterior(to_tensor(pictures[i : i + 32]).to(self.device))[0] for i in range(0, len(pictures), 32)
-        ]
+        means = [model.posterior(to_tensor(images[i : i + 32]).to(self.device))[0] for i in range(0, len(images), 32)]
         latent = torch.cat(means).float().transpose(0, 1).flatten(1)
         gains = latent.std(dim=1).clamp_min(1e-6).reciprocal()
         scale_channels(model, gains)
@@ -227,10 +225,10 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
         """Pictures above their reconstructions."""
         model = load_autoencoder(checkpoint, device=self.device)
         rng = random.Random(self.recipe.seed + 2)
-        pictures = [draw_array(sample_scene(rng), self.recipe.side) for _ in range(12)]
-        decoded = model.decode(model.encode(to_tensor(pictures).to(self.device)))
+        images = [draw_array(sample_scene(rng), self.recipe.side) for _ in range(12)]
+        decoded = model.decode(model.encode(to_tensor(images).to(self.device)))
         sheet = np.concatenate(
-            [np.concatenate(pictures, 1), np.concatenate(list(to_uint8(decoded.float()).cpu().numpy()), 1)]
+            [np.concatenate(images, 1), np.concatenate(list(to_uint8(decoded.float()).cpu().numpy()), 1)]
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(sheet)

@@ -102,14 +102,14 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         return self._pack(self._prefetcher.next_batch()).to(self.device)
 
     def _pack(self, raw: RawPack) -> PackedSequence:
-        """Encodes the pictures of a pack, each once, and lays the samples out."""
-        pictures: dict[int, Tensor] = {}
+        """Encodes the images of a pack, each once, and lays the samples out."""
+        images: dict[int, Tensor] = {}
         for row in raw.rows:
             for sample in row:
                 for segment in sample.segments:
                     if isinstance(segment, PendingLatent):
-                        pictures[id(segment.pixels)] = segment.pixels
-        latents = dict(zip(pictures, self.encode(list(pictures.values())), strict=True))
+                        images[id(segment.pixels)] = segment.pixels
+        latents = dict(zip(images, self.encode(list(images.values())), strict=True))
         rows = []
         for row in raw.rows:
             samples = []
@@ -123,20 +123,20 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         return pack(rows, self.spec, und_len=shape.und, gen_len=shape.gen)
 
     @torch.no_grad()
-    def encode(self, pictures: list[Tensor]) -> list[Tensor]:
-        """Latent tokens (rows·columns, latent_dim) on the CPU of pictures (3, H, W), each at its own size.
+    def encode(self, images: list[Tensor]) -> list[Tensor]:
+        """Latent tokens (rows·columns, latent_dim) on the CPU of images (3, H, W), each at its own size.
 
-        Pictures of one size run in batches of a fixed number, the last one filled up: a compiled encoder keeps its
+        Images of one size run in batches of a fixed number, the last one filled up: a compiled encoder keeps its
         shape.
         """
-        tokens: list[Tensor] = [torch.empty(0)] * len(pictures)
+        tokens: list[Tensor] = [torch.empty(0)] * len(images)
         by_size: dict[tuple[int, ...], list[int]] = {}
-        for index, picture in enumerate(pictures):
-            by_size.setdefault(tuple(picture.shape), []).append(index)
+        for index, image in enumerate(images):
+            by_size.setdefault(tuple(image.shape), []).append(index)
         for indices in by_size.values():
             for start in range(0, len(indices), _ENCODE_BATCH):
                 chosen = indices[start : start + _ENCODE_BATCH]
-                batch = torch.stack([pictures[i] for i in chosen])
+                batch = torch.stack([images[i] for i in chosen])
                 filled = torch.cat([batch, batch[:1].expand(_ENCODE_BATCH - len(chosen), -1, -1, -1)])
                 latent = self._encode(filled.to(self.device, DTYPES[self.recipe.precision])).float().cpu()
                 for i, one in zip(chosen, latent, strict=False):
@@ -184,14 +184,14 @@ class BagelTask(Task[BagelModel, PackedSequence]):
             tokenizer=self.tokenizer,
         )
         write_defaults(folder, self.recipe.data.side, self._defaults)
-        write_preview_pictures(folder, self.config)
+        write_preview_images(folder, self.config)
 
     def write_samples(self, path: Path, checkpoint: Path) -> None:
         write_sheet(path, checkpoint, self.recipe.data.side, str(self.device))
 
 
-def write_preview_pictures(folder: Path, config: BagelConfig) -> None:
-    """The sheet of typical pictures that previews are fitted to: 8 × 8 of the picture world."""
+def write_preview_images(folder: Path, config: BagelConfig) -> None:
+    """The sheet of typical images that previews are fitted to: 8 × 8 of the image world."""
     side, rng = config.vae.downsample * 8, random.Random(0)
     if side % WORLD:
         return
@@ -202,11 +202,11 @@ def write_preview_pictures(folder: Path, config: BagelConfig) -> None:
 
 
 def write_defaults(folder: Path, side: int, before: Mapping[str, Any]) -> None:
-    """The settings that suit a model trained on pictures of one size, for `Bagel` to read.
+    """The settings that suit a model trained on images of one size, for `Bagel` to read.
 
     Args:
         folder: of the checkpoint.
-        side: of the pictures, pixels.
+        side: of the images, pixels.
         before: settings of the checkpoint that the run began with, which stay.
     """
     transform = {"max_size": side, "min_size": side}

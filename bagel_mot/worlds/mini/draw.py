@@ -38,14 +38,14 @@ def scale_of(side: int) -> int:
 
 def draw(scene: Scene, side: int = WORLD) -> Image.Image:
     """The picture of a scene: RGB, `side` × `side` pixels. Raises SceneError for an impossible side."""
-    picture = background(scene.background, side).copy()
+    image = background(scene.background, side).copy()
     scale = side // WORLD
     for thing in scene.things:
-        image, mask = _sprite_pair(thing.kind, thing.colour, thing.size, side)
+        sprite, mask = _sprite_pair(thing.kind, thing.colour, thing.size, side)
         x, y = thing.centre
         corner = BOX[thing.size] // 2
-        picture.paste(image, ((x - corner) * scale, (y - corner) * scale), mask)
-    return picture
+        image.paste(sprite, ((x - corner) * scale, (y - corner) * scale), mask)
+    return image
 
 
 def draw_array(scene: Scene, side: int = WORLD) -> np.ndarray:
@@ -84,13 +84,13 @@ def sprite(kind: str, colour: str, size: str, side: int = WORLD, details: bool =
     pen = ImageDraw.Draw(silhouette)
     for part in parts:
         pen.polygon(scaled(part.points, radius, canvas / 2), fill=255)
-    picture = Image.new("RGBA", (canvas, canvas), (*INK, 0))
-    picture.paste((*INK, 255), (0, 0), Image.fromarray(_grow(np.asarray(silhouette) > 0, outline)))
-    brush = ImageDraw.Draw(picture)
+    image = Image.new("RGBA", (canvas, canvas), (*INK, 0))
+    image.paste((*INK, 255), (0, 0), Image.fromarray(_grow(np.asarray(silhouette) > 0, outline)))
+    brush = ImageDraw.Draw(image)
     for part in parts:
         _fill(brush, part, radius, canvas / 2, (*paint_rgb(part.paint, body), 255))
     small = BOX[size] * scale
-    return picture.resize((small, small), Image.Resampling.BOX)
+    return image.resize((small, small), Image.Resampling.BOX)
 
 
 def _fill(
@@ -102,8 +102,8 @@ def _fill(
 @cache
 def _sprite_pair(kind: str, colour: str, size: str, side: int) -> tuple[Image.Image, Image.Image]:
     """A sprite as the (RGB, alpha) pair that `paste` wants: faster than pasting RGBA."""
-    picture = sprite(kind, colour, size, side)
-    return picture.convert("RGB"), picture.getchannel("A")
+    image = sprite(kind, colour, size, side)
+    return image.convert("RGB"), image.getchannel("A")
 
 
 def _grow(mask: np.ndarray, radius: float) -> np.ndarray:

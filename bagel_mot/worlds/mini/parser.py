@@ -112,15 +112,15 @@ def parse(image: Image.Image | np.ndarray, tolerance: Tolerance = TOLERANCE) -> 
     Raises:
         SceneError: if the picture is not of that form.
     """
-    picture, side = to_world(image)
+    pixels, side = to_world(image)
     templates = library(side)
-    name, ground, tint, difference = _find_background(picture, templates)
-    picture = picture - tint
-    found = _find_things(picture, ground, np.abs(difference).max(axis=2), templates)
+    name, ground, tint, difference = _find_background(pixels, templates)
+    pixels = pixels - tint
+    found = _find_things(pixels, ground, np.abs(difference).max(axis=2), templates)
     drawn = ground.copy()
     for item in found:
         _paste(drawn, item)
-    things, reason = _compare(picture, drawn, ground, found, tolerance)
+    things, reason = _compare(pixels, drawn, ground, found, tolerance)
     if np.abs(tint).max() > tolerance.overall:
         reason = f"the whole picture is tinted by {np.abs(tint).max():.0f}"
     if len(things) > MAX_THINGS:
@@ -147,21 +147,21 @@ def matches(parsed: ParsedScene, spec: Spec) -> bool:
     return parsed.clean and satisfies(parsed.background, parsed.things, spec)
 
 
-def _find_background(picture: np.ndarray, templates: Library) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+def _find_background(image: np.ndarray, templates: Library) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
     """The background that most of the picture agrees with.
 
     Returns its name, the picture of it, the overall tint (3,), and what is left of the softened picture (64, 64, 3)
     when the tint, and a small shift or blur of the background, are taken out.
     """
-    errors = np.minimum(np.abs(picture[None] - templates.backgrounds).max(axis=3), 60.0)
+    errors = np.minimum(np.abs(image[None] - templates.backgrounds).max(axis=3), 60.0)
     best = int(errors.mean(axis=(1, 2)).argmin())
     ground = templates.backgrounds[best]
     tint = np.zeros(3, np.float32)
     empty = errors[best] < 24
     if empty.sum() > 200:
-        tint = np.median((picture - ground)[empty], axis=0)
+        tint = np.median((image - ground)[empty], axis=0)
     target = soften(ground)
-    difference = soften(picture - tint) - target
+    difference = soften(image - tint) - target
     slopes = _slopes(target)
     # Only what agrees fairly well has a say in the fit: the things must not bend the background towards themselves.
     agreeing = (np.abs(difference).max(axis=2) < 1.6 * FOREGROUND)[..., None]
@@ -171,17 +171,17 @@ def _find_background(picture: np.ndarray, templates: Library) -> tuple[str, np.n
     return BACKGROUNDS[best], ground, tint, difference
 
 
-def _find_things(picture: np.ndarray, ground: np.ndarray, difference: np.ndarray, templates: Library) -> list[_Found]:
+def _find_things(image: np.ndarray, ground: np.ndarray, difference: np.ndarray, templates: Library) -> list[_Found]:
     """Explain blob after blob, the largest first, until nothing that stands out lies outside the things found."""
     mask = difference > FOREGROUND
-    seen = features(picture, ground)
-    soft_seen = features(soften(soften(picture)), soften(soften(ground)))
+    seen = features(image, ground)
+    soft_seen = features(soften(soften(image)), soften(soften(ground)))
     found: list[_Found] = []
     while len(found) <= MAX_THINGS:
         blob = _largest_blob(mask)
         if blob is None:
             break
-        item = _explain(blob, picture, ground, seen, soft_seen, templates)
+        item = _explain(blob, image, ground, seen, soft_seen, templates)
         found.append(item)
         box = item.templates.box
         mask[blob[0], blob[1]] = False
@@ -221,7 +221,7 @@ def _largest_around(values: np.ndarray) -> np.ndarray:
 
 def _explain(
     blob: tuple[np.ndarray, np.ndarray],
-    picture: np.ndarray,
+    image: np.ndarray,
     ground: np.ndarray,
     seen: np.ndarray,
     soft_seen: np.ndarray,
@@ -249,10 +249,10 @@ def _explain(
     climbed = sorted((_climb(candidate[1], seen) for candidate in candidates[:SHORTLIST]), key=lambda item: item[0])
     # Blur can make a wrong sprite look better than the right one, so the best few are compared with blur taken out.
     finalists = [item for score, item in climbed[:FINALISTS] if score < FINAL_SHARE * climbed[0][0]]
-    return min(finalists, key=lambda item: _misfit(item, picture, ground)) if len(finalists) > 1 else climbed[0][1]
+    return min(finalists, key=lambda item: _misfit(item, image, ground)) if len(finalists) > 1 else climbed[0][1]
 
 
-def _misfit(found: _Found, picture: np.ndarray, ground: np.ndarray) -> float:
+def _misfit(found: _Found, image: np.ndarray, ground: np.ndarray) -> float:
     """By how much drawing the thing changes the squared error, small shift, blur and tint taken out: low is good."""
     box = found.templates.box
     x, y = max(0, found.x - 2), max(0, found.y - 2)
@@ -260,7 +260,7 @@ def _misfit(found: _Found, picture: np.ndarray, ground: np.ndarray) -> float:
     drawn = ground[window].copy()
     _paste(drawn, _Found(found.templates, found.index, found.x - x, found.y - y))
     target = soften(drawn)
-    seen = soften(picture[window])
+    seen = soften(image[window])
     tints = [np.broadcast_to(unit, target.shape) for unit in np.eye(3, dtype=target.dtype)]
     left, _ = _fit(seen - target, [*_slopes(target), *tints], (*SMALL_CHANGES, *[(-8.0, 8.0)] * 3))
     return float((left**2).sum() - ((seen - soften(ground[window])) ** 2).sum())
@@ -309,11 +309,11 @@ def _fit(error: np.ndarray, basis: Sequence[np.ndarray], limits: Limits) -> tupl
 
 
 def _compare(
-    picture: np.ndarray, drawn: np.ndarray, ground: np.ndarray, found: list[_Found], tolerance: Tolerance
+    image: np.ndarray, drawn: np.ndarray, ground: np.ndarray, found: list[_Found], tolerance: Tolerance
 ) -> tuple[list[ParsedThing], str]:
     """The things with their fine positions, and the first thing wrong with the picture ("" if nothing is)."""
     target = soften(drawn)
-    error = soften(picture) - target
+    error = soften(image) - target
     slopes = _slopes(target)
     outside = np.ones((WORLD, WORLD), bool)
     things, reasons = [], []

@@ -108,9 +108,9 @@ def soften(pixels: np.ndarray) -> np.ndarray:
     return np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 4)
 
 
-def features(picture: np.ndarray, ground: np.ndarray) -> np.ndarray:
+def features(image: np.ndarray, ground: np.ndarray) -> np.ndarray:
     """(64, 64, FEATURES) for a picture over a background, both (64, 64, 3) float32."""
-    difference = picture - ground
+    difference = image - ground
     cross = (difference * ground).sum(axis=2, keepdims=True)
     square = (ground * ground).sum(axis=2, keepdims=True)
     return np.concatenate([difference, cross, ground, square], axis=2)

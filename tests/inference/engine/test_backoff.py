@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bagel_mot.inference.engine.backoff import Bound
+from bagel_mot.inference.engine.backoff import BatchBackoff
 
 
 def test_passes_are_smaller_for_a_while_after_memory_was_short() -> None:
-    bound = Bound(1000)
+    bound = BatchBackoff(1000)
     assert bound.of(5000) == 5000
     bound.shorten(8000, 100)
     assert bound.of(5000) == 4000

@@ -265,7 +265,7 @@ def test_requests_wait_for_room(bagel: Bagel) -> None:
     assert engine.stats.steps == 4  # 2, 2, 1, and the one that is too large for company
 
 
-def test_pictures_of_one_size_run_together(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_one_size_run_together(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     original = bagel.checkpoint.autoencoder.encode
 
@@ -274,16 +274,16 @@ def test_pictures_of_one_size_run_together(bagel: Bagel, monkeypatch: pytest.Mon
         return original(pixels)
 
     monkeypatch.setattr(bagel.checkpoint.autoencoder, "encode", encode)
-    pictures = [torch.rand(3, *size) for size in ((32, 48), (48, 32), (32, 48), (32, 48))]
+    images = [torch.rand(3, *size) for size in ((32, 48), (48, 32), (32, 48), (32, 48))]
 
     def two(first: Tensor, second: Tensor) -> Request[list[Tensor]]:
         return (yield [Encode(first), Encode(second)])
 
-    first, second = finish(bagel, two(*pictures[:2]), two(*pictures[2:]))
+    first, second = finish(bagel, two(*images[:2]), two(*images[2:]))
     found = [*first, *second]
     assert sorted(shapes) == [(1, 3, 48, 32), (3, 3, 32, 48)]
-    for picture, latent in zip(pictures, found, strict=True):
-        assert relative(latent, original(picture[None])[0].detach()) < 1e-5
+    for image, latent in zip(images, found, strict=True):
+        assert relative(latent, original(image[None])[0].detach()) < 1e-5
     assert bagel.engine.stats.encoded == 4
     assert bagel.engine.stats.forwards == 0
 

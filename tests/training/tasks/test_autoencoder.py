@@ -42,7 +42,7 @@ def make(tmp_path: Path) -> Make:
     return recipe
 
 
-def _pictures(count: int) -> torch.Tensor:
+def _images(count: int) -> torch.Tensor:
     rng = random.Random(11)
     return to_tensor([draw_array(sample_scene(rng)) for _ in range(count)])
 
@@ -52,7 +52,7 @@ def test_the_latent_is_scaled_to_unit_variance_and_samples_are_drawn(make: Make)
     folder = train(recipe, AutoencoderTask)
     model = load_autoencoder(folder)
     with torch.no_grad():
-        latent = model.encode(_pictures(48))
+        latent = model.encode(_images(48))
     assert latent.mean().abs() < 0.1
     assert abs(latent.std().item() - 1) < 0.1
     assert (recipe.output / "samples" / "step-00000002.png").stat().st_size > 0
@@ -64,10 +64,10 @@ def test_a_frozen_encoder_keeps_its_latents(make: Make, tmp_path: Path) -> None:
     second = make(output=tmp_path / "decoder", init=str(first.output), freeze_encoder=True)
     after = train(second, AutoencoderTask)
     old, new = load_autoencoder(before), load_autoencoder(after)
-    pictures = _pictures(2)
+    images = _images(2)
     with torch.no_grad():
-        assert torch.equal(old.encode(pictures), new.encode(pictures))
-        assert not torch.equal(old.decode(old.encode(pictures)), new.decode(new.encode(pictures)))
+        assert torch.equal(old.encode(images), new.encode(images))
+        assert not torch.equal(old.decode(old.encode(images)), new.decode(new.encode(images)))
 
 
 def _weights(run: Path) -> dict[str, torch.Tensor]:
@@ -107,11 +107,11 @@ def test_every_channel_has_unit_variance_and_reconstructions_stay(make: Make) ->
     task = AutoencoderTask(recipe)
     with torch.no_grad():
         task.module.encoder.conv_out.weight[1] *= 20
-        pictures = _pictures(48)
-        expected = task.module.decoder(task.module.posterior(pictures)[0])
+        images = _images(48)
+        expected = task.module.decoder(task.module.posterior(images)[0])
         task.write_weights(recipe.output, task.module.state_dict())
         model = load_autoencoder(recipe.output)
-        latent = model.encode(pictures)
+        latent = model.encode(images)
         assert torch.allclose(model.decode(latent), expected, atol=1e-4)
     spread = latent.std(dim=(0, 2, 3))
     assert 0.8 < spread.min() < spread.max() < 1.2
@@ -122,13 +122,13 @@ def test_a_wider_latent_reconstructs_about_what_it_did(make: Make, tmp_path: Pat
     before = train(first, AutoencoderTask)
     narrow = load_autoencoder(before)
     wide = AutoencoderTask(make(output=tmp_path / "wide", init=str(first.output), model={"z_channels": 6})).module
-    pictures = _pictures(8)
+    images = _images(8)
     with torch.no_grad():
-        mean, logvar = wide.posterior(pictures)
+        mean, logvar = wide.posterior(images)
         assert mean.shape[1] == logvar.shape[1] == 6
-        assert torch.equal(mean[:, :4], narrow.posterior(pictures)[0])
+        assert torch.equal(mean[:, :4], narrow.posterior(images)[0])
         assert mean[:, 4:].std() > 0
-        old = narrow.decode(narrow.encode(pictures))
+        old = narrow.decode(narrow.encode(images))
         assert (wide.decoder(mean) - old).abs().mean() < 0.2 * old.abs().mean()
     with pytest.raises(RecipeError, match="z_channels is 2"):
         AutoencoderTask(make(output=tmp_path / "narrow", init=str(first.output), model={"z_channels": 2}))

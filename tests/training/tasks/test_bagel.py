@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bagel_mot.checkpoint.official import load_checkpoint, save_checkpoint
 from bagel_mot.config import BagelConfig, load_config
-from bagel_mot.data.documents import PicturePart
+from bagel_mot.data.documents import ImagePart
 from bagel_mot.data.packer import RawPack
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference import loading
@@ -43,12 +43,12 @@ def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.Monkey
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(whole.latents.shape, generator=generator)
     times = torch.rand(len(whole.latent_grids), generator=generator)
-    cut, pictures = len(halves[0].latents), len(halves[0].latent_grids)
+    cut, images = len(halves[0].latents), len(halves[0].latent_grids)
     torch.nn.init.normal_(task.module.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(task.module.latent_out.weight, std=0.1)
     # The halves must count differently: else a mean of means would do.
     assert task.counts(halves[0])["ce"] != task.counts(halves[1])["ce"]
-    given = [(times, noise), (times[:pictures], noise[:cut]), (times[pictures:], noise[cut:])]
+    given = [(times, noise), (times[:images], noise[:cut]), (times[images:], noise[cut:])]
     monkeypatch.setattr(unified, "add_noise", lambda packed, t, n: add_noise(packed, *given.pop(0)))
     gradients, means = [], []
     for packs in ([whole], halves):
@@ -173,7 +173,7 @@ def test_conditions_are_left_out_as_often_whatever_the_task(recipe: Make, seed: 
     left_out: dict[bool, list[bool]] = {True: [], False: []}
     for index in range(600):
         document = stream.source(index)
-        edits = any(isinstance(part, PicturePart) and not part.target for part in document)
+        edits = any(isinstance(part, ImagePart) and not part.target for part in document)
         sample = stream.sample(index)
         texts = sum(isinstance(segment, TextSegment) for segment in sample.segments)
         left_out[edits].append(texts == 0)

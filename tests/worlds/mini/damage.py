@@ -94,11 +94,11 @@ def transparent(rng: random.Random) -> np.ndarray:
 def no_details(rng: random.Random) -> np.ndarray:
     """A car without wheels and windows, a cat without a face."""
     scene, thing = _one(rng, kinds=tuple(kind for kind in KINDS if has_details(kind)))
-    picture = Image.fromarray(_without(scene, thing).astype(np.uint8))
+    image = Image.fromarray(_without(scene, thing).astype(np.uint8))
     plain = sprite(thing.kind, thing.colour, thing.size, 64, details=False)
     corner = BOX[thing.size] // 2
-    picture.paste(plain.convert("RGB"), (thing.centre[0] - corner, thing.centre[1] - corner), plain.getchannel("A"))
-    return np.asarray(picture).astype(float)
+    image.paste(plain.convert("RGB"), (thing.centre[0] - corner, thing.centre[1] - corner), plain.getchannel("A"))
+    return np.asarray(image).astype(float)
 
 
 def cut_off(rng: random.Random) -> np.ndarray:
@@ -119,9 +119,9 @@ def cut_off(rng: random.Random) -> np.ndarray:
 def extra_blob(rng: random.Random) -> np.ndarray:
     """A stray spot of four to seven pixels across on the background."""
     scene = sample_scene(rng, things=rng.randint(1, 3))
-    picture = draw_array(scene).astype(float)
+    image = draw_array(scene).astype(float)
     ground = np.asarray(background(scene.background)).astype(float)
-    free = np.abs(picture - ground).max(axis=2) == 0
+    free = np.abs(image - ground).max(axis=2) == 0
     while True:
         radius = rng.uniform(2.0, 3.5)
         x, y = rng.uniform(4, 60), rng.uniform(4, 60)
@@ -129,8 +129,8 @@ def extra_blob(rng: random.Random) -> np.ndarray:
         spot = (xs - x) ** 2 + (ys - y) ** 2 <= radius**2
         colour = np.array(COLOUR_RGB[rng.choice(COLOURS)], float)
         if free[spot].all() and np.abs(ground[spot] - colour).max(axis=1).min() > 60:
-            picture[spot] = colour
-            return picture
+            image[spot] = colour
+            return image
 
 
 def between_sizes(rng: random.Random) -> np.ndarray:
@@ -139,10 +139,10 @@ def between_sizes(rng: random.Random) -> np.ndarray:
     smaller, larger = rng.choice((("small", "medium"), ("medium", "large")))
     side = (BOX[smaller] + BOX[larger]) // 2
     art = sprite(thing.kind, thing.colour, larger, 64).resize((side, side), Image.Resampling.BOX)
-    picture = Image.fromarray(_without(scene, thing).astype(np.uint8))
+    image = Image.fromarray(_without(scene, thing).astype(np.uint8))
     corner = side // 2
-    picture.paste(art.convert("RGB"), (thing.centre[0] - corner, thing.centre[1] - corner), art.getchannel("A"))
-    return np.asarray(picture).astype(float)
+    image.paste(art.convert("RGB"), (thing.centre[0] - corner, thing.centre[1] - corner), art.getchannel("A"))
+    return np.asarray(image).astype(float)
 
 
 def between_backgrounds(rng: random.Random) -> np.ndarray:
@@ -167,12 +167,12 @@ def smeared(rng: random.Random) -> np.ndarray:
 def scribbled(rng: random.Random) -> np.ndarray:
     """A thing crossed by a stroke of another colour."""
     scene, thing = _one(rng, sizes=("medium", "large"))
-    picture = Image.fromarray(draw_array(scene))
+    image = Image.fromarray(draw_array(scene))
     x, y = thing.centre
     reach = BOX[thing.size] // 2 - 3
     other = rng.choice([c for c in COLOURS if c != thing.colour])
-    ImageDraw.Draw(picture).line([(x - reach, y - reach), (x + reach, y + reach)], fill=COLOUR_RGB[other], width=2)
-    return np.asarray(picture).astype(float)
+    ImageDraw.Draw(image).line([(x - reach, y - reach), (x + reach, y + reach)], fill=COLOUR_RGB[other], width=2)
+    return np.asarray(image).astype(float)
 
 
 NEARLY_RIGHT: dict[str, Callable[[random.Random], np.ndarray]] = {

@@ -68,7 +68,7 @@ def test_legible_on_every_background() -> None:
                     assert (difference > 60).sum() >= 24, (name, kind, colour, slot)
 
 
-def test_things_stay_in_the_picture_and_apart() -> None:
+def test_things_stay_in_the_image_and_apart() -> None:
     for dx, dy in itertools.product((-2, 2), repeat=2):
         masks = []
         for slot in QUADRANTS:
@@ -95,12 +95,12 @@ def test_details_can_be_left_out() -> None:
 
 
 def test_backgrounds_differ_and_are_calm() -> None:
-    pictures = {name: np.asarray(background(name), float) for name in BACKGROUNDS}
-    for a, b in itertools.combinations(pictures.values(), 2):
+    images = {name: np.asarray(background(name), float) for name in BACKGROUNDS}
+    for a, b in itertools.combinations(images.values(), 2):
         assert np.abs(a - b).mean() > 15
-    for picture in pictures.values():
+    for image in images.values():
         # Calm: few pixels differ much from the ones above them (a horizon and little waves do).
-        assert (np.abs(np.diff(picture, axis=0)).max(axis=2) > 40).mean() < 0.09
+        assert (np.abs(np.diff(image, axis=0)).max(axis=2) > 40).mean() < 0.09
 
 
 def test_drawing_leaves_the_cache_alone() -> None:

@@ -60,11 +60,11 @@ class Oracle:
         assert len(settings["seed"]) == len(prompts)
         return [self.drawings[prompt] for prompt in prompts]
 
-    def edit(self, pictures: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
-        return [self.edits[p.tobytes(), text] for p, text in zip(pictures, instructions, strict=True)]
+    def edit(self, images: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
+        return [self.edits[p.tobytes(), text] for p, text in zip(images, instructions, strict=True)]
 
-    def ask(self, pictures: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
-        return [self.answers[p.tobytes(), text] for p, text in zip(pictures, questions, strict=True)]
+    def ask(self, images: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
+        return [self.answers[p.tobytes(), text] for p, text in zip(images, questions, strict=True)]
 
 
 class Idle(Oracle):
@@ -73,10 +73,10 @@ class Idle(Oracle):
     def generate(self, prompts: list[str], **settings: Any) -> list[Image.Image]:
         return [draw(Scene("day", ())) for _ in prompts]
 
-    def edit(self, pictures: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
-        return pictures
+    def edit(self, images: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
+        return images
 
-    def ask(self, pictures: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
+    def ask(self, images: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
         return ["" for _ in questions]
 
 

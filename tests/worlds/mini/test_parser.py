@@ -51,10 +51,10 @@ def recovered(count: int, seed: int, side: int, damage: ModuleType | None, stren
     right = 0
     for _ in range(count):
         scene = sample_scene(rng, rng.choice(("train", "held_out")))
-        picture = draw_array(scene, side)
+        image = draw_array(scene, side)
         if damage is not None:
-            picture = damage.autoencoded(picture, noise, strength)
-        right += same_scene(parse(picture), scene, jitter=damage is None)
+            image = damage.autoencoded(image, noise, strength)
+        right += same_scene(parse(image), scene, jitter=damage is None)
     return right / count
 
 
@@ -72,13 +72,13 @@ def rejected(name: str, count: int, damage: ModuleType, strength: float) -> floa
     rng, noise = random.Random(4), np.random.default_rng(4)
     caught = 0
     for _ in range(count):
-        picture = damage.nearly_right(name, rng)
-        caught += not parse(damage.autoencoded(picture, noise, strength) if strength else picture).clean
+        image = damage.nearly_right(name, rng)
+        caught += not parse(damage.autoencoded(image, noise, strength) if strength else image).clean
     return caught / count
 
 
 @pytest.mark.parametrize("name", NEARLY_RIGHT)
-def test_nearly_right_pictures_are_rejected(name: str, damage: ModuleType) -> None:
+def test_nearly_right_images_are_rejected(name: str, damage: ModuleType) -> None:
     assert set(NEARLY_RIGHT) == set(damage.NEARLY_RIGHT)
     assert rejected(name, 40, damage, 0.0) >= 0.95
 
@@ -98,7 +98,7 @@ def test_damaged_scenes_in_numbers(damage: ModuleType) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NEARLY_RIGHT)
-def test_nearly_right_pictures_in_numbers(name: str, damage: ModuleType) -> None:
+def test_nearly_right_images_in_numbers(name: str, damage: ModuleType) -> None:
     assert rejected(name, 200, damage, 0.0) >= 0.95
     assert rejected(name, 200, damage, 0.5) >= 0.94
 
@@ -128,12 +128,12 @@ def test_captions_are_judged() -> None:
 
 def pasted(things: list[tuple[str, str, str, int, int]], name: str = "grass") -> Image.Image:
     """Things anywhere: (kind, colour, size, centre x, centre y)."""
-    picture = background(name).copy()
+    image = background(name).copy()
     for kind, colour, size, x, y in things:
         art = sprite(kind, colour, size)
         corner = BOX[size] // 2
-        picture.paste(art.convert("RGB"), (x - corner, y - corner), art.getchannel("A"))
-    return picture
+        image.paste(art.convert("RGB"), (x - corner, y - corner), art.getchannel("A"))
+    return image
 
 
 def test_things_may_stand_anywhere() -> None:
@@ -172,14 +172,14 @@ def test_things_cut_by_the_border_or_overlapping_are_unclean() -> None:
 
 def test_rubbish_is_unclean() -> None:
     rng = np.random.default_rng(8)
-    for picture in (
+    for image in (
         rng.integers(0, 256, (64, 64, 3)),
         np.zeros((64, 64, 3)),
         np.full((64, 64, 3), 255),
         np.full((128, 128, 3), 130),
         np.where(np.indices((64, 64)).sum(axis=0)[..., None] % 16 < 8, 255, 0) * np.ones(3, int),
     ):
-        parsed = parse(picture.astype(np.uint8))
+        parsed = parse(image.astype(np.uint8))
         assert not parsed.clean
         assert parsed.reason
 
@@ -195,26 +195,26 @@ def test_reasons_say_what_is_wrong() -> None:
 
 
 def test_bad_input() -> None:
-    for picture in (np.zeros((64, 32, 3), np.uint8), np.zeros((64, 64), np.uint8), np.zeros((60, 60, 3), np.uint8)):
+    for image in (np.zeros((64, 32, 3), np.uint8), np.zeros((64, 64), np.uint8), np.zeros((60, 60, 3), np.uint8)):
         with pytest.raises(SceneError):
-            parse(picture)
+            parse(image)
     with pytest.raises(SceneError, match="uint8"):
         parse(np.zeros((64, 64, 3)))
 
 
 def test_modes_are_equal() -> None:
     scene = Scene("night", (Thing("moon", "yellow", "large", "top right"),))
-    picture = draw(scene)
-    assert parse(picture) == parse(np.asarray(picture)) == parse(picture.convert("RGBA"))
+    image = draw(scene)
+    assert parse(image) == parse(np.asarray(image)) == parse(image.convert("RGBA"))
 
 
 def test_judging_is_fast() -> None:
     """About 8 ms of one core a picture; the limit leaves room for slower ones."""
     rng = random.Random(9)
-    pictures = [draw_array(sample_scene(rng)) for _ in range(30)]
+    images = [draw_array(sample_scene(rng)) for _ in range(30)]
     times = []
-    for picture in itertools.chain(pictures[:2], pictures):
+    for image in itertools.chain(images[:2], images):
         start = time.process_time()
-        parse(picture)
+        parse(image)
         times.append(time.process_time() - start)
     assert sorted(times[2:])[15] < 0.04
