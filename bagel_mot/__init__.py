@@ -27,12 +27,11 @@ from bagel_mot.errors import (
     TokenizerError,
     TrainingError,
 )
+from bagel_mot.version import __version__
 
 if TYPE_CHECKING:
     from bagel_mot.inference.api import Bagel
     from bagel_mot.inference.session import Session
-
-__version__ = "0.1.0"
 
 _LAZY = {"Bagel": "bagel_mot.inference.api", "Session": "bagel_mot.inference.session"}
 

@@ -82,7 +82,7 @@ app.command("bench")(measuring.bench)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from bagel_mot import __version__
+        from bagel_mot.version import __version__
 
         typer.echo(f"bagel {__version__}")
         raise typer.Exit

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from bagel_mot.files import write_atomically
+from bagel_mot.version import __version__
 
 METADATA = ("prompt", "seed", "thinking", "settings", "software")
 
@@ -52,8 +53,6 @@ class Result:
 
     def metadata(self) -> dict[str, str]:
         """What an image file is to say about itself: texts, so that they are the same after saving and opening."""
-        from bagel_mot import __version__
-
         settings = {name: value for name, value in self.settings.items() if name != "seed"}
         found = {
             "prompt": self.prompt,

@@ -19,7 +19,6 @@ from pydantic import BaseModel
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
-from bagel_mot import __version__
 from bagel_mot.serving.edge.metrics import Metrics
 from bagel_mot.serving.edge.security import Gate, Observe
 from bagel_mot.serving.openai import chat
@@ -29,6 +28,7 @@ from bagel_mot.serving.openai.routes import Desk, desk_of
 from bagel_mot.serving.openai.schemas import ErrorResponse, Model, ModelList
 from bagel_mot.serving.options import ServerOptions
 from bagel_mot.serving.service import Service
+from bagel_mot.version import __version__
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorResponse, "description": "The request cannot be answered as it is; the message says why."},
