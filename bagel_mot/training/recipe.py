@@ -14,8 +14,8 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bagel_mot.errors import RecipeError
-from bagel_mot.worlds.mini.documents import sample_document
 from bagel_mot.worlds.mini.draw import scale_of
+from bagel_mot.worlds.mini.training_examples import sample_example
 
 
 def _drawable_side(side: int) -> int:
@@ -24,7 +24,7 @@ def _drawable_side(side: int) -> int:
 
 
 def _drawable_mix(mix: dict[str, float]) -> dict[str, float]:
-    sample_document(random.Random(0), mix)
+    sample_example(random.Random(0), mix)
     return mix
 
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Mapping
 
 from bagel_mot.data.documents import Document, ImagePart, TextPart
-from bagel_mot.worlds.mini.documents import Say, Show, sample_document
 from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.training_examples import Say, Show, sample_example
 
 # Tasks whose images are drawn from conditions that dropout may remove. Where an answer is to be given about a
 # image, or a plan follows a prompt, removing the condition would teach guessing.
@@ -41,7 +41,7 @@ class MiniSource:
 
     def __call__(self, index: int) -> Document:
         rng = random.Random(self.seed * 7_368_787 + index)
-        task, parts = sample_document(rng, self.mix)
+        task, parts = sample_example(rng, self.mix)
         if task in ("think_draw", "think_edit"):
             chance = rng.random()
             if chance < self.unconditional_thinking:

@@ -41,10 +41,10 @@ from bagel_mot.training.loop import DTYPES, Task
 from bagel_mot.training.objective import add_noise, compute_losses, draw_timesteps
 from bagel_mot.training.recipe import BagelModelRecipe, BagelRecipe
 from bagel_mot.training.samples import write_sheet
-from bagel_mot.worlds.mini.documents import corpus
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import WORLD
+from bagel_mot.worlds.mini.training_examples import corpus
 
 _ENCODE_BATCH = 32
 _TOKENIZER_TEXTS = 60_000

@@ -6,7 +6,6 @@ seed fixes it on every machine.
 """
 
 from bagel_mot.worlds.mini.captions import caption, caption_with_spec, describe
-from bagel_mot.worlds.mini.documents import Document, Say, Show, corpus, sample_document
 from bagel_mot.worlds.mini.draw import draw, draw_array
 from bagel_mot.worlds.mini.edits import Edit, sample_chain, sample_edit
 from bagel_mot.worlds.mini.parser import ParsedScene, ParsedThing, matches, parse, same_scene
@@ -15,10 +14,10 @@ from bagel_mot.worlds.mini.riddles import Riddle, sample_riddle
 from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import Scene, SceneError, Thing
 from bagel_mot.worlds.mini.spec import Spec, ThingSpec
+from bagel_mot.worlds.mini.training_examples import Say, Show, TrainingExample, corpus, sample_example
 
 __all__ = [
     "QA",
-    "Document",
     "Edit",
     "ParsedScene",
     "ParsedThing",
@@ -30,6 +29,7 @@ __all__ = [
     "Spec",
     "Thing",
     "ThingSpec",
+    "TrainingExample",
     "caption",
     "caption_with_spec",
     "corpus",
@@ -42,8 +42,8 @@ __all__ = [
     "questions",
     "same_scene",
     "sample_chain",
-    "sample_document",
     "sample_edit",
+    "sample_example",
     "sample_riddle",
     "sample_scene",
 ]

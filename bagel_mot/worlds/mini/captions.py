@@ -40,7 +40,7 @@ MAX_SIZES_NAMED = 2
 
 
 @dataclass(frozen=True)
-class Plan:
+class CaptionPlan:
     """What a caption is going to say."""
 
     arrangement: str = "none"
@@ -127,16 +127,16 @@ def can_relate(scene: Scene) -> bool:
     return len(scene.things) == 3
 
 
-def _plan(scene: Scene, style: str, rng: random.Random) -> Plan:
+def _plan(scene: Scene, style: str, rng: random.Random) -> CaptionPlan:
     related = can_relate(scene)
     if not scene.things:
-        return Plan(background=True)
+        return CaptionPlan(background=True)
     sizes = rng.random() < SIZE_SHARE
     arranged = "relation" if related and rng.random() < 0.5 else "places"
     if style == "full":
-        return Plan(arranged, background=True, sizes=sizes)
+        return CaptionPlan(arranged, background=True, sizes=sizes)
     if style == "loose":
-        plan = Plan(arranged, background=True, sizes=sizes)
+        plan = CaptionPlan(arranged, background=True, sizes=sizes)
         drops = rng.sample(("background", "arrangement", "colour"), rng.choice((1, 2)))
         if "background" in drops:
             plan = replace(plan, background=False)
@@ -146,19 +146,19 @@ def _plan(scene: Scene, style: str, rng: random.Random) -> Plan:
             plan = replace(plan, colours="but one" if rng.random() < 0.6 else "none")
         return plan
     if style == "short":
-        return Plan(colours="none" if rng.random() < 0.4 else "all")
+        return CaptionPlan(colours="none" if rng.random() < 0.4 else "all")
     if style == "count":
         repeated = len({thing.kind for thing in scene.things}) < len(scene.things)
         colours = "none" if repeated and rng.random() < 0.4 else "all"
-        return Plan(background=rng.random() < 0.25, colours=colours)
+        return CaptionPlan(background=rng.random() < 0.25, colours=colours)
     if style == "background":
-        return Plan(background=True, colours="none" if rng.random() < 0.15 else "all")
+        return CaptionPlan(background=True, colours="none" if rng.random() < 0.15 else "all")
     colours = "all" if rng.random() < 0.65 else "none"
     arrangement = "relation" if style == "relation" and related else "places"
-    return Plan(arrangement, background=rng.random() < 0.2, sizes=sizes and rng.random() < 0.5, colours=colours)
+    return CaptionPlan(arrangement, background=rng.random() < 0.2, sizes=sizes and rng.random() < 0.5, colours=colours)
 
 
-def _choose_words(things: list[Thing], plan: Plan, rng: random.Random) -> list[_Said]:
+def _choose_words(things: list[Thing], plan: CaptionPlan, rng: random.Random) -> list[_Said]:
     colourless = {"all": (), "none": range(len(things)), "but one": (rng.randrange(max(1, len(things))),)}[plan.colours]
     sizeable = [i for i, thing in enumerate(things) if thing.size != "medium"]
     sized = rng.sample(sizeable, min(len(sizeable), MAX_SIZES_NAMED)) if plan.sizes else []

@@ -19,7 +19,7 @@ from bagel_mot.worlds.mini.scene import (
     SceneError,
     choose_from,
 )
-from bagel_mot.worlds.mini.sprites import ART, COLOUR_RGB, INK, Part, paint_rgb, scaled
+from bagel_mot.worlds.mini.sprites import ART, COLOUR_RGB, INK, Polygon, paint_rgb, scaled
 
 SUPERSAMPLE = 8
 OUTLINE: dict[str, float] = {"small": 0.85, "medium": 1.05, "large": 1.3}
@@ -94,7 +94,7 @@ def sprite(kind: str, colour: str, size: str, side: int = WORLD, details: bool =
 
 
 def _fill(
-    brush: ImageDraw.ImageDraw, part: Part, radius: float, centre: float, colour: tuple[int, int, int, int]
+    brush: ImageDraw.ImageDraw, part: Polygon, radius: float, centre: float, colour: tuple[int, int, int, int]
 ) -> None:
     brush.polygon(scaled(part.points, radius, centre), fill=colour)
 

@@ -59,8 +59,8 @@ SHORTLIST = 6
 FINALISTS = 4
 FINAL_SHARE = 0.7
 """Sprites that explain at least this share of what the best one does are compared more closely, FINALISTS at most."""
-Limits = Sequence[tuple[float, float]]
-SMALL_CHANGES: Limits = ((-0.75, 0.75), (-0.75, 0.75), (-0.3, 0.6))
+Bounds = Sequence[tuple[float, float]]
+SMALL_CHANGES: Bounds = ((-0.75, 0.75), (-0.75, 0.75), (-0.3, 0.6))
 """How far a thing or background may be shifted right and down (pixels) and blurred (half the variance)."""
 
 
@@ -298,7 +298,7 @@ def _slopes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (left - right) / 2, (up - down) / 2, left + right + up + down - 4 * pixels
 
 
-def _fit(error: np.ndarray, basis: Sequence[np.ndarray], limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+def _fit(error: np.ndarray, basis: Sequence[np.ndarray], limits: Bounds) -> tuple[np.ndarray, np.ndarray]:
     """Least squares: (what is left of the error with the coefficients held within limits, free coefficients)."""
     flat = np.stack([item.reshape(-1) for item in basis])
     gram = flat @ flat.T + 1e-3 * np.eye(len(basis), dtype=flat.dtype)

@@ -19,12 +19,11 @@ HELD_OUT_PAIR_COUNT = 12
 HELD_OUT_TRIPLE_COUNT = 49
 """Of 612 (kind, relation, other kind) triples: 8%."""
 
-Pair = tuple[str, str]
 Triple = tuple[str, str, str]
 
 
 @cache
-def held_out_pairs() -> frozenset[Pair]:
+def held_out_pairs() -> frozenset[tuple[str, str]]:
     """The (kind, colour) pairs that training never sees: at most one a kind and two a colour."""
     rng = random.Random(HELD_OUT_SEED)
     kinds = list(KINDS)
@@ -59,9 +58,9 @@ def is_held_out_triple(kind: str, side: str, other: str) -> bool:
     return canonical_triple(kind, side, other) in held_out_triples()
 
 
-def held_out_combinations(scene: Scene) -> list[Pair | Triple]:
+def held_out_combinations(scene: Scene) -> list[tuple[str, ...]]:
     """Every held-out pair and triple that a scene holds, in reading order."""
-    found: list[Pair | Triple] = [(t.kind, t.colour) for t in scene.things if is_held_out_pair(t.kind, t.colour)]
+    found: list[tuple[str, ...]] = [(t.kind, t.colour) for t in scene.things if is_held_out_pair(t.kind, t.colour)]
     for i, a in enumerate(scene.things):
         for b in scene.things[i + 1 :]:
             side = relation(a, b)

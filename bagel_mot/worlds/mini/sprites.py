@@ -35,7 +35,7 @@ COLOUR_RGB: dict[str, Rgb] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class Polygon:
     """One filled polygon. `detail` parts are the fixed marks (eyes, windows, wheels) on top of the thing's colour."""
 
     points: Points
@@ -70,60 +70,60 @@ def spikes(count: int, outer: float, inner: float, cx: float = 0.0, cy: float = 
     return points
 
 
-def detail(points: Points, paint: str | Rgb = INK) -> Part:
+def detail(points: Points, paint: str | Rgb = INK) -> Polygon:
     """A fixed mark on top of the body."""
-    return Part(points, paint, detail=True)
+    return Polygon(points, paint, detail=True)
 
 
-def circle() -> list[Part]:
-    return [Part(ellipse(0, 0, 0.98, 0.98))]
+def circle() -> list[Polygon]:
+    return [Polygon(ellipse(0, 0, 0.98, 0.98))]
 
 
-def square() -> list[Part]:
-    return [Part(rect(-0.86, -0.86, 0.86, 0.86))]
+def square() -> list[Polygon]:
+    return [Polygon(rect(-0.86, -0.86, 0.86, 0.86))]
 
 
-def triangle() -> list[Part]:
-    return [Part([(0, -0.95), (1.0, 0.85), (-1.0, 0.85)])]
+def triangle() -> list[Polygon]:
+    return [Polygon([(0, -0.95), (1.0, 0.85), (-1.0, 0.85)])]
 
 
-def star() -> list[Part]:
-    return [Part(spikes(5, 1.08, 0.47, cy=0.08))]
+def star() -> list[Polygon]:
+    return [Polygon(spikes(5, 1.08, 0.47, cy=0.08))]
 
 
-def heart() -> list[Part]:
+def heart() -> list[Polygon]:
     curve: Points = []
     for i in range(90):
         t = 2 * math.pi * i / 90
         x = 16 * math.sin(t) ** 3
         y = 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
         curve.append((x / 16.3, -(y + 2.5) / 15.5))
-    return [Part(curve)]
+    return [Polygon(curve)]
 
 
-def house() -> list[Part]:
+def house() -> list[Polygon]:
     return [
-        Part(rect(-0.78, -0.2, 0.78, 0.98)),
-        Part([(0, -1.0), (1.02, -0.1), (-1.02, -0.1)], "shade"),
+        Polygon(rect(-0.78, -0.2, 0.78, 0.98)),
+        Polygon([(0, -1.0), (1.02, -0.1), (-1.02, -0.1)], "shade"),
         detail(rect(-0.5, 0.22, -0.04, 0.98), BROWN),
         detail(rect(0.18, 0.18, 0.6, 0.6), GLASS),
     ]
 
 
-def tree() -> list[Part]:
+def tree() -> list[Polygon]:
     return [
-        Part(rect(-0.2, 0.2, 0.2, 1.0), BROWN),
-        Part(ellipse(-0.42, 0.02, 0.5, 0.46)),
-        Part(ellipse(0.42, 0.02, 0.5, 0.46)),
-        Part(ellipse(0, -0.44, 0.56, 0.56)),
-        Part(ellipse(0, 0.0, 0.5, 0.42)),
+        Polygon(rect(-0.2, 0.2, 0.2, 1.0), BROWN),
+        Polygon(ellipse(-0.42, 0.02, 0.5, 0.46)),
+        Polygon(ellipse(0.42, 0.02, 0.5, 0.46)),
+        Polygon(ellipse(0, -0.44, 0.56, 0.56)),
+        Polygon(ellipse(0, 0.0, 0.5, 0.42)),
     ]
 
 
-def car() -> list[Part]:
+def car() -> list[Polygon]:
     return [
-        Part([(-0.6, -0.04), (-0.38, -0.62), (0.32, -0.62), (0.62, -0.04)]),
-        Part([(-1.0, 0.04), (-0.88, -0.08), (0.84, -0.08), (1.0, 0.1), (1.0, 0.44), (-1.0, 0.44)]),
+        Polygon([(-0.6, -0.04), (-0.38, -0.62), (0.32, -0.62), (0.62, -0.04)]),
+        Polygon([(-1.0, 0.04), (-0.88, -0.08), (0.84, -0.08), (1.0, 0.1), (1.0, 0.44), (-1.0, 0.44)]),
         detail([(-0.42, -0.06), (-0.28, -0.46), (-0.04, -0.46), (-0.04, -0.06)], GLASS),
         detail([(0.1, -0.06), (0.1, -0.46), (0.24, -0.46), (0.42, -0.06)], GLASS),
         detail(ellipse(-0.54, 0.44, 0.3, 0.3)),
@@ -133,103 +133,103 @@ def car() -> list[Part]:
     ]
 
 
-def boat() -> list[Part]:
+def boat() -> list[Polygon]:
     return [
-        Part(rect(-0.12, -0.98, 0.02, 0.34), BROWN),
-        Part([(0.06, -0.92), (0.8, 0.2), (0.06, 0.2)], "tint"),
-        Part([(-0.18, -0.6), (-0.18, 0.2), (-0.7, 0.2)], "tint"),
-        Part([(-1.0, 0.34), (1.0, 0.34), (0.66, 0.92), (-0.66, 0.92)]),
+        Polygon(rect(-0.12, -0.98, 0.02, 0.34), BROWN),
+        Polygon([(0.06, -0.92), (0.8, 0.2), (0.06, 0.2)], "tint"),
+        Polygon([(-0.18, -0.6), (-0.18, 0.2), (-0.7, 0.2)], "tint"),
+        Polygon([(-1.0, 0.34), (1.0, 0.34), (0.66, 0.92), (-0.66, 0.92)]),
     ]
 
 
-def sun() -> list[Part]:
+def sun() -> list[Polygon]:
     return [
-        Part(spikes(10, 1.06, 0.66)),
+        Polygon(spikes(10, 1.06, 0.66)),
         detail(ellipse(-0.22, -0.14, 0.1, 0.13)),
         detail(ellipse(0.22, -0.14, 0.1, 0.13)),
         detail([*ellipse(0, 0.08, 0.36, 0.32, 10, 170), *ellipse(0, 0.08, 0.26, 0.14, 170, 10)]),
     ]
 
 
-def moon() -> list[Part]:
+def moon() -> list[Polygon]:
     outer = ellipse(0.06, 0, 0.98, 0.98, 62, 298)
     inner = ellipse(0.5, 0, 0.83, 0.86, 272, 88)
-    return [Part(outer + inner)]
+    return [Polygon(outer + inner)]
 
 
-def cloud() -> list[Part]:
+def cloud() -> list[Polygon]:
     return [
-        Part(ellipse(-0.52, 0.16, 0.46, 0.42)),
-        Part(ellipse(0.54, 0.18, 0.44, 0.4)),
-        Part(ellipse(-0.04, -0.12, 0.54, 0.54)),
-        Part(rect(-0.52, 0.1, 0.54, 0.58)),
+        Polygon(ellipse(-0.52, 0.16, 0.46, 0.42)),
+        Polygon(ellipse(0.54, 0.18, 0.44, 0.4)),
+        Polygon(ellipse(-0.04, -0.12, 0.54, 0.54)),
+        Polygon(rect(-0.52, 0.1, 0.54, 0.58)),
     ]
 
 
-def flower() -> list[Part]:
+def flower() -> list[Polygon]:
     petals = [
-        Part(ellipse(0.44 * math.cos(a), -0.36 + 0.44 * math.sin(a), 0.29, 0.29))
+        Polygon(ellipse(0.44 * math.cos(a), -0.36 + 0.44 * math.sin(a), 0.29, 0.29))
         for a in (math.radians(-90 + 72 * i) for i in range(5))
     ]
     return [
-        Part(rect(-0.09, -0.2, 0.09, 1.0), LEAF),
-        Part([(0, 0.86), (0.16, 0.52), (0.6, 0.42), (0.44, 0.76)], LEAF),
-        Part([(0, 0.86), (-0.16, 0.52), (-0.6, 0.42), (-0.44, 0.76)], LEAF),
+        Polygon(rect(-0.09, -0.2, 0.09, 1.0), LEAF),
+        Polygon([(0, 0.86), (0.16, 0.52), (0.6, 0.42), (0.44, 0.76)], LEAF),
+        Polygon([(0, 0.86), (-0.16, 0.52), (-0.6, 0.42), (-0.44, 0.76)], LEAF),
         *petals,
-        Part(ellipse(0, -0.36, 0.34, 0.34)),
+        Polygon(ellipse(0, -0.36, 0.34, 0.34)),
         detail(ellipse(0, -0.36, 0.25, 0.25), HONEY),
     ]
 
 
-def fish() -> list[Part]:
+def fish() -> list[Polygon]:
     return [
-        Part([(0.3, 0), (1.0, -0.56), (0.84, 0), (1.0, 0.56)], "shade"),
-        Part(ellipse(-0.24, 0, 0.76, 0.55)),
-        Part([(-0.3, -0.46), (0.12, -0.78), (0.2, -0.36)], "shade"),
+        Polygon([(0.3, 0), (1.0, -0.56), (0.84, 0), (1.0, 0.56)], "shade"),
+        Polygon(ellipse(-0.24, 0, 0.76, 0.55)),
+        Polygon([(-0.3, -0.46), (0.12, -0.78), (0.2, -0.36)], "shade"),
         detail(ellipse(-0.6, -0.12, 0.14, 0.14)),
         detail([*ellipse(-0.22, 0, 0.2, 0.4, -70, 70), *ellipse(-0.3, 0, 0.16, 0.4, 70, -70)], "shade"),
     ]
 
 
-def cat() -> list[Part]:
+def cat() -> list[Polygon]:
     return [
-        Part([(-0.86, -0.98), (-0.12, -0.5), (-0.84, 0.1)]),
-        Part([(0.86, -0.98), (0.12, -0.5), (0.84, 0.1)]),
-        Part(ellipse(0, 0.16, 0.9, 0.76)),
+        Polygon([(-0.86, -0.98), (-0.12, -0.5), (-0.84, 0.1)]),
+        Polygon([(0.86, -0.98), (0.12, -0.5), (0.84, 0.1)]),
+        Polygon(ellipse(0, 0.16, 0.9, 0.76)),
         detail(ellipse(-0.36, 0.04, 0.14, 0.18)),
         detail(ellipse(0.36, 0.04, 0.14, 0.18)),
         detail([(-0.15, 0.34), (0.15, 0.34), (0, 0.54)]),
     ]
 
 
-def cup() -> list[Part]:
+def cup() -> list[Polygon]:
     return [
-        Part(ring(0.6, 0.08, 0.4, 0.2)),
-        Part([(-0.84, -0.66), (0.52, -0.66), (0.4, 0.84), (-0.72, 0.84)]),
+        Polygon(ring(0.6, 0.08, 0.4, 0.2)),
+        Polygon([(-0.84, -0.66), (0.52, -0.66), (0.4, 0.84), (-0.72, 0.84)]),
         detail(ellipse(-0.16, -0.62, 0.62, 0.2), BROWN),
     ]
 
 
-def key() -> list[Part]:
+def key() -> list[Polygon]:
     return [
-        Part(ring(-0.5, 0, 0.5, 0.2)),
-        Part(rect(-0.1, -0.16, 1.0, 0.16)),
-        Part(rect(0.34, 0.1, 0.56, 0.52)),
-        Part(rect(0.76, 0.1, 1.0, 0.62)),
+        Polygon(ring(-0.5, 0, 0.5, 0.2)),
+        Polygon(rect(-0.1, -0.16, 1.0, 0.16)),
+        Polygon(rect(0.34, 0.1, 0.56, 0.52)),
+        Polygon(rect(0.76, 0.1, 1.0, 0.62)),
     ]
 
 
-def mushroom() -> list[Part]:
+def mushroom() -> list[Polygon]:
     return [
-        Part([(-0.3, 0.1), (0.3, 0.1), (0.42, 0.94), (-0.42, 0.94)], CREAM),
-        Part([*ellipse(0, 0.16, 1.0, 1.12, 180, 360), (0.9, 0.28), (-0.9, 0.28)]),
+        Polygon([(-0.3, 0.1), (0.3, 0.1), (0.42, 0.94), (-0.42, 0.94)], CREAM),
+        Polygon([*ellipse(0, 0.16, 1.0, 1.12, 180, 360), (0.9, 0.28), (-0.9, 0.28)]),
         detail(ellipse(-0.48, -0.18, 0.17, 0.17), "tint"),
         detail(ellipse(0.46, -0.16, 0.17, 0.17), "tint"),
         detail(ellipse(0, -0.54, 0.19, 0.19), "tint"),
     ]
 
 
-ART: dict[str, Callable[[], list[Part]]] = {
+ART: dict[str, Callable[[], list[Polygon]]] = {
     "circle": circle,
     "square": square,
     "triangle": triangle,

@@ -8,7 +8,6 @@ from collections import Counter
 
 import pytest
 
-from bagel_mot.worlds.mini.documents import TASKS, Show, sample_document
 from bagel_mot.worlds.mini.edits import sample_edit
 from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import BACKGROUNDS, CENTRE, COLOURS, KINDS, Scene, SceneError, Thing
@@ -20,6 +19,7 @@ from bagel_mot.worlds.mini.splits import (
     in_split,
     is_held_out_triple,
 )
+from bagel_mot.worlds.mini.training_examples import EXAMPLE_TASKS, Show, sample_example
 
 
 def leaks(scene: Scene) -> bool:
@@ -90,15 +90,15 @@ def test_train_edits_never_leak() -> None:
 
 def test_train_documents_never_leak() -> None:
     rng = random.Random(8)
-    mix = dict.fromkeys(TASKS, 1.0)
+    mix = dict.fromkeys(EXAMPLE_TASKS, 1.0)
     seen = Counter()
     for _ in range(9000):
-        task, parts = sample_document(rng, mix)
+        task, parts = sample_example(rng, mix)
         seen[task] += 1
         for part in parts:
             if isinstance(part, Show):
                 assert not leaks(part.scene), task
-    assert set(seen) == set(TASKS)
+    assert set(seen) == set(EXAMPLE_TASKS)
 
 
 def test_scenes_are_varied() -> None:

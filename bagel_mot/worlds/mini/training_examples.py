@@ -34,8 +34,8 @@ class Show:
     target: bool
 
 
-Part = Say | Show
-Document = tuple[str, tuple[Part, ...]]
+ExamplePart = Say | Show
+TrainingExample = tuple[str, tuple[ExamplePart, ...]]
 """(task name, parts in order)."""
 
 DEFAULT_MIX: dict[str, float] = {
@@ -61,7 +61,7 @@ DEFAULT_MIX: dict[str, float] = {
 (what it would make of a picture, in words) draw nothing. They teach the text side which colour belongs to which thing,
 and which thing an instruction means, by the dense loss of words; pictures are then drawn from what it understood.
 """
-TASKS: tuple[str, ...] = tuple(DEFAULT_MIX)
+EXAMPLE_TASKS: tuple[str, ...] = tuple(DEFAULT_MIX)
 
 DESCRIBE_PROMPTS = ("Describe the picture.", "What is in the picture?", "What do you see?")
 CHANGED_PROMPT = "What changed?"
@@ -72,7 +72,7 @@ PLAIN_THINK_SHARE = 0.12
 """How often a thinking document has a plain task, which thinking merely restates."""
 
 
-def sample_document(rng: random.Random, mix: Mapping[str, float] | None = None, split: str = "train") -> Document:
+def sample_example(rng: random.Random, mix: Mapping[str, float] | None = None, split: str = "train") -> TrainingExample:
     """A random document of a task drawn by weight.
 
     Args:
@@ -84,34 +84,34 @@ def sample_document(rng: random.Random, mix: Mapping[str, float] | None = None, 
         SceneError: for an unknown task, a negative weight, or no weight at all.
     """
     weights = DEFAULT_MIX if mix is None else mix
-    unknown = sorted(set(weights) - set(TASKS))
+    unknown = sorted(set(weights) - set(EXAMPLE_TASKS))
     if unknown:
-        raise SceneError(f"the mix names {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
+        raise SceneError(f"the mix names {', '.join(unknown)}; the tasks are {', '.join(EXAMPLE_TASKS)}")
     if any(weight < 0 for weight in weights.values()) or not sum(weights.values()) > 0:
         raise SceneError(f"the mix weighs its tasks {dict(weights)}; weights must be 0 or more, and one above 0")
-    # The order of TASKS, not of the mapping, so that equal mixes give equal documents.
-    task = rng.choices(TASKS, [weights.get(name, 0.0) for name in TASKS])[0]
+    # The order of EXAMPLE_TASKS, not of the mapping, so that equal mixes give equal documents.
+    task = rng.choices(EXAMPLE_TASKS, [weights.get(name, 0.0) for name in EXAMPLE_TASKS])[0]
     return task, _MAKERS[task](rng, split)
 
 
 def corpus(n: int, seed: int) -> Iterator[str]:
     """`n` texts as they occur in training documents, for training the tokenizer; the same ones for the same seed."""
     rng = random.Random(seed)
-    mix = dict.fromkeys(TASKS, 1.0)
+    mix = dict.fromkeys(EXAMPLE_TASKS, 1.0)
     given = 0
     while given < n:
-        for part in sample_document(rng, mix)[1]:
+        for part in sample_example(rng, mix)[1]:
             if isinstance(part, Say) and given < n:
                 given += 1
                 yield part.text
 
 
-def _draw(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _draw(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     scene = sample_scene(rng, split, things=rng.choices((1, 2, 3, 4), DRAW_THING_COUNT_WEIGHTS)[0])
     return Say(caption(scene, rng), False), Show(scene, True)
 
 
-def _edit(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _edit(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     before, edit = _scene_and_edit(rng, split)
     return Show(before, False), Say(edit.instruction, False), Show(edit.result, True)
 
@@ -126,12 +126,14 @@ def _scene_and_edit(rng: random.Random, split: str) -> tuple[Scene, Edit]:
             continue
 
 
-def _chain(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _chain(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     """Two or three edits in a row, now and then of a picture drawn in the same session."""
     while True:
         scene = sample_scene(rng, split)
         drawn = rng.random() < 0.4
-        parts: list[Part] = [Say(caption(scene, rng), False), Show(scene, True)] if drawn else [Show(scene, False)]
+        parts: list[ExamplePart] = (
+            [Say(caption(scene, rng), False), Show(scene, True)] if drawn else [Show(scene, False)]
+        )
         try:
             for _ in range(rng.choice((2, 3)) - drawn):
                 edit = sample_edit(scene, rng, split)
@@ -142,20 +144,20 @@ def _chain(rng: random.Random, split: str) -> tuple[Part, ...]:
         return tuple(parts)
 
 
-def _ask(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _ask(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     scene = sample_scene(rng, split)
-    parts: list[Part] = [Show(scene, False)]
+    parts: list[ExamplePart] = [Show(scene, False)]
     for qa in questions(scene, rng, rng.randint(3, 6)):
         parts += [Say(qa.question, False), Say(qa.answer, True)]
     return tuple(parts)
 
 
-def _describe(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _describe(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     scene = sample_scene(rng, split)
     return Show(scene, False), Say(rng.choice(DESCRIBE_PROMPTS), False), Say(describe(scene), True)
 
 
-def _session(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _session(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     """A picture drawn, asked about, edited, and asked about again."""
     while True:
         scene = sample_scene(rng, split)
@@ -164,7 +166,7 @@ def _session(rng: random.Random, split: str) -> tuple[Part, ...]:
         except SceneError:
             continue
         first = question(scene, rng)
-        parts: list[Part] = [Say(caption(scene, rng), False), Show(scene, True)]
+        parts: list[ExamplePart] = [Say(caption(scene, rng), False), Show(scene, True)]
         parts += [Say(first.question, False), Say(first.answer, True)]
         parts += [Say(edit.instruction, False), Show(edit.result, True)]
         if rng.random() < 0.35:
@@ -173,20 +175,20 @@ def _session(rng: random.Random, split: str) -> tuple[Part, ...]:
         return *parts, Say(last.question, False), Say(last.answer, True)
 
 
-def _read(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _read(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     scene = sample_scene(rng, split)
-    parts: list[Part] = [Say(tell(scene, rng), False)]
+    parts: list[ExamplePart] = [Say(tell(scene, rng), False)]
     for qa in questions(scene, rng, rng.randint(3, 6)):
         parts += [Say(qa.question, False), Say(qa.answer, True)]
     return tuple(parts)
 
 
-def _rewrite(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _rewrite(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     before, edit = _scene_and_edit(rng, split)
     return Say(tell(before, rng), False), Say(edit.instruction, False), Say(describe(edit.result), True)
 
 
-def _foretell(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _foretell(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     before, edit = _scene_and_edit(rng, split)
     return Show(before, False), Say(edit.instruction, False), Say(describe(edit.result), True)
 
@@ -196,7 +198,7 @@ def thought(think: str) -> str:
     return f"<think>{think}</think>"
 
 
-def _think_draw(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _think_draw(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     if rng.random() < PLAIN_THINK_SHARE:
         scene = sample_scene(rng, split)
         prompt = caption(scene, rng)
@@ -208,7 +210,7 @@ def _think_draw(rng: random.Random, split: str) -> tuple[Part, ...]:
     return Say(SYSTEM_PROMPT_GENERATE, False), Say(prompt, False), Say(thought(think), True), Show(scene, True)
 
 
-def _think_edit(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _think_edit(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     if rng.random() < PLAIN_THINK_SHARE:
         before, edit = _scene_and_edit(rng, split)
         after, prompt, think = edit.result, edit.instruction, f"so: {edit.instruction}."
@@ -226,7 +228,7 @@ def _think_edit(rng: random.Random, split: str) -> tuple[Part, ...]:
     )
 
 
-def _think_answer(rng: random.Random, split: str) -> tuple[Part, ...]:
+def _think_answer(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
     if rng.random() < PLAIN_THINK_SHARE:
         scene = sample_scene(rng, split)
         qa = question(scene, rng)
@@ -244,12 +246,12 @@ def _think_answer(rng: random.Random, split: str) -> tuple[Part, ...]:
     )
 
 
-def _direct(task: str) -> Callable[[random.Random, str], tuple[Part, ...]]:
+def _direct(task: str) -> Callable[[random.Random, str], tuple[ExamplePart, ...]]:
     """A riddle with its solution but neither system prompt nor thinking."""
 
-    def make(rng: random.Random, split: str) -> tuple[Part, ...]:
+    def make(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
         riddle = sample_riddle(rng, task, split)
-        parts: list[Part] = [Show(riddle.scene_before, False)] if riddle.scene_before is not None else []
+        parts: list[ExamplePart] = [Show(riddle.scene_before, False)] if riddle.scene_before is not None else []
         parts.append(Say(riddle.prompt, False))
         parts.append(
             Show(riddle.scene_after, True) if riddle.scene_after is not None else Say(riddle.answer or "", True)
@@ -259,7 +261,7 @@ def _direct(task: str) -> Callable[[random.Random, str], tuple[Part, ...]]:
     return make
 
 
-_MAKERS: dict[str, Callable[[random.Random, str], tuple[Part, ...]]] = {
+_MAKERS: dict[str, Callable[[random.Random, str], tuple[ExamplePart, ...]]] = {
     "draw": _draw,
     "edit": _edit,
     "chain": _chain,

@@ -17,8 +17,16 @@ from typing import Any
 import pytest
 
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE, SYSTEM_PROMPT_UNDERSTAND
-from bagel_mot.worlds.mini.documents import DEFAULT_MIX, DESCRIBE_PROMPTS, TASKS, Say, Show, corpus, sample_document
 from bagel_mot.worlds.mini.scene import Scene, SceneError, Thing
+from bagel_mot.worlds.mini.training_examples import (
+    DEFAULT_MIX,
+    DESCRIBE_PROMPTS,
+    EXAMPLE_TASKS,
+    Say,
+    Show,
+    corpus,
+    sample_example,
+)
 from bagel_mot.worlds.mini.words import BACKGROUND_PHRASES
 
 GOLDEN_PROMPTS = Path(__file__).parents[2] / "golden" / "system_prompts.json"
@@ -48,12 +56,12 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EXAMPLE_TASKS)
 def test_form_of_each_task(task: str) -> None:
     rng = random.Random(task)
     shapes = set()
     for _ in range(150):
-        name, parts = sample_document(rng, {task: 1.0})
+        name, parts = sample_example(rng, {task: 1.0})
         assert name == task
         shapes.add(shape(parts))
         assert all(part.text.strip() == part.text != "" for part in parts if isinstance(part, Say))
@@ -64,13 +72,13 @@ def test_form_of_each_task(task: str) -> None:
 def test_thinking_documents() -> None:
     rng = random.Random(1)
     for _ in range(200):
-        parts = sample_document(rng, {"think_draw": 1.0, "think_edit": 1.0})[1]
+        parts = sample_example(rng, {"think_draw": 1.0, "think_edit": 1.0})[1]
         assert isinstance(parts[0], Say)
         assert parts[0].text == SYSTEM_PROMPT_GENERATE
         assert isinstance(parts[-2], Say)
         assert parts[-2].text.startswith("<think>")
         assert parts[-2].text.endswith("</think>")
-        parts = sample_document(rng, {"think_answer": 1.0})[1]
+        parts = sample_example(rng, {"think_answer": 1.0})[1]
         assert isinstance(parts[0], Say)
         assert parts[0].text == SYSTEM_PROMPT_UNDERSTAND
         assert isinstance(parts[-1], Say)
@@ -90,7 +98,7 @@ def test_chains_and_questions_are_right(reading: ModuleType) -> None:
     rng = random.Random(2)
     checked = Counter()
     for _ in range(1500):
-        task, parts = sample_document(rng, {"edit": 1, "chain": 1, "ask": 1, "session": 1})
+        task, parts = sample_example(rng, {"edit": 1, "chain": 1, "ask": 1, "session": 1})
         shown = None
         for before, after in pairwise(parts):
             if isinstance(before, Show):
@@ -130,7 +138,7 @@ def looks(scene: Scene) -> tuple[Any, ...]:
 def test_questions_about_a_text_are_answered_right(reading: ModuleType) -> None:
     rng = random.Random(5)
     for _ in range(400):
-        told, *rest = sample_document(rng, {"read": 1})[1]
+        told, *rest = sample_example(rng, {"read": 1})[1]
         scene = told_scene(reading, told.text)
         for asked, answered in zip(rest[::2], rest[1::2], strict=True):
             assert reading.answer(scene, asked.text) == answered.text, (told.text, asked.text)
@@ -140,7 +148,7 @@ def test_what_an_edit_makes_is_told_right(reading: ModuleType) -> None:
     rng = random.Random(6)
     tasks = Counter()
     for _ in range(600):
-        task, (before, instruction, after) = sample_document(rng, {"rewrite": 1, "foretell": 1})
+        task, (before, instruction, after) = sample_example(rng, {"rewrite": 1, "foretell": 1})
         scene = before.scene if isinstance(before, Show) else told_scene(reading, before.text)
         result, _ = reading.carry_out(scene, instruction.text)
         assert looks(told_scene(reading, after.text)) == looks(result), (task, instruction.text)
@@ -150,24 +158,24 @@ def test_what_an_edit_makes_is_told_right(reading: ModuleType) -> None:
 
 def test_descriptions_are_asked_for() -> None:
     rng = random.Random(3)
-    asked = {sample_document(rng, {"describe": 1})[1][1].text for _ in range(60)}  # type: ignore[union-attr]
+    asked = {sample_example(rng, {"describe": 1})[1][1].text for _ in range(60)}  # type: ignore[union-attr]
     assert asked == set(DESCRIBE_PROMPTS)
 
 
 def test_shares_follow_the_mix() -> None:
     rng = random.Random(4)
-    tasks = Counter(sample_document(rng)[0] for _ in range(4000))
+    tasks = Counter(sample_example(rng)[0] for _ in range(4000))
     for task, share in DEFAULT_MIX.items():
         assert abs(tasks[task] / 4000 - share) < 0.03
     assert sum(DEFAULT_MIX.values()) == pytest.approx(1)
-    only = Counter(sample_document(rng, {"draw": 3, "ask": 1})[0] for _ in range(800))
+    only = Counter(sample_example(rng, {"draw": 3, "ask": 1})[0] for _ in range(800))
     assert set(only) == {"draw", "ask"}
     assert 0.68 < only["draw"] / 800 < 0.82
 
 
 def test_order_of_the_mix_does_not_matter() -> None:
-    a = [sample_document(random.Random(i), {"draw": 1, "ask": 2, "edit": 1}) for i in range(50)]
-    b = [sample_document(random.Random(i), {"edit": 1, "ask": 2, "draw": 1}) for i in range(50)]
+    a = [sample_example(random.Random(i), {"draw": 1, "ask": 2, "edit": 1}) for i in range(50)]
+    b = [sample_example(random.Random(i), {"edit": 1, "ask": 2, "draw": 1}) for i in range(50)]
     assert a == b
 
 
@@ -177,7 +185,7 @@ def test_order_of_the_mix_does_not_matter() -> None:
 )
 def test_bad_mix(mix: dict[str, float], message: str) -> None:
     with pytest.raises(SceneError, match=message):
-        sample_document(random.Random(0), mix)
+        sample_example(random.Random(0), mix)
 
 
 def test_corpus() -> None:
@@ -194,7 +202,7 @@ def test_corpus() -> None:
 
 DIGEST_SCRIPT = """
 import hashlib, random
-from bagel_mot.worlds.mini.documents import TASKS, sample_document
+from bagel_mot.worlds.mini.training_examples import EXAMPLE_TASKS, sample_example
 from bagel_mot.worlds.mini.items import DRAW_ROWS, ask_items, chain_items, draw_items, edit_items, riddle_items
 from bagel_mot.worlds.mini.draw import draw_array
 from bagel_mot.worlds.mini.parser import parse
@@ -202,7 +210,7 @@ from bagel_mot.worlds.mini.sampling import sample_scene
 rng = random.Random(11)
 digest = hashlib.sha256()
 for _ in range(300):
-    digest.update(repr(sample_document(rng, dict.fromkeys(TASKS, 1.0))).encode())
+    digest.update(repr(sample_example(rng, dict.fromkeys(EXAMPLE_TASKS, 1.0))).encode())
 for row in DRAW_ROWS:
     digest.update(repr(draw_items(row, 20)).encode())
 digest.update(repr((ask_items("count", 20), edit_items("move", 20))).encode())
