@@ -98,6 +98,7 @@ class Session:
 
     def generate_image(
         self,
+        text: str | None = None,
         *,
         progress: Callable[[int, int], None] | None = None,
         on_preview: Callable[[Image.Image], None] | None = None,
@@ -112,6 +113,8 @@ class Session:
         `undo`, before drawing again.
 
         Args:
+            text: added first, as by `add(text)`: both become part of the conversation, or neither. `undo` takes back
+                the image alone; once more, the text.
             progress: called with the denoising steps done and in all.
             on_preview: called up to eight times with a small look at the image as it forms.
             on_text: called with the pieces of the thinking.
@@ -127,8 +130,9 @@ class Session:
             BagelError: a stream of this session is open.
             CancelledError: it was cancelled.
         """
-        order = self._drawing_order(settings, on_step=progress, on_preview=on_preview, on_text=on_text)
-        result = self._accept(self._run(self._submit_drawing(order), on_submit))
+        added = [] if text is None else self.bagel.check_items([text], self._output)
+        order = self._drawing_order(settings, added, on_step=progress, on_preview=on_preview, on_text=on_text)
+        result = self._accept(self._run(self._submit_drawing(order, added), on_submit), len(added))
         return result if return_result else result.image
 
     @overload
@@ -276,10 +280,10 @@ class Session:
         self._check_room(added, order.least_room)
         return order
 
-    def _drawing_order(self, settings: dict[str, Any], **callbacks: Any) -> Order:
+    def _drawing_order(self, settings: dict[str, Any], added: Sequence[Item] = (), **callbacks: Any) -> Order:
         if self.understanding:
             raise SettingError("this session is for understanding: open one with understanding=False to draw.")
-        order = self._order("edit" if self._history.has_image else "generate", settings, **callbacks)
+        order = self._order("edit" if self._history.has_image else "generate", settings, added, **callbacks)
         self.bagel.engine.check_image(order.size)
         return order
 
@@ -303,16 +307,18 @@ class Session:
     def _reading(self, history: History, items: Sequence[Item]) -> Request[None]:
         yield from read(self.bagel.runtime, history, items, latents=self._latents)
 
-    def _drawing(self, order: Order) -> Request[tuple[History, Result]]:
+    def _drawing(self, order: Order, added: Sequence[Item]) -> Request[tuple[History, Result]]:
         history = self._history.copy()
+        if added:
+            yield from self._reading(history, added)
         result = yield from make_image(self.bagel.runtime, history, order)
         assert result.image is not None
         yield from self._reading(history, [("drawing", result.image)])
         return history, result
 
-    def _submit_drawing(self, order: Order) -> Handle[tuple[History, Result]]:
-        cost = cost_of(self.bagel.runtime, (), order, latents=True)
-        return self.bagel.engine.submit(self._drawing(order), cost)
+    def _submit_drawing(self, order: Order, added: Sequence[Item] = ()) -> Handle[tuple[History, Result]]:
+        cost = cost_of(self.bagel.runtime, added, order, latents=True)
+        return self.bagel.engine.submit(self._drawing(order, added), cost)
 
     def _answer(self, added: Sequence[Item], order: Order) -> Request[tuple[History, Result]]:
         history = self._history.copy()

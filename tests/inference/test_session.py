@@ -330,6 +330,36 @@ def test_a_text_longer_to_read_than_to_write_is_cut(bagel: Bagel, spoken: Callab
     assert turn.segments[0].advance <= room < longer
 
 
+def test_a_text_and_its_image_are_one_turn_or_none(bagel: Bagel, golden: Any) -> None:
+    chat = bagel.session()
+    chat.add(golden.image("wide"))
+    step_by_step = chat.fork()
+    step_by_step.add("make it red")
+    drawn = chat.generate_image("make it red", seed=1)
+    assert same(drawn, step_by_step.generate_image(seed=1))
+    assert [turn.kind for turn in chat.history] == ["image", "text", "drawing"]
+    assert chat.tokens == step_by_step.tokens
+
+    before = chat.history
+
+    def broken(done: int, steps: int) -> None:
+        raise RuntimeError("the listener fails")
+
+    with pytest.raises(RuntimeError, match="the listener fails"):
+        chat.generate_image("make it green", seed=1, progress=broken)
+    with pytest.raises(PromptError):
+        chat.generate_image(" ", seed=1)
+    assert chat.history == before
+
+    chat.undo()
+    assert [turn.kind for turn in chat.history] == ["image", "text"]
+    chat.undo()
+    assert [turn.kind for turn in chat.history] == ["image"]
+
+    empty = bagel.session()
+    assert same(empty.generate_image("a cat", seed=2), bagel.generate("a cat", seed=2))
+
+
 def test_streams_hold_the_session(bagel: Bagel) -> None:
     chat = bagel.session()
     chat.add("a cat")
