@@ -11,10 +11,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from bagel_mot.bench import Plan, bench, config_named, layers_that_fit, ours, plain, random_model
+from bagel_mot.bench import BenchSettings, bench, config_named, layers_that_fit, ours, plain, random_model
 from bagel_mot.bench.machine import peak_allocated
-from bagel_mot.bench.plan import grid_of
-from bagel_mot.bench.roofline import Work, floor, flops, matmul_flops
+from bagel_mot.bench.roofline import ForwardTokens, flops, matmul_flops, roofline
+from bagel_mot.bench.settings import grid_of
 from bagel_mot.cli import app
 from bagel_mot.config import BagelConfig, VaeConfig
 from bagel_mot.errors import SettingError
@@ -22,7 +22,7 @@ from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import SpecialTokens, table_index
 
-SMALL = Plan(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
+SMALL = BenchSettings(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def test_the_plain_loop_computes_the_same(engine: Engine) -> None:
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_work_is_counted_as_it_is_done(engine: Engine, backward: bool) -> None:
-    work = Work(und=6, gen=10, logits=3, latents=10, backward=backward)
+    work = ForwardTokens(und=6, gen=10, logits=3, latents=10, backward=backward)
     counter = FlopCounterMode(display=False)
     with counter:
-        floor(engine.model, work)()
+        roofline(engine.model, work)()
     assert matmul_flops(engine.model, work) == counter.get_total_flops()
     attention = dataclasses.replace(work, attended=100)
     config = engine.model.config.decoder
@@ -85,13 +85,13 @@ def test_the_counted_matmuls_are_those_of_a_denoising_step(engine: Engine) -> No
         run.velocities(torch.randn(16, engine.model.config.latent_dim), 0.5)
     ran = counter.get_flop_counts()["Global"]
     linear = sum(count for kernel, count in ran.items() if str(kernel) in ("aten.mm", "aten.addmm"))
-    expected = matmul_flops(engine.model, Work(und=2, gen=16, latents=16))
+    expected = matmul_flops(engine.model, ForwardTokens(und=2, gen=16, latents=16))
     time_embedding = 2 * 16 * (256 + 64) * 64
     assert linear == expected + time_embedding
 
 
 def test_the_report_holds_every_quantity_and_is_json() -> None:
-    report = bench(config_named("golden"), plan=SMALL, layers=2)
+    report = bench(config_named("golden"), settings=SMALL, layers=2)
     assert json.loads(json.dumps(report))["layers"] == 2
     names = [result["name"] for result in report["results"]]
     assert names == [

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bagel_mot.errors import BagelError, DataError
-from bagel_mot.verify import Report, verify
+from bagel_mot.verify import VerifyReport, verify
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside this file are in no package
 from recording import record
@@ -62,7 +62,7 @@ def copy(tmp_path: Path) -> Path:
     return folder
 
 
-def failed(report: Report) -> set[tuple[str, str]]:
+def failed(report: VerifyReport) -> set[tuple[str, str]]:
     return {(row.case, row.quantity) for row in report.failed}
 
 
@@ -235,7 +235,7 @@ def test_a_damaged_file_is_an_error(copy: Path) -> None:
 )
 def test_inputs_of_another_shape_are_an_error(copy: Path, inputs: Any) -> None:
     change_cases(copy, lambda cases: cases[0].update(inputs=inputs))
-    with pytest.raises(DataError, match=r"cases.json: inputs of case '.*' are no list"):
+    with pytest.raises(DataError, match=r"cases.json: inputs of case '.*' are not a list"):
         verify(copy)
 
 

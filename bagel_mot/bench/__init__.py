@@ -1,14 +1,14 @@
-"""`bagel bench`: how fast this machine runs a model of a given shape, against its own matmuls and against a plain loop.
+"""`bagel bench`: a model's speed on this machine, compared with the machine's own matmuls and with a plain loop.
 
 Weights are random: only shapes matter. Every quantity is measured three ways in turn, round after round, so that
-whatever else the machine does meets all of them alike, and the least time of each counts:
+other load on the machine affects all of them alike, and the shortest time of each counts:
 
-- `ours`: through the engine, with weights packed as users' are (or a whole training step, optimiser and all);
-- `matmul`: the matmuls of the same work alone, with the same weights. `share` is the rate of arithmetic that ours
-  reaches, its attention included, as a share of the rate of these matmuls;
+- `ours`: through the engine, with weights prepacked as users' are (or a whole training step with its optimiser);
+- `matmul`: the matmuls of the same work alone, with the same weights. `share` is the rate of arithmetic of `ours`,
+  attention included, divided by the rate of these matmuls;
 - `plain`: a loop over plain weights that works as the published code does (`bagel_mot.bench.plain`).
 
-Memory is that of ours: its weights, its cache, and the most that one run of it holds beside them.
+Memory is that of `ours`: its weights, its cache, and the largest total of other tensors at one time.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from bagel_mot.bench import ours, plain
 from bagel_mot.bench.machine import config_named, layers_that_fit, machine, peak_allocated
-from bagel_mot.bench.plan import QUICK, SPECIAL, Plan, grid_of, random_ids
-from bagel_mot.bench.roofline import Work, floor
+from bagel_mot.bench.roofline import ForwardTokens, roofline
+from bagel_mot.bench.settings import QUICK, SPECIAL, BenchSettings, grid_of, random_ids
 from bagel_mot.bench.timing import Calls, Measured, measure, seconds
 from bagel_mot.bench.training import measure_training
 from bagel_mot.config import BagelConfig, VaeConfig, VitConfig
@@ -34,11 +34,11 @@ from bagel_mot.model.prepacked import pack_weights
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import table_index
 
-_PROMPT = 64  # text tokens in the context of a image
+_PROMPT = 64  # text tokens in the context of an image
 
 
 def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device, *, vision: bool = False) -> BagelModel:
-    """A model with random weights; without `vision` its vision transformer, where nothing runs it, is a stub."""
+    """A model with random weights; without `vision` its vision transformer, which nothing here runs, is tiny."""
     if not vision:
         tiny = VitConfig(hidden_size=8, num_layers=1, num_heads=1, intermediate_size=8, patch_size=2, image_size=4)
         config = replace(config, vit=tiny, vit_max_num_patch_per_side=2)
@@ -61,33 +61,37 @@ def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device, 
 def bench(
     config: BagelConfig,
     *,
-    plan: Plan | None = None,
+    settings: BenchSettings | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     layers: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Measures a configuration; everything is in the result, ready for JSON.
+    """Measures a configuration and returns all figures, ready for JSON.
 
     Args:
-        layers: run only so many decoder layers; results also say what the full depth would take.
+        config: the model's shape.
+        settings: token counts and rounds; the default is `BenchSettings()`.
+        dtype, device: the precision of the weights and the device that runs them.
+        layers: the number of decoder layers to run, at most; the report extrapolates to the full depth.
+        progress: a callback that receives each quantity's name before it is measured.
     """
-    plan = plan or Plan()
+    settings = settings or BenchSettings()
     depth = config.decoder.num_layers
     shallow = replace(config, decoder=replace(config.decoder, num_layers=min(layers or depth, depth)))
     where = torch.device(device)
     model = random_model(shallow, dtype, where)
     weights = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
     pack_weights(model)
-    reference = random_model(shallow, dtype, where) if plan.compare else None
+    reference = random_model(shallow, dtype, where) if settings.compare else None
     stub = VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels)
     engine = Engine(model, Autoencoder(stub).to(where, dtype), SPECIAL)
     ran = len(model.decoder.layers)
     say = progress or (lambda _: None)
     with torch.inference_mode():
-        measured = _Inference(engine, reference, plan, where, weights[1], say).measure()
+        measured = _Inference(engine, reference, settings, where, weights[1], say).measure()
     del engine, model
-    measured += measure_training(reference or random_model(shallow, dtype, where), plan, where, say)
+    measured += measure_training(reference or random_model(shallow, dtype, where), settings, where, say)
     numbers = [quantity.to_json() for quantity in measured]
     if ran < depth:
         for entry in numbers:
@@ -107,37 +111,37 @@ def bench(
             "inference": max(m.numbers["peak_memory_bytes"] for m in measured if "training" not in m.name),
             "training": max((m.numbers["peak_memory_bytes"] for m in measured if "training" in m.name), default=0),
         },
-        "plan": {name: getattr(plan, name) for name in plan.__dataclass_fields__},
+        "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
         "results": numbers,
         "summary": _summary(numbers, depth / ran),
     }
 
 
 class _Inference:
-    """One model under measurement: what requests to the engine take."""
+    """Measurements of one model's inference, through requests to the engine."""
 
     def __init__(
         self,
         engine: Engine,
         reference: BagelModel | None,
-        plan: Plan,
+        settings: BenchSettings,
         device: torch.device,
         weights_bytes: int,
         say: Callable[[str], None],
     ) -> None:
-        self.engine, self.model, self.plan, self.device, self.say = engine, engine.model, plan, device, say
-        self.reference = reference  # of the plain loop
+        self.engine, self.model, self.settings, self.device, self.say = engine, engine.model, settings, device, say
+        self.reference = reference  # the plain loop's weights
         self.weights_bytes = weights_bytes
         self.layers = len(self.model.decoder.layers)
-        head = floor(self.model, Work(logits=1))
+        head = roofline(self.model, ForwardTokens(logits=1))
         self.head = min(seconds(head, device) for _ in range(3))
 
     def measure(self) -> list[Measured]:
         found = [self._prefill()]
         largest = self.model.config.max_latent_size**2
-        for tokens in sorted({min(tokens, largest) for tokens in self.plan.images}):
+        for tokens in sorted({min(tokens, largest) for tokens in self.settings.images}):
             found += [self._denoise(tokens, branches) for branches in (1, 2, 3)]
-        return found + [self._decode(length) for length in self.plan.contexts]
+        return found + [self._decode(length) for length in self.settings.contexts]
 
     def _ids(self, count: int) -> Tensor:
         return random_ids(count, self.model.config.decoder.vocab_size)
@@ -155,9 +159,9 @@ class _Inference:
         return cache
 
     def _prefill(self) -> Measured:
-        count = self.plan.prefill
+        count = self.settings.prefill
         ids = self._ids(count)
-        work = Work(und=count, logits=1, attended=count * (count + 1) // 2)
+        work = ForwardTokens(und=count, logits=1, attended=count * (count + 1) // 2)
         mine = lambda: ours.read_text(self.engine, ids.tolist(), self.engine.new_context(count))  # noqa: E731
         calls: Calls = {"ours": mine}
         if (reference := self.reference) is not None:
@@ -187,13 +191,13 @@ class _Inference:
 
             calls["plain"] = plainly
         seen = sum((tokens + 2) * (length + tokens + 2) for length in texts)
-        work = Work(und=2 * branches, gen=tokens * branches, latents=tokens * branches, attended=seen)
+        work = ForwardTokens(und=2 * branches, gen=tokens * branches, latents=tokens * branches, attended=seen)
         name = f"denoising step, {tokens} image tokens, {branches} branch{'es' if branches > 1 else ''}"
         held = sum(tail.chunk.nbytes for tail in run.tails)
         return self._measure(name, work, calls, held=held, head=0.0, branches=branches)
 
     def _decode(self, length: int) -> Measured:
-        steps = self.plan.decoded
+        steps = self.settings.decoded
         filled = self._context(length, steps + 1)
         config = self.model.config.decoder
         shape = self.layers, 2, config.num_kv_heads, length, config.head_dim
@@ -204,7 +208,7 @@ class _Inference:
             for _ in range(steps):
                 ours.read_text(self.engine, [7], context, record=False)
 
-        def reading() -> None:  # of as many bytes as the caches of all layers have, once a token
+        def reading() -> None:  # as many bytes as the caches of all layers have, once a token
             for _ in range(steps):
                 for layer in like_cache:
                     layer.amax()
@@ -222,7 +226,7 @@ class _Inference:
             calls["plain"] = plainly
         return self._measure(
             f"decoded token at context {length}",
-            Work(und=1, logits=1, attended=length),
+            ForwardTokens(und=1, logits=1, attended=length),
             calls,
             held=filled.nbytes,
             repeat=steps,
@@ -233,7 +237,7 @@ class _Inference:
     def _measure(
         self,
         name: str,
-        work: Work,
+        work: ForwardTokens,
         calls: Calls,
         *,
         held: int,
@@ -243,13 +247,13 @@ class _Inference:
     ) -> Measured:
         self.say(name)
         numbers["peak_memory_bytes"] = self.weights_bytes + held + peak_allocated(self.device, calls["ours"])
-        measured = measure(self.model, name, work, calls, self.plan.rounds, self.device, repeat=repeat, **numbers)
+        measured = measure(self.model, name, work, calls, self.settings.rounds, self.device, repeat=repeat, **numbers)
         measured.numbers["head_seconds"] = self.head if head is None else head
         return measured
 
 
 def _summary(results: list[dict[str, Any]], layers: float) -> dict[str, float]:
-    """What the quantities say together, at full depth, which has `layers` times the layers that ran."""
+    """Ratios between quantities, at full depth, which has `layers` times the layers that ran."""
     summary: dict[str, float] = {}
     steps = {(r["name"].split(",")[1].split()[0], r["branches"]): r for r in results if "branches" in r}
     for (tokens, branches), entry in steps.items():
@@ -269,4 +273,4 @@ def _summary(results: list[dict[str, Any]], layers: float) -> dict[str, float]:
     return summary
 
 
-__all__ = ["QUICK", "Measured", "Plan", "bench", "config_named", "layers_that_fit"]
+__all__ = ["QUICK", "BenchSettings", "Measured", "bench", "config_named", "layers_that_fit"]

@@ -1,4 +1,4 @@
-"""What the measurements run on: configurations, the processor, memory."""
+"""The machine and the configurations that are measured: processor, memory, synchronisation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _GOLDEN = BagelConfig(
 
 
 def config_named(name: str) -> BagelConfig:
-    """A configuration by name (`0.5b`, `7b`, `mini`, `golden`), or of a checkpoint folder.
+    """The configuration called `name` (`0.5b`, `7b`, `mini`, `golden`), or that of a checkpoint folder.
 
     Raises:
         SettingError: there is no such name or folder.
@@ -42,7 +42,7 @@ def config_named(name: str) -> BagelConfig:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """A description of the machine that the figures were measured on, ready for JSON."""
     facts: dict[str, Any] = {
         "platform": platform.platform(),
         "processor": _processor(),
@@ -66,10 +66,10 @@ def _processor() -> str:
 
 
 def peak_allocated(device: torch.device, call: Callable[[], object]) -> int:
-    """The most bytes of tensors that a call holds at once, beyond those that stand before it.
+    """The peak size in bytes of the tensors that a call allocates, beyond those that exist before it.
 
-    On the CPU as PyTorch's allocator is asked for them, so that what else the process holds does not count; on MPS,
-    which keeps no peak, what the driver holds more after the call.
+    On the CPU these are the requests to PyTorch's allocator, so that other memory of the process does not count; MPS
+    keeps no peak, so there it is what the driver holds more after the call.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -86,11 +86,11 @@ def peak_allocated(device: torch.device, call: Callable[[], object]) -> int:
     assert profiled.profiler.kineto_results is not None
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    return max(accumulate((event.nbytes() for event in events), initial=0))  # what is freed counts below zero
+    return max(accumulate((event.nbytes() for event in events), initial=0))  # a freed tensor has negative nbytes
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done what it was asked for."""
+    """Waits until the device has finished all submitted work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -98,8 +98,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def layers_that_fit(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> int:
-    """How many decoder layers fit twice, for ours and for the plain loop, and leave a third of the free memory; at
-    least one."""
+    """The number of decoder layers, at least one, that fit twice (for ours and for the plain loop) into two thirds of
+    the free memory."""
     d = config.decoder
     attention = d.hidden_size * d.head_dim * (2 * d.num_heads + 2 * d.num_kv_heads)
     layer = 2 * (attention + 3 * d.hidden_size * d.intermediate_size)

@@ -1,4 +1,4 @@
-"""Our side of the comparison: requests to the engine, as users' requests are."""
+"""The measured side of the comparison: requests to the engine, as users' requests are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bagel_mot.sequence import TextSegment, VaeSegment
 
 
 def run(engine: Engine, work: Sequence[Work]) -> list[Any]:
-    """The results of one piece of work, in one step of the engine."""
+    """Runs ops in one step of the engine and returns their results."""
 
     def request() -> Request[list[Any]]:
         return (yield list(work))

@@ -1,13 +1,13 @@
-"""The other side of the comparison: a plain loop over the same weights, working as the published code does.
+"""The plain side of the comparison: a loop over the same weights that works as the published code does.
 
-What is typical of it, and what ours does otherwise:
-- tokens stand in the order of the sample, and each expert's are gathered by index tensors, computed, and scattered
+It differs from our engine in three ways:
+- tokens keep the order of the sample, and each expert's tokens are gathered by index tensors, computed, and scattered
   back, around every norm and every matmul of every layer;
-- the cache of a layer is built anew whenever tokens are added to what it holds, also for those that are forgotten right
-  after (a denoising step) and for each single token of a text: a fresh tensor, old and new keys put in place by index;
+- the cache of a layer is built anew whenever tokens are added to it, even for tokens that are dropped right after (a
+  denoising step) and for each single decoded token: a fresh tensor, with old and new keys copied in by index;
 - each guidance branch is a forward pass of its own, and text to image runs three of them.
 
-It gives the same numbers, which a test checks: only how they are come by differs. Attention is PyTorch's, as ours is.
+It computes the same numbers, which a test checks. Attention is PyTorch's, as ours is.
 """
 
 from __future__ import annotations
@@ -37,11 +37,19 @@ class PlainCache:
 
 @dataclass
 class PlainQuery:
-    """New tokens in sequence order, and the index tensors of the published packing."""
+    """New tokens in sequence order, and the index tensors of the published packing.
 
-    hidden: Tensor  # (n, hidden)
-    positions: Tensor  # (n,)
-    und_index: Tensor | None = None  # with gen_index: where each expert's tokens stand; None: all are und
+    Attributes:
+        hidden: (n, hidden) embeddings.
+        positions: (n,) rotary positions.
+        und_index, gen_index: the places of each expert's tokens; None if all tokens are the und expert's.
+        causal: whether attention among the new tokens is causal.
+        keep: whether their keys and values enter the cache.
+    """
+
+    hidden: Tensor
+    positions: Tensor
+    und_index: Tensor | None = None
     gen_index: Tensor | None = None
     causal: bool = False
     keep: bool = False
@@ -61,7 +69,7 @@ def plain_forward(model: BagelModel, query: PlainQuery, cache: PlainCache) -> Te
 
 
 def _by_expert(x: Tensor, query: PlainQuery, und: torch.nn.Module, gen: torch.nn.Module, size: int) -> Tensor:
-    """One module a side: gathered, computed, scattered into a fresh tensor."""
+    """Applies one module per expert to (n, …, width): gather, compute, scatter into a fresh (n, …, size)."""
     if query.gen_index is None or query.und_index is None:
         return und(x)
     out = x.new_zeros(x.shape[0], *x.shape[1:-1], size)
@@ -102,7 +110,7 @@ def _layer(layer: DecoderLayer, index: int, x: Tensor, cos_sin: Rope, query: Pla
 
 
 def _merged(old: Tensor | None, new: Tensor) -> Tensor:
-    """A layer's cache with the new tokens: both copied into a fresh tensor by index."""
+    """A layer's cached keys or values with the new ones appended: both copied into a fresh tensor by index."""
     if old is None:
         return new
     merged = new.new_zeros(old.shape[0] + new.shape[0], *new.shape[1:])
@@ -113,7 +121,7 @@ def _merged(old: Tensor | None, new: Tensor) -> Tensor:
 
 
 def plain_text(model: BagelModel, ids: Tensor, position: int, cache: PlainCache) -> Tensor:
-    """Reads text tokens (n,) into the cache; returns their hidden states. One token at a time while decoding."""
+    """Reads text tokens (n,) into the cache and returns hidden states (n, hidden); decoding reads one at a time."""
     positions = torch.arange(position, position + ids.numel(), device=ids.device)
     causal = ids.numel() > 1
     query = PlainQuery(model.decoder.embed_tokens(ids), positions, causal=causal, keep=True)
@@ -126,12 +134,12 @@ def plain_velocity(
     """One evaluation of one branch: the velocity (N, latent_dim) of noised latents.
 
     Args:
-        markers: (2,) ids that stand before and after the image.
+        markers: (2,) ids of the tokens before and after the image.
         latents: (N, latent_dim) noised tokens.
         index: (N,) places in the position table.
         t: timestep.
         position: rotary position of the image.
-        cache: of the branch's context; it stays as it is.
+        cache: the branch's context, which stays as it is.
     """
     n, device = latents.shape[0], latents.device
     und_index = torch.tensor([0, n + 1], device=device)

@@ -1,4 +1,4 @@
-"""What the machine itself can do: the matmuls of a forward pass alone, of exactly the same shapes and weights."""
+"""The roofline: the matmuls of a forward pass alone, with exactly the same shapes and weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Linear = nn.Linear | PackedLinear
 
 
 @dataclass(frozen=True)
-class Work:
-    """Tokens that a measured piece of work runs through each part of the decoder.
+class ForwardTokens:
+    """Numbers of tokens that a measured piece of work sends through each part of the decoder.
 
     Attributes:
         und, gen: tokens of each expert, in every layer.
         logits: tokens whose logits are computed.
         latents: tokens whose velocity is computed.
         attended: pairs of a query and a key it sees, summed over all queries (one layer).
-        backward: whether gradients are computed too: of the inputs and of the weights, twice the work again.
+        backward: whether the gradients of inputs and weights are computed too, which is twice the work again.
     """
 
     und: int = 0
@@ -39,7 +39,7 @@ def _linears(expert: Expert) -> tuple[Linear, ...]:
     return expert.q, expert.k, expert.v, expert.o, expert.gate, expert.up, expert.down
 
 
-def matmuls(model: BagelModel, work: Work) -> list[tuple[int, Linear]]:
+def matmuls(model: BagelModel, work: ForwardTokens) -> list[tuple[int, Linear]]:
     """(tokens, linear map) of every matmul, in the order of the forward pass."""
     found: list[tuple[int, Linear]] = []
     if work.latents:
@@ -56,21 +56,21 @@ def matmuls(model: BagelModel, work: Work) -> list[tuple[int, Linear]]:
     return found
 
 
-def flops(model: BagelModel, work: Work) -> float:
-    """Multiplications and additions of the matmuls and of attention (scores and values)."""
+def flops(model: BagelModel, work: ForwardTokens) -> float:
+    """Floating-point operations of the matmuls and of attention (scores and values)."""
     config = model.config.decoder
     attention = 4.0 * work.attended * config.num_heads * config.head_dim * len(model.decoder.layers)
     return matmul_flops(model, work) + attention * (3 if work.backward else 1)
 
 
-def matmul_flops(model: BagelModel, work: Work) -> float:
-    """The matmuls alone."""
+def matmul_flops(model: BagelModel, work: ForwardTokens) -> float:
+    """Floating-point operations of the matmuls alone."""
     once = sum(2.0 * tokens * linear.in_features * linear.out_features for tokens, linear in matmuls(model, work))
     return once * (3 if work.backward else 1)
 
 
-def floor(model: BagelModel, work: Work) -> Callable[[], None]:
-    """A call that runs the matmuls of `work` and nothing else, with the weights as the model has them, packed or not.
+def roofline(model: BagelModel, work: ForwardTokens) -> Callable[[], None]:
+    """A call that runs the matmuls of `work` and nothing else, with the model's own weights, prepacked or plain.
 
     Inputs are made beforehand, one for each width.
     """

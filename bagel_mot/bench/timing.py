@@ -1,4 +1,4 @@
-"""Timing several ways of doing the same work, in turn."""
+"""Timing of several implementations of the same work, in turn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bagel_mot.bench.machine import synchronize
-from bagel_mot.bench.roofline import Work, floor, flops, matmul_flops
+from bagel_mot.bench.roofline import ForwardTokens, flops, matmul_flops, roofline
 from bagel_mot.model.bagel import BagelModel
 
 Calls = dict[str, Callable[[], object]]
@@ -20,7 +20,13 @@ Calls = dict[str, Callable[[], object]]
 
 @dataclass
 class Measured:
-    """One quantity: seconds of each way, least and median, and what follows from them."""
+    """One measured quantity.
+
+    Attributes:
+        name: the quantity, such as "prefill of 1024 text tokens".
+        seconds, median_seconds: the shortest and the median time of each implementation.
+        numbers: figures that follow from them: rates, shares, memory in bytes.
+    """
 
     name: str
     seconds: dict[str, float]
@@ -32,6 +38,7 @@ class Measured:
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """The time that one call takes, the device's work included."""
     synchronize(device)
     start = time.perf_counter()
     call()
@@ -42,7 +49,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 def measure(
     model: BagelModel,
     name: str,
-    work: Work,
+    work: ForwardTokens,
     calls: Calls,
     rounds: int,
     device: torch.device,
@@ -50,8 +57,8 @@ def measure(
     repeat: int = 1,
     **numbers: float,
 ) -> Measured:
-    """Times each call, and the matmuls of the same work, in turn; `repeat` is how often a call does its work."""
-    matmul = floor(model, work)
+    """Times each call, and the matmuls of the same work, in turn; one call does its work `repeat` times."""
+    matmul = roofline(model, work)
     calls["matmul"] = lambda: [matmul() for _ in range(repeat)]
     for call in calls.values():  # once unmeasured: caches, allocations, kernels chosen
         call()

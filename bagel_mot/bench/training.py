@@ -1,4 +1,4 @@
-"""What a training step takes: forward, backward, optimiser and averaged weights, as a recipe runs them."""
+"""The training step: forward, backward, optimiser and averaged weights, as a recipe runs them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel_mot.bench.machine import peak_allocated
-from bagel_mot.bench.plan import SPECIAL, Plan, grid_of, random_ids
-from bagel_mot.bench.roofline import Work
+from bagel_mot.bench.roofline import ForwardTokens
+from bagel_mot.bench.settings import SPECIAL, BenchSettings, grid_of, random_ids
 from bagel_mot.bench.timing import Calls, Measured, measure
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
@@ -21,10 +21,12 @@ from bagel_mot.training.optimizer import Ema, Optimizers
 from bagel_mot.training.recipe import OptimizerRecipe
 
 
-def measure_training(model: BagelModel, plan: Plan, device: torch.device, say: Callable[[str], None]) -> list[Measured]:
-    """One whole step in as many layers as memory allows: float32 weights, matmuls in the model's precision."""
-    text, available = plan.train_text, len(model.decoder.layers)
-    tokens = min(plan.train_image, model.config.max_latent_size**2)
+def measure_training(
+    model: BagelModel, settings: BenchSettings, device: torch.device, say: Callable[[str], None]
+) -> list[Measured]:
+    """Measures one whole step in as many layers as memory allows: float32 weights, matmuls in the model's precision."""
+    text, available = settings.train_text, len(model.decoder.layers)
+    tokens = min(settings.train_image, model.config.max_latent_size**2)
     grid = grid_of(tokens, model.config.max_latent_size)
     outside = sum(p.numel() for n, p in model.named_parameters() if ".layers." not in n)
     inside = sum(p.numel() for n, p in model.named_parameters() if ".layers." in n) // available
@@ -59,10 +61,10 @@ def measure_training(model: BagelModel, plan: Plan, device: torch.device, say: C
 
     length = text + tokens + 2
     seen = text * (text + 1) // 2 + (tokens + 2) * length
-    work = Work(und=text + 2, gen=tokens, logits=text - 1, latents=tokens, attended=seen, backward=True)
+    work = ForwardTokens(und=text + 2, gen=tokens, logits=text - 1, latents=tokens, attended=seen, backward=True)
     calls: Calls = {"ours": whole, "forward and backward alone": gradients}
     name = f"training step, {text} text and {tokens} image tokens, {layers} layer{'s' if layers > 1 else ''}"
     say(name)
     held = sum(p.nbytes for p in trained.parameters()) + sum(t.nbytes for t in ema.average.values())
     numbers = {"per_token": length, "layers": layers, "peak_memory_bytes": held + peak_allocated(device, whole)}
-    return [measure(model, name, work, calls, plan.rounds, device, **numbers)]
+    return [measure(model, name, work, calls, settings.rounds, device, **numbers)]

@@ -173,22 +173,24 @@ def bench(
 
     import torch
 
-    from bagel_mot.bench import QUICK, Plan, config_named, layers_that_fit
+    from bagel_mot.bench import QUICK, BenchSettings, config_named, layers_that_fit
     from bagel_mot.bench import bench as run
     from bagel_mot.inference.loading import choose_device
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise DeviceError(f"dtype is {dtype!r}: it must be {', '.join(dtypes)}.")
-    plan = dataclasses.replace(QUICK if quick else Plan(), compare=plain)
+    settings = dataclasses.replace(QUICK if quick else BenchSettings(), compare=plain)
     if rounds is not None:
-        plan = dataclasses.replace(plan, rounds=rounds)
+        settings = dataclasses.replace(settings, rounds=rounds)
     shape = config_named(config)
     where = choose_device(device)
     depth = layers or layers_that_fit(shape, dtypes[dtype], where)
     console = notes()
     with console.status("making random weights") as status:
-        report = run(shape, plan=plan, dtype=dtypes[dtype], device=str(where), layers=depth, progress=status.update)
+        report = run(
+            shape, settings=settings, dtype=dtypes[dtype], device=str(where), layers=depth, progress=status.update
+        )
     report = {"config": config, **report}
     if json != "-":
         _print_bench(report)

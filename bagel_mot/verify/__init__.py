@@ -1,10 +1,10 @@
-"""`bagel verify`: does this code compute what was recorded?
+"""`bagel verify`: a comparison of this code's results with recorded ones.
 
-A folder of recorded cases holds a small checkpoint, images, `cases.json` (what was done) and `expected.safetensors`
-(what came out, as tensors named "CASE/QUANTITY"); `tests/golden/README.md` describes it. Every case is computed anew by
-the very code that serves users and trains, and every recorded quantity becomes one `Row`. A recorded tensor that no row
-looked at is a failing row, as is a case of a kind that is not known, or one in which nothing was compared: nothing
-passes by being skipped.
+A folder of recorded cases holds a small checkpoint, images, `cases.json` (the inputs) and `expected.safetensors` (the
+results, as tensors named "CASE/QUANTITY"); `tests/golden/README.md` describes it. Every case is computed anew by the
+very code that serves users and trains, and every recorded quantity becomes one `Comparison`, a row of the report. A
+recorded tensor that was never compared is a failing row, and so is a case of an unknown kind, or one in which nothing
+was compared: nothing passes by being skipped.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from bagel_mot.sequence import PackSpec
 from bagel_mot.verify import parts, training
 from bagel_mot.verify.interleave import check_interleave
 from bagel_mot.verify.parts import Subject
-from bagel_mot.verify.records import Case, Checker, Recorded, Row
+from bagel_mot.verify.records import Case, Checker, Comparison, Recorded
 
-__all__ = ["KINDS", "TOLERANCE", "Report", "Row", "verify"]
+__all__ = ["CASE_KINDS", "TOLERANCE", "Comparison", "VerifyReport", "verify"]
 
 TOLERANCE = 1e-5
-KINDS: dict[str, Callable[[Subject, Checker], None]] = {
+CASE_KINDS: dict[str, Callable[[Subject, Checker], None]] = {
     "tokenize": parts.check_tokenize,
     "resize": parts.check_resize,
     "transform": parts.check_transform,
@@ -43,17 +43,17 @@ KINDS: dict[str, Callable[[Subject, Checker], None]] = {
 
 
 @dataclass
-class Report:
-    """All rows of a folder."""
+class VerifyReport:
+    """All comparisons of a folder."""
 
     folder: str
     device: str
     dtype: str
     tolerance: float
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Comparison] = field(default_factory=list)
 
     @property
-    def failed(self) -> list[Row]:
+    def failed(self) -> list[Comparison]:
         return [row for row in self.rows if not row.passed]
 
     @property
@@ -80,14 +80,15 @@ def verify(
     dtype: torch.dtype = torch.float32,
     tolerance: float = TOLERANCE,
     progress: Callable[[Case], None] | None = None,
-) -> Report:
-    """Computes every case of a folder of recorded cases, and compares.
+) -> VerifyReport:
+    """Computes every case of a folder of recorded cases and compares the results.
 
     Args:
-        folder: laid out as `tests/golden` is.
-        device, dtype: what to compute with. Recorded numbers are float32: coarser types need a larger tolerance.
+        folder: a folder laid out as `tests/golden` is.
+        device, dtype: the device and precision to compute with. Recorded numbers are float32: coarser types need a
+            larger tolerance.
         tolerance: the largest relative error of floats that passes.
-        progress: called with each case before it is computed.
+        progress: a callback that receives each case before it is computed.
 
     Raises:
         DataError, CheckpointError: the folder lacks a file, or one is damaged.
@@ -99,16 +100,16 @@ def verify(
     spec = PackSpec.of(checkpoint.config, checkpoint.special)
     defaults = Defaults(vae_transform=recorded.transforms["vae"], vit_transform=recorded.transforms["vit"])
     subject = Subject(recorded, checkpoint, spec, Bagel(checkpoint, defaults=defaults))
-    report = Report(str(folder), str(device), str(dtype).removeprefix("torch."), tolerance)
+    report = VerifyReport(str(folder), str(device), str(dtype).removeprefix("torch."), tolerance)
     seen: set[str] = set()
     with _exact_float32():
         for case in recorded.cases:
             if progress is not None:
                 progress(case)
             check = Checker(case, recorded.tensors, tolerance)
-            run = KINDS.get(case["kind"])
+            run = CASE_KINDS.get(case["kind"])
             if run is None:
-                check.fail("kind", f"kind {case['kind']!r} is not supported; known: {', '.join(KINDS)}")
+                check.fail("kind", f"kind {case['kind']!r} is not supported; known: {', '.join(CASE_KINDS)}")
             else:
                 _run(run, subject, check)
                 if all(row.passed and row.error is None for row in check.rows):
@@ -117,12 +118,12 @@ def verify(
             seen |= check.seen
     for key in sorted(recorded.tensors.keys() - seen):
         case_name, _, quantity = key.partition("/")
-        report.rows.append(Row(case_name, quantity, None, False, "recorded, but nothing computes it"))
+        report.rows.append(Comparison(case_name, quantity, None, False, "recorded, but nothing computes it"))
     return report
 
 
 def _run(run: Callable[[Subject, Checker], None], subject: Subject, check: Checker) -> None:
-    """One case. Whatever stops it is a failing row: the other cases still tell their part."""
+    """Runs one case. Any error becomes a failing row, and the other cases still run."""
     try:
         run(subject, check)
     except KeyError as error:
@@ -133,7 +134,7 @@ def _run(run: Callable[[Subject, Checker], None], subject: Subject, check: Check
 
 @contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Without TF32, whose ten bits of mantissa would pass for float32 on CUDA."""
+    """Switches off TF32, which has ten bits of mantissa and is used for float32 matmuls on CUDA."""
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
     try:

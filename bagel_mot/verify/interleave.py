@@ -16,13 +16,13 @@ from bagel_mot.inference.tasks import Media
 from bagel_mot.verify.parts import Subject
 from bagel_mot.verify.records import Checker
 
-# Settings whose published names differ from ours. Those with a place of their own below are not listed.
+# Settings whose published names differ from ours; those that `_our_settings` handles one by one are not listed.
 _RENAMED = {"cfg_img_scale": "cfg_image_scale", "text_temperature": "temperature"}
 _PUBLISHED_TOKENS = 1000  # the published limit where a case gives none
 
 
 def check_interleave(subject: Subject, check: Checker) -> None:
-    """Tokens, logits and text where text was generated; latent and image where one was drawn from recorded noise."""
+    """Checks tokens, logits and text of generated text, and latent and pixels of an image drawn from recorded noise."""
     given: Mapping[str, Any] = check.case["settings"]
     reading = bool(given.get("understanding_output", False))
     writing = reading or bool(given.get("think", False))

@@ -1,4 +1,4 @@
-"""The kinds of case that look at one part each: tokenizer, images, vision transformer, autoencoder."""
+"""The kinds of case that check one part each: tokenizer, images, vision transformer, autoencoder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bagel_mot.checkpoint.official import Checkpoint
 from bagel_mot.images import patchify
 from bagel_mot.inference.api import Bagel
 from bagel_mot.sequence import PackSpec, Sample, VitSegment, pack
-from bagel_mot.verify.records import Checker, Recorded, Row, image_transform
+from bagel_mot.verify.records import Checker, Comparison, Recorded, image_transform
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is verified: a loaded checkpoint, and the folder its cases stand in."""
+    """The loaded checkpoint under verification, and the folder of its recorded cases."""
 
     recorded: Recorded
     checkpoint: Checkpoint
@@ -32,7 +32,7 @@ class Subject:
 
 
 def check_tokenize(subject: Subject, check: Checker) -> None:
-    """Texts to ids, and the ids of the special tokens."""
+    """Checks the ids of texts and of the special tokens."""
     tokenizer = subject.checkpoint.tokenizer
     check.listed("ids", [tokenizer.encode(text) for text in check.case["texts"]])
     special = {
@@ -45,19 +45,19 @@ def check_tokenize(subject: Subject, check: Checker) -> None:
 
 
 def check_resize(subject: Subject, check: Checker) -> None:
-    """The resize rule alone."""
+    """Checks the resize rule alone."""
     transform = image_transform(check.case, "transform")
     for item in check.case["cases"]:
         width, height = item["wh"]
         got = list(transform.size(width, height, images=item["images"]))
         what = f"{width}×{height}, {item['images']} sharing"
         check.rows.append(
-            Row(check.name, what, float(got != item["expect"]), got == item["expect"], f"-> {got[0]}×{got[1]}")
+            Comparison(check.name, what, float(got != item["expect"]), got == item["expect"], f"-> {got[0]}×{got[1]}")
         )
 
 
 def check_transform(subject: Subject, check: Checker) -> None:
-    """An image to pixels in [-1, 1]."""
+    """Checks the transforms of an image to pixels in [-1, 1]."""
     name, transforms = check.case["image"], subject.recorded.transforms
     resized = subject.recorded.resized(name)
     check.close("vae", transforms["vae"](resized))
@@ -66,7 +66,7 @@ def check_transform(subject: Subject, check: Checker) -> None:
 
 
 def check_vit(subject: Subject, check: Checker) -> None:
-    """The vision transformer and the connector on one image."""
+    """Checks the vision transformer and the connector on one image."""
     model, patch = subject.checkpoint.model, subject.checkpoint.config.vit.patch_size
     pixels = subject.recorded.transforms["vit"](subject.recorded.image(check.case["image"]))
     segment = VitSegment(patchify(pixels, patch), (pixels.shape[1] // patch, pixels.shape[2] // patch))
@@ -79,7 +79,7 @@ def check_vit(subject: Subject, check: Checker) -> None:
 
 
 def check_vae(subject: Subject, check: Checker) -> None:
-    """The autoencoder there and back on one image."""
+    """Checks the autoencoder on one image, encoding and decoding."""
     pixels = subject.recorded.transforms["vae"](subject.recorded.image(check.case["image"]))[None]
     check.close("pixels", pixels)
     with torch.inference_mode():

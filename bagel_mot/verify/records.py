@@ -1,4 +1,4 @@
-"""Recorded cases on disk, and the comparison of what is computed with what was recorded."""
+"""Recorded cases on disk, and the comparison of computed with recorded results."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Row:
-    """One quantity of one case.
+class Comparison:
+    """The result of comparing one quantity of one case: a row of the report.
 
     Attributes:
-        error: relative for floats, the number of differing entries for what must be equal, None where nothing was
-            compared.
-        note: why it failed, or what the error means where that is not plain.
+        case, quantity: the names of the case and of the recorded tensor or value.
+        error: the relative error of floats, or the number of differing entries where equality is required; None if
+            nothing was compared.
+        passed: whether the error is within the tolerance.
+        note: the reason of a failure, or the unit of the error.
     """
 
     case: str
@@ -99,8 +101,7 @@ class Recorded:
                 raise DataError(f"{path}: case number {number} has no name or no kind")
             if not _are_inputs(case.get("inputs", [])):
                 raise DataError(
-                    f"{path}: inputs of case {case['name']!r} are no list of mappings, or an image among them has no "
-                    "picture's name as its value"
+                    f"{path}: inputs of case {case['name']!r} are not a list of mappings, or an image's value is not a name"
                 )
         return document
 
@@ -121,7 +122,7 @@ def _images_of(case: Case) -> Iterator[str]:
 
 
 def image_transform(document: Mapping[str, Any], key: str) -> ImageTransform:
-    """The transform under `key`, from the published names of its numbers.
+    """The image transform under `key`, whose numbers have their published names.
 
     Raises:
         DataError: it is missing or incomplete.
@@ -132,22 +133,30 @@ def image_transform(document: Mapping[str, Any], key: str) -> ImageTransform:
         return ImageTransform(raw["max_image_size"], raw["min_image_size"], raw["image_stride"], **limits)
     except (KeyError, TypeError) as error:
         raise DataError(
-            f"cases.json: {key} needs max_image_size, min_image_size and image_stride; {error} is missing or no mapping"
+            f"cases.json: {key} must be a mapping with max_image_size, min_image_size and image_stride ({error})"
         ) from error
 
 
 class MissingTensorError(DataError):
-    """A case needs a recorded tensor that is not there."""
+    """A recorded tensor that a case needs is missing."""
 
 
 @dataclass
 class Checker:
-    """Compares what one case computes with what was recorded for it, a `Row` a quantity."""
+    """Compares the results of one case with the recorded ones; each quantity becomes a `Comparison`.
+
+    Attributes:
+        case: the entry of cases.json.
+        tensors: all recorded tensors, by "CASE/QUANTITY".
+        tolerance: the largest relative error of floats that passes.
+        rows: the comparisons so far.
+        seen: the keys of the recorded tensors that were used.
+    """
 
     case: Case
     tensors: Mapping[str, Tensor]
     tolerance: float
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Comparison] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
     @property
@@ -155,12 +164,12 @@ class Checker:
         return str(self.case["name"])
 
     def recorded(self, prefix: str) -> list[str]:
-        """Recorded quantities of this case whose name begins with `prefix`."""
+        """The recorded quantities of this case whose names begin with `prefix`."""
         start = f"{self.name}/{prefix}"
         return sorted(key.removeprefix(f"{self.name}/") for key in self.tensors if key.startswith(start))
 
     def take(self, quantity: str) -> Tensor:
-        """A recorded tensor.
+        """A recorded tensor, marked as used from now on.
 
         Raises:
             MissingTensorError: it was not recorded.
@@ -172,34 +181,33 @@ class Checker:
         return self.tensors[key]
 
     def recorded_or_none(self, quantity: str) -> Tensor | None:
-        """A recorded tensor to look at; this does not count as comparing it."""
+        """A recorded tensor, or None; this does not mark it as used."""
         return self.tensors.get(f"{self.name}/{quantity}")
 
     def given(self, quantity: str) -> Tensor:
-        """A recorded tensor that the case starts from: it is used, not compared, and its row says so."""
+        """A recorded tensor that is an input of the case; its row says so."""
         tensor = self.take(quantity)
         self._add(quantity, None, True, "input")
         return tensor
 
     def close(self, quantity: str, got: Tensor | float, *, largest: float = 0.0) -> None:
-        """Floats: ‖got − expected‖ / ‖expected‖ within the tolerance.
+        """Compares floats: ‖got − expected‖ / ‖expected‖ must be within the tolerance.
 
-        What was recorded as less than a millionth of `largest` is zero but for rounding, and measured against
-        `largest`.
+        A recorded norm below a millionth of `largest` is zero but for rounding, and its error is relative to `largest`.
         """
         got = torch.as_tensor(got)
         with self._row(quantity, got):
             self._close(quantity, got, self.take(quantity), largest)
 
     def equal(self, quantity: str, got: Tensor) -> None:
-        """Integers and booleans: not one entry differs."""
+        """Compares integers or booleans: no entry may differ."""
         with self._row(quantity, got):
             expected = self.take(quantity)
             if self._same_shape(quantity, got, expected):
                 self._equal(quantity, int((got.cpu() != expected).sum()), "entries differ")
 
     def levels(self, quantity: str, got: Tensor) -> None:
-        """Pictures in 8 bits: no value off by more than 1. The error is the largest difference."""
+        """Compares images in 8 bits: no value may differ by more than 1. The error is the largest difference."""
         with self._row(quantity, got):
             expected = self.take(quantity)
             if self._same_shape(quantity, got, expected):
@@ -207,7 +215,7 @@ class Checker:
                 self._add(quantity, float(worst), worst <= 1, "levels of 255")
 
     def listed(self, quantity: str, got: Any) -> None:
-        """What cases.json itself holds: equal, and within the tolerance for a float."""
+        """Compares with a value in cases.json: equal, or within the tolerance if it is a float."""
         if quantity not in self.case:
             return self._add(quantity, None, False, "cases.json does not give it")
         expected = self.case[quantity]
@@ -216,7 +224,7 @@ class Checker:
         return self._equal(quantity, int(got != expected), f"{got!r} instead of {expected!r}")
 
     def count(self, quantity: str, wrong: int) -> None:
-        """A property that must hold everywhere: the number of places where it does not."""
+        """Checks a property that must hold everywhere: `wrong` is the number of places where it does not."""
         self._equal(quantity, wrong, "places where it does not hold")
 
     def fail(self, quantity: str, note: str) -> None:
@@ -224,7 +232,7 @@ class Checker:
 
     @contextmanager
     def _row(self, quantity: str, got: Tensor) -> Iterator[None]:
-        """A missing tensor fails its own row and no other; where there is nothing to compare, none need be recorded."""
+        """Turns a missing tensor into a failure of its own row; an empty result needs no recorded tensor."""
         try:
             yield
         except MissingTensorError as error:
@@ -251,4 +259,4 @@ class Checker:
         self._add(quantity, float(different), different == 0, note if different else "")
 
     def _add(self, quantity: str, error: float | None, passed: bool, note: str = "") -> None:
-        self.rows.append(Row(self.name, quantity, error, passed, note))
+        self.rows.append(Comparison(self.name, quantity, error, passed, note))

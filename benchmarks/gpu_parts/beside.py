@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bagel_mot.bench.plain import PlainCache, plain_text, plain_velocity
-from bagel_mot.bench.roofline import Work, floor, matmul_flops
+from bagel_mot.bench.roofline import ForwardTokens, matmul_flops, roofline
 from bagel_mot.model.bagel import BagelModel
 from gpu_parts.common import Scale, seconds_of
 
@@ -15,8 +15,8 @@ from gpu_parts.common import Scale, seconds_of
 def matmul(model: BagelModel, scale: Scale, device: torch.device) -> dict[str, Any]:
     """The matmuls of one branch of a drawing step alone, in bfloat16."""
     tokens = (scale.side // scale.config.latent_stride) ** 2
-    work = Work(und=2, gen=tokens, latents=tokens)
-    run = floor(model, work)
+    work = ForwardTokens(und=2, gen=tokens, latents=tokens)
+    run = roofline(model, work)
     run()
     least = min(seconds_of(run, device) for _ in range(5))
     flops = matmul_flops(model, work)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bagel_mot.bench.machine import machine, synchronize
-from bagel_mot.bench.roofline import Work, floor, flops
+from bagel_mot.bench.roofline import ForwardTokens, flops, roofline
 from bagel_mot.checkpoint.convert import convert
 from bagel_mot.errors import BagelError
 from bagel_mot.training.checkpoints import checkpoint_folders
@@ -197,9 +197,9 @@ def _measure_size(plan: Plan, device: torch.device, work: Path, hidden: int, lay
         steps, tokens, seconds = _pace(run, plan, device)
         model, pack = run.task.module, recipe.pack
         # The decoder's matmuls over all slots, padding too: attention, the ViT and the optimiser count as time only.
-        work_done = Work(und=pack.rows * pack.und, gen=pack.rows * pack.gen, backward=True)
+        work_done = ForwardTokens(und=pack.rows * pack.und, gen=pack.rows * pack.gen, backward=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            alone = floor(model, work_done)
+            alone = roofline(model, work_done)
             alone()
             rate = flops(model, work_done) / min(seconds_of(alone, device) for _ in range(3))
     finally:

@@ -13,8 +13,8 @@ import torch
 
 from bagel_mot.bench import random_model
 from bagel_mot.bench.machine import machine, peak_allocated
-from bagel_mot.bench.plan import SPECIAL, grid_of, random_ids
-from bagel_mot.bench.roofline import Work, floor, flops
+from bagel_mot.bench.roofline import ForwardTokens, flops, roofline
+from bagel_mot.bench.settings import SPECIAL, grid_of, random_ids
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.sequence import PackedSequence, PackSpec, Sample, TextSegment, VaeSegment, pack
 from bagel_mot.training.activations import attention_of, checkpoint_activations
@@ -95,7 +95,7 @@ def _measure(
     compiled: bool,
 ) -> dict[str, Any]:
     length = text + image + 2
-    work = Work(
+    work = ForwardTokens(
         und=samples * (text + 2),
         gen=samples * image,
         logits=samples * (text - 1),
@@ -107,7 +107,7 @@ def _measure(
     seconds, peak = _time(scale, device, packed, attention, checkpointing, compiled)
     plain = random_model(scale.config, torch.bfloat16, device)
     matmuls = replace(work, attended=0)
-    run = floor(plain, matmuls)
+    run = roofline(plain, matmuls)
     run()
     rate = flops(plain, matmuls) / min(seconds_of(run, device) for _ in range(3))
     done = flops(plain, work)

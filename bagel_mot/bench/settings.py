@@ -1,4 +1,4 @@
-"""What is measured, and what it is measured with."""
+"""Settings and inputs of the measurements."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ SPECIAL = SpecialTokens(1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is measured.
+class BenchSettings:
+    """Sizes and rounds of the measurements.
 
     Attributes:
         prefill: text tokens of the prefill.
         images: image tokens of the denoising steps, laid out as nearly square as their number allows.
-        contexts: text lengths before a decoded token.
-        rounds: how often each call is timed.
+        contexts: numbers of text tokens before a decoded token.
+        rounds: the number of times each call is timed.
         decoded: tokens decoded in one timing.
         compare: whether the plain loop runs too.
+        train_text, train_image: text and image tokens of the training step.
     """
 
     prefill: int = 1024
@@ -36,11 +37,13 @@ class Plan:
     train_image: int = 1024
 
 
-QUICK = Plan(prefill=256, images=(64, 256), contexts=(64, 1024), rounds=2, decoded=4, train_text=64, train_image=256)
+QUICK = BenchSettings(
+    prefill=256, images=(64, 256), contexts=(64, 1024), rounds=2, decoded=4, train_text=64, train_image=256
+)
 
 
 def grid_of(tokens: int, side: int) -> tuple[int, int]:
-    """(rows, columns) of so many image tokens, as nearly square as may be, within a position table of `side`².
+    """(rows, columns) for `tokens` image tokens, as nearly square as possible, within a position table of `side`².
 
     Raises:
         SettingError: there is no such grid.
@@ -54,4 +57,5 @@ def grid_of(tokens: int, side: int) -> tuple[int, int]:
 
 
 def random_ids(count: int, vocab: int) -> Tensor:
+    """Random token ids, int64 (count,), the same ones for the same count."""
     return torch.randint(5, vocab, (count,), generator=torch.Generator().manual_seed(count))
