@@ -101,7 +101,7 @@ class Recorded:
                 raise DataError(f"{path}: case number {number} has no name or no kind")
             if not _are_inputs(case.get("inputs", [])):
                 raise DataError(
-                    f"{path}: inputs of case {case['name']!r} are not a list of mappings, or an image's value is not a name"
+                    f"{path}: inputs of case {case['name']!r} are not a list of mappings, or an image has no name"
                 )
         return document
 

@@ -1,6 +1,6 @@
-"""The six backgrounds: calm pictures that stay recognisable behind four things.
+"""The six backgrounds: calm images that stay recognisable behind four things.
 
-Each is a gradient or two with a horizon and a few soft strokes in fixed places. Coordinates are shares of the side,
+Each is a gradient or two with a horizon and a few soft strokes in fixed places. Coordinates are fractions of the side,
 0..1, y downwards.
 """
 
@@ -18,7 +18,7 @@ Hill = Callable[[float], float]
 
 
 class Canvas:
-    """A picture under construction, addressed in shares of its side."""
+    """An image under construction, addressed in fractions of its side."""
 
     def __init__(self, side: int, top: Rgb, bottom: Rgb) -> None:
         self.side = side
@@ -39,7 +39,7 @@ class Canvas:
         self.pen = ImageDraw.Draw(self.image)
 
     def line(self, points: list[tuple[float, float]], colour: Rgb, width: float) -> None:
-        """A rounded stroke through points; `width` is a share of the side."""
+        """A rounded stroke through points; `width` is a fraction of the side."""
         pixels = [(x * self.side, y * self.side) for x, y in points]
         self.pen.line(pixels, fill=colour, width=max(1, round(width * self.side)), joint="curve")
         for x, y in (points[0], points[-1]):
@@ -137,14 +137,7 @@ def snow(side: int) -> Canvas:
     return canvas
 
 
-_PAINTERS: dict[str, Callable[[int], Canvas]] = {
-    "day": day,
-    "night": night,
-    "grass": grass,
-    "sea": sea,
-    "sand": sand,
-    "snow": snow,
-}
+_PAINTERS = {painter.__name__: painter for painter in (day, night, grass, sea, sand, snow)}
 
 
 def paint_background(name: str, side: int) -> Image.Image:

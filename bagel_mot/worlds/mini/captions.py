@@ -1,8 +1,7 @@
-"""Captions: true of their scene, naming every thing in it, and leaving out attributes only.
+"""Captions: each is true of its scene and names every thing in it; only attributes may be left out.
 
-A caption that says nothing of places names things in reading order, as people do.
-
-Every caption comes with the spec of what it fixed, so that a picture drawn from it can be judged.
+A caption without places names things in reading order, as people do. Every caption comes with its spec, so that an
+image drawn from it can be scored.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ STYLES: tuple[str, ...] = tuple(STYLE_WEIGHTS)
 PREFIXES = ("a picture of", "a photo of", "a drawing of", "draw")
 PREFIX_SHARE = 0.25
 SIZE_SHARE = 0.25
-"""How often a style that may name sizes names them."""
+"""Share of captions that name sizes, in the styles that may."""
 MAX_SIZES_NAMED = 2
 
 
 @dataclass(frozen=True)
 class CaptionPlan:
-    """What a caption is going to say."""
+    """The facts that a caption is going to mention."""
 
     arrangement: str = "none"
     """ "none", "places" or "relation"."""
@@ -53,7 +52,7 @@ class CaptionPlan:
 
 @dataclass(frozen=True)
 class _Said:
-    """A thing and what the caption says of it."""
+    """A thing and the attributes that the caption mentions."""
 
     thing: Thing
     spec: ThingSpec
@@ -69,10 +68,10 @@ def caption(scene: Scene, rng: random.Random, style: str | None = None) -> str:
 
 
 def caption_with_spec(scene: Scene, rng: random.Random, style: str | None = None) -> tuple[str, Spec]:
-    """A caption in one of STYLES (drawn when None) and what it fixes.
+    """A caption in one of STYLES (drawn when None) and its spec.
 
-    A style that the scene cannot serve (a relation between diagonal things, a count of one) falls back to the nearest
-    that it can. Raises SceneError for an unknown style.
+    A style that does not suit the scene (a relation between diagonal things, a count of one) falls back to the nearest
+    one that does. Raises SceneError for an unknown style.
     """
     if style is None:
         style = rng.choices(STYLES, list(STYLE_WEIGHTS.values()))[0]
@@ -80,8 +79,8 @@ def caption_with_spec(scene: Scene, rng: random.Random, style: str | None = None
     plan = _plan(scene, style, rng)
     things = list(scene.things)
     if plan.arrangement != "none":
-        # Where a caption leaves places open, its reading order still tells which of two things stands where, so that no
-        # two places of a picture have to agree on it by chance; where it names them, any order is as good.
+        # A caption without places still tells by its order which of two things stands where, so that two regions of an
+        # image need not agree on it by chance; a caption with places may use any order.
         rng.shuffle(things)
     said = _choose_words(things, plan, rng)
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -106,7 +105,7 @@ def caption_with_spec(scene: Scene, rng: random.Random, style: str | None = None
 
 
 def describe(scene: Scene) -> str:
-    """The one complete description of a scene: reading order, sizes, colours, places, background."""
+    """The complete description of a scene: reading order, sizes, colours, places, background."""
     phrases = [f"{counted(t.kind, t.colour, t.size)} {at_place(t.slot)}" for t in scene.things] or ["nothing"]
     return f"{', '.join(phrases)}, {BACKGROUND_PHRASES[scene.background][0]}"
 

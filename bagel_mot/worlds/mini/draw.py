@@ -1,4 +1,4 @@
-"""Scenes to pictures: sprites and backgrounds drawn once at eight times the size, then pasted at whole pixels."""
+"""Scenes to images: sprites and backgrounds are drawn once at eight times the size, then pasted at whole pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bagel_mot.worlds.mini.scene import (
     SceneError,
     choose_from,
 )
-from bagel_mot.worlds.mini.sprites import ART, COLOUR_RGB, INK, Polygon, paint_rgb, scaled
+from bagel_mot.worlds.mini.sprites import ART, COLOUR_RGB, INK, paint_rgb, scaled
 
 SUPERSAMPLE = 8
 OUTLINE: dict[str, float] = {"small": 0.85, "medium": 1.05, "large": 1.3}
@@ -30,14 +30,14 @@ MAX_SIDE = 512
 
 
 def scale_of(side: int) -> int:
-    """Real pixels for one world pixel. Raises SceneError for a side the world cannot be drawn at."""
+    """The number of real pixels per world pixel. Raises SceneError for a side that the world cannot be drawn at."""
     if not isinstance(side, int) or side < WORLD or side > MAX_SIDE or side % WORLD:
         raise SceneError(f"picture side is {side!r}; it must be a multiple of {WORLD} from {WORLD} to {MAX_SIDE}")
     return side // WORLD
 
 
 def draw(scene: Scene, side: int = WORLD) -> Image.Image:
-    """The picture of a scene: RGB, `side` × `side` pixels. Raises SceneError for an impossible side."""
+    """The image of a scene: RGB, `side` × `side` pixels. Raises SceneError for an impossible side."""
     image = background(scene.background, side).copy()
     scale = side // WORLD
     for thing in scene.things:
@@ -55,7 +55,7 @@ def draw_array(scene: Scene, side: int = WORLD) -> np.ndarray:
 
 @cache
 def background(name: str, side: int = WORLD) -> Image.Image:
-    """An empty picture of one background, RGB. It is cached: copy before drawing on it."""
+    """An empty image of one background, RGB. It is cached: copy it before drawing on it."""
     scale_of(side)
     choose_from("background", name, BACKGROUNDS)
     large = paint_background(name, side * SUPERSAMPLE)
@@ -66,8 +66,8 @@ def background(name: str, side: int = WORLD) -> Image.Image:
 def sprite(kind: str, colour: str, size: str, side: int = WORLD, details: bool = True) -> Image.Image:
     """One thing alone, RGBA with a transparent surround, BOX[size] · side/64 pixels square, its centre in the middle.
 
-    `details=False` leaves out the fixed marks (eyes, windows, wheels …): such pictures test the judge. Cached: copy
-    before changing.
+    `details=False` leaves out the fixed marks (eyes, windows, wheels …): such images test the parser. It is cached:
+    copy it before changing it.
     """
     choose_from("kind", kind, KINDS)
     choose_from("colour", colour, COLOURS)
@@ -77,31 +77,28 @@ def sprite(kind: str, colour: str, size: str, side: int = WORLD, details: bool =
     canvas = BOX[size] * unit
     outline = OUTLINE[size] * unit
     radius = DIAMETER[size] * unit / 2 - outline
-    parts = [part for part in ART[kind]() if details or not part.detail]
-    body = COLOUR_RGB[colour]
+    polygons = [
+        (scaled(polygon.points, radius, canvas / 2), paint_rgb(polygon.paint, COLOUR_RGB[colour]))
+        for polygon in ART[kind]
+        if details or not polygon.detail
+    ]
 
     silhouette = Image.new("L", (canvas, canvas), 0)
     pen = ImageDraw.Draw(silhouette)
-    for part in parts:
-        pen.polygon(scaled(part.points, radius, canvas / 2), fill=255)
+    for points, _ in polygons:
+        pen.polygon(points, fill=255)
     image = Image.new("RGBA", (canvas, canvas), (*INK, 0))
     image.paste((*INK, 255), (0, 0), Image.fromarray(_grow(np.asarray(silhouette) > 0, outline)))
     brush = ImageDraw.Draw(image)
-    for part in parts:
-        _fill(brush, part, radius, canvas / 2, (*paint_rgb(part.paint, body), 255))
+    for points, fill in polygons:
+        brush.polygon(points, fill=(*fill, 255))
     small = BOX[size] * scale
     return image.resize((small, small), Image.Resampling.BOX)
 
 
-def _fill(
-    brush: ImageDraw.ImageDraw, part: Polygon, radius: float, centre: float, colour: tuple[int, int, int, int]
-) -> None:
-    brush.polygon(scaled(part.points, radius, centre), fill=colour)
-
-
 @cache
 def _sprite_pair(kind: str, colour: str, size: str, side: int) -> tuple[Image.Image, Image.Image]:
-    """A sprite as the (RGB, alpha) pair that `paste` wants: faster than pasting RGBA."""
+    """A sprite as the (RGB, alpha) pair that `paste` takes: faster than pasting RGBA."""
     image = sprite(kind, colour, size, side)
     return image.convert("RGB"), image.getchannel("A")
 

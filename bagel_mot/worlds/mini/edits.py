@@ -1,4 +1,4 @@
-"""Edits: an instruction that means one thing in its scene, and the scene that results.
+"""Edits: an instruction that is unambiguous in its scene, and the scene that results.
 
 What an instruction does not name stays as it is, jitter included; a moved or swapped thing takes its jitter along; a
 thing that is added is medium unless its size is named, and its jitter is drawn.
@@ -37,17 +37,6 @@ from bagel_mot.worlds.mini.words import (
     with_article,
 )
 
-EDIT_KINDS: tuple[str, ...] = (
-    "recolour",
-    "remove",
-    "add",
-    "replace",
-    "move",
-    "swap",
-    "resize",
-    "background",
-    "all",
-)
 MAX_TRIES = 60
 
 
@@ -269,13 +258,7 @@ def _all(scene: Scene, rng: random.Random) -> Edit | None:
 
 
 _EDITORS: dict[str, Callable[[Scene, random.Random], Edit | None]] = {
-    "recolour": _recolour,
-    "remove": _remove,
-    "add": _add,
-    "replace": _replace,
-    "move": _move,
-    "swap": _swap,
-    "resize": _resize,
-    "background": _background,
-    "all": _all,
+    editor.__name__[1:]: editor
+    for editor in (_recolour, _remove, _add, _replace, _move, _swap, _resize, _background, _all)
 }
+EDIT_KINDS: tuple[str, ...] = tuple(_EDITORS)

@@ -1,7 +1,7 @@
-"""Evaluation items: prompts, questions, instructions and riddles from fixed seeds, and the rules that score pictures.
+"""Evaluation items: prompts, questions, instructions and riddles from fixed seeds, and the rules that score images.
 
-The six draw rows mean what they mean in GenEval. In the split "held_out" every item asks for a combination that
-training never saw; rows that name no combination (one thing, two things: kinds alone) have no such items.
+The six draw rows follow GenEval. In the split "held_out" every item asks for a combination that training never saw;
+rows that name no combination (one thing, two things: kinds alone) have no such items.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROMPT_PREFIXES = ("a photo of", "a picture of")
 UNCHANGED_LIMIT = 12.0
 """Largest `unchanged_error` of a right edit, in 0..255.
 
-A right picture damaged half as much as the judge bears (blur 0.35 pixels, noise 3, tint 3, a quarter of a pixel of
+A right image damaged half as much as the parser tolerates (blur 0.35 pixels, noise 3, tint 3, a quarter of a pixel of
 shift) costs 3 to 8, the worst of 360 edits 11.5; the two most similar backgrounds, day and snow, differ by 17."""
 UNTOUCHED_SHIFT = 1.5
 """World pixels that a thing an edit does not touch may have moved."""
@@ -39,7 +39,7 @@ MAX_TRIES = 2000
 
 @dataclass(frozen=True)
 class DrawItem:
-    """A prompt and what a right picture must show."""
+    """A prompt and the spec of a right image."""
 
     row: str
     prompt: str
@@ -48,7 +48,7 @@ class DrawItem:
 
 @dataclass(frozen=True)
 class AskItem:
-    """A question about the picture of `scene`, answered to the letter."""
+    """A question about the image of `scene`, and its exact answer."""
 
     type: str
     scene: Scene
@@ -58,7 +58,7 @@ class AskItem:
 
 @dataclass(frozen=True)
 class EditItem:
-    """An instruction for the picture of `scene`, and the scene a right edit shows."""
+    """An instruction for the image of `scene`, and the scene that a right edit shows."""
 
     kind: str
     scene: Scene
@@ -79,13 +79,13 @@ class ChainItem:
 
 
 def scene_items(n: int, seed: int = 0) -> list[Scene]:
-    """`n` random scenes, for the judge itself."""
+    """`n` random scenes, for testing the parser itself."""
     rng = _rng("scene", seed)
     return [sample_scene(rng) for _ in range(n)]
 
 
 def draw_items(row: str, n: int, seed: int = 0, split: str = "train") -> list[DrawItem]:
-    """`n` items of a draw row, different ones as far as the row has so many; the same for the same seed everywhere.
+    """`n` items of a draw row, all different if the row has as many; the same ones for the same seed everywhere.
 
     Raises SceneError for an unknown row, or one that has no items in the split.
     """
@@ -143,7 +143,7 @@ def edit_items(kind: str, n: int, seed: int = 0, split: str = "train") -> list[E
 
 
 def chain_items(n: int, length: int = 3, seed: int = 0, split: str = "train") -> list[ChainItem]:
-    """`n` chains of `length` edits; every picture on the way is in the split."""
+    """`n` chains of `length` edits; every image on the way is in the split."""
     if length < 1:
         raise SceneError(f"a chain of {length} edits was asked for; it takes at least 1")
     rng = _rng("chain", str(length), seed, split)
@@ -165,7 +165,7 @@ def riddle_items(task: str, n: int, seed: int = 0, split: str = "train") -> list
 
 
 def draw_is_right(image: Image.Image | np.ndarray, spec: Spec) -> bool:
-    """Whether a picture is clean and shows exactly what the spec fixes."""
+    """Whether an image is clean and shows exactly what the spec demands."""
     return matches(parse(image), spec)
 
 
@@ -191,11 +191,11 @@ def edit_is_right(
 def unchanged_error(
     before: Image.Image | np.ndarray, after: Image.Image | np.ndarray, scene_before: Scene, scene_after: Scene
 ) -> float:
-    """Mean absolute difference, 0..255, of two pictures where the edit changes nothing.
+    """Mean absolute difference, 0..255, of two images where the edit changes nothing.
 
     That is where the drawings of both scenes agree (also one pixel around, for the blur at edges), outside the places
     whose thing the edit touches (a new thing may stand anywhere in its place). 0 if no such pixel is left. Raises
-    SceneError for pictures of different shape.
+    SceneError for images of different shape.
     """
     first, second = _pixels(before), _pixels(after)
     if first.shape != second.shape or first.ndim != 3:
@@ -220,7 +220,7 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _rng(*key: Any) -> random.Random:
-    """A source of its own for each set of items: a text seed is hashed the same way in every process."""
+    """The generator of one set of items: a text seed is hashed the same way in every process."""
     return random.Random("/".join(["bagel mini items", *map(str, key)]))
 
 

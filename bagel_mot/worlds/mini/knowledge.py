@@ -1,4 +1,4 @@
-"""What the riddles take for granted: clues to things, colours and backgrounds, and how many of what has what.
+"""The knowledge behind the riddles: clues to things, colours and backgrounds, and the numbers of parts of things.
 
 Every clue means one entry of the world and no other, so that a riddle has one answer.
 """
@@ -25,7 +25,7 @@ KIND_CLUES: dict[str, tuple[str, ...]] = {
     "key": ("the thing that opens a lock", "the thing that starts an old car", "the thing a locked door needs"),
     "mushroom": ("the fungus with a cap", "the thing that grows in damp woods", "the thing some soups are picked for"),
 }
-"""Three noun phrases for every kind, each meaning it alone."""
+"""Three noun phrases for every kind, each of which fits it alone."""
 
 COLOUR_CLUES: dict[str, tuple[str, ...]] = {
     "red": ("a ripe tomato", "blood", "a fire engine", "a strawberry"),

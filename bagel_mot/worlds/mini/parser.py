@@ -1,10 +1,10 @@
-"""The judge: recovers the scene from the pixels of a picture alone, and says whether the picture is clean.
+"""The parser: recovers the scene from the pixels of an image alone, and decides whether the image is clean.
 
-Analysis by synthesis. The background is the one that most of the picture agrees with; what differs from it falls apart
-into blobs; each blob is explained by the sprite and place that leave the least error. The scene found is drawn again
-and compared: whatever a small shift, blur or change of tint cannot explain (a half-formed thing, a mixed colour, a
-missing eye, a stray blob) makes the picture unclean. All lengths are world pixels; pictures of other sides are reduced
-to 64 × 64.
+It works by synthesis. The background is the one that most of the image agrees with; the pixels that differ from it form
+blobs; each blob is explained by the sprite and place that leave the least error. The scene found is drawn again and
+compared: any difference that a small shift, blur or change of tint cannot explain (a half-formed thing, a mixed colour,
+a missing eye, a stray blob) makes the image unclean. All lengths are world pixels; images of other sides are reduced to
+64 × 64.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ SLOT_TOLERANCE = 6
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a picture may differ from the drawn scene by and still be clean; values of 0..255, after a slight blur.
+    """The largest differences from the drawn scene that a clean image may have; values of 0..255, after a slight blur.
 
-    Chosen between autoencoder-like damage (blur up to 0.8 px, noise of 6, shifts of half a pixel, tints of 6) and
-    pictures that are nearly right, both simulated; tests/mini/test_parser.py keeps the margins.
+    They lie between autoencoder-like damage (blur up to 0.8 px, noise of 6, shifts of half a pixel, tints of 6) and
+    images that are nearly right, both simulated; tests/worlds/mini/test_parser.py checks the margins.
     """
 
     tint: float = 14.0
@@ -44,14 +44,14 @@ class Tolerance:
     ground: float = 5.5
     """The root mean square error of the background."""
     overall: float = 16.0
-    """The colour error of the whole picture, taken out before everything else."""
+    """The colour error of the whole image, which is removed before everything else."""
 
 
 TOLERANCE = Tolerance()
 FOREGROUND = 36.0
 """A softened pixel that differs from the background by more than this, in some channel, belongs to a blob."""
 MIN_BLOB = 10
-"""Pixels; what is smaller is left for the check of the background."""
+"""Pixels; smaller blobs are left to the check of the background."""
 MAX_BLOB_SIDE = 33
 """A wider blob is two things that touch, and is cut along the quadrants."""
 SHORTLIST = 6
@@ -61,12 +61,12 @@ FINAL_SHARE = 0.7
 """Sprites that explain at least this share of what the best one does are compared more closely, FINALISTS at most."""
 Bounds = Sequence[tuple[float, float]]
 SMALL_CHANGES: Bounds = ((-0.75, 0.75), (-0.75, 0.75), (-0.3, 0.6))
-"""How far a thing or background may be shifted right and down (pixels) and blurred (half the variance)."""
+"""Bounds of a thing's or background's shift to the right and down (pixels) and of its blur (half the variance)."""
 
 
 @dataclass(frozen=True)
 class ParsedThing:
-    """A thing found in a picture: `centre` (x, y), `slot` None if it is near no place, `residual` its RMS error."""
+    """A thing found in an image: `centre` (x, y), `slot` None if it is near no place, `residual` its RMS error."""
 
     kind: str
     colour: str
@@ -88,7 +88,7 @@ class ParsedThing:
 
 @dataclass(frozen=True)
 class ParsedScene:
-    """What the judge found. `reason` says what is unexplained where `clean` is False."""
+    """The scene that the parser found; `reason` names the unexplained part where `clean` is False."""
 
     background: str
     things: tuple[ParsedThing, ...]
@@ -107,10 +107,10 @@ class _Found:
 
 
 def parse(image: Image.Image | np.ndarray, tolerance: Tolerance = TOLERANCE) -> ParsedScene:
-    """Recover the scene of a picture: PIL, or uint8 (side, side, 3), side a multiple of 64.
+    """Recovers the scene of an image: PIL, or uint8 (side, side, 3), side a multiple of 64.
 
     Raises:
-        SceneError: if the picture is not of that form.
+        SceneError: the image has another form.
     """
     pixels, side = to_world(image)
     templates = library(side)
@@ -129,9 +129,9 @@ def parse(image: Image.Image | np.ndarray, tolerance: Tolerance = TOLERANCE) -> 
 
 
 def same_scene(parsed: ParsedScene, scene: Scene, *, sizes: bool = True, jitter: bool = False) -> bool:
-    """Whether a picture is clean and shows exactly this scene: background, and kind, colour, slot of every thing.
+    """Whether an image is clean and shows exactly this scene: background, and kind, colour, slot of every thing.
 
-    `sizes=False` leaves sizes out of it; `jitter=True` asks for the very offsets as well.
+    `sizes=False` ignores sizes; `jitter=True` demands equal offsets as well.
     """
 
     def key(kind: str, colour: str, size: str, slot: str | None, dx: int, dy: int) -> tuple[str, ...]:
@@ -143,15 +143,15 @@ def same_scene(parsed: ParsedScene, scene: Scene, *, sizes: bool = True, jitter:
 
 
 def matches(parsed: ParsedScene, spec: Spec) -> bool:
-    """Whether a picture is clean and keeps to a spec: exactly its things, and no others."""
-    return parsed.clean and satisfies(parsed.background, parsed.things, spec)
+    """Whether an image is clean and satisfies a spec: exactly its things, and no others."""
+    return parsed.clean and satisfies(parsed, spec)
 
 
 def _find_background(image: np.ndarray, templates: Library) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """The background that most of the picture agrees with.
+    """The background that most of the image agrees with.
 
-    Returns its name, the picture of it, the overall tint (3,), and what is left of the softened picture (64, 64, 3)
-    when the tint, and a small shift or blur of the background, are taken out.
+    Returns its name, its image, the overall tint (3,), and the remaining difference of the softened image (64, 64, 3)
+    after the tint and a small shift or blur of the background are removed.
     """
     errors = np.minimum(np.abs(image[None] - templates.backgrounds).max(axis=3), 60.0)
     best = int(errors.mean(axis=(1, 2)).argmin())
@@ -163,7 +163,7 @@ def _find_background(image: np.ndarray, templates: Library) -> tuple[str, np.nda
     target = soften(ground)
     difference = soften(image - tint) - target
     slopes = _slopes(target)
-    # Only what agrees fairly well has a say in the fit: the things must not bend the background towards themselves.
+    # Only pixels that agree fairly well enter the fit: the things must not bend the background towards themselves.
     agreeing = (np.abs(difference).max(axis=2) < 1.6 * FOREGROUND)[..., None]
     _, coefficients = _fit(difference * agreeing, [slope * agreeing for slope in slopes], SMALL_CHANGES)
     for coefficient, slope, (low, high) in zip(coefficients, slopes, SMALL_CHANGES, strict=True):
@@ -172,7 +172,7 @@ def _find_background(image: np.ndarray, templates: Library) -> tuple[str, np.nda
 
 
 def _find_things(image: np.ndarray, ground: np.ndarray, difference: np.ndarray, templates: Library) -> list[_Found]:
-    """Explain blob after blob, the largest first, until nothing that stands out lies outside the things found."""
+    """Explains blob after blob, the largest first, until none is left outside the things found."""
     mask = difference > FOREGROUND
     seen = features(image, ground)
     soft_seen = features(soften(soften(image)), soften(soften(ground)))
@@ -227,7 +227,7 @@ def _explain(
     soft_seen: np.ndarray,
     templates: Library,
 ) -> _Found:
-    """The sprite, and its place, that explain a blob best: a rough search on softened pictures, then a climb."""
+    """The sprite and its place that explain a blob best: a rough search on softened images, then hill climbing."""
     ys, xs = blob
     cx, cy = (int(xs.min()) + int(xs.max()) + 1) / 2, (int(ys.min()) + int(ys.max()) + 1) / 2
     candidates: list[tuple[float, _Found]] = []
@@ -247,13 +247,13 @@ def _explain(
             candidates.append((float(scores[:, index].min()), _Found(group, int(index), x, y)))
     candidates.sort(key=lambda candidate: candidate[0])
     climbed = sorted((_climb(candidate[1], seen) for candidate in candidates[:SHORTLIST]), key=lambda item: item[0])
-    # Blur can make a wrong sprite look better than the right one, so the best few are compared with blur taken out.
+    # Blur can make a wrong sprite look better than the right one, so the best few are compared with blur removed.
     finalists = [item for score, item in climbed[:FINALISTS] if score < FINAL_SHARE * climbed[0][0]]
     return min(finalists, key=lambda item: _misfit(item, image, ground)) if len(finalists) > 1 else climbed[0][1]
 
 
 def _misfit(found: _Found, image: np.ndarray, ground: np.ndarray) -> float:
-    """By how much drawing the thing changes the squared error, small shift, blur and tint taken out: low is good."""
+    """The change of the squared error by drawing the thing, with small shift, blur and tint removed: low is good."""
     box = found.templates.box
     x, y = max(0, found.x - 2), max(0, found.y - 2)
     window = (slice(y, found.y + box + 2), slice(x, found.x + box + 2))
@@ -267,7 +267,7 @@ def _misfit(found: _Found, image: np.ndarray, ground: np.ndarray) -> float:
 
 
 def _climb(found: _Found, seen: np.ndarray) -> tuple[float, _Found]:
-    """Move a template pixel by pixel to its best place: (score, where)."""
+    """Moves a template pixel by pixel to its best place: (score, place)."""
     group = found.templates
     weights, box, limit = group.weights[found.index], group.box, WORLD - group.box
 
@@ -292,14 +292,14 @@ def _paste(drawn: np.ndarray, found: _Found) -> None:
 
 
 def _slopes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Change with a shift to the right, with a shift down, and with blur."""
+    """The derivatives of an image with respect to a shift to the right, a shift down, and blur."""
     wide = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
     left, right, up, down = wide[1:-1, :-2], wide[1:-1, 2:], wide[:-2, 1:-1], wide[2:, 1:-1]
     return (left - right) / 2, (up - down) / 2, left + right + up + down - 4 * pixels
 
 
 def _fit(error: np.ndarray, basis: Sequence[np.ndarray], limits: Bounds) -> tuple[np.ndarray, np.ndarray]:
-    """Least squares: (what is left of the error with the coefficients held within limits, free coefficients)."""
+    """Least squares: (the remaining error with the coefficients clipped to their bounds, the free coefficients)."""
     flat = np.stack([item.reshape(-1) for item in basis])
     gram = flat @ flat.T + 1e-3 * np.eye(len(basis), dtype=flat.dtype)
     free = np.linalg.solve(gram, (flat * error.reshape(-1)).sum(axis=1))
@@ -311,7 +311,7 @@ def _fit(error: np.ndarray, basis: Sequence[np.ndarray], limits: Bounds) -> tupl
 def _compare(
     image: np.ndarray, drawn: np.ndarray, ground: np.ndarray, found: list[_Found], tolerance: Tolerance
 ) -> tuple[list[ParsedThing], str]:
-    """The things with their fine positions, and the first thing wrong with the picture ("" if nothing is)."""
+    """The things with their fine positions, and the first fault of the image ("" if it has none)."""
     target = soften(drawn)
     error = soften(image) - target
     slopes = _slopes(target)
@@ -340,7 +340,7 @@ def _compare(
 def _check_thing(
     found: _Found, error: np.ndarray, slopes: tuple[np.ndarray, ...], tolerance: Tolerance
 ) -> tuple[ParsedThing, str, tuple[slice, slice]]:
-    """One thing with its fine position, what is wrong with it, and the region it answers for."""
+    """One thing with its fine position, its fault if any, and the region it explains."""
     box = found.templates.box
     rows = slice(max(0, found.y - 1), min(WORLD, found.y + box + 1))
     columns = slice(max(0, found.x - 1), min(WORLD, found.x + box + 1))

@@ -1,4 +1,4 @@
-"""Questions about a scene with short answers that the scene fixes: one to three words, numbers as words.
+"""Questions about a scene and their short, unambiguous answers: one to three words, numbers as words.
 
 "Left of", "above" and the rest speak of things in the same row or column. Where a diagonal thing could be meant as
 well, the question says "directly", or is not asked.
@@ -37,7 +37,6 @@ from bagel_mot.worlds.mini.words import (
     with_article,
 )
 
-QUESTION_TYPES: tuple[str, ...] = ("count", "colour", "position", "exist", "background", "compare", "thing")
 MAX_TRIES = 40
 
 
@@ -51,7 +50,7 @@ class QA:
 
 
 def questions(scene: Scene, rng: random.Random, n: int) -> list[QA]:
-    """Up to `n` different questions of mixed types; fewer only if the scene does not give so many."""
+    """Up to `n` different questions of mixed types; fewer only if the scene does not allow as many."""
     asked: dict[str, QA] = {}
     for _ in range(n * 4):
         if len(asked) == n:
@@ -62,7 +61,7 @@ def questions(scene: Scene, rng: random.Random, n: int) -> list[QA]:
 
 
 def question(scene: Scene, rng: random.Random, type: str | None = None) -> QA:
-    """One question of a type; drawn among those the scene serves when None. Raises SceneError if it serves none."""
+    """One question of a type, or of any type the scene allows when None. Raises SceneError if it allows none."""
     if type is not None:
         choose_from("question type", type, QUESTION_TYPES)
     types = [type] if type is not None else rng.sample(QUESTION_TYPES, len(QUESTION_TYPES))
@@ -88,7 +87,7 @@ def _colour_word(rng: random.Random) -> str:
 
 
 def _some_kind(scene: Scene, rng: random.Random) -> str:
-    """A kind, mostly one that is there."""
+    """A kind, mostly one that is in the scene."""
     if scene.things and rng.random() < 0.85:
         return rng.choice(scene.things).kind
     return rng.choice(KINDS)
@@ -285,11 +284,6 @@ def _thing(scene: Scene, rng: random.Random) -> _Answer:
 
 
 _ASKERS: dict[str, Callable[[Scene, random.Random], _Answer]] = {
-    "count": _count,
-    "colour": _colour,
-    "position": _position,
-    "exist": _exist,
-    "background": _background,
-    "compare": _compare,
-    "thing": _thing,
+    asker.__name__[1:]: asker for asker in (_count, _colour, _position, _exist, _background, _compare, _thing)
 }
+QUESTION_TYPES: tuple[str, ...] = tuple(_ASKERS)

@@ -1,7 +1,7 @@
-"""Riddles: a prompt that takes a fact and a step, the thinking that solves it, and the picture or answer that is right.
+"""Riddles: a prompt that needs a fact and a step, the thinking that solves it, and the right image or answer.
 
 The last sentence of the thinking restates the task in the plain wording of captions, instructions and questions, so
-that what is left to do after thinking is a task the model knows.
+that the task left after thinking is one that the model knows.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ MAX_TRIES = 500
 class Riddle:
     """A riddle and its solution.
 
-    `scene_before` is the picture that comes with the prompt (edit, answer). `think` is the thinking, without tags. A
-    draw or edit riddle has a `scene_after` that solves it and a `spec` of every solution; an answer riddle has an
-    `answer`.
+    `scene_before` is the scene of the image that comes with the prompt (edit, answer). `think` is the thinking, without
+    tags. A draw or edit riddle has a `scene_after` that solves it and a `spec` of every solution; an answer riddle has
+    an `answer`.
     """
 
     task: str
@@ -58,7 +58,7 @@ class Riddle:
 
 
 def sample_riddle(rng: random.Random, task: str = "draw", split: str = "train") -> Riddle:
-    """A random riddle whose pictures are in the split (for an edit, the result).
+    """A random riddle whose scenes are in the split (for an edit, the result).
 
     Raises SceneError for an unknown task or split.
     """
@@ -100,11 +100,12 @@ def _drawn(
     spec: Spec,
     slots: tuple[str, ...] | None = None,
 ) -> Riddle | None:
-    """A draw riddle with a scene that keeps to its spec, or None where the split has none."""
+    """A draw riddle with a scene that satisfies its spec, or None where the split has none."""
     kinds = [thing.kind or rng.choice(KINDS) for thing in spec.things]
     colours = [thing.colour or rng.choice(COLOURS) for thing in spec.things]
     fixed_out = any(is_held_out_pair(kind, colour) for kind, colour in zip(kinds, colours, strict=True))
-    if len(kinds) == 1 and fixed_out != (split == "held_out"):
+    # Things of one kind stand in no relation that is held out, so their colours alone decide the split.
+    if len(set(kinds)) == 1 and fixed_out != (split == "held_out"):
         return None
     try:
         scene = sample_scene(rng, split, background=spec.background, kinds=kinds, colours=colours, slots=slots)

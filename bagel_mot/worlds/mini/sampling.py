@@ -20,21 +20,21 @@ from bagel_mot.worlds.mini.scene import (
 from bagel_mot.worlds.mini.splits import held_out_pairs, held_out_triples, in_split, is_held_out_pair
 
 JITTER = 1
-"""World pixels that things of random scenes stand off their slots, at most, along each axis."""
+"""Maximum offset of a thing from its slot in random scenes, in world pixels along each axis."""
 THING_COUNT_WEIGHTS = (25, 30, 25, 20)
-"""How often a scene has one, two, three, four things, in percent."""
+"""Percentages of scenes with one, two, three and four things."""
 MIDDLE_SHARE = 0.4
-"""How often a thing that stands alone stands in the middle."""
+"""Share of scenes with one thing in which it stands in the middle."""
 ALIGNED_SHARE = 0.8
-"""How often two things share a row or a column, so that a relation holds between them."""
+"""Share of scenes with two things in which they share a row or a column, so that a relation holds between them."""
 ALL_ALIKE_SHARE = 0.2
-"""How often all things of a scene are of one kind, for counting."""
+"""Share of scenes whose things are all of one kind, for counting."""
 REPEAT_SHARE = 0.3
-"""How often a further thing repeats a kind that is there already."""
+"""Share of further things that repeat a kind of the scene."""
 SAME_COLOUR_SHARE = 0.6
-"""How often a repeated kind repeats the colour too."""
+"""Share of repeated kinds that repeat the colour too."""
 MAX_TRIES = 300
-"""Most scenes fit at the first try; a wish that fails this often is as good as impossible."""
+"""Nearly all scenes fit at the first try; constraints that fail this often are almost certainly impossible."""
 
 
 def sample_scene(
@@ -46,17 +46,17 @@ def sample_scene(
     colours: Sequence[str] | None = None,
     slots: Sequence[str] | None = None,
 ) -> Scene:
-    """A random scene of a split; whatever is given is fixed, the rest is drawn.
+    """A random scene of a split; the arguments that are given are fixed, the rest is drawn.
 
     Args:
-        rng: source of all randomness.
+        rng: the source of all randomness.
         split: "train" (no held-out combination) or "held_out" (at least one).
-        things: how many things, 1 to 4; drawn when None and no kinds, colours or slots say it.
+        things: the number of things, 1 to 4; drawn when None, unless kinds, colours or slots determine it.
         background: one of BACKGROUNDS.
         kinds, colours, slots: one value for each thing.
 
     Raises:
-        SceneError: for impossible wishes, among them a split that the fixed parts rule out.
+        SceneError: the constraints are impossible, such as a split that the fixed parts rule out.
     """
     lengths = {len(given) for given in (kinds, colours, slots) if given is not None}
     if things is not None:
@@ -94,7 +94,7 @@ def _draw_scene(
     slots: Sequence[str] | None,
     seek_held_out: bool,
 ) -> Scene:
-    """One candidate; the caller checks the split. `seek_held_out` plants a combination, so that few are wasted."""
+    """One candidate, whose split the caller checks; `seek_held_out` plants a held-out combination to speed that up."""
     places = list(slots) if slots is not None else sample_slots(rng, count)
     pairs = _draw_pairs(rng, count, kinds, colours)
     if seek_held_out:

@@ -1,15 +1,14 @@
-"""A scene of the picture world as pure data: a background and up to four things, each in a place of its own.
+"""A scene of the toy world as pure data: a background and up to four things, each in a place of its own.
 
-Lengths are in *world pixels*: the picture is 64 × 64 of them, however many real pixels it is drawn with. A place (slot)
-is the centre of one of the four quadrants, or the middle, which only a thing standing alone may take. `dx` and `dy`
-move a thing a little off its place.
+Lengths are in *world pixels*: an image is 64 × 64 of them, at any number of real pixels. A place (slot) is the centre
+of one of the four quadrants, or the middle, which only a thing standing alone may take. `dx` and `dy` move a thing a
+little off its place.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from bagel_mot.errors import BagelError
 
@@ -59,7 +58,7 @@ CENTRE: dict[str, tuple[int, int]] = {
 
 
 class SceneError(BagelError):
-    """A scene, or something asked of the picture world, that cannot be."""
+    """A scene, or a request to the toy world, is impossible."""
 
 
 def choose_from(what: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -124,41 +123,13 @@ class Scene:
             return ()
         return tuple(slot for slot in SLOTS if slot not in taken and (slot != MIDDLE or not taken))
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return {"background": self.background, "things": [vars(thing) for thing in self.things]}
-
     def to_json(self) -> str:
-        """One line of JSON that `from_json` reads back."""
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_dict(cls, data: object) -> Scene:
-        """The scene of a mapping as `to_dict` makes it. Raises SceneError."""
-        if not isinstance(data, dict) or not {"background"} <= set(data) <= {"background", "things"}:
-            raise SceneError(f"scene is {str(data)[:80]!r}; it must be an object with background and things")
-        things = data.get("things", [])
-        if not isinstance(things, list) or not all(isinstance(thing, dict) for thing in things):
-            raise SceneError(f"scene things are {str(things)[:80]!r}; they must be a list of objects")
-        try:
-            return cls(data["background"], tuple(Thing(**thing) for thing in things))
-        except TypeError as error:
-            raise SceneError(
-                f"a thing of the scene is malformed ({error}); it takes kind, colour, size, slot, dx, dy"
-            ) from None
-
-    @classmethod
-    def from_json(cls, text: str) -> Scene:
-        """The scene of a JSON text as `to_json` writes it. Raises SceneError."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SceneError(f"scene {text[:80]!r} is not JSON: {error}") from None
-        return cls.from_dict(data)
+        """One line of JSON, for messages and records."""
+        return json.dumps({"background": self.background, "things": [vars(thing) for thing in self.things]})
 
 
 def relation_of_slots(a: str, b: str) -> str | None:
-    """How slot `a` lies to slot `b`: a relation if they share a row or a column of the quadrants, else None."""
+    """The relation of slot `a` to slot `b` if they share a row or a column of the quadrants, else None."""
     if a == b or MIDDLE in (a, b):
         return None
     (ax, ay), (bx, by) = CENTRE[a], CENTRE[b]
@@ -170,7 +141,7 @@ def relation_of_slots(a: str, b: str) -> str | None:
 
 
 def relation(a: Thing, b: Thing) -> str | None:
-    """How thing `a` lies to thing `b` ("left of" means a is left of b), or None for diagonal neighbours."""
+    """The relation of thing `a` to thing `b` ("left of" means a is left of b), or None for diagonal neighbours."""
     return relation_of_slots(a.slot, b.slot)
 
 

@@ -1,4 +1,4 @@
-"""What a caption, riddle or instruction fixes about a picture, and the rule that judges whether a picture keeps to it.
+"""Specs: the constraints of a caption, riddle or instruction on an image, and the check whether a scene meets them.
 
 A spec names exactly the things that must be there and no others; an attribute that is None is free.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Protocol
+from typing import Protocol
 
 from bagel_mot.worlds.mini.scene import (
     BACKGROUNDS,
@@ -25,12 +25,12 @@ from bagel_mot.worlds.mini.scene import (
 RELATION_MARGIN = 8
 """World pixels by which one centre must lie beyond the other for a relation to hold."""
 RELATION_DRIFT = 12
-"""World pixels that the centres may lie apart along the other axis: things on a diagonal stand in no relation, as in
+"""World pixels that the centres may lie apart along the other axis: things on a diagonal have no relation, as in
 the captions, questions and splits."""
 
 
 class Placed(Protocol):
-    """Anything with the attributes of a thing: one of a scene, or one found in a picture."""
+    """Anything with the attributes of a thing: one of a scene, or one found in an image."""
 
     @property
     def kind(self) -> str: ...
@@ -44,9 +44,18 @@ class Placed(Protocol):
     def centre(self) -> tuple[float, float]: ...
 
 
+class Arrangement(Protocol):
+    """Anything with a background and things: a scene, or what the parser found in an image."""
+
+    @property
+    def background(self) -> str: ...
+    @property
+    def things(self) -> Sequence[Placed]: ...
+
+
 @dataclass(frozen=True)
 class ThingSpec:
-    """What is fixed about one thing; None leaves an attribute free. Raises SceneError."""
+    """The fixed attributes of one thing; None leaves an attribute free. Raises SceneError."""
 
     kind: str | None = None
     colour: str | None = None
@@ -84,23 +93,6 @@ class Spec:
             if i == j or not (0 <= i < len(self.things) and 0 <= j < len(self.things)):
                 raise SceneError(f"spec relation ({i}, {side}, {j}) must name two of {len(self.things)} things")
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready mapping."""
-        return {
-            "background": self.background,
-            "things": [dict(vars(thing)) for thing in self.things],
-            "relations": [list(item) for item in self.relations],
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Spec:
-        """The spec of a mapping as `to_dict` makes it."""
-        return cls(
-            data["background"],
-            tuple(ThingSpec(**thing) for thing in data["things"]),
-            tuple((i, side, j) for i, side, j in data["relations"]),
-        )
-
 
 def holds(side: str, a: Placed, b: Placed) -> bool:
     """Whether `a` lies on that `side` of `b`, by their centres, RELATION_MARGIN and RELATION_DRIFT."""
@@ -110,26 +102,18 @@ def holds(side: str, a: Placed, b: Placed) -> bool:
     return distance >= RELATION_MARGIN and drift <= RELATION_DRIFT
 
 
-def satisfies(background: str, things: Sequence[Placed], spec: Spec) -> bool:
-    """Whether a picture with this background and these things is what the spec fixes, nothing missing, nothing more."""
-    if spec.background is not None and spec.background != background:
+def satisfies(scene: Arrangement, spec: Spec) -> bool:
+    """Whether a scene is exactly as the spec demands, with nothing missing and nothing added."""
+    if spec.background not in (None, scene.background) or len(scene.things) != len(spec.things):
         return False
-    if len(things) != len(spec.things):
-        return False
-    for order in permutations(things):
-        if all(wanted.allows(thing) for wanted, thing in zip(spec.things, order, strict=True)) and all(
-            holds(side, order[i], order[j]) for i, side, j in spec.relations
-        ):
-            return True
-    return False
-
-
-def scene_satisfies(scene: Scene, spec: Spec) -> bool:
-    """`satisfies` for a scene."""
-    return satisfies(scene.background, scene.things, spec)
+    return any(
+        all(wanted.allows(thing) for wanted, thing in zip(spec.things, order, strict=True))
+        and all(holds(side, order[i], order[j]) for i, side, j in spec.relations)
+        for order in permutations(scene.things)
+    )
 
 
 def exact_spec(scene: Scene) -> Spec:
-    """The spec that fixes everything about a scene but the jitter."""
+    """The spec that fixes everything about a scene except the jitter."""
     things = tuple(ThingSpec(thing.kind, thing.colour, thing.size, thing.slot) for thing in scene.things)
     return Spec(scene.background, things)

@@ -1,7 +1,7 @@
-"""What training never sees: fixed sets of (thing, colour) pairs and of (thing, relation, thing) triples.
+"""The splits: training never sees fixed sets of (thing, colour) pairs and of (thing, relation, thing) triples.
 
 A relation holds between things that share a row or a column of the quadrants; "a left of b" and "b right of a" are one
-combination, kept here as "left of" or "above". A scene is in the split "train" if it holds no such combination, in
+combination, stored here as "left of" or "above". A scene is in the split "train" if it holds no such combination, in
 "held_out" if it holds at least one.
 """
 
@@ -15,9 +15,9 @@ from bagel_mot.worlds.mini.scene import COLOURS, KINDS, Scene, choose_from, rela
 SPLITS: tuple[str, ...] = ("train", "held_out")
 HELD_OUT_SEED = 20_250
 HELD_OUT_PAIR_COUNT = 12
-"""Of 144 (kind, colour) pairs: 8%."""
+"""8% of the 144 (kind, colour) pairs."""
 HELD_OUT_TRIPLE_COUNT = 49
-"""Of 612 (kind, relation, other kind) triples: 8%."""
+"""8% of the 612 (kind, relation, other kind) triples."""
 
 Triple = tuple[str, str, str]
 
@@ -42,7 +42,7 @@ def held_out_triples() -> frozenset[Triple]:
 
 
 def canonical_triple(kind: str, side: str, other: str) -> Triple:
-    """A triple as it is kept: with "left of" or "above"."""
+    """A triple as it is stored: with "left of" or "above"."""
     if side in ("right of", "below"):
         return other, "left of" if side == "right of" else "above", kind
     return kind, side, other

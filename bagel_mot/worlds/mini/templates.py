@@ -1,6 +1,6 @@
-"""The judge's templates: every sprite and background as arrays, at one value a world pixel.
+"""The parser's templates: every sprite and background as arrays, with one value per world pixel.
 
-Pictures of any side are reduced to 64 × 64 before judging, and so are the templates, from the sprites of that side.
+Images of any side are reduced to 64 × 64 before parsing, and so are the templates, from the sprites of that side.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from bagel_mot.worlds.mini.draw import BOX, background, scale_of, sprite
 from bagel_mot.worlds.mini.scene import BACKGROUNDS, COLOURS, KINDS, SIZES, SceneError
 
 FEATURES = 8
-"""Values a pixel in `features`: difference (3), difference·background (1), background (3), background² (1)."""
+"""Values per pixel in `features`: difference (3), difference·background (1), background (3), background² (1)."""
 
 CHUNK: dict[str, int] = {size: max(n for n in range(1, 201) if BOX[size] ** 2 * FEATURES % n == 0) for size in SIZES}
-"""Features to a chunk of the rough search. Small products stay on one thread: handing them to several costs more than
-it saves, and very much more on a busy machine."""
+"""Features per chunk of the rough search. Small products stay on one thread: several threads cost more than they save,
+especially on a busy machine."""
 
 
 @dataclass(frozen=True)
 class SizeTemplates:
     """All (kind, colour) sprites of one size; N = kinds × colours, b = box side in world pixels.
 
-    With background B and difference D = picture − B under the box, pasting a sprite (premultiplied colour P, opacity α)
+    With background B and difference D = image − B under the box, pasting a sprite (premultiplied colour P, opacity α)
     changes the squared error of the explanation by Σ |D − (P − αB)|² − |D|². That is linear in the features of the box:
     `weights` holds its coefficients and `energy` the constant Σ P².
     """
@@ -51,7 +51,7 @@ class SizeTemplates:
 
 @dataclass(frozen=True)
 class Library:
-    """Every template for pictures of one side."""
+    """All templates for images of one side."""
 
     backgrounds: np.ndarray  # (6, 64, 64, 3)
     sizes: tuple[SizeTemplates, ...]
@@ -71,7 +71,7 @@ def reduce_to_world(pixels: np.ndarray, scale: int) -> np.ndarray:
 
 @cache
 def library(side: int) -> Library:
-    """The templates for pictures of a side (a multiple of 64)."""
+    """The templates for images of a side (a multiple of 64)."""
     scale = scale_of(side)
     grounds = [reduce_to_world(np.asarray(background(name, side)), scale) for name in BACKGROUNDS]
     return Library(np.stack(grounds), tuple(_size_templates(size, side, scale) for size in SIZES))
@@ -109,7 +109,7 @@ def soften(pixels: np.ndarray) -> np.ndarray:
 
 
 def features(image: np.ndarray, ground: np.ndarray) -> np.ndarray:
-    """(64, 64, FEATURES) for a picture over a background, both (64, 64, 3) float32."""
+    """Features (64, 64, FEATURES) of an image over a background, both (64, 64, 3) float32."""
     difference = image - ground
     cross = (difference * ground).sum(axis=2, keepdims=True)
     square = (ground * ground).sum(axis=2, keepdims=True)
@@ -117,11 +117,11 @@ def features(image: np.ndarray, ground: np.ndarray) -> np.ndarray:
 
 
 def to_world(image: Image.Image | np.ndarray) -> tuple[np.ndarray, int]:
-    """A picture as float32 (64, 64, 3), and its side. Raises SceneError if it is not square, of a multiple of 64."""
+    """An image as float32 (64, 64, 3), and its side. Raises SceneError unless it is square, with a side of n · 64."""
     pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.shape[0] != pixels.shape[1]:
-        raise SceneError(f"picture has shape {pixels.shape}; the judge takes square RGB pictures (side, side, 3)")
+        raise SceneError(f"picture has shape {pixels.shape}; the parser takes square RGB pictures (side, side, 3)")
     if pixels.dtype != np.uint8:
-        raise SceneError(f"picture values are {pixels.dtype}; the judge takes uint8, 0 to 255")
+        raise SceneError(f"picture values are {pixels.dtype}; the parser takes uint8, 0 to 255")
     side = pixels.shape[0]
     return reduce_to_world(pixels, scale_of(side)), side

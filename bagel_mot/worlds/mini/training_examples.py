@@ -1,6 +1,6 @@
-"""Training documents: what is said and shown, in order, and which of it is to be learned.
+"""Training examples: texts and scenes in order, and which of them the model learns to produce.
 
-Thinking documents begin with one of the published system prompts, in a segment of its own, as inference puts it.
+Thinking examples begin with one of the published system prompts, in a segment of its own, as in inference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bagel_mot.worlds.mini.scene import Scene, SceneError
 
 @dataclass(frozen=True)
 class Say:
-    """A text; `loss` marks the ones the model learns to say."""
+    """A text; `loss` marks the texts that the model learns to write."""
 
     text: str
     loss: bool
@@ -28,7 +28,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Show:
-    """A picture, as its scene; `target` marks the ones the model learns to draw."""
+    """An image, as its scene; `target` marks the images that the model learns to draw."""
 
     scene: Scene
     target: bool
@@ -38,50 +38,25 @@ ExamplePart = Say | Show
 TrainingExample = tuple[str, tuple[ExamplePart, ...]]
 """(task name, parts in order)."""
 
-DEFAULT_MIX: dict[str, float] = {
-    "draw": 0.32,
-    "edit": 0.20,
-    "chain": 0.08,
-    "ask": 0.12,
-    "describe": 0.03,
-    "think_draw": 0.07,
-    "think_edit": 0.06,
-    "think_answer": 0.06,
-    "session": 0.06,
-    "read": 0.0,
-    "rewrite": 0.0,
-    "foretell": 0.0,
-    "direct_draw": 0.0,
-    "direct_edit": 0.0,
-    "direct_answer": 0.0,
-}
-"""Share of each task. The "direct" tasks are riddles without the thinking: a fair rival to thinking, off by default.
-
-"read" (questions about a scene told in words), "rewrite" (what an edit makes of a scene told in words) and "foretell"
-(what it would make of a picture, in words) draw nothing. They teach the text side which colour belongs to which thing,
-and which thing an instruction means, by the dense loss of words; pictures are then drawn from what it understood.
-"""
-EXAMPLE_TASKS: tuple[str, ...] = tuple(DEFAULT_MIX)
-
 DESCRIBE_PROMPTS = ("Describe the picture.", "What is in the picture?", "What do you see?")
 CHANGED_PROMPT = "What changed?"
 DRAW_THING_COUNT_WEIGHTS = (38, 36, 14, 12)
-"""How often a picture to be drawn from a caption has one, two, three, four things, in percent: fewer than other scenes
-have, because most of what people ask for is one or two things."""
+"""Percentages of captioned images with one, two, three and four things: fewer things than in other scenes, because most
+prompts of people name one or two."""
 PLAIN_THINK_SHARE = 0.12
-"""How often a thinking document has a plain task, which thinking merely restates."""
+"""Share of thinking examples with a plain task, which the thinking merely restates."""
 
 
 def sample_example(rng: random.Random, mix: Mapping[str, float] | None = None, split: str = "train") -> TrainingExample:
-    """A random document of a task drawn by weight.
+    """A random example of a task drawn by weight.
 
     Args:
-        rng: source of all randomness.
-        mix: weight of each task; tasks left out are not drawn. DEFAULT_MIX when None.
-        split: of every picture in it that is a target or asked about.
+        rng: the source of all randomness.
+        mix: the weight of each task; missing tasks have weight 0. The default is DEFAULT_MIX.
+        split: the split of every scene that is drawn or asked about.
 
     Raises:
-        SceneError: for an unknown task, a negative weight, or no weight at all.
+        SceneError: a task is unknown, a weight is negative, or all weights are 0.
     """
     weights = DEFAULT_MIX if mix is None else mix
     unknown = sorted(set(weights) - set(EXAMPLE_TASKS))
@@ -91,11 +66,11 @@ def sample_example(rng: random.Random, mix: Mapping[str, float] | None = None, s
         raise SceneError(f"the mix weighs its tasks {dict(weights)}; weights must be 0 or more, and one above 0")
     # The order of EXAMPLE_TASKS, not of the mapping, so that equal mixes give equal documents.
     task = rng.choices(EXAMPLE_TASKS, [weights.get(name, 0.0) for name in EXAMPLE_TASKS])[0]
-    return task, _MAKERS[task](rng, split)
+    return task, _TASKS[task][0](rng, split)
 
 
 def corpus(n: int, seed: int) -> Iterator[str]:
-    """`n` texts as they occur in training documents, for training the tokenizer; the same ones for the same seed."""
+    """`n` texts as they occur in training examples, for training the tokenizer; the same ones for the same seed."""
     rng = random.Random(seed)
     mix = dict.fromkeys(EXAMPLE_TASKS, 1.0)
     given = 0
@@ -127,7 +102,7 @@ def _scene_and_edit(rng: random.Random, split: str) -> tuple[Scene, Edit]:
 
 
 def _chain(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
-    """Two or three edits in a row, now and then of a picture drawn in the same session."""
+    """Two or three edits in a row, sometimes of an image drawn in the same session."""
     while True:
         scene = sample_scene(rng, split)
         drawn = rng.random() < 0.4
@@ -158,7 +133,7 @@ def _describe(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
 
 
 def _session(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
-    """A picture drawn, asked about, edited, and asked about again."""
+    """An image drawn, asked about, edited, and asked about again."""
     while True:
         scene = sample_scene(rng, split)
         try:
@@ -194,7 +169,7 @@ def _foretell(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
 
 
 def thought(think: str) -> str:
-    """The thinking in its tags, as the model is to write it."""
+    """The thinking in its tags, as the model has to write it."""
     return f"<think>{think}</think>"
 
 
@@ -247,7 +222,7 @@ def _think_answer(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
 
 
 def _direct(task: str) -> Callable[[random.Random, str], tuple[ExamplePart, ...]]:
-    """A riddle with its solution but neither system prompt nor thinking."""
+    """A maker of riddles with their solutions, without system prompt and thinking."""
 
     def make(rng: random.Random, split: str) -> tuple[ExamplePart, ...]:
         riddle = sample_riddle(rng, task, split)
@@ -261,20 +236,28 @@ def _direct(task: str) -> Callable[[random.Random, str], tuple[ExamplePart, ...]
     return make
 
 
-_MAKERS: dict[str, Callable[[random.Random, str], tuple[ExamplePart, ...]]] = {
-    "draw": _draw,
-    "edit": _edit,
-    "chain": _chain,
-    "ask": _ask,
-    "describe": _describe,
-    "think_draw": _think_draw,
-    "think_edit": _think_edit,
-    "think_answer": _think_answer,
-    "session": _session,
-    "read": _read,
-    "rewrite": _rewrite,
-    "foretell": _foretell,
-    "direct_draw": _direct("draw"),
-    "direct_edit": _direct("edit"),
-    "direct_answer": _direct("answer"),
+_TASKS: dict[str, tuple[Callable[[random.Random, str], tuple[ExamplePart, ...]], float]] = {
+    "draw": (_draw, 0.32),
+    "edit": (_edit, 0.20),
+    "chain": (_chain, 0.08),
+    "ask": (_ask, 0.12),
+    "describe": (_describe, 0.03),
+    "think_draw": (_think_draw, 0.07),
+    "think_edit": (_think_edit, 0.06),
+    "think_answer": (_think_answer, 0.06),
+    "session": (_session, 0.06),
+    "read": (_read, 0.0),
+    "rewrite": (_rewrite, 0.0),
+    "foretell": (_foretell, 0.0),
+    "direct_draw": (_direct("draw"), 0.0),
+    "direct_edit": (_direct("edit"), 0.0),
+    "direct_answer": (_direct("answer"), 0.0),
 }
+EXAMPLE_TASKS: tuple[str, ...] = tuple(_TASKS)
+DEFAULT_MIX: dict[str, float] = {task: share for task, (_, share) in _TASKS.items()}
+"""Share of each task. The "direct" tasks are riddles without thinking, for comparison with thinking; off by default.
+
+"read" (questions about a described scene), "rewrite" (the described result of an edit of a described scene) and
+"foretell" (the described result of an edit of an image) draw nothing. Through the dense loss of text they teach the und
+expert which colour belongs to which thing, and which thing an instruction refers to; drawing builds on that.
+"""

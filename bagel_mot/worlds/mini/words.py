@@ -1,4 +1,4 @@
-"""The words of the picture world, and phrases that several kinds of text share."""
+"""The words of the toy world, and phrases that several kinds of text share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BACKGROUND_PHRASES: dict[str, tuple[str, ...]] = {
     "sand": ("on the sand", "on the beach"),
     "snow": ("in the snow", "on the snow"),
 }
-"""Where or when; the first is the plainest."""
+"""The phrases that name each background, the plainest first."""
 
 
 def with_article(noun: str) -> str:
@@ -85,11 +85,6 @@ def join(phrases: Sequence[str]) -> str:
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
-def capitalise(text: str) -> str:
-    """The first letter raised, the rest as it is."""
-    return text[:1].upper() + text[1:]
-
-
 def matching(scene: Scene, kind: str | None, colour: str | None, size: str | None, slot: str | None) -> list[Thing]:
     """The things that have every attribute given."""
     return [
@@ -102,7 +97,7 @@ def matching(scene: Scene, kind: str | None, colour: str | None, size: str | Non
     ]
 
 
-# (kind, colour, size, slot) named or not, and how readily.
+# ((kind, colour, size, slot) named or not, weight)
 _REFERENCES: tuple[tuple[tuple[bool, bool, bool, bool], int], ...] = (
     ((True, False, False, False), 40),
     ((True, True, False, False), 30),
@@ -116,9 +111,9 @@ _REFERENCES: tuple[tuple[tuple[bool, bool, bool, bool], int], ...] = (
 
 
 def refer(scene: Scene, thing: Thing, rng: random.Random, avoid: Sequence[str] = ()) -> str:
-    """Words for one thing that fit no other in the scene: "the car", "the red thing", "the star in the top left".
+    """A phrase for one thing that fits no other in the scene: "the car", "the red thing", "the star in the top left".
 
-    `avoid` names attributes ("kind", "colour", "size", "slot") that must not be given away.
+    `avoid` names attributes ("kind", "colour", "size", "slot") that the phrase must not reveal; "" if no phrase fits.
     """
     phrases: list[str] = []
     weights: list[int] = []

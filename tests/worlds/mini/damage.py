@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from bagel_mot.worlds.mini.draw import BOX, background, draw_array, sprite
 from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import BACKGROUNDS, COLOURS, KINDS, SIZES, Scene, Thing
-from bagel_mot.worlds.mini.sprites import COLOUR_RGB, has_details
+from bagel_mot.worlds.mini.sprites import ART, COLOUR_RGB
 
 
 def blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
@@ -93,7 +93,7 @@ def transparent(rng: random.Random) -> np.ndarray:
 
 def no_details(rng: random.Random) -> np.ndarray:
     """A car without wheels and windows, a cat without a face."""
-    scene, thing = _one(rng, kinds=tuple(kind for kind in KINDS if has_details(kind)))
+    scene, thing = _one(rng, kinds=tuple(kind for kind in KINDS if any(polygon.detail for polygon in ART[kind])))
     image = Image.fromarray(_without(scene, thing).astype(np.uint8))
     plain = sprite(thing.kind, thing.colour, thing.size, 64, details=False)
     corner = BOX[thing.size] // 2

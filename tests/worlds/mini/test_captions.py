@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from bagel_mot.worlds.mini.captions import STYLES, caption, caption_with_spec, describe
 from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import KINDS, RELATIONS, Scene, SceneError, Thing, relation
-from bagel_mot.worlds.mini.spec import Spec, ThingSpec, exact_spec, holds, satisfies, scene_satisfies
+from bagel_mot.worlds.mini.spec import Spec, ThingSpec, exact_spec, holds, satisfies
 
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 NAMES = {kind: kind for kind in KINDS} | {kind + "s": kind for kind in KINDS} | {"fish": "fish"}
@@ -38,7 +39,7 @@ def test_captions_are_true_and_complete() -> None:
     for _ in range(5000):
         scene = sample_scene(rng, rng.choice(("train", "held_out")))
         text, spec = caption_with_spec(scene, rng)
-        assert scene_satisfies(scene, spec), (text, scene)
+        assert satisfies(scene, spec), (text, scene)
         assert len(spec.things) == len(scene.things)
         assert named_kinds(text) == Counter(thing.kind for thing in scene.things), text
         assert text == text.lower()
@@ -83,8 +84,8 @@ def test_a_changed_scene_breaks_the_spec() -> None:
         thing = rng.choice(scene.things)
         other = Thing(rng.choice([k for k in KINDS if k != thing.kind]), thing.colour, thing.size, thing.slot)
         changed = Scene(scene.background, tuple(other if t is thing else t for t in scene.things))
-        assert not scene_satisfies(changed, spec)
-        assert not scene_satisfies(Scene(scene.background, scene.things[1:]), spec)
+        assert not satisfies(changed, spec)
+        assert not satisfies(Scene(scene.background, scene.things[1:]), spec)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -144,22 +145,18 @@ def test_things_on_a_diagonal_stand_in_no_relation() -> None:
 
 
 def test_equal_things_are_matched_in_any_order() -> None:
-    spec = Spec(None, (ThingSpec("car"), ThingSpec("car", "red")), ((1, "left of", 0),))
     red, blue = Thing("car", "red", "small", "top left"), Thing("car", "blue", "small", "top right")
-    assert satisfies("day", (red, blue), spec)
-    assert satisfies("day", (blue, red), spec)
-    assert not satisfies(
-        "day", (Thing("car", "red", "small", "top right"), Thing("car", "blue", "small", "top left")), spec
-    )
+    swapped = Scene("day", (replace(red, slot="top right"), replace(blue, slot="top left")))
+    any_first = Spec(None, (ThingSpec("car"), ThingSpec("car", "red")), ((1, "left of", 0),))
+    red_first = Spec(None, (ThingSpec("car", "red"), ThingSpec("car")), ((0, "left of", 1),))
+    for spec in (any_first, red_first):
+        assert satisfies(Scene("day", (red, blue)), spec)
+        assert not satisfies(swapped, spec)
 
 
-def test_spec_round_trip_and_errors() -> None:
-    rng = random.Random(7)
-    for _ in range(200):
-        spec = caption_with_spec(sample_scene(rng), rng)[1]
-        assert Spec.from_dict(spec.to_dict()) == spec
-    scene = sample_scene(rng)
-    assert scene_satisfies(scene, exact_spec(scene))
+def test_exact_specs_and_impossible_ones() -> None:
+    scene = sample_scene(random.Random(7))
+    assert satisfies(scene, exact_spec(scene))
     with pytest.raises(SceneError, match="kind is 'dog'"):
         ThingSpec("dog")
     with pytest.raises(SceneError, match="must name two of 1"):

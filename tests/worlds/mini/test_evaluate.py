@@ -16,7 +16,7 @@ from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.items import ask_items, draw_items, edit_items, riddle_items
 from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import Scene
-from bagel_mot.worlds.mini.spec import Spec, scene_satisfies
+from bagel_mot.worlds.mini.spec import Spec, satisfies
 
 ITEMS = 4
 
@@ -30,7 +30,7 @@ def _solve(spec: Spec) -> Scene:
     for split in ("train", "held_out"):
         for _ in range(60_000):
             scene = sample_scene(rng, split, things=len(kinds), kinds=kinds if all(kinds) else None)
-            if scene_satisfies(scene, spec):
+            if satisfies(scene, spec):
                 return scene
     raise AssertionError(f"no scene for {spec}")
 

@@ -19,7 +19,7 @@ from bagel_mot.worlds.mini.knowledge import (
 )
 from bagel_mot.worlds.mini.riddles import RIDDLE_TASKS, sample_riddle
 from bagel_mot.worlds.mini.scene import BACKGROUNDS, COLOURS, KINDS, SceneError
-from bagel_mot.worlds.mini.spec import scene_satisfies
+from bagel_mot.worlds.mini.spec import satisfies
 from bagel_mot.worlds.mini.words import NUMBERS
 
 
@@ -58,7 +58,7 @@ def test_draw_riddles_are_solved_by_their_scene(split: str) -> None:
         riddle = sample_riddle(rng, "draw", split)
         assert riddle.scene_after is not None
         assert riddle.spec is not None
-        assert scene_satisfies(riddle.scene_after, riddle.spec)
+        assert satisfies(riddle.scene_after, riddle.spec)
         plain = plain_task(riddle.think)
         for thing in riddle.spec.things:
             assert thing.kind is not None
@@ -82,8 +82,8 @@ def test_edit_riddles_reduce_to_an_edit(split: str, reading: ModuleType) -> None
         assert riddle.spec is not None
         result, _ = reading.carry_out(riddle.scene_before, plain_task(riddle.think))
         assert result == riddle.scene_after, riddle
-        assert scene_satisfies(riddle.scene_after, riddle.spec)
-        assert not scene_satisfies(riddle.scene_before, riddle.spec)
+        assert satisfies(riddle.scene_after, riddle.spec)
+        assert not satisfies(riddle.scene_before, riddle.spec)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])

@@ -1,13 +1,10 @@
-"""Scenes: validation, JSON, places and relations."""
+"""Scenes: validation, places and relations."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 
 from bagel_mot.errors import BagelError
-from bagel_mot.worlds.mini.sampling import sample_scene
 from bagel_mot.worlds.mini.scene import (
     OPPOSITE,
     QUADRANTS,
@@ -21,37 +18,11 @@ from bagel_mot.worlds.mini.scene import (
 )
 
 
-def test_json_round_trip() -> None:
-    rng = random.Random(1)
-    scenes = [sample_scene(rng) for _ in range(300)] + [Scene("night")]
-    assert [Scene.from_json(scene.to_json()) for scene in scenes] == scenes
-
-
 def test_order_of_things_does_not_matter() -> None:
     a, b = Thing("car", "red", "small", "bottom right"), Thing("cat", "blue", "large", "top left", 1, -2)
     assert Scene("day", (a, b)) == Scene("day", (b, a))
     assert hash(Scene("day", (a, b))) == hash(Scene("day", (b, a)))
     assert Scene("day", (a, b)).things == (b, a)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "is not JSON"),
-        ("[]", "background and things"),
-        ('{"things": []}', "background and things"),
-        ('{"background": "moon"}', "background is 'moon'"),
-        ('{"background": "day", "things": [1]}', "list of objects"),
-        ('{"background": "day", "things": [{"kind": "car"}]}', "malformed"),
-        (
-            '{"background": "day", "things": [{"kind": "dog", "colour": "red", "size": "small", "slot": "middle"}]}',
-            "dog",
-        ),
-    ],
-)
-def test_bad_json_is_named(text: str, message: str) -> None:
-    with pytest.raises(SceneError, match=message):
-        Scene.from_json(text)
 
 
 def test_impossible_scenes() -> None:
