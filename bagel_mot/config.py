@@ -1,4 +1,7 @@
-"""Model configuration: dataclasses on our side, the official JSON files on disk.
+"""Configuration: the types, the one way of validating them, and the official JSON files.
+
+Every section of a configuration, here and in recipes, is a frozen pydantic dataclass derived from `Section`; `parse`
+turns plain data into one, or raises an error of one sentence.
 
 An official checkpoint folder holds `llm_config.json` (Qwen2), `vit_config.json` (SigLIP) and `config.json` (everything
 else). Three facts live only in the published loader, not in the files, and are applied here: the ViT runs **one layer
@@ -7,74 +10,155 @@ fewer** than `vit_config.json` says, q/k are RMS-normalised per head, and the ou
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Mapping
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from bagel_mot.errors import CheckpointError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic_core import ArgsKwargs, PydanticCustomError
+
+from bagel_mot.errors import BagelError, CheckpointError, did_you_mean
 
 JsonDict = dict[str, Any]
+Parsed = TypeVar("Parsed")
+
+_LARGEST_COUNT = 1 << 24
+_GELU = "gelu_pytorch_tanh"
+
+
+def _must_be(wanted: str) -> WrapValidator:
+    """Lets the type before it judge a value, and says in these words what would have been right."""
+
+    def judge(value: Any, judge_by_type: Any) -> Any:
+        try:
+            return judge_by_type(value)
+        except ValidationError:
+            raise PydanticCustomError("wanted", "it must be {wanted}", {"wanted": wanted}) from None
+
+    return WrapValidator(judge)
+
+
+Count = Annotated[
+    int, Field(strict=True, ge=1, le=_LARGEST_COUNT), _must_be(f"a whole number from 1 to {_LARGEST_COUNT}")
+]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1), _must_be("a list of whole numbers above 0")]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), _must_be("a number")]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), _must_be("a number above 0")]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), _must_be("a number of 0 or more")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1), _must_be("a number from 0 to 1")]
+Decay = Annotated[float, Field(strict=True, ge=0, lt=1), _must_be("a number from 0 to less than 1")]
+Flag = Annotated[bool, Field(strict=True), _must_be("true or false")]
+
+
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
+class Section:
+    """The base of every part of a configuration: frozen, validated, and strict about its keys."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_keys(cls, content: Any) -> Any:
+        keys = content.kwargs or {} if isinstance(content, ArgsKwargs) else content
+        known = [f.name for f in dataclasses.fields(cls)]
+        if isinstance(keys, Mapping) and (unknown := [str(key) for key in keys if key not in known]):
+            raise ValueError(f"{unknown[0]} is not known; {did_you_mean(unknown[0], known)}")
+        return content
+
+
+def parse(
+    kind: type[Parsed],
+    content: Any,
+    where: str,
+    error: type[BagelError] = CheckpointError,
+    spelling: Mapping[str, str] | None = None,
+) -> Parsed:
+    """Plain data as a section of a configuration.
+
+    Args:
+        kind: the section's type.
+        content: a mapping from keys to values.
+        where: what the error names first, such as the file.
+        error: the error's type.
+        spelling: our names of keys as the reader of the error knows them.
+
+    Raises:
+        BagelError: a key is unknown or missing, or a value is of the wrong type or out of range.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as invalid:
+        sentence = _sentence(invalid)
+        for ours, theirs in (spelling or {}).items():
+            sentence = re.sub(rf"\b{ours}\b", theirs, sentence)
+        raise error(f"{where}{': ' if where else ''}{sentence}") from invalid
+
+
+def _sentence(invalid: ValidationError) -> str:
+    """The first thing that is wrong: its key, its value, and what would be right."""
+    first = invalid.errors(include_url=False)[0]
+    key, value, wanted = ".".join(map(str, first["loc"])), first["input"], first["msg"]
+    if first["type"] == "value_error":  # a check of ours, which names what was given
+        return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+    wanted = wanted.replace("Input should be", "it must be")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} is missing; {wanted}" if value is None else f"{key} is {value!r}; {wanted}"
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
+class DecoderConfig(Section):
     """The Qwen2 decoder that both experts instantiate."""
 
-    hidden_size: int = 3584
-    num_layers: int = 28
-    num_heads: int = 28
-    num_kv_heads: int = 4
-    intermediate_size: int = 18944
-    vocab_size: int = 152064
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 32768
-    head_dim: int = 0  # 0: hidden_size / num_heads
+    hidden_size: Count = 3584
+    num_layers: Count = 28
+    num_heads: Count = 28
+    num_kv_heads: Count = 4
+    intermediate_size: Count = 18944
+    vocab_size: Count = 152064
+    rope_theta: Positive = 1e6
+    rms_norm_eps: Positive = 1e-6
+    max_position_embeddings: Count = 32768
+    head_dim: Count = 0  # left out: hidden_size / num_heads
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise CheckpointError(
-                f"num_attention_heads is {self.num_heads}, "
-                f"which num_key_value_heads {self.num_kv_heads} does not divide"
+            raise ValueError(
+                f"num_heads is {self.num_heads}; it must be a multiple of num_kv_heads, {self.num_kv_heads}"
             )
         if not self.head_dim:
             if self.hidden_size % self.num_heads:
-                raise CheckpointError(
-                    f"hidden_size is {self.hidden_size}, which num_attention_heads {self.num_heads} does not divide"
+                raise ValueError(
+                    f"hidden_size is {self.hidden_size}; it must be a multiple of num_heads, {self.num_heads}"
                 )
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         if self.hidden_size % 4:
-            raise CheckpointError(f"hidden_size is {self.hidden_size}; the position tables need a multiple of 4")
+            raise ValueError(f"hidden_size is {self.hidden_size}; the position tables need a multiple of 4")
         if self.head_dim % 2:
-            raise CheckpointError(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
+            raise ValueError(f"head_dim is {self.head_dim}; rotary embeddings need an even one")
 
 
 @dataclass(frozen=True)
-class VitConfig:
+class VitConfig(Section):
     """The SigLIP vision transformer. `num_layers` counts the layers that run (one fewer than the file's number)."""
 
-    hidden_size: int = 1152
-    num_layers: int = 26
-    num_heads: int = 16
-    intermediate_size: int = 4304
-    patch_size: int = 14
-    image_size: int = 980
-    num_channels: int = 3
-    layer_norm_eps: float = 1e-6
+    hidden_size: Count = 1152
+    num_layers: Count = 26
+    num_heads: Count = 16
+    intermediate_size: Count = 4304
+    patch_size: Count = 14
+    image_size: Count = 980
+    num_channels: Count = 3
+    layer_norm_eps: Positive = 1e-6
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
-            raise CheckpointError(
-                f"the ViT's hidden_size is {self.hidden_size}, "
-                f"which num_attention_heads {self.num_heads} does not divide"
-            )
+            raise ValueError(f"hidden_size is {self.hidden_size}; it must be a multiple of num_heads, {self.num_heads}")
         if self.patch_size > self.image_size:
-            raise CheckpointError(
-                f"the ViT's patch_size is {self.patch_size}; it must be at most image_size {self.image_size}"
-            )
+            raise ValueError(f"patch_size is {self.patch_size}; it must be at most image_size, {self.image_size}")
 
     @property
     def side(self) -> int:
@@ -83,22 +167,23 @@ class VitConfig:
 
     @property
     def patch_dim(self) -> int:
+        """Numbers in one patch."""
         return self.num_channels * self.patch_size**2
 
 
 @dataclass(frozen=True)
-class VaeConfig:
+class VaeConfig(Section):
     """The FLUX autoencoder."""
 
-    resolution: int = 256
-    in_channels: int = 3
-    ch: int = 128
-    out_ch: int = 3
-    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    z_channels: int = 16
-    scale_factor: float = 0.3611
-    shift_factor: float = 0.1159
+    resolution: Count = 256
+    in_channels: Count = 3
+    ch: Count = 128
+    out_ch: Count = 3
+    ch_mult: Counts = (1, 2, 4, 4)
+    num_res_blocks: Count = 2
+    z_channels: Count = 16
+    scale_factor: Positive = 0.3611
+    shift_factor: Number = 0.1159
 
     @property
     def downsample(self) -> int:
@@ -107,17 +192,17 @@ class VaeConfig:
 
 
 @dataclass(frozen=True)
-class BagelConfig:
+class BagelConfig(Section):
     """The whole model. The defaults are BAGEL-7B-MoT."""
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     vit: VitConfig = field(default_factory=VitConfig)
     vae: VaeConfig = field(default_factory=VaeConfig)
-    latent_patch_size: int = 2
-    max_latent_size: int = 64
-    vit_max_num_patch_per_side: int = 70
-    interpolate_pos: bool = False
-    timestep_shift: float = 1.0  # of the training timesteps; inference has its own setting
+    latent_patch_size: Count = 2
+    max_latent_size: Count = 64
+    vit_max_num_patch_per_side: Count = 70
+    interpolate_pos: Flag = False
+    timestep_shift: Positive = 1.0  # training's timesteps; inference has a setting of its own
 
     @property
     def latent_dim(self) -> int:
@@ -130,133 +215,55 @@ class BagelConfig:
         return self.latent_patch_size * self.vae.downsample
 
 
-_LARGEST_COUNT = 1 << 24
-_GELU = "gelu_pytorch_tanh"
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """What a value in a file may be: in words, and whether one is of it."""
-
-    wanted: str
-    accepts: Callable[[Any], bool]
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_COUNT
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-_COUNT = _Kind(f"a whole number from 1 to {_LARGEST_COUNT}", _is_count)
-_COUNTS = _Kind("a list of whole numbers above 0", lambda v: isinstance(v, list) and v != [] and all(map(_is_count, v)))
-_NUMBER = _Kind("a number", _is_number)
-_POSITIVE = _Kind("a number above 0", lambda v: _is_number(v) and v > 0)
-_FLAG = _Kind("true or false", lambda v: isinstance(v, bool))
-
-
-@dataclass(frozen=True)
-class _Key:
-    """How a field of ours stands in a file.
-
-    Attributes:
-        name: in the file.
-        kind: of its values.
-        required: no tensor's shape tells it, and every official file has it: it is not to be guessed.
-    """
-
-    name: str
-    kind: _Kind
-    required: bool = False
-
-
-# By our field name.
-_DECODER_KEYS = {
-    "hidden_size": _Key("hidden_size", _COUNT),
-    "num_layers": _Key("num_hidden_layers", _COUNT),
-    "num_heads": _Key("num_attention_heads", _COUNT),
-    "num_kv_heads": _Key("num_key_value_heads", _COUNT),
-    "intermediate_size": _Key("intermediate_size", _COUNT),
-    "vocab_size": _Key("vocab_size", _COUNT),
-    "rope_theta": _Key("rope_theta", _POSITIVE, required=True),
-    "rms_norm_eps": _Key("rms_norm_eps", _POSITIVE, required=True),
-    "max_position_embeddings": _Key("max_position_embeddings", _COUNT, required=True),
-    "head_dim": _Key("head_dim", _COUNT),
+# Our names of the fields that the official files call otherwise.
+_OFFICIAL = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
 }
-_VIT_KEYS = {
-    "hidden_size": _Key("hidden_size", _COUNT),
-    "num_layers": _Key("num_hidden_layers", _COUNT),
-    "num_heads": _Key("num_attention_heads", _COUNT, required=True),
-    "intermediate_size": _Key("intermediate_size", _COUNT),
-    "patch_size": _Key("patch_size", _COUNT),
-    "image_size": _Key("image_size", _COUNT),
-    "num_channels": _Key("num_channels", _COUNT),
-    "layer_norm_eps": _Key("layer_norm_eps", _POSITIVE),
+# What no tensor's shape tells and every official file has: it is not to be guessed.
+_REQUIRED: dict[type, tuple[str, ...]] = {
+    DecoderConfig: ("rope_theta", "rms_norm_eps", "max_position_embeddings"),
+    VitConfig: ("num_heads",),
 }
-_VAE_KEYS = {
-    "resolution": _Key("resolution", _COUNT),
-    "in_channels": _Key("in_channels", _COUNT),
-    "ch": _Key("ch", _COUNT),
-    "out_ch": _Key("out_ch", _COUNT),
-    "ch_mult": _Key("ch_mult", _COUNTS),
-    "num_res_blocks": _Key("num_res_blocks", _COUNT),
-    "z_channels": _Key("z_channels", _COUNT),
-    "scale_factor": _Key("scale_factor", _POSITIVE),
-    "shift_factor": _Key("shift_factor", _NUMBER),
-}
-_TOP_KEYS = {
-    "latent_patch_size": _Key("latent_patch_size", _COUNT),
-    "max_latent_size": _Key("max_latent_size", _COUNT),
-    "vit_max_num_patch_per_side": _Key("vit_max_num_patch_per_side", _COUNT),
-    "interpolate_pos": _Key("interpolate_pos", _FLAG),
-    "timestep_shift": _Key("timestep_shift", _POSITIVE),
-}
+_PARTS = ("decoder", "vit", "vae")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A JSON object, and where it stands. What is null counts as left out."""
+def _plain_fields(kind: type) -> dict[str, str]:
+    """Official names by our names of a section's fields, those that are sections themselves left out."""
+    names = [f.name for f in dataclasses.fields(kind) if f.name not in _PARTS]
+    return {name: _OFFICIAL.get(name, name) for name in names}
 
-    where: str
-    content: JsonDict
 
-    @classmethod
-    def of_file(cls, path: Path) -> _Source:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path} could not be read as JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} holds a {type(content).__name__}; a JSON object is expected")
-        return cls(str(path), content)
+def _read_json(path: Path) -> JsonDict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} could not be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; a JSON object is expected")
+    return content
 
-    def inner(self, key: str) -> _Source:
-        """The object under a key; an empty one where it is left out."""
-        content = self.content.get(key)
-        if content is not None and not isinstance(content, dict):
-            raise CheckpointError(f"{self.where}: {key} is {content!r}; it must be an object")
-        return _Source(f"{self.where}, {key}", content or {})
 
-    def pick(self, keys: Mapping[str, _Key]) -> JsonDict:
-        """Values by our field names, those left out left out; lists become tuples."""
-        picked: JsonDict = {}
-        for ours, key in keys.items():
-            value = self.content.get(key.name)
-            if value is None:
-                if key.required:
-                    raise CheckpointError(f"{self.where}: {key.name} is missing; it must be {key.kind.wanted}")
-                continue
-            if not key.kind.accepts(value):
-                raise CheckpointError(f"{self.where}: {key.name} is {value!r}; it must be {key.kind.wanted}")
-            picked[ours] = tuple(value) if isinstance(value, list) else value
-        return picked
+def _inner(content: JsonDict, key: str, where: str) -> JsonDict:
+    """The object under a key; an empty one where it is left out."""
+    inner = content.get(key)
+    if inner is not None and not isinstance(inner, dict):
+        raise CheckpointError(f"{where}: {key} is {inner!r}; it must be an object")
+    return inner or {}
 
-    def check(self, key: str, wanted: Any) -> None:
-        """That a key has the only value that this model knows, unless it is left out."""
-        if self.content.get(key) not in (None, wanted):
-            raise CheckpointError(f"{self.where}: {key} is {self.content[key]!r}; this model needs {wanted!r}")
+
+def _check(content: JsonDict, where: str, key: str, wanted: Any) -> None:
+    """Checks that a key has the only value that this model knows, unless it is left out."""
+    if content.get(key) not in (None, wanted):
+        raise CheckpointError(f"{where}: {key} is {content[key]!r}; this model needs {wanted!r}")
+
+
+def _section(kind: type[Parsed], content: JsonDict, where: str, **parts: Any) -> Parsed:
+    """A section from its official file. What is null counts as left out; what the file has beyond is not read."""
+    values = {ours: content.get(theirs) for ours, theirs in _plain_fields(kind).items()}
+    values = {name: value for name, value in values.items() if value is not None or name in _REQUIRED.get(kind, ())}
+    return parse(kind, {**values, **parts}, where, spelling=_OFFICIAL)
 
 
 def load_config(folder: Path | str) -> BagelConfig:
@@ -271,40 +278,46 @@ def load_config(folder: Path | str) -> BagelConfig:
         raise CheckpointError(f"{folder} is not a folder; a checkpoint folder with config.json is expected")
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; a checkpoint folder in the official layout is expected")
-    top = _Source.of_file(folder / "config.json")
-    llm, vit = (_part(folder, top, name) for name in ("llm_config", "vit_config"))
-    llm.check("hidden_act", "silu")
-    llm.check("rope_scaling", None)
-    llm.check("use_sliding_window", False)
-    vit.check("hidden_act", _GELU)
-    top.check("connector_act", _GELU)
-    vit_fields = vit.pick(_VIT_KEYS)
-    if "num_layers" in vit_fields:
-        vit_fields["num_layers"] -= 1
-    raw_vae = top.inner("vae_config")
-    vae = VaeConfig(**raw_vae.pick(_VAE_KEYS))
-    raw_vae.check("downsample", vae.downsample)
-    return BagelConfig(
-        decoder=DecoderConfig(**llm.pick(_DECODER_KEYS)),
-        vit=VitConfig(**vit_fields),
-        vae=vae,
-        **top.pick(_TOP_KEYS),
+    top, where = _read_json(folder / "config.json"), str(folder / "config.json")
+    (llm, llm_where), (vit, vit_where) = (_part(folder, top, name) for name in ("llm_config", "vit_config"))
+    _check(llm, llm_where, "hidden_act", "silu")
+    _check(llm, llm_where, "rope_scaling", None)
+    _check(llm, llm_where, "use_sliding_window", False)
+    _check(vit, vit_where, "hidden_act", _GELU)
+    _check(top, where, "connector_act", _GELU)
+    vit_config = _section(VitConfig, {"num_hidden_layers": 27, **vit}, vit_where)
+    if vit_config.num_layers == 1:
+        raise CheckpointError(f"{vit_where}: num_hidden_layers is 1; it must be more, for the last layer is not run")
+    vae = _inner(top, "vae_config", where)
+    vae_config = _section(VaeConfig, vae, f"{where}, vae_config")
+    _check(vae, f"{where}, vae_config", "downsample", vae_config.downsample)
+    return _section(
+        BagelConfig,
+        top,
+        where,
+        decoder=_section(DecoderConfig, llm, llm_where),
+        vit=replace(vit_config, num_layers=vit_config.num_layers - 1),
+        vae=vae_config,
     )
 
 
-def _part(folder: Path, top: _Source, name: str) -> _Source:
-    """The configuration of the decoder or the ViT: a file of its own, else an object within config.json."""
+def _part(folder: Path, top: JsonDict, name: str) -> tuple[JsonDict, str]:
+    """The decoder's or the ViT's configuration and where it is: a file of its own, else an object in config.json."""
     path = folder / f"{name}.json"
     if path.exists():
-        return _Source.of_file(path)
-    if name in top.content:
-        return top.inner(name)
+        return _read_json(path), str(path)
+    if name in top:
+        return _inner(top, name, str(folder / "config.json")), f"{folder / 'config.json'}, {name}"
     raise CheckpointError(f"{path} is missing; the official layout has config.json, llm_config.json, vit_config.json")
 
 
 def dump_config(config: BagelConfig) -> dict[str, JsonDict]:
     """The three official files, as {"config.json": …, "llm_config.json": …, "vit_config.json": …}."""
-    llm = {key.name: getattr(config.decoder, ours) for ours, key in _DECODER_KEYS.items()}
+
+    def values(section: Any) -> JsonDict:
+        return {theirs: getattr(section, ours) for ours, theirs in _plain_fields(type(section)).items()}
+
+    llm = values(config.decoder)
     if config.decoder.head_dim == config.decoder.hidden_size // config.decoder.num_heads:
         del llm["head_dim"]
     llm |= {
@@ -314,19 +327,20 @@ def dump_config(config: BagelConfig) -> dict[str, JsonDict]:
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
     }
-    vit = {key.name: getattr(config.vit, ours) for ours, key in _VIT_KEYS.items()}
-    vit["num_hidden_layers"] += 1
-    vit["model_type"] = "siglip_vision_model"
-    vit["hidden_act"] = _GELU
-    vae = {key: getattr(config.vae, key) for key in _VAE_KEYS}
-    vae |= {"ch_mult": list(config.vae.ch_mult), "downsample": config.vae.downsample}
+    vit = values(config.vit)
+    vit |= {
+        "num_hidden_layers": config.vit.num_layers + 1,
+        "model_type": "siglip_vision_model",
+        "hidden_act": _GELU,
+    }
+    vae = {**values(config.vae), "ch_mult": list(config.vae.ch_mult), "downsample": config.vae.downsample}
     top: JsonDict = {
         "architectures": ["BagelForConditionalGeneration"],
         "model_type": "bagel",
         "visual_gen": True,
         "visual_und": True,
         "connector_act": _GELU,
-        **{key: getattr(config, key) for key in _TOP_KEYS},
+        **values(config),
         "vae_config": vae,
         "llm_config": llm,
         "vit_config": vit,
@@ -347,4 +361,5 @@ NAMED_CONFIGS: dict[str, BagelConfig] = {
 
 def with_table_sides(config: BagelConfig, *, latent: int, vit: int) -> BagelConfig:
     """The same configuration with the table sides that a checkpoint's own tensors have."""
-    return replace(config, max_latent_size=latent, vit_max_num_patch_per_side=vit)
+    sides = {"max_latent_size": latent, "vit_max_num_patch_per_side": vit}
+    return parse(BagelConfig, {**vars(config), **sides}, "the position tables")

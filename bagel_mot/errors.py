@@ -5,6 +5,9 @@ Each message is one sentence that says what was wrong, the value found, and what
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class BagelError(ValueError):
     """Base of every error that BAGEL raises for bad input; catch this one to catch them all."""
@@ -58,3 +61,11 @@ class DeviceError(BagelError):
 
 class MemoryShortageError(DeviceError):
     """Memory ran out while a model was loaded or at work."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one closest to it, else all of them."""
+    names = list(known)
+    # No known name is close to a much longer one, and comparing would take long.
+    close = difflib.get_close_matches(name[:60], names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"

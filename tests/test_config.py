@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig, dump_config, load_config
+from bagel_mot.config import (
+    NAMED_CONFIGS,
+    BagelConfig,
+    DecoderConfig,
+    VaeConfig,
+    VitConfig,
+    dump_config,
+    load_config,
+    parse,
+)
 from bagel_mot.errors import CheckpointError
 
 
@@ -129,11 +140,17 @@ def test_nested_configs_serve_where_the_files_are_missing(tmp_path: Path) -> Non
     ("file", "key", "value", "message"),
     [
         ("llm_config.json", "hidden_act", "relu", "hidden_act is 'relu'"),
-        ("llm_config.json", "num_key_value_heads", 5, "num_key_value_heads 5"),
+        ("llm_config.json", "num_key_value_heads", 5, "28; it must be a multiple of num_key_value_heads, 5"),
         ("llm_config.json", "hidden_size", 3583, "3583"),
         ("llm_config.json", "rope_scaling", {"type": "yarn"}, "rope_scaling is {'type': 'yarn'}"),
-        ("vit_config.json", "num_attention_heads", 5, "hidden_size is 1152, which num_attention_heads 5"),
-        ("vit_config.json", "patch_size", 981, "patch_size is 981; it must be at most image_size 980"),
+        (
+            "vit_config.json",
+            "num_attention_heads",
+            5,
+            "hidden_size is 1152; it must be a multiple of num_attention_heads, 5",
+        ),
+        ("vit_config.json", "patch_size", 981, "patch_size is 981; it must be at most image_size, 980"),
+        ("vit_config.json", "num_hidden_layers", 1, "num_hidden_layers is 1; it must be more"),
         ("vit_config.json", "hidden_act", "gelu", "'gelu'"),
         ("config.json", "vae_config", {"downsample": 16}, "downsample is 16"),
     ],
@@ -147,8 +164,22 @@ def test_what_the_model_has_not_is_refused(tmp_path: Path, file: str, key: str, 
 
 
 def test_a_width_without_a_position_table_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="hidden_size is 6; the position tables need a multiple of 4"):
+    with pytest.raises(CheckpointError, match="^here: hidden_size is 6; the position tables need a multiple of 4$"):
+        parse(DecoderConfig, {"hidden_size": 6, "num_heads": 3, "num_kv_heads": 3}, "here")
+    with pytest.raises(ValueError, match="hidden_size is 6; the position tables need a multiple of 4"):
         DecoderConfig(hidden_size=6, num_heads=3, num_kv_heads=3)
+
+
+def test_an_unknown_key_is_told_with_the_one_that_was_meant() -> None:
+    with pytest.raises(CheckpointError, match="^vit: num_layer is not known; did you mean num_layers?"):
+        parse(BagelConfig, {"vit": {"num_layer": 3}}, "")
+    with pytest.raises(ValueError, match="zzz is not known; there are resolution, in_channels"):
+        VaeConfig(zzz=1)  # type: ignore[arg-type]
+
+
+def test_configurations_are_read_without_torch() -> None:
+    code = "import sys, bagel_mot.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
