@@ -375,7 +375,7 @@ def main(
         raise typer.Exit(2)
     if not (folder / "ema.safetensors").exists():
         more = ["--tokenizer", str(tokenizer)] if tokenizer else []
-        command = [sys.executable, "-m", "bagel", "init", "--config", CONFIG, "--random", str(folder), *more]
+        command = [sys.executable, "-m", "bagel_mot", "init", "--config", CONFIG, "--random", str(folder), *more]
         subprocess.run(command, check=True)
     report = json.loads(target.read_text()) if target.exists() else {"config": CONFIG, "parts": {}}
     for part in only or PARTS:

@@ -56,7 +56,7 @@ def score(precision: str, items: int, target: Path, *more: str) -> None:
 
 
 def run(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "bagel", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "bagel_mot", *arguments], check=True)
 
 
 if __name__ == "__main__":

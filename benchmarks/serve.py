@@ -174,7 +174,7 @@ async def measure(url: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def serve_and_measure(options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bagel", "serve", "--port", "0", "-c", options.checkpoint]
+    command = [sys.executable, "-m", "bagel_mot", "serve", "--port", "0", "-c", options.checkpoint]
     command += ["--max-queue", str(max(64, options.requests))]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None

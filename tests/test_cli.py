@@ -346,7 +346,7 @@ def test_a_loaded_chat_decides_whether_it_thinks(tiny: str) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_ctrl_c_at_the_prompt_ends_with_130(tiny: str) -> None:
-    command = [sys.executable, "-m", "bagel", "chat", "-c", tiny]
+    command = [sys.executable, "-m", "bagel_mot", "chat", "-c", tiny]
     pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -436,7 +436,7 @@ def test_train_that_is_interrupted_saves_and_says_how_to_go_on(monkeypatch: pyte
 
     recipe = ROOT / "recipes" / "mini-autoencoder.yaml"
     small = ("output=run", "steps=3", "batch_size=2", "precision=float32", "device=cpu", "model.ch_mult=[1,1]")
-    monkeypatch.setattr(autoencoder, "_STATISTICS_PICTURES", 4)
+    monkeypatch.setattr(autoencoder, "_STATISTICS_IMAGES", 4)
     with monkeypatch.context() as patch:
         # Once in every step: the signal falls into the first one.
         patch.setattr(autoencoder.AutoencoderTask, "tokens", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 1)

@@ -255,7 +255,7 @@ def _reached(run: Path) -> int:
 
 def _train(stage: str, values: dict[str, Any], seconds: float) -> None:
     """As a user would, in a process of its own; told to stop, which saves, when its time is over."""
-    command = [sys.executable, "-m", "bagel", "train", str(ROOT / "recipes" / RECIPES[stage])]
+    command = [sys.executable, "-m", "bagel_mot", "train", str(ROOT / "recipes" / RECIPES[stage])]
     training = subprocess.Popen([*command, *(f"{key}={value}" for key, value in values.items())], cwd=ROOT)
     try:
         training.wait(seconds)
@@ -275,7 +275,7 @@ def _evaluate(plan: Plan, device: torch.device, work: Path, end: float) -> dict[
     """Shares by row; None if there was no time for all rows: they stay, and the next call goes on with them."""
     scores = work / "eval.json"
     checkpoint = checkpoint_folders(work / "model")[-1]
-    command = [sys.executable, "-m", "bagel", "eval", "mini", "--checkpoint", str(checkpoint), "--device", str(device)]
+    command = [sys.executable, "-m", "bagel_mot", "eval", "mini", "--checkpoint", str(checkpoint), "--device", str(device)]
     try:
         subprocess.run([*command, *plan.evaluation, "--json", str(scores)], check=True, cwd=ROOT,
                        timeout=max(end - time.monotonic(), 1))  # fmt: skip

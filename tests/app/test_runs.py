@@ -157,7 +157,7 @@ def turn(service: Service, talk: Conversation, said: str, output: Any = "text", 
     """One turn, as the page does it."""
     run = Run()
     own = {"think": given.pop("think", False), "settings": given.pop("settings", FEW if output == "image" else {})}
-    run.start_thread(partial(talk.turn, service, run, said, given.get("pictures", ()), output, **own))
+    run.start_thread(partial(talk.turn, service, run, said, given.get("images", ()), output, **own))
     (result,) = follow(run)
     return result
 

@@ -461,7 +461,7 @@ def test_failures_name_their_request(bagel: Bagel, monkeypatch: pytest.MonkeyPat
         return (yield from original(runtime, history, order))
 
     original = tasks.make_image
-    monkeypatch.setattr(tasks, "make_picture", failing)
+    monkeypatch.setattr(tasks, "make_image", failing)
     with pytest.raises(OSError, match="lost") as caught:
         bagel.generate(["a", "b", "c"], seed=[0, 4, 9], n=2, num_timesteps=2)
     assert caught.value.__notes__ == ["This was request 2 of 3 (index 1)."]

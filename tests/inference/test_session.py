@@ -450,12 +450,12 @@ def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.Mo
             raise OSError("lost")
         return result
 
-    monkeypatch.setattr(module, "make_picture", failing)
+    monkeypatch.setattr(module, "make_image", failing)
     with pytest.raises(OSError, match="lost") as caught:
         draw_together(chats, seed=[0, 1, 2])
     assert caught.value.__notes__ == ["This was session 2 of 3 (index 1)."]
     assert [chat.history for chat in chats] == histories
-    monkeypatch.setattr(module, "make_picture", make)
+    monkeypatch.setattr(module, "make_image", make)
     images = draw_together(chats, seed=[0, 1, 2])
     assert all(same(got, expected) for got, expected in zip(images, alone, strict=True))
     assert [len(chat.history) for chat in chats] == [2, 2, 2]

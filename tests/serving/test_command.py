@@ -87,7 +87,7 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def mini() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`bagel serve` with mini, as in the documentation, with a key in the environment."""
-    command = [sys.executable, "-m", "bagel", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "bagel_mot", "serve", "--port", "0"]
     environment = {**os.environ, "BAGEL_API_KEYS": "one two", "COLUMNS": "200"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None

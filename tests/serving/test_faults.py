@@ -408,7 +408,7 @@ def process(tiny: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[str], s
     begun: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-m", "bagel", "serve", "-c", str(tiny), "--port", "0", *arguments]
+        command = [sys.executable, "-m", "bagel_mot", "serve", "-c", str(tiny), "--port", "0", *arguments]
         found = subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
         )
