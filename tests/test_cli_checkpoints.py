@@ -17,7 +17,7 @@ from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfi
 from bagel_mot.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
-MINI = ROOT / "bagel" / "mini" / "weights"
+MINI = ROOT / "bagel_mot" / "worlds" / "mini" / "weights"
 SMALL = BagelConfig(
     decoder=DecoderConfig(hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=64),
     vit=VitConfig(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=32, image_size=56),

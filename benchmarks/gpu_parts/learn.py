@@ -275,7 +275,17 @@ def _evaluate(plan: Plan, device: torch.device, work: Path, end: float) -> dict[
     """Shares by row; None if there was no time for all rows: they stay, and the next call goes on with them."""
     scores = work / "eval.json"
     checkpoint = checkpoint_folders(work / "model")[-1]
-    command = [sys.executable, "-m", "bagel_mot", "eval", "mini", "--checkpoint", str(checkpoint), "--device", str(device)]
+    command = [
+        sys.executable,
+        "-m",
+        "bagel_mot",
+        "eval",
+        "mini",
+        "--checkpoint",
+        str(checkpoint),
+        "--device",
+        str(device),
+    ]
     try:
         subprocess.run([*command, *plan.evaluation, "--json", str(scores)], check=True, cwd=ROOT,
                        timeout=max(end - time.monotonic(), 1))  # fmt: skip
