@@ -5,7 +5,7 @@ than 32 MiB from the system (`mmap`) and gives it straight back, and so it does 
 maps and clears the same pages again in every operation, which on the CPU is 20 to 30% of a training step, and of a
 denoising step of 1024 image tokens. Kept in the process, the pages are there already. The price is memory: the process
 stays as large as it was at its peak, and the peak is higher, because holes between blocks are not always of the size
-that is wanted next.
+that is wanted next. Where memory is short, what is kept is given back (`return_freed_memory`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import ctypes
 import math
 import mmap
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -46,51 +45,36 @@ def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
     Returns:
         Whether it took effect. It does on Linux with glibc alone; elsewhere nothing happens.
     """
-    if sys.platform != "linux":
+    library = _glibc()
+    if library is None:
         return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "gnu_get_libc_version"):
-        return False  # musl and others have no such settings
     mallopt = library.mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (largest, 1 << 25))
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_TOP_PAD, _GROWTH))
 
 
-class _HeapStatistics(ctypes.Structure):
-    """`struct mallinfo2` of <malloc.h>."""
-
-    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
-    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
-
-
-# A function of each allocator that may stand in the place of glibc's: jemalloc, tcmalloc (twice), mimalloc.
-_OTHER_ALLOCATORS = ("mallctl", "tc_version", "MallocExtension_ReleaseFreeMemory", "mi_version")
+def return_freed_memory() -> None:
+    """Gives the system back what was freed and kept, so that it counts as free memory again. The next operations take
+    it anew, at the price that keeping it saves.
+    """
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(ctypes.c_size_t(0))
 
 
-@cache
-def _heap_statistics() -> Callable[[], _HeapStatistics] | None:
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc: others (musl) have no such settings."""
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)
-    if not hasattr(library, "mallinfo2") or any(hasattr(library, name) for name in _OTHER_ALLOCATORS):
-        return None
-    function: Callable[[], _HeapStatistics] = ctypes.CFUNCTYPE(_HeapStatistics)(("mallinfo2", library))
-    return function
-
-
-def kept_memory() -> int | None:
-    """Bytes that were freed and that the process has kept for what comes next; None where the C library does not say
-    (it does on Linux with glibc 2.33 or later, unless another allocator is in its place).
-    """
-    statistics = _heap_statistics()
-    return None if statistics is None else int(statistics().fordblks)
+    return library if hasattr(library, "gnu_get_libc_version") else None
 
 
 def on_own_pages(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """An empty tensor outside the heap if it is large and on the CPU: its memory goes back to the system as soon as it
-    is dropped, and while it stays it stands between no gaps. Loading makes weights that stay among blocks that do not;
-    in one heap they left gaps of half its size.
+    is dropped, and it leaves no gap in the heap. Loading makes weights that stay among blocks that do not; in one heap
+    they left gaps of half its size.
     """
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or size < _OWN_PAGES:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bagel_mot.checkpoint.official import folder_of, read_config
+from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.defaults import official_defaults, read_defaults
 from bagel_mot.inference.loading import find_checkpoint
-from bagel_mot.model.bagel import BagelModel
-from bagel_mot.model.vae import Autoencoder
+from bagel_mot.placement.estimate import cache_bytes
+
+_PARTS = {
+    r"decoder\.(layers\.\d+\.und|norm)\.": "und expert",
+    r"decoder\.(layers\.\d+\.gen|norm_gen)\.": "gen expert",
+    r"decoder\.(embed_tokens|lm_head)\.": "embedding and head",
+    r"vit\.": "vision transformer",
+    r"connector\.": "connector",
+    r"(latent_in|latent_out|time_embedding)\.": "latent in and out",
+}
+"""Parts of a model by the beginnings of their tensors' names."""
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -64,36 +74,24 @@ def describe(name: str) -> dict[str, Any]:
             "position_tables": "stretched over the picture" if config.interpolate_pos else "row and column",
         },
         "parameters": parameters(config),
-        "cache_bytes": cache_bytes(config, size),
+        "cache_bytes": _cache(config, size),
     }
 
 
 def parameters(config: BagelConfig) -> dict[str, int]:
     """Numbers of parameters by part, and in all."""
-    with torch.device("meta"):
-        model, autoencoder = BagelModel(config), Autoencoder(config.vae)
-
-    def count(*modules: nn.Module) -> int:
-        return sum(p.numel() for module in modules for p in module.parameters())
-
-    decoder = model.decoder
-    layers = list(decoder.layers)
-    parts = {
-        "und expert": count(*(layer.get_submodule("und") for layer in layers), decoder.norm),
-        "gen expert": count(*(layer.get_submodule("gen") for layer in layers), decoder.norm_gen),
-        "embedding and head": count(decoder.embed_tokens, decoder.lm_head),
-        "vision transformer": count(model.vit),
-        "connector": count(model.connector),
-        "latent in and out": count(model.latent_in, model.latent_out, model.time_embedding),
-        "autoencoder": count(autoencoder),
-    }
+    parts = dict.fromkeys((*_PARTS.values(), "autoencoder"), 0)
+    for name, shape in model_shapes(config).items():
+        part = next((part for pattern, part in _PARTS.items() if re.match(pattern, name)), None)
+        if part is not None:  # fixed tables are no parameters
+            parts[part] += shape.numel()
+    parts["autoencoder"] = sum(shape.numel() for shape in autoencoder_shapes(config.vae).values())
     return {**parts, "total": sum(parts.values())}
 
 
-def cache_bytes(config: BagelConfig, size: tuple[int, int] | None) -> dict[str, int]:
+def _cache(config: BagelConfig, size: tuple[int, int] | None) -> dict[str, int]:
     """Bytes of keys and values in bfloat16."""
-    d = config.decoder
-    token = 2 * 2 * d.num_layers * d.num_kv_heads * d.head_dim
+    token = cache_bytes(config.decoder, 1, torch.bfloat16)
     facts = {"a token": token, "1000 text tokens": 1000 * token}
     if size is not None:
         tokens = (size[0] // config.latent_stride) * (size[1] // config.latent_stride) + 2

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -133,13 +132,13 @@ class Loaded:
         checkpoint: with its weights in place.
         folder: where it comes from.
         plan: how it runs, where that was to be found out.
-        alternatives: gives the ways of running it here in the precisions that are chosen from, the best first.
+        alternatives: the other plans that would run on this machine, the best first, for advice when memory is short.
     """
 
     checkpoint: Checkpoint
     folder: Path
     plan: Plan | None
-    alternatives: Callable[[], Sequence[Plan]]
+    alternatives: Sequence[Plan]
 
 
 def load(
@@ -163,13 +162,13 @@ def load(
     needed(tasks)
     where = find_checkpoint(name)
     plan: Plan | None = None
-    alternatives: Callable[[], Sequence[Plan]] = tuple
+    alternatives: Sequence[Plan] = ()
     if memory is not None or offload in ("cpu", "disk") or weight_bytes(where) > _LARGE:
         machine = _machine(device, memory)  # as it is before anything is loaded
-        alternatives = cache(partial(_plans, where, "auto", tuple(tasks), "auto", machine))
+        alternatives = _plans(where, "auto", tuple(tasks), "auto", machine)
         found = _plans(where, precision, tuple(tasks), offload, machine)
         # A precision that was asked for by name is not refused because the largest images would find no room.
-        plan = choose(found, machine, every_job=precision == "auto", others=alternatives)
+        plan = choose(found, machine, every_workload=precision == "auto", others=alternatives)
         computes, chosen = plan.placement.device, plan.precision
     else:
         computes = choose_device(device)

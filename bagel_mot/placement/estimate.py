@@ -1,35 +1,264 @@
-"""What a pass of the engine takes in memory while it runs, at the least: beside weights, and beside what is cached."""
+"""The one estimate of memory, from the configuration alone: weights, the cache, what is alive while a pass computes.
+
+The engine asks it before a pass, a plan before loading, the service at its start, and `bagel info` shows it. Its
+formulas count what the model's own code keeps alive at once: a test goes through that code without values and compares
+(`tests/placement/test_estimate.py`). The memory that a process holds for that is measured (docs/official.md).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from bagel_mot.config import DecoderConfig, VaeConfig
+from bagel_mot.checkpoint.official import needed
+from bagel_mot.checkpoint.precision import Precision, format_of
+from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
+from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig
+from bagel_mot.model.quant import FORMATS
+
+MARGIN = 0.1
+"""Share of the free memory, of the machine and of each device, that is left alone."""
+MAX_STEP_TOKENS = 32768
+"""Tokens of one forward pass, at most."""
+MAX_STEP_PIXELS = 4 << 20
+"""Pixels of one pass of the autoencoder, at most."""
+PROCESS_BYTES = 560 << 20
+"""Memory of a process with its libraries, a vocabulary and compiled kernels, without weights."""
+DEVICE_BYTES = 600 << 20
+"""Memory of a CUDA context with its libraries' workspaces."""
+_HEAP_SHARE = 1.5
+"""Bytes that a process on the CPU holds for each byte alive in a pass: the C library's heap has gaps between blocks,
+and oneDNN brings images into an order of its own. Measured at the official size: 1.39 to 1.56.
+"""
+_CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # of usable memory: all caches; of these: prefixes kept for later requests
+_MAX_CACHE_TOKENS = 1 << 22
+_PROMPT_TOKENS, _ANSWER_TOKENS = 66, 256  # of a reference workload
+
+
+# ------------------------------------------------------------------------------------------------- what a pass holds
 
 
 def forward_bytes(config: DecoderConfig, und_tokens: int, gen_tokens: int, dtype: torch.dtype) -> int:
-    """Of one forward pass: most is alive in the feed-forward network, gate and up, the activated gate and the product,
-    of one expert after the other, beside the tokens themselves.
+    """Bytes alive in one forward pass, its largest moment being the feed-forward network: gate, up, the activated gate
+    and the product of one expert after the other, beside the hidden states of all tokens.
 
     Args:
-        config: of the decoder.
-        und_tokens, gen_tokens: of all rows together, by the expert that works on them.
-        dtype: of activations.
+        config: the decoder's configuration.
+        und_tokens, gen_tokens: tokens of all rows together, by the expert that works on them.
+        dtype: the type of activations.
     """
     widest = 4 * config.intermediate_size * max(und_tokens, gen_tokens)
     return (widest + config.hidden_size * (und_tokens + gen_tokens)) * dtype.itemsize
 
 
 def cache_bytes(config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:
-    """Of keys and values of so many tokens in all layers."""
+    """Bytes of keys and values of `tokens` tokens in all layers."""
     return tokens * 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
 def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype) -> int:
-    """Of images with so many pixels in all on their way into the autoencoder, whose first blocks are the largest."""
-    return pixels * 4 * config.ch * dtype.itemsize
+    """Bytes alive while the autoencoder encodes images of `pixels` pixels in all: the finest level's feature maps."""
+    maps = (3 + min(2, config.num_res_blocks)) * config.ch_mult[0]
+    return pixels * maps * config.ch * dtype.itemsize
 
 
 def decode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype) -> int:
-    """Of images with so many pixels in all on their way out of the autoencoder, whose last blocks are the largest."""
-    return pixels * 5 * config.ch * dtype.itemsize
+    """Bytes alive while the autoencoder decodes images of `pixels` pixels in all: the finest level's feature maps. Its
+    first block still has the channels of the level before.
+    """
+    maps = max(5 * config.ch_mult[0], 3 * max(config.ch_mult[:2]))
+    return pixels * maps * config.ch * dtype.itemsize
+
+
+def _held(alive: int, on_cpu: bool) -> int:
+    """Bytes that a process or a device holds for what is alive at once."""
+    return int(alive * _HEAP_SHARE) if on_cpu else alive
+
+
+# --------------------------------------------------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of a model's weights by part, in some precision.
+
+    Attributes:
+        layer: one decoder layer, both experts or the one that is loaded.
+        layers: the number of decoder layers.
+        embedding: the token embedding.
+        rest: everything else in the model.
+        autoencoder: the autoencoder.
+        parameters: the number (not bytes) of one expert's parameters in all layers.
+    """
+
+    layer: int
+    layers: int
+    embedding: int
+    rest: int
+    autoencoder: int
+    parameters: int
+
+    @property
+    def outside(self) -> int:
+        """Everything but the layers."""
+        return self.embedding + self.rest + self.autoencoder
+
+    @property
+    def total(self) -> int:
+        """All weights."""
+        return self.layer * self.layers + self.outside
+
+
+def weight_bytes(config: BagelConfig, precision: Precision, tasks: tuple[str, ...]) -> WeightBytes:
+    """The bytes of the weights that some tasks need."""
+    reads, draws = needed(tasks)
+    layer = embedding = rest = expert = 0
+    for name, shape in model_shapes(config, reads=reads, draws=draws).items():
+        count = shape.numel()
+        stored = precision.stored_as(name)
+        kind = None if stored is None else FORMATS[format_of(stored)]
+        fits = kind is not None and kind.fits((shape[0], shape[1]))
+        size = kind.stored_bytes((shape[0], shape[1])) if kind and fits else count * precision.activations.itemsize
+        if name.startswith("decoder.layers.0."):
+            layer += size
+            expert += count if ".und." in name else 0
+        elif name == "decoder.embed_tokens.weight":
+            embedding = size
+        elif not name.startswith("decoder.layers."):
+            rest += size
+    images = sum(shape.numel() for shape in autoencoder_shapes(config.vae).values()) if draws else 0
+    layers = config.decoder.num_layers
+    return WeightBytes(layer, layers, embedding, rest, images * precision.autoencoder.itemsize, expert * layers)
+
+
+# -------------------------------------------------------------------------------------------------------- workloads
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A reference request whose memory is estimated.
+
+    Attributes:
+        task: "generate", "edit" or "understand".
+        images: (width, height) in pixels of the images that are read.
+        drawn: (width, height) in pixels of the image that is drawn.
+        branches: branches of guidance, the full context among them.
+    """
+
+    task: str
+    images: tuple[tuple[int, int], ...] = ()
+    drawn: tuple[int, int] | None = None
+    branches: int = 1
+
+    @property
+    def name(self) -> str:
+        """The task and its sizes in words."""
+        size = "×".join(map(str, self.drawn if self.drawn and not self.images else self.images[0]))
+        return f"edit {len(self.images)} of {size}" if self.task == "edit" else f"{self.task} {size}"
+
+
+def reference_workloads(config: BagelConfig) -> tuple[Workload, ...]:
+    """An image of 1024×1024, an edit of two, a question about one of 980×980; smaller ones for models whose position
+    tables are smaller.
+    """
+    side = min(1024, config.max_latent_size * config.latent_stride)
+    seen = min(980, config.vit.side * config.vit.patch_size)
+    square = (side, side)
+    return (
+        Workload("generate", drawn=square, branches=2),
+        Workload("edit", (square, square), square, branches=3),
+        Workload("understand", ((seen, seen),)),
+    )
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that a workload takes beside the weights.
+
+    Attributes:
+        cache: keys and values in all layers.
+        peak: the most bytes at once, the cache among them.
+    """
+
+    cache: int
+    peak: int
+
+
+def memory_estimate(
+    config: BagelConfig, workload: Workload, activations: torch.dtype, autoencoder: torch.dtype, *, on_cpu: bool
+) -> MemoryEstimate:
+    """The memory of a workload beside the weights.
+
+    Args:
+        config: the model's configuration.
+        workload: the request.
+        activations, autoencoder: the types in which the model and the autoencoder compute.
+        on_cpu: whether the CPU computes, whose heap holds more than what is alive.
+    """
+    patch, side = config.vit.patch_size, config.vit.side
+    patches = sum(min(side, width // patch) * min(side, height // patch) + 2 for width, height in workload.images)
+    latents = sum(_latents(config, size) for size in workload.images) if workload.drawn else 0
+    markers = 2 * len(workload.images) if workload.drawn else 0
+    und, noised = patches + markers + _PROMPT_TOKENS, 0
+    passes = [forward_bytes(config.decoder, und, latents, activations)]
+    if workload.drawn is not None:
+        noised, branches = _latents(config, workload.drawn), workload.branches
+        passes.append(forward_bytes(config.decoder, 2 * branches, branches * noised, activations))
+        passes.append(decode_bytes(config.vae, workload.drawn[0] * workload.drawn[1], autoencoder))
+        # The first branch goes on behind the full context; one without text shares it up to the text.
+        following = branches * (noised + 2) + (_PROMPT_TOKENS if branches > 2 else 0)
+    else:
+        following = _ANSWER_TOKENS
+    cache = cache_bytes(config.decoder, und + latents + following, activations)
+    pixels = sum(width * height for width, height in workload.images) if workload.drawn else 0
+    # Images are encoded before there is a cache.
+    encoding = encode_bytes(config.vae, min(pixels, MAX_STEP_PIXELS), autoencoder)
+    return MemoryEstimate(cache, max(cache + _held(max(passes), on_cpu), _held(encoding, on_cpu)))
+
+
+def _latents(config: BagelConfig, size: tuple[int, int]) -> int:
+    return (size[0] // config.latent_stride) * (size[1] // config.latent_stride)
+
+
+# --------------------------------------------------------------------------------------------------------- capacity
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """The requests that fit into memory together.
+
+    Attributes:
+        cache_tokens: tokens of cache for all requests at work together.
+        prefix_tokens: tokens of cache kept for later requests.
+        step_tokens: the most tokens of one forward pass.
+        step_pixels: the most pixels of one pass of the autoencoder; a larger image is refused.
+    """
+
+    cache_tokens: int
+    prefix_tokens: int
+    step_tokens: int
+    step_pixels: int
+
+
+def capacity(
+    config: BagelConfig, memory: int, activations: torch.dtype, autoencoder: torch.dtype, *, on_cpu: bool
+) -> Capacity:
+    """Divides memory among the caches, a forward pass, and a pass of the autoencoder.
+
+    Args:
+        config: the model's configuration.
+        memory: bytes that may be used beside the weights.
+        activations, autoencoder, on_cpu: as in `memory_estimate`.
+    """
+    token = cache_bytes(config.decoder, 1, activations)
+    cache = min(int(memory * _CACHE_SHARE) // token, _MAX_CACHE_TOKENS)
+    half = (memory - cache * token) // 2
+    step = _held(forward_bytes(config.decoder, 1, 0, activations), on_cpu)
+    image = max(encode_bytes(config.vae, 1, autoencoder), decode_bytes(config.vae, 1, autoencoder))
+    return Capacity(
+        cache_tokens=cache - int(cache * _PREFIX_SHARE),
+        prefix_tokens=int(cache * _PREFIX_SHARE),
+        step_tokens=max(1, min(MAX_STEP_TOKENS, half // step)),
+        step_pixels=min(MAX_STEP_PIXELS, half // _held(image, on_cpu)),
+    )

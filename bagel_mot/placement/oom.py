@@ -1,41 +1,40 @@
-"""What to say when memory runs out: how much was needed, how much there was, and what would fit."""
+"""Sentences for when memory runs out: how much was needed, how much there was, and what would fit."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import OutOfMemoryError
 
+from bagel_mot.allocator import return_freed_memory
 from bagel_mot.errors import MemoryShortageError
 from bagel_mot.files import size_text
-from bagel_mot.placement.plan import Plan, thought_of
+from bagel_mot.placement.plan import Plan
 from bagel_mot.placement.system_memory import free_memory, room_for_work
 
 _SMALL = 64 << 20
-"""Bytes from which it is worth the time to ask the system whether they are there."""
+"""Bytes from which it is worth the time to ask the system whether they are free."""
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is one of the forms in which PyTorch, Python and this package say so."""
+    """Whether an error is one of those by which PyTorch, Python and this package report that memory ran out."""
     if isinstance(error, MemoryError | OutOfMemoryError | MemoryShortageError):
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def explained(
-    error: Exception, device: torch.device, plan: Plan | None, others: Callable[[], Sequence[Plan]] = tuple
-) -> Exception:
+def explained(error: Exception, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> Exception:
     """The error with its explanation, if memory ran out; any other one as it is.
 
     Args:
-        error: while the model was loaded or at work.
-        device: that computes.
-        plan: how the model runs, where that was chosen.
-        others: gives further ways of running it, the best first.
+        error: the error, raised while the model was loaded or at work.
+        device: the device that computes.
+        plan: the way in which the model runs, where that was chosen.
+        others: the other ways of running it, the best first.
     """
     if not is_out_of_memory(error) or isinstance(error, MemoryShortageError):
         return error
@@ -47,9 +46,7 @@ def explained(
     )
 
 
-def check_memory(
-    needed: int, device: torch.device, plan: Plan | None, others: Callable[[], Sequence[Plan]] = tuple
-) -> None:
+def check_memory(needed: int, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> None:
     """Refuses what would not fit. On the CPU alone: there no operation fails for want of memory, but the system ends
     the whole process. Accelerators fail by themselves, and are not asked.
 
@@ -58,34 +55,37 @@ def check_memory(
         device, plan, others: as in `explained`.
 
     Raises:
-        MemoryShortageError: they are not there.
+        MemoryShortageError: they are not there, even after the process has returned what it had kept.
     """
-    if device.type != "cpu" or needed < _SMALL:
+    if device.type != "cpu" or needed < _SMALL or _fits(needed, room_for_work()):
         return
-    room = room_for_work()
-    if room is None or needed <= room:
+    return_freed_memory()
+    if _fits(needed, room := room_for_work()):
         return
+    assert room is not None
     raise MemoryShortageError(
         f"memory would run out on {device}: a step of this takes {size_text(needed)} at the least, and "
         f"{size_text(room)} is free; {_advice(plan, others)}."
     )
 
 
-def _advice(plan: Plan | None, others: Callable[[], Sequence[Plan]]) -> str:
-    """What would fit: the best way that takes less than the one that was chosen."""
+def _fits(needed: int, room: int | None) -> bool:
+    return room is None or needed <= room
+
+
+def _advice(plan: Plan | None, others: Sequence[Plan]) -> str:
+    """The best way that fits and takes less than the one that was chosen; a general remedy if there is none."""
     smaller = "ask for smaller pictures or fewer at once"
     fitting = None
     if plan is not None:
         taken = plan.peak_device or plan.peak_host
-        fitting = next(
-            (p for p in thought_of(others) if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None
-        )
+        fitting = next((p for p in others if p.fits and (p.peak_device or p.peak_host) < 0.95 * taken), None)
     if fitting is None:
         return f"{smaller}, or load it in fewer bits or with layers elsewhere (`bagel info --plan` shows what fits)"
     return f"{smaller}, or load it with {fitting.advice()}"
 
 
 def _needed(text: str) -> int | None:
-    """Bytes that PyTorch says it tried to allocate."""
+    """The bytes that PyTorch says it tried to allocate; None where it does not."""
     match = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMG]iB)", text, re.IGNORECASE)
     return None if match is None else int(float(match[1]) * _UNITS[match[2]])

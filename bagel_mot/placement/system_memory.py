@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from bagel_mot.allocator import kept_memory
-
+ROOT = Path("/")
+"""The folder below which the system's own files are read (proc, sys)."""
 _UNKNOWN = 4 << 30  # where the system does not say
 
 
@@ -19,115 +20,113 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0]) + unused
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    found = [value for value in (_available(), _container(), _address_space()) if value is not None]
+    found = [value for value in (_meminfo("MemAvailable"), _container(), _address_space()) if value is not None]
     return min(found, default=_UNKNOWN)
 
 
 def room_for_work() -> int | None:
-    """Bytes that work on the CPU can take at the very most before the system ends the process: what is free, what the
-    process has kept, and what can be swapped out. None where the system does not say, or makes room by itself.
+    """Bytes that work on the CPU can take at the very most before the system ends the process: what is free, and what
+    can be swapped out. None where the system does not say.
     """
-    available, kept = _available(), kept_memory()
-    if available is None or kept is None:
+    available, swap = _meminfo("MemAvailable"), _meminfo("SwapFree") or 0
+    if available is None:
         return None
-    swap = _meminfo("SwapFree")
     found = (available + swap, _container(most=True, swap=swap), _address_space())
-    return kept + min(value for value in found if value is not None)
+    return min(value for value in found if value is not None)
 
 
-def _available() -> int | None:
-    """What the kernel thinks can be had without swapping; None where it does not say."""
-    return _meminfo("MemAvailable") or None
-
-
-def _meminfo(name: str) -> int:
-    """Bytes that the kernel reports under a name; 0 where it does not."""
+def _lines(path: str) -> list[str]:
+    """The lines of one of the system's files; none where there is no such file."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        return (ROOT / path).read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+        return []
+
+
+def _meminfo(name: str) -> int | None:
+    """Bytes that the kernel reports under a name; None where it does not."""
+    found = next((line for line in _lines("proc/meminfo") if line.startswith(f"{name}:")), None)
+    return None if found is None else int(found.split()[1]) * 1024
 
 
 def _address_space() -> int | None:
-    """What is left of this process's limit of address space (`ulimit -v`); None without one."""
-    try:
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (ImportError, OSError):  # on Windows, and where there is no such file
+    """Bytes left of this process's limit of address space (`ulimit -v`); None without one."""
+    limit = next((line.split()[3] for line in _lines("proc/self/limits") if line.startswith("Max address space")), "")
+    mapped = _lines("proc/self/statm")
+    if not limit.isdecimal() or not mapped:
         return None
-    return None if limit == resource.RLIM_INFINITY else max(0, limit - mapped)
+    return max(0, int(limit) - int(mapped[0].split()[0]) * mmap.PAGESIZE)
 
 
-# By the version of control groups: how the line of /proc/self/cgroup begins that names this process's group, where the
-# groups stand, and in each of them its limit, what it has taken, its statistics, and what names in these begin with.
-_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUP = Path("/proc/self/cgroup")
+# By the version of control groups: how the line of /proc/self/cgroup begins that names this process's group, the
+# folder of all groups, and in each of them its limit, what it has taken, and the beginning of names in its statistics;
+# then the limit and use of swap, which version 1 counts with memory.
 _VERSIONS = (
-    ("0::", _GROUPS, "memory.max", "memory.current", "memory.stat", ""),
-    (":memory:", _GROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_"),
+    ("0::", "sys/fs/cgroup", "memory.max", "memory.current", "", "memory.swap.max", "memory.swap.current"),
+    (
+        *(":memory:", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        *("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
+    ),
 )
-# Limit and use of swap, the first of version 2, the second of version 1, which counts memory with it.
-_SWAP = (("memory.swap.max", "memory.swap.current"), ("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"))
 
 
 def _container(*, most: bool = False, swap: int = 0) -> int | None:
-    """What is left of the memory limits of this process's control group and of those around it; None without one.
+    """Bytes left of the memory limits of this process's control group and of those around it; None without one.
 
     Args:
-        most: all that the system gives up before it ends a process: cached files that were read lately too, not only
-            long ago, and what can be swapped out.
-        swap: free bytes of the machine's.
+        most: count all that the system gives up before it ends a process: cached files that were read lately too, not
+            only long ago, and what can be swapped out.
+        swap: free bytes of the machine's swap.
     """
     names = ("inactive_file", "active_file") if most else ("inactive_file",)
     left = []
-    for group, (limit, used, statistics, beginning) in _groups():
+    for group, (limit, used, beginning, *swapping) in _groups():
         try:
-            allowed, taken = (group / limit).read_text().strip(), int((group / used).read_text())
-            found = dict(line.split() for line in (group / statistics).read_text().splitlines())
+            free = _left(group / limit, group / used)
+            found = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             files = sum(int(found.get(beginning + name, 0)) for name in names)
         except (OSError, ValueError):
             continue
-        if allowed != "max":
-            free = int(allowed) - taken
-            left.append(free + files + (_swap_of(group, free, swap) if most else 0))
+        if free is not None:
+            with_memory = free if beginning else 0
+            left.append(free + files + (_swap(group, swapping, swap, with_memory) if most else 0))
     return max(0, min(left)) if left else None
 
 
-def _swap_of(group: Path, free: int, swap: int) -> int:
-    """Bytes of swap that a control group may take still; none where it does not say.
+def _left(limit: Path, used: Path) -> int | None:
+    """A control group's limit less what it has taken; None where it has no limit."""
+    allowed, taken = limit.read_text().strip(), int(used.read_text())
+    return None if allowed == "max" else int(allowed) - taken
+
+
+def _swap(group: Path, files: list[str], swap: int, with_memory: int) -> int:
+    """Bytes of swap that a control group may still take; 0 where it does not say.
 
     Args:
-        group: its folder.
-        free: bytes of memory that are left to it.
-        swap: free bytes of the machine's.
-    """
-    for index, (limit, used) in enumerate(_SWAP):
-        try:
-            allowed, taken = (group / limit).read_text().strip(), int((group / used).read_text())
-            own = swap if allowed == "max" else int(allowed) - taken - (free if index else 0)
-        except (OSError, ValueError):
-            continue
-        return max(0, min(swap, own))
-    return 0
-
-
-def _groups() -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Folders of this process's control group and of those around it. In a container its own may be where the groups
-    begin, under whatever name it has outside.
+        group: the group's folder.
+        files: names of the files with its limit and use.
+        swap: free bytes of the machine's swap.
+        with_memory: bytes of memory that the limit counts too and that are still free.
     """
     try:
-        lines = _OWN_GROUP.read_text().splitlines()
-    except OSError:
-        lines = []
-    for beginning, root, *files in _VERSIONS:
+        own = _left(group / files[0], group / files[1])
+    except (OSError, ValueError):
+        return 0
+    return max(0, swap if own is None else min(swap, own - with_memory))
+
+
+def _groups() -> Iterator[tuple[Path, list[str]]]:
+    """Folders of this process's control group and of those around it, each with the names of its files. In a container
+    its own may be where the groups begin, under whatever name it has outside.
+    """
+    lines = _lines("proc/self/cgroup")
+    for beginning, folder, *files in _VERSIONS:
         own = next((line.partition(beginning)[2] for line in lines if beginning in line), "/")
+        root = ROOT / folder
         group = root / own.strip("/")
         while True:
             if group.is_dir():
-                yield group, tuple(files)
+                yield group, files
             if group == root or root not in group.parents:
                 break
             group = group.parent

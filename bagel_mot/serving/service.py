@@ -26,9 +26,10 @@ from bagel_mot.inference.requests import Item, tokens_of
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import MAX_SEED, GenerationSettings, Task
 from bagel_mot.inference.tasks import Media, Order, noised_tokens, one_shot, system_prompt
+from bagel_mot.placement.estimate import MARGIN, Capacity, capacity
+from bagel_mot.placement.system_memory import free_memory
 from bagel_mot.serving.driver import Driver, Job
 from bagel_mot.serving.limits import BusyError, ClosedError, LimitError, Limits, without_special_tokens
-from bagel_mot.serving.memory import Capacity, capacity
 
 __all__ = [
     "BusyError",
@@ -103,7 +104,9 @@ class Service:
         """
         self.bagel = bagel
         self.limits = limits or Limits()
-        self.capacity: Capacity = capacity(bagel, memory)
+        usable = int(free_memory(bagel.device) * (1 - MARGIN)) if memory is None else memory
+        image_dtype, on_cpu = next(bagel.checkpoint.autoencoder.parameters()).dtype, bagel.device.type == "cpu"
+        self.capacity: Capacity = capacity(bagel.config, usable, bagel.dtype, image_dtype, on_cpu=on_cpu)
         bagel.share_prefixes(self.capacity.prefix_tokens)
         engine = bagel.engine
         engine.max_active_cost = self.capacity.cache_tokens

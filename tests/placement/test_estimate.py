@@ -1,19 +1,45 @@
-"""What a pass takes at the least is most of what going through it counts, and never more."""
+"""Estimated memory is what going through the model counts, and what a process is measured to take."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from bagel_mot.checkpoint.official import read_config
+from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.loading import MINI_FOLDER
-from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
-from bagel_mot.placement.trace import Exact
-from bagel_mot.placement.workload import Job, _forward, _images, _noised, _segments, taken
-from bagel_mot.sequence import TextSegment
+from bagel_mot.model.attention import CachedAttention, CachedSample
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.cache import Context
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.placement.estimate import (
+    PROCESS_BYTES,
+    Workload,
+    cache_bytes,
+    capacity,
+    decode_bytes,
+    encode_bytes,
+    forward_bytes,
+    memory_estimate,
+    reference_workloads,
+    weight_bytes,
+)
+from bagel_mot.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, pack
+from tests.placement.trace import peak, without_values
 
 CONFIGS = {"mini": read_config(MINI_FOLDER), **{name: NAMED_CONFIGS[name] for name in ("0.5b", "7b-mot")}}
+MIB = 1 << 20
+GB = 10**9
 
 
 @pytest.fixture(params=CONFIGS)
@@ -21,44 +47,225 @@ def config(request: pytest.FixtureRequest) -> BagelConfig:
     return CONFIGS[request.param]
 
 
+# -------------------------------------------------------------------------------------------------------- the tracer
+
+
+def test_what_is_alive_at_once_is_counted() -> None:
+    def prepare() -> tuple[list[Tensor], Callable[[], object]]:
+        x = torch.empty(MIB)  # 4 MiB, which are there before
+
+        def compute() -> Tensor:
+            y = x + 1  # 4
+            y = y * 2  # 8, then 4 again
+            return torch.cat([y, y]) + 0  # 4 + 8 + 8
+
+        return [x], compute
+
+    assert peak(prepare) == 20 * MIB
+
+
+def test_views_and_changes_in_place_take_nothing() -> None:
+    def prepare() -> tuple[list[Tensor], Callable[[], object]]:
+        x = torch.empty(MIB)
+        return [x], lambda: x.view(1024, 1024).transpose(0, 1)[3:].mul_(2)
+
+    assert peak(prepare) == 0
+
+
+# ------------------------------------------------------------------------------- formulas against the model's own code
+
+
+def alive_in_forward(config: BagelConfig, dtype: torch.dtype, rows: list[Sample], context_length: int) -> int:
+    """Bytes alive in one forward pass; more than two layers hold no more at once."""
+    shallow = replace(config, decoder=replace(config.decoder, num_layers=min(2, config.decoder.num_layers)))
+    packed = pack([rows], PackSpec.of(config, SpecialTokens(1, 2, 3, 4)))
+
+    def prepare() -> tuple[list[Tensor], Callable[[], object]]:
+        model = without_values(BagelModel(shallow), dtype)
+        empty: dict[str, Any] = {
+            name: torch.empty(value.shape, dtype=value.dtype)
+            for name, value in vars(packed).items()
+            if isinstance(value, Tensor)
+        }
+        samples, caches = [], []
+        for row, spans in zip(rows, packed.spans, strict=True):
+            context = Context(shallow.decoder, dtype, torch.device("cpu"))
+            if context_length:
+                behind = context.allocate(context_length, scratch=True)
+                context.commit(behind, (TextSegment((5,) * context_length),))
+            tokens = sum(segment.und_len + segment.gen_len for segment in row.segments)
+            samples.append(CachedSample(spans, context.allocate(tokens, scratch=True)))
+            chunks = [samples[-1].tail.chunk, *(view.chunk for view in samples[-1].tail.views_before)]
+            caches += [layer for chunk in chunks for layer in chunk.layers]
+
+        def compute() -> None:
+            und, gen = model(replace(packed, **empty), CachedAttention(samples))
+            if rows[0].segments[-1].gen_len == 0:
+                model.logits(und[-len(rows) :]).float()
+            else:
+                model.velocity(gen).float()
+
+        return [*model.parameters(), *model.buffers(), *caches, *empty.values()], compute
+
+    return peak(prepare)
+
+
 def side(config: BagelConfig) -> int:
     return min(256, config.max_latent_size * config.latent_stride)
+
+
+def noised(config: BagelConfig) -> Segment:
+    cells = side(config) // config.latent_stride
+    latents = torch.zeros(1).expand(cells * cells, config.latent_dim)
+    return VaeSegment(latents, (cells, cells), noised=True, timestep=0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_denoising_step(config: BagelConfig, dtype: torch.dtype, rows: int) -> None:
-    job, memory = Job("generate", drawn=(side(config), side(config)), branches=rows), Exact()
-    _forward(config, dtype, (_noised(config, job),), rows, 100, memory)
+    alive = alive_in_forward(config, dtype, [Sample((noised(config),), 0)] * rows, 100)
     latents = rows * (side(config) // config.latent_stride) ** 2
-    assert 0.75 < forward_bytes(config.decoder, 2 * rows, latents, dtype) / memory.peak <= 1
+    assert 0.75 < forward_bytes(config.decoder, 2 * rows, latents, dtype) / alive < 1.25
 
 
 def test_images_that_both_experts_read(config: BagelConfig) -> None:
-    segments, memory = _segments(config, Job("edit", ((side(config), side(config)),) * 2)), Exact()
-    _forward(config, torch.bfloat16, segments, 1, 0, memory)
-    und, gen = sum(segment.und_len for segment in segments), sum(segment.gen_len for segment in segments)
-    assert 0.6 < forward_bytes(config.decoder, und, gen, torch.bfloat16) / memory.peak <= 1
+    cells, patches = side(config) // config.latent_stride, min(config.vit.side, side(config) // config.vit.patch_size)
+    image: tuple[Segment, ...] = (
+        VaeSegment(torch.zeros(1).expand(cells * cells, config.latent_dim), (cells, cells)),
+        VitSegment(torch.zeros(1).expand(patches * patches, config.vit.patch_dim), (patches, patches)),
+    )
+    alive = alive_in_forward(config, torch.bfloat16, [Sample((*image, *image, TextSegment((5,) * 66)), 0)], 0)
+    estimated = forward_bytes(config.decoder, 2 * (patches**2 + 4) + 66, 2 * cells**2, torch.bfloat16)
+    assert 0.6 < estimated / alive < 1.25
 
 
 def test_a_text(config: BagelConfig) -> None:
-    memory = Exact()
-    _forward(config, torch.bfloat16, (TextSegment((5,) * 1000),), 1, 0, memory)
-    assert 0.75 < forward_bytes(config.decoder, 1000, 0, torch.bfloat16) / memory.peak <= 1.001
+    alive = alive_in_forward(config, torch.bfloat16, [Sample((TextSegment((5,) * 1000),), 0)], 0)
+    assert 0.75 < forward_bytes(config.decoder, 1000, 0, torch.bfloat16) / alive < 1.25
 
 
 @pytest.mark.parametrize("decode", [True, False])
 def test_images(config: BagelConfig, decode: bool) -> None:
     width, height = side(config), side(config) // 2
-    memory = Exact()
-    _images(config, torch.float32, 2, (width, height), memory, decode=decode)
-    needed = (decode_bytes if decode else encode_bytes)(config.vae, 2 * width * height, torch.float32)
-    assert 0.75 < needed / memory.peak <= 1
+    step = config.vae.downsample
+
+    def prepare() -> tuple[list[Tensor], Callable[[], object]]:
+        autoencoder = without_values(Autoencoder(config.vae), torch.float32)
+        if decode:
+            x = torch.empty(2, config.vae.z_channels, height // step, width // step)
+            return [*autoencoder.parameters(), x], lambda: autoencoder.decode(x)
+        x = torch.empty(2, config.vae.in_channels, height, width)
+        return [*autoencoder.parameters(), x], lambda: autoencoder.encode(x)
+
+    estimated = (decode_bytes if decode else encode_bytes)(config.vae, 2 * width * height, torch.float32)
+    assert 0.95 < estimated / peak(prepare) <= 1.01
 
 
-def test_the_cache(config: BagelConfig) -> None:
-    job = Job("understand", ((64, 64),))
-    kept = taken(config, job, torch.bfloat16, torch.float32).cache
+# --------------------------------------------------------------------------------------------------------- workloads
+
+
+def test_the_cache_of_a_workload(config: BagelConfig) -> None:
+    kept = memory_estimate(config, Workload("understand", ((64, 64),)), torch.bfloat16, torch.float32, on_cpu=True)
     each = cache_bytes(config.decoder, 1, torch.bfloat16)
-    assert kept % each == 0
-    assert kept > 64 * each
+    patches = min(config.vit.side, 64 // config.vit.patch_size) ** 2
+    assert kept.cache == each * (patches + 2 + 66 + 256)  # the image with its markers, a prompt, an answer
+    assert kept.peak > kept.cache
+
+
+def test_estimates_are_within_a_tenth_of_what_was_measured_at_the_official_size() -> None:
+    """Peaks of processes with INT4, by `benchmarks/full.py`; an embedding that is stored as it is wanted stays in its
+    file.
+    """
+    report = json.loads((Path(__file__).parents[2] / "benchmarks/results/full-7b-mot-cpu.json").read_text())
+    measured = {part["job"]: part["peak_resident_bytes"] for part in report["parts"].values() if "job" in part}
+    config, precision = NAMED_CONFIGS["7b-mot"], Precision(parts={"decoder": "int4"})
+    weights = weight_bytes(config, precision, ("generate", "edit", "understand"))
+    held = PROCESS_BYTES + weights.total - weights.embedding
+    for workload in reference_workloads(config):
+        work = memory_estimate(config, workload, precision.activations, precision.autoencoder, on_cpu=True)
+        assert (held + work.peak) / measured.pop(workload.name) == pytest.approx(1, abs=0.1), workload.name
+    assert not measured
+
+
+def test_capacity_divides_what_there_is() -> None:
+    config, types = NAMED_CONFIGS["7b-mot"], (torch.bfloat16, torch.float32)
+    for gigabytes in (2, 8, 32, 500):
+        found = capacity(config, gigabytes * GB, *types, on_cpu=True)
+        cache = cache_bytes(config.decoder, found.cache_tokens + found.prefix_tokens, types[0])
+        work = forward_bytes(config.decoder, found.step_tokens, 0, types[0])
+        work += decode_bytes(config.vae, found.step_pixels, types[1])
+        assert cache + work <= gigabytes * GB
+    assert found.step_tokens == 32768
+    assert found.step_pixels == 4 * MIB
+
+
+# What it prints: bytes that the process had at most while it did the work.
+_PROGRAM = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from PIL import Image
+from torch import nn
+from bagel_mot.checkpoint.official import Checkpoint
+from bagel_mot.config import BagelConfig, NAMED_CONFIGS
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.prepacked import pack_weights
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.tokenizer import Tokenizer
+
+task, side, dtype = sys.argv[1], int(sys.argv[2]), getattr(torch, sys.argv[3])
+config = NAMED_CONFIGS["0.5b"]
+config = replace(config, decoder=replace(config.decoder, num_layers=4), vit=replace(config.vit, num_layers=4))
+with torch.device("meta"):
+    model, autoencoder = BagelModel(config).eval(), Autoencoder(config.vae).eval()
+for module, kind in ((model, dtype), (autoencoder, torch.float32)):
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    filled = torch.full(tensor.shape, 0.01, dtype=kind)
+                    tensors[name] = nn.Parameter(filled, requires_grad=False)
+pack_weights(model)
+bagel = Bagel(Checkpoint(config, model, autoencoder, Tokenizer.from_folder(MINI_FOLDER)))
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
+image, text = Image.new("RGB", (side, side), "red"), "x " * 60
+if task == "generate":
+    bagel.generate(text, size=(side, side), num_timesteps=2)
+else:
+    bagel.ask(image, text, max_new_tokens=2)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="asks the Linux kernel for the peak")
+@pytest.mark.parametrize(
+    ("task", "side", "dtype"),
+    [
+        ("understand", 896, torch.bfloat16),
+        ("understand", 896, torch.float32),
+        ("generate", 512, torch.bfloat16),
+        ("generate", 1024, torch.bfloat16),
+    ],
+)
+def test_predictions_are_near_what_is_measured(task: str, side: int, dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, task, str(side), name], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    config = NAMED_CONFIGS["0.5b"]
+    config = replace(config, decoder=replace(config.decoder, num_layers=4), vit=replace(config.vit, num_layers=4))
+    square = (side, side)
+    drawing, asking = Workload("generate", drawn=square, branches=2), Workload("understand", (square,))
+    weights = weight_bytes(config, Precision(dtype), ("generate", "edit", "understand")).total
+    work = memory_estimate(config, drawing if task == "generate" else asking, dtype, torch.float32, on_cpu=True)
+    predicted = PROCESS_BYTES + weights + work.peak
+    # Never much less than is needed. The same program takes more or less from run to run, by where small blocks happen
+    # to be between large ones: an image of 512 took 2.86 to 3.38 GB in eleven runs.
+    assert 0.9 < predicted / measured < 1.2, f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import mmap
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bagel_mot import Bagel, CheckpointError, DeviceError, MemoryShortageError
+from bagel_mot import Bagel, DeviceError, MemoryShortageError
 from bagel_mot.config import NAMED_CONFIGS
 from bagel_mot.placement.estimate import decode_bytes, encode_bytes
 from bagel_mot.placement.oom import check_memory, explained, is_out_of_memory
 from bagel_mot.placement.plan import Machine, choose, plans
-from bagel_mot.placement.system_memory import _SWAP, _VERSIONS, free_memory, room_for_work
+from bagel_mot.placement.system_memory import free_memory, room_for_work
+from tests.placement.conftest import FakeSystem
 
 CPU = torch.device("cpu")
 ALLOCATOR = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000000000 bytes."
@@ -37,60 +37,75 @@ def test_how_much_was_needed_and_is_free(error: Exception, needed: str) -> None:
 def test_no_more_bits_are_advised_than_it_has() -> None:
     here = Machine(((CPU, 30 * 10**9),), 30 * 10**9)
     found = plans(NAMED_CONFIGS["7b-mot"], here, ("understand",), precisions=("int4",))
-    text = str(explained(MemoryError(), CPU, choose(found, here), lambda: found))
+    text = str(explained(MemoryError(), CPU, choose(found, here), found))
     assert "precision='int8'" not in text
     assert "`bagel info --plan`" in text
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="such limits are Linux's")
-def test_a_limit_of_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import resource
+def test_a_system_that_says_nothing(system: FakeSystem) -> None:
+    assert free_memory(CPU) > 10**9
+    assert room_for_work() is None
+    check_memory(10**15, CPU, None)
 
-    whole = free_memory(CPU)
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = mapped + 10**8
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limit, limit))
-    assert 0 < free_memory(CPU) <= 10**8 < whole
+
+def test_swap_is_room_but_not_free(system: FakeSystem) -> None:
+    system.free(3 << 30, swap=1 << 30)
+    assert free_memory(CPU) == 3 << 30
+    assert room_for_work() == 4 << 30
+
+
+def test_a_limit_of_address_space_counts(system: FakeSystem) -> None:
+    system.free(3 << 30)
+    system.write("proc/self/statm", "1000 5 5")
+    system.write("proc/self/limits", "Max address space         unlimited            unlimited            bytes")
+    assert free_memory(CPU) == 3 << 30
+    limit = 1000 * mmap.PAGESIZE + 10**8
+    system.write("proc/self/limits", f"Max address space         {limit}            unlimited            bytes")
+    assert free_memory(CPU) == room_for_work() == 10**8
+    system.write("proc/self/statm", "10000000 5 5")
+    assert free_memory(CPU) == 0
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_limit_of_the_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int) -> None:
-    _, _, limit, used, statistics, beginning = _VERSIONS[2 - version]
-    root = tmp_path / "memory" if version == 1 else tmp_path
-    own = root / "job" / "step"
-    own.mkdir(parents=True)
-    (tmp_path / "own").write_text("1:cpu:/other\n" + ("7:memory:/job/step\n" if version == 1 else "0::/job/step\n"))
-    counted = f"anon 5\n{beginning}inactive_file 100000\n{beginning}active_file 50000"
+def test_a_limit_of_the_container_counts(system: FakeSystem, version: int) -> None:
+    system.free(1 << 30)
+    if version == 1:
+        root, limit, used, beginning = (
+            "sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_",
+        )
+        swap_limit, swap_used, with_memory = "memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes", 1_000_000
+        system.write("proc/self/cgroup", "1:cpu:/other\n7:memory:/job/step")
+    else:
+        root, limit, used, beginning = "sys/fs/cgroup", "memory.max", "memory.current", ""
+        swap_limit, swap_used, with_memory = "memory.swap.max", "memory.swap.current", 0
+        system.write("proc/self/cgroup", "1:cpu:/other\n0::/job/step")
+    own = f"{root}/job/step"
 
-    def limited(group: Path, most: str) -> None:
-        for name, text in ((limit, most), (used, "600000"), (statistics, counted)):
-            (group / name).write_text(text + "\n")
+    def limited(group: str, most: str) -> None:
+        system.write(f"{group}/{limit}", most)
+        system.write(f"{group}/{used}", 600_000)
+        system.write(f"{group}/memory.stat", f"anon 5\n{beginning}inactive_file 100000\n{beginning}active_file 50000")
 
-    roots = [
-        (line, root if index == 2 - version else tmp_path / "none", *files)
-        for index, (line, _, *files) in enumerate(_VERSIONS)
-    ]
-    monkeypatch.setattr("bagel_mot.placement.system_memory._VERSIONS", roots)
-    monkeypatch.setattr("bagel_mot.placement.system_memory._OWN_GROUP", tmp_path / "own")
-    monkeypatch.setattr("bagel_mot.placement.system_memory.kept_memory", lambda: 7)
     limited(root, "1000000")  # all that a container sees of its own
     assert free_memory(CPU) == 500_000
-    assert room_for_work() == 550_007
-    monkeypatch.setattr("bagel_mot.placement.system_memory._meminfo", lambda name: 10**12)
-    assert room_for_work() == 550_007  # the group says nothing of swap
-    with_memory = 0 if version == 2 else 600_000 + 400_000  # version 1 counts memory with it
-    for name, count in zip(_SWAP[2 - version], (30_000 + with_memory, with_memory and 600_000), strict=True):
-        (root / name).write_text(f"{count}\n")
-    assert room_for_work() == 580_007
+    assert room_for_work() == 550_000
+    system.free(1 << 30, swap=1 << 30)
+    assert room_for_work() == 550_000  # the group says nothing of swap
+    system.write(f"{root}/{swap_limit}", 30_000 + with_memory)  # version 1 counts memory with it
+    system.write(f"{root}/{swap_used}", with_memory and 600_000)
+    assert room_for_work() == 580_000
     limited(own, "800000")
     assert free_memory(CPU) == 300_000
-    limited(own.parent, "700000")  # the least of those around it
+    limited(f"{root}/job", "700000")  # the least of those around it
     assert free_memory(CPU) == 200_000
-    limited(own.parent, "10")
+    limited(f"{root}/job", "10")
     assert free_memory(CPU) == 0
-    for group in (root, own.parent, own):
+    for group in (root, f"{root}/job", own):
         limited(group, "max")
-    assert free_memory(CPU) > 10**8
+    assert free_memory(CPU) == 1 << 30
 
 
 def test_a_file_that_cannot_be_mapped_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,11 +119,13 @@ def test_a_file_that_cannot_be_mapped_is_one_sentence(monkeypatch: pytest.Monkey
         Bagel.from_pretrained("mini")
 
 
-def test_a_large_checkpoint_is_never_loaded_without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_checkpoint_is_never_loaded_without_looking(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a CPU the system ends a process that takes more than there is, without a word."""
     monkeypatch.setattr("bagel_mot.inference.loading._LARGE", 1000)
     assert Bagel.from_pretrained("mini", device="cpu", offload="none").plan is not None
-    monkeypatch.setattr("bagel_mot.placement.plan.free_memory", lambda device: 1 << 20)
+    system.free(1 << 20)
     for precision in ("auto", "bfloat16"):
         with pytest.raises(DeviceError, match="does not fit"):
             Bagel.from_pretrained("mini", device="cpu", offload="none", precision=precision)
@@ -119,13 +136,15 @@ def test_which_plan_would_fit() -> None:
     found = plans(NAMED_CONFIGS["7b-mot"], here, ("generate", "understand"), precisions=("bfloat16", "int8"))
     chosen = choose(found, here)
     assert chosen.precision.name == "bfloat16"
-    text = str(explained(MemoryError(), CPU, chosen, lambda: found))
+    text = str(explained(MemoryError(), CPU, chosen, found))
     assert "precision='int8', which takes at most 2" in text
 
 
-def test_what_would_fit_is_said_where_a_precision_was_asked_for_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_fit_is_said_where_a_precision_was_asked_for_that_does_not(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bagel_mot.inference.loading._LARGE", 1000)
-    monkeypatch.setattr("bagel_mot.placement.plan.free_memory", lambda device: 700 << 20)
+    system.free(728 * 10**6)
     with pytest.raises(DeviceError, match=r"does not fit.*\(float32 on cpu\); it fits with precision='\w+'.* MB\."):
         Bagel.from_pretrained("mini", device="cpu", precision="float32")
 
@@ -161,36 +180,29 @@ def test_a_request_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -
     assert difference.abs().max() <= 1  # of 255 grey levels: matmuls of other sizes round otherwise
 
 
-def test_work_that_cannot_fit_on_the_cpu_is_refused_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_cannot_fit_on_the_cpu_is_refused_before_it_begins(system: FakeSystem) -> None:
     """There the system would end the process, with whatever else it was doing."""
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: 10**9)
+    system.free(1_000_000 * 1024)
     check_memory(10**9, CPU, None)
     check_memory(10**12, torch.device("cuda"), None)  # fails by itself
     with pytest.raises(
-        MemoryShortageError, match=r"takes 2 GB at the least, and 1 GB is free; ask for smaller"
+        MemoryShortageError, match=r"takes 2 GB at the least, and 1.02 GB is free; ask for smaller"
     ) as raised:
         check_memory(2 * 10**9, CPU, None)
     assert is_out_of_memory(raised.value)
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: None)
-    check_memory(10**15, CPU, None)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux says it")
-def test_room_for_work_is_what_is_free_and_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bagel_mot.placement.system_memory.kept_memory", lambda: 10**9)
-    monkeypatch.setattr(
-        "bagel_mot.placement.system_memory._meminfo", {"MemAvailable": 3 * 10**9, "SwapFree": 10**8}.__getitem__
-    )
-    monkeypatch.setattr("bagel_mot.placement.system_memory._container", lambda **_: None)
-    monkeypatch.setattr("bagel_mot.placement.system_memory._address_space", lambda: None)
-    assert room_for_work() == 4_100_000_000
-    monkeypatch.setattr("bagel_mot.placement.system_memory._container", lambda **_: 2 * 10**9)
-    assert room_for_work() == 3 * 10**9
-    monkeypatch.setattr("bagel_mot.placement.system_memory.kept_memory", lambda: None)
-    assert room_for_work() is None
+def test_what_the_process_has_kept_is_returned_before_work_is_refused(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system.free(1 << 30)
+    monkeypatch.setattr("bagel_mot.placement.oom.return_freed_memory", lambda: system.free(3 << 30))
+    check_memory(2 << 30, CPU, None)
+    with pytest.raises(MemoryShortageError, match=r"takes 4\.\d+ GB at the least, and 3\.\d+ GB is free"):
+        check_memory(4 << 30, CPU, None)
 
 
-def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_that_fit_one_by_one_run_one_by_one(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     bagel = Bagel.from_pretrained("mini", device="cpu")
     settings = {"seed": 1, "num_timesteps": 3}
     together = bagel.generate(["a red star", "a blue car"], **settings)
@@ -204,17 +216,17 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
         decode(batch)
 
     monkeypatch.setattr(bagel.engine, "_decode", counted)
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: int(1.5 * image))
+    system.free(int(1.5 * image))
     images = bagel.generate(["a red star", "a blue car"], **settings)
     assert batches == [1, 1]
     for got, expected in zip(images, together, strict=True):
         assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).max() <= 1
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: image // 2)
+    system.free(image // 2)
     forwards = bagel.engine.stats.forwards
     with pytest.raises(MemoryShortageError, match="memory would run out on cpu"):
         bagel.generate("a red star", **settings)
     assert bagel.engine.stats.forwards == forwards  # not after all the steps of drawing
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: int(1.5 * image))
+    system.free(int(1.5 * image))
     failed: list[Any] = []
     monkeypatch.setattr(bagel.engine, "explain", lambda error: failed.append(error) or error)
     bagel.generate(["a red star", "a blue car"], **settings)
@@ -222,7 +234,9 @@ def test_requests_that_fit_one_by_one_run_one_by_one(monkeypatch: pytest.MonkeyP
     assert not failed  # what was too much once is not tried again
 
 
-def test_images_of_one_request_that_fit_one_by_one_are_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_one_request_that_fit_one_by_one_are_read_one_by_one(
+    system: FakeSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bagel = Bagel.from_pretrained("mini", device="cpu")
     images = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     settings: dict[str, Any] = {"seed": 1, "num_timesteps": 2}
@@ -230,20 +244,8 @@ def test_images_of_one_request_that_fit_one_by_one_are_read_one_by_one(monkeypat
     monkeypatch.setattr("bagel_mot.placement.oom._SMALL", 0)
     one = encode_bytes(bagel.config.vae, 64 * 64, torch.float32)
     room = max(int(1.5 * one), decode_bytes(bagel.config.vae, 64 * 64, torch.float32))
-    monkeypatch.setattr("bagel_mot.placement.oom.room_for_work", lambda: room)
+    system.free(room)
     before = bagel.engine.stats.encoded
     alone = bagel.edit(images, "make it green", **settings)
     assert bagel.engine.stats.encoded - before == 2
     assert np.abs(np.asarray(alone, int) - np.asarray(together, int)).max() <= 1
-
-
-def test_what_cannot_be_found_out_does_not_hide_that_memory_ran_out() -> None:
-    def gone() -> list[Any]:
-        raise CheckpointError("the folder is gone")
-
-    here = Machine(((CPU, 40 * 10**9),), 40 * 10**9)
-    found = plans(NAMED_CONFIGS["7b-mot"], here, ("understand",), precisions=("int8",))
-    assert "`bagel info --plan`" in str(explained(MemoryError(), CPU, found[0], gone))
-    nothing = Machine(((CPU, 10**9),), 10**9)
-    with pytest.raises(DeviceError, match="does not fit"):
-        choose(plans(NAMED_CONFIGS["7b-mot"], nothing, ("understand",), precisions=("int8",)), nothing, others=gone)

@@ -78,18 +78,17 @@ def test_more_memory_never_fits_less() -> None:
 
 
 def test_no_device_is_filled_beyond_its_margin() -> None:
-    from bagel_mot.placement.plan import _DEVICE_BASELINE, MARGIN
-    from bagel_mot.placement.sizes import sizes
+    from bagel_mot.placement.estimate import DEVICE_BYTES, MARGIN, weight_bytes
 
     seen = 0
     for tenths in range(180, 241, 3):
         found = plans(CONFIG, machine(24, tenths / 10), ALL, precisions=("bfloat16",), offloads=("none",))
         for plan in (plan for plan in found if len(plan.devices) == 2):
             held = sum(place == plan.devices[1] for place in plan.placement.layers)
-            layer = sizes(CONFIG, plan.precision, ALL).layer
-            work = plan.peak_device - sizes(CONFIG, plan.precision, ALL).outside
+            layer = weight_bytes(CONFIG, plan.precision, ALL).layer
+            work = plan.peak_device - weight_bytes(CONFIG, plan.precision, ALL).outside
             work -= sum(place == plan.devices[0] for place in plan.placement.layers) * layer
-            assert work > _DEVICE_BASELINE
+            assert work > DEVICE_BYTES
             assert work + held * layer <= (1 - MARGIN) * tenths / 10 * GB
             seen += 1
     assert seen > 3
@@ -116,7 +115,7 @@ def test_a_precision_asked_for_by_name_needs_room_for_small_work_only() -> None:
     found = plans(CONFIG, here, ALL, precisions=("int8",), **STORED)
     with pytest.raises(DeviceError, match="does not fit"):
         choose(found, here)
-    plan = choose(found, here, every_job=False)
+    plan = choose(found, here, every_workload=False)
     assert plan.precision.name == "int8"
     assert "keep pictures small" in plan.sentence()
 
@@ -143,7 +142,7 @@ def test_the_disk_is_only_for_what_is_stored_as_it_is_wanted() -> None:
 
 def test_weights_are_those_that_are_loaded() -> None:
     from bagel_mot.checkpoint.precision import parse_precision
-    from bagel_mot.placement.sizes import sizes
+    from bagel_mot.placement.estimate import weight_bytes
 
     for precision in ("bfloat16", "int8", "nf4", "int4,head=int8"):
         for tasks in (ALL, ("understand",), ("generate",)):
@@ -157,7 +156,7 @@ def test_weights_are_those_that_are_loaded() -> None:
                 for m in bagel.checkpoint.model.modules()
                 if "Packed" in type(m).__name__
             )
-            predicted = sizes(bagel.config, parse_precision(precision), tasks).total
+            predicted = weight_bytes(bagel.config, parse_precision(precision), tasks).total
             assert predicted == pytest.approx(sum(held.values()) + packed, rel=0.01), (precision, tasks)
 
 

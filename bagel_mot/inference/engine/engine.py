@@ -30,7 +30,14 @@ from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
 from bagel_mot.model.vae import Autoencoder
-from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
+from bagel_mot.placement.estimate import (
+    MAX_STEP_PIXELS,
+    MAX_STEP_TOKENS,
+    cache_bytes,
+    decode_bytes,
+    encode_bytes,
+    forward_bytes,
+)
 from bagel_mot.sequence import PackSpec, Sample, SpecialTokens, pack
 
 T = TypeVar("T")
@@ -74,9 +81,9 @@ class Engine:
         autoencoder: Autoencoder,
         special: SpecialTokens,
         *,
-        max_step_tokens: int = 32768,
+        max_step_tokens: int = MAX_STEP_TOKENS,
         max_active_cost: int = 262144,
-        max_step_pixels: int = 4 * 1024 * 1024,
+        max_step_pixels: int = MAX_STEP_PIXELS,
     ) -> None:
         if model.device.type == "cpu":
             keep_freed_memory()

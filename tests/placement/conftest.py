@@ -1,0 +1,38 @@
+"""A system whose memory is what a test says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bagel_mot.placement import system_memory
+
+
+class FakeSystem:
+    """The files in which a system says how much memory there is, below a folder of a test's own.
+
+    Attributes:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def write(self, path: str, text: object) -> None:
+        """Writes one of the system's files."""
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
+
+    def free(self, available: int, swap: int = 0) -> None:
+        """Sets the free bytes of the machine, in whole KiB."""
+        available, swap = available // 1024, swap // 1024
+        self.write("proc/meminfo", f"MemTotal: 999 kB\nMemAvailable: {available} kB\nSwapFree: {swap} kB")
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
+    """A system that says nothing until a test lets it."""
+    monkeypatch.setattr(system_memory, "ROOT", tmp_path / "system")
+    return FakeSystem(tmp_path / "system")
