@@ -179,7 +179,7 @@ def compare(precision: str) -> Callable[[Path], dict[str, Any]]:
 
 
 def memory(place: int) -> Callable[[Path], dict[str, Any]]:
-    """One of the jobs of `bagel info --plan` in INT4: what it takes at the most, and what is predicted. A picture has
+    """One of the workloads of `bagel info --plan` in INT4: what it takes at the most, and what is predicted. A picture has
     one evaluation and an answer two tokens; later ones take no more.
     """
 
@@ -187,28 +187,28 @@ def memory(place: int) -> Callable[[Path], dict[str, Any]]:
         from PIL import Image
 
         from bagel_mot import Bagel
+        from bagel_mot.placement.estimate import reference_workloads
         from bagel_mot.placement.plan import Machine, plans
-        from bagel_mot.placement.workload import usual_jobs
 
         cpu = torch.device("cpu")
         bagel = Bagel.from_pretrained(folder, precision="int4", device="cpu", offload="none")
-        job = usual_jobs(bagel.config)[place]
-        inputs = [*(Image.new("RGB", size, "red") for size in job.images), "x " * 60]
+        workload = reference_workloads(bagel.config)[place]
+        inputs = [*(Image.new("RGB", size, "red") for size in workload.images), "x " * 60]
         began = time.perf_counter()
-        if job.drawn is None:
+        if workload.drawn is None:
             run(bagel, inputs, "text", max_new_tokens=2)
         else:
-            run(bagel, inputs, "image", size=job.drawn, num_timesteps=2, seed=0)
+            run(bagel, inputs, "image", size=workload.drawn, num_timesteps=2, seed=0)
         seconds = time.perf_counter() - began
         every = Machine(((cpu, sys.maxsize),), sys.maxsize)
         [plan] = plans(
             bagel.config, every, ("generate", "edit", "understand"), precisions=("int4",), embedding=torch.bfloat16
         )
         return {
-            "job": job.name,
+            "job": workload.name,
             "seconds": seconds,
             "peak_resident_bytes": resident("VmHWM"),
-            "predicted_bytes": plan.host_bytes[job.name],
+            "predicted_bytes": plan.host_bytes[workload.name],
         }
 
     return measure
@@ -248,13 +248,10 @@ def image() -> Any:
 def wanted_names(bagel: Any) -> list[str]:
     """Official names of all tensors that a model was made from."""
     from bagel_mot.checkpoint.names import official_name
-    from bagel_mot.model.bagel import BagelModel
+    from bagel_mot.checkpoint.shapes import model_shapes
 
-    with torch.device("meta"):
-        model = BagelModel(bagel.config)
     reads, draws = bagel.checkpoint.model.vit is not None, bagel.checkpoint.model.latent_in is not None
-    model.drop(pictures_in=not reads, pictures_out=not draws)
-    return [official_name(name) for name in model.state_dict()]
+    return [official_name(name) for name in model_shapes(bagel.config, reads=reads, draws=draws)]
 
 
 def run(

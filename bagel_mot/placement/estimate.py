@@ -17,7 +17,7 @@ from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig
 from bagel_mot.model.quant import FORMATS
 
-MARGIN = 0.1
+MARGIN = 0.05
 """Share of the free memory, of the machine and of each device, that is left alone."""
 MAX_STEP_TOKENS = 32768
 """Tokens of one forward pass, at most."""

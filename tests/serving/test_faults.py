@@ -249,7 +249,7 @@ def test_a_full_queue_refuses_with_a_time_to_retry(bagel: Bagel, slowly: Callabl
 
 
 def test_what_the_memory_never_holds_is_refused_at_once(bagel: Bagel) -> None:
-    with running(bagel, memory=8 << 20) as live:
+    with running(bagel, memory=12 << 20) as live:
         error = refused(live.post("/v1/images/generations", {**DRAW, "size": "128x128"}), 400, "memory for")
         assert error["code"] == "limit_exceeded"
         assert bagel.engine.stats.steps == 0
