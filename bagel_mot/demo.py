@@ -1,4 +1,4 @@
-"""`bagel demo`: what the model can do, in a minute, as a page and a contact sheet.
+"""`bagel demo`: the abilities of a model in a minute, as a page and a contact sheet.
 
 Four captions are drawn, one of the images is edited twice in a row, three questions are asked about the results, and
 one riddle is drawn without and with thinking.
@@ -22,8 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bagel_mot.errors import BagelError
-from bagel_mot.files import make_writable_folder, write_atomically
+from bagel_mot.files import make_writable_folder, write_atomically, writing
 
 if TYPE_CHECKING:
     from bagel_mot.inference.api import Bagel
@@ -35,7 +34,7 @@ CAPTIONS = (
     "a white house in the top left, a pink flower in the bottom left and a purple cat in the bottom right",
 )
 EDITS = ("make the car blue", "change the background to night")
-# (number of the image: of CAPTIONS, then of EDITS; question)
+# (index of the image: first the drawn ones, then the edited ones; question)
 QUESTIONS = ((1, "How many stars are there?"), (3, "What is below the house?"), (5, "What colour is the car?"))
 RIDDLE = "draw as many white stars as a car has wheels"
 _THINK_TOKENS, _ANSWER_TOKENS = 96, 24
@@ -44,15 +43,15 @@ _CARD, _PAD, _LINE = 224, 20, 17
 
 @dataclass
 class Card:
-    """One thing the model did.
+    """One result of the model.
 
     Attributes:
-        title: what it was told or asked.
-        image: the image it drew, or that it was asked about.
-        text: its answer.
-        seed: of the image it drew.
-        thinking: what it thought before.
-        seconds: that it took; those of a batch are shared evenly.
+        title: the prompt, instruction or question.
+        image: the image that the model drew, or that the question is about.
+        text: the answer.
+        thinking: the thinking before it.
+        seconds: the time it took; the time of a batch is shared evenly.
+        seed: the seed of a drawn image.
     """
 
     title: str
@@ -64,7 +63,7 @@ class Card:
 
     @property
     def note(self) -> str:
-        """The small print."""
+        """Seed and seconds in one line."""
         facts = [] if self.seed is None else [f"seed {self.seed}"]
         return " · ".join([*facts, f"{self.seconds:.1f} s"] if self.seconds else facts)
 
@@ -83,36 +82,29 @@ def run_demo(bagel: Bagel, folder: Path, *, seed: int = 0, console: Console | No
 
     Args:
         bagel: the embedded model, or another one.
-        folder: created where it is missing.
-        seed: of the first image; the others count up.
-        console: shows progress, if it is a terminal.
+        folder: the folder to write, created if it is missing.
+        seed: the seed of the first image; later ones count up.
+        console: the terminal that shows the progress.
 
-    Returns: prompts, answers and seconds, ready for JSON.
+    Returns:
+        Prompts, answers and seconds, ready for JSON.
 
     Raises:
-        BagelError: the folder cannot be made or written, which is tried before anything is drawn.
+        BagelError: the folder cannot be made or written, which is checked before anything is drawn.
     """
     console = console or Console(stderr=True)
-    with _writing(folder):
+    with writing(folder, "give another folder"):
         make_writable_folder(folder)
     started = time.perf_counter()
     sections = list(_sections(bagel, seed, console))
     seconds = time.perf_counter() - started
-    with _writing(folder):
+    with writing(folder, "give another folder"):
         cards = _write(folder, sections, seconds)
     return {"seed": seed, "seconds": round(seconds, 2), "cards": cards}
 
 
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BagelError(f"{folder} cannot be written ({error}): give another folder.") from error
-
-
 def _write(folder: Path, sections: list[Section], seconds: float) -> list[dict[str, Any]]:
-    """Writes images, page and contact sheet; returns what is to be said of each card."""
+    """Writes images, page and contact sheet; returns the facts about each card."""
     written: list[dict[str, Any]] = []
     for number, section in enumerate(sections, start=1):
         for place, card in enumerate(section.cards, start=1):
@@ -185,7 +177,7 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def _shown(image: Image.Image, side: int) -> Image.Image:
-    """An image at the size of a card: small ones are enlarged, large ones reduced, whatever their shape."""
+    """An image scaled to the size of a card, with its shape kept."""
     scale = side / max(image.size)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -206,7 +198,7 @@ font-weight: 600 } .text { margin-top: 4px } .thinking { margin-top: 6px; font-s
 
 
 def _page(sections: list[Section], seconds: float) -> str:
-    """One HTML file with everything in it."""
+    """The page as one HTML file, images included."""
     parts = []
     for section in sections:
         cards = "".join(_figure(card) for card in section.cards)
@@ -238,7 +230,7 @@ def _figure(card: Card) -> str:
 
 
 def _sheet(sections: list[Section], seconds: float) -> Image.Image:
-    """The same as one image."""
+    """The contact sheet: the same content as one image."""
     fonts = {size: ImageFont.load_default(size) for size in (13, 14, 20, 28)}
     columns = max(len(section.cards) for section in sections)
     texts = [[_card_lines(card) for card in section.cards] for section in sections]

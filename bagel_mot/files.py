@@ -1,4 +1,4 @@
-"""Writing files: whole, or not at all."""
+"""Files and folders, written whole or not at all; sizes in bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bagel_mot.errors import SettingError
+from bagel_mot.errors import BagelError, SettingError
 
 _STAGING = ".partial"
 _LARGEST = 1 << 62
@@ -21,11 +21,11 @@ _LARGEST = 1 << 62
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then renames it: nobody ever sees half a file.
 
-    A link stays, and what it points to is replaced. What is there but no regular file, such as a pipe or /dev/null,
-    stays too: the finished file is copied into it.
+    A link stays, and its target is replaced. A special file, such as a pipe or /dev/null, stays too: the finished file
+    is copied into it.
 
     Raises:
-        OSError: it cannot be written there.
+        OSError: the file cannot be written.
     """
     if _is_special(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -36,14 +36,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         return
     target_path = Path(os.path.realpath(path))
     target_path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending is that of the name given, which may tell `write` the format.
+    # The temporary name has the same suffix, which may tell `write` the format.
     handle, temporary = tempfile.mkstemp(dir=target_path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
     os.close(handle)
     try:
         write(Path(temporary))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # as any new file: a temporary one is private
+        os.chmod(temporary, 0o666 & ~_umask())  # the mode of any new file; a temporary one is private
         os.replace(temporary, target_path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -59,12 +59,12 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields a folder to fill, which becomes `folder` once it is whole.
 
-    It stands beside it under a hidden name, so nothing unfinished ever has its final name; where `folder` is there
-    already and empty, `.partial` within it is filled, and its files are moved out of it. An error leaves nothing
-    behind. What a killed process leaves is removed by the next one that writes the same folder.
+    It is a hidden folder beside `folder`, so nothing unfinished ever has the final name; if `folder` exists already and
+    is empty, `.partial` within it is filled, and its files are moved out of it. An error leaves nothing behind, and the
+    next process that writes the same folder removes the remains of a killed one.
 
     Raises:
-        FileExistsError: there is something in the folder already, or it is a file.
+        FileExistsError: the folder is not empty, or it is a file.
         BlockingIOError: another process is filling it.
         OSError: it cannot be made or written to.
     """
@@ -89,20 +89,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_new(folder: Path) -> None:
-    """
+    """Checks that a folder is missing, or empty except for the remains of a killed process.
+
     Raises:
-        FileExistsError: there is something in the folder already, other than what a killed process left, or it is a
-            file, or a link to nothing.
+        FileExistsError: it is not empty, or it is a file, or a link to nothing.
     """
     if folder.is_symlink() and not folder.exists():
-        raise FileExistsError(errno.EEXIST, f"{folder} is a link to {os.readlink(folder)}, which is not there")
+        raise FileExistsError(errno.EEXIST, f"{folder} is a link to {os.readlink(folder)}, which does not exist")
     if folder.exists() and (not folder.is_dir() or any(entry.name != _STAGING for entry in folder.iterdir())):
         raise FileExistsError(errno.EEXIST, f"{folder} {'is not empty' if folder.is_dir() else 'is a file'}")
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, target: Path) -> Iterator[None]:
-    """Keeps other processes out until this one leaves or ends; where the system has no such locks, all are let in."""
+    """Keeps other processes out until this one leaves or ends; a system without such locks keeps nobody out."""
     if sys.platform == "win32":
         yield
         return
@@ -122,7 +122,7 @@ def _locked(folder: Path, target: Path) -> Iterator[None]:
 
 
 def check_free_space(folder: Path, needed: int) -> None:
-    """Before something large is written into a folder, which may be missing still.
+    """Checks, before something large is written, that the disk of a folder has room; the folder may be missing still.
 
     Raises:
         OSError: the disk has less room than `needed` bytes.
@@ -136,7 +136,7 @@ def check_free_space(folder: Path, needed: int) -> None:
 
 
 def size_text(count: float) -> str:
-    """Bytes in words, such as 29.2 GB."""
+    """A number of bytes as people write it, such as 29.2 GB."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -145,27 +145,42 @@ def size_text(count: float) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from what was typed, such as 5GB, 500 MB or 4GiB.
+    """The number of bytes in a text such as 5GB, 500 MB or 4GiB.
 
     Raises:
-        SettingError: it is no size.
+        SettingError: the text is not a size.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?\s*", text, re.IGNORECASE)
     if match is None or match[2].lower() == "i":
-        raise SettingError(f"{text!r} is no size: give a number with kB, MB, GB or TB behind it, such as 5GB.")
+        raise SettingError(f"{text!r} is not a size: give a number followed by kB, MB, GB or TB, such as 5GB.")
     unit = match[2].lower()
     base = 1024 if unit.endswith("i") else 1000
     many = float(match[1]) * base ** ("kmgt".index(unit[0]) + 1 if unit else 0)
     if many > _LARGEST:
-        raise SettingError(f"{text[:40]!r} is no size: it is more than any machine has.")
+        raise SettingError(f"{text[:40]!r} is not a size: it is more than any machine has.")
     size = int(many)
     if size < 1:
-        raise SettingError(f"{text!r} is no size: it must be at least 1 byte.")
+        raise SettingError(f"{text!r} is not a size: it must be at least 1 byte.")
     return size
 
 
+@contextlib.contextmanager
+def writing(path: Path | str, advice: str, also: type[Exception] = OSError) -> Iterator[None]:
+    """Turns the system's refusal to write `path` into one sentence that ends with `advice`.
+
+    Raises:
+        BagelError: an OSError, or an error of the type `also`, was raised within.
+    """
+    try:
+        yield
+    except (OSError, also) as error:
+        raise BagelError(
+            f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): {advice}."
+        ) from error
+
+
 def check_writable(path: Path) -> None:
-    """Before long work whose result is to stand at `path`: makes its folder where that is missing, and tries it.
+    """Checks, before long work whose result goes to `path`, that it can be written; makes its folder if missing.
 
     Raises:
         OSError: no file can be written there.
@@ -177,17 +192,17 @@ def check_writable(path: Path) -> None:
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Makes a folder where it is missing, and tries whether a file can be written in it.
+    """Makes a folder if it is missing, and checks that a file can be written in it.
 
     Raises:
-        OSError: it cannot.
+        OSError: the folder cannot be made, or no file can be written in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
 
 
 def _is_special(path: Path) -> bool:
-    """Whether something is there that renaming a file to it would destroy. A folder is, too: writing to it fails."""
+    """Whether renaming a file to `path` would destroy something: a pipe, a device, or a folder."""
     return path.exists() and not path.is_file()
 
 

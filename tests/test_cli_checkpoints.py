@@ -70,7 +70,7 @@ def test_init_with_another_vocabulary() -> None:
 def test_init_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     refused("init", "--config", "8b", "--random", "x", match="there is no configuration '8b': give .*7b-mot.*0.5b")
     refused("init", "--config", "small", "x", match="only random weights can be made here: give --random")
-    refused("init", "--config", "small", "--random", "x", "--shard-size", "5XB", match="'5XB' is no size")
+    refused("init", "--config", "small", "--random", "x", "--shard-size", "5XB", match="'5XB' is not a size")
     refused("init", "--config", "small", "--random", "x", "--tokenizer", "none", match="none has no tokenizer.json")
     assert list(tmp_path.iterdir()) == []
     Path("full").mkdir()
@@ -89,7 +89,7 @@ def test_init_says_how_much_room_is_missing(monkeypatch: pytest.MonkeyPatch, tmp
         "7b-mot",
         "--random",
         "x",
-        match=r"x cannot be written: 29\.5 GB are needed in x, but only 12 GB are free there\.",
+        match=r"x cannot be written \(29\.5 GB are needed in x, but only 12 GB are free there\): give another folder\.",
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -146,7 +146,7 @@ def test_convert_refuses_what_it_cannot_do(tiny: Path, tmp_path: Path) -> None:
     refused("convert", tiny, "new", "--format", "int8", "--items", 7, match="--items 7 is for --check of mini")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
     Path("link").symlink_to("nowhere")
-    refused("convert", tiny, "link", "--format", "int8", match="link is a link to nowhere, which is not there")
+    refused("convert", tiny, "link", "--format", "int8", match="link is a link to nowhere, which does not exist")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_convert_refuses_what_it_cannot_do(tiny: Path, tmp_path: Path) -> None:
         (("convert", "owner/name", "full", "--format", "int8"), "full is not empty"),
         (("ask", "Hello?", "-c", "owner/name", "--precision", "in8"), "precision is 'in8'"),
         (("ask", "Hello?", "-c", "owner/name", "--device", "gpu"), "device is 'gpu'"),
-        (("ask", "Hello?", "-c", "owner/name", "--memory", "foo"), "'foo' is no size"),
+        (("ask", "Hello?", "-c", "owner/name", "--memory", "foo"), "'foo' is not a size"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_fetched(

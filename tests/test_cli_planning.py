@@ -49,7 +49,7 @@ def test_the_table_marks_what_is_chosen() -> None:
     ("arguments", "message"),
     [
         (["info", "mini", "--memory", "12GB"], "for --plan"),
-        (["info", "mini", "--plan", "--memory", "lots"], "'lots' is no size"),
+        (["info", "mini", "--plan", "--memory", "lots"], "'lots' is not a size"),
         (["generate", "a star", "--offload", "moon"], "offload is 'moon'"),
         (["generate", "a star", "--device", "cpu", "--memory", "1MB"], "does not fit"),
     ],

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from bagel_mot.checkpoint.official import read_config
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig
 from bagel_mot.errors import SettingError
+from bagel_mot.inference.loading import MINI, MINI_FOLDER
 from bagel_mot.placement.system_memory import free_memory
 
 _GOLDEN = BagelConfig(
@@ -34,9 +35,9 @@ def config_named(name: str) -> BagelConfig:
         return _GOLDEN
     if name in NAMED_CONFIGS:
         return NAMED_CONFIGS[name]
-    folder = Path(__file__).parents[1] / "worlds" / "mini" / "weights" if name == "mini" else Path(name)
+    folder = MINI_FOLDER if name == MINI else Path(name)
     if not folder.is_dir():
-        known = ", ".join(sorted({*NAMED_CONFIGS, "mini", "golden"}))
+        known = ", ".join(sorted({*NAMED_CONFIGS, MINI, "golden"}))
         raise SettingError(f"there is no configuration {name!r}: give {known}, or a checkpoint folder.")
     return read_config(folder)
 

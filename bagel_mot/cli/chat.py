@@ -21,11 +21,10 @@ from bagel_mot.cli.options import (
     complain,
     load,
     notes,
-    step_bar,
-    unwritable,
+    progress_bar,
 )
 from bagel_mot.errors import BagelError, PromptError, SettingError
-from bagel_mot.files import make_writable_folder
+from bagel_mot.files import make_writable_folder, writing
 from bagel_mot.inference.settings import MAX_SEED, SETTINGS, parse_settings
 
 if TYPE_CHECKING:
@@ -71,10 +70,8 @@ def chat(
     """
     seed = parse_settings("generate", {"seed": seed})["seed"]
     is_new = not output.exists()
-    try:
+    with writing(output, _ANOTHER):
         make_writable_folder(output)
-    except OSError as error:
-        raise unwritable(output, error, _ANOTHER) from error
     try:
         bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
         Conversation(bagel, output, think=think, seed=seed).run()
@@ -157,17 +154,15 @@ class Conversation:
     def _draw_image(self) -> None:
         from bagel_mot.inference.result import save_image
 
-        with step_bar("drawing") as progress:
+        with progress_bar("drawing") as progress:
             result = self.session.generate_image(progress=progress, return_result=True, **self._own("generate"))
         self._count_up()
         if result.thinking:
             self.notes.print(result.thinking, style="dim", markup=False)
         taken = [int(path.stem) for path in self.output.glob("*.png") if path.stem.isdecimal()]
         path = self.output / f"{max(taken, default=0) + 1:03d}.png"
-        try:
+        with writing(path, _ANOTHER):
             save_image(result.image, path)
-        except OSError as error:
-            raise unwritable(path, error, _ANOTHER) from error
         _tell(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
 
     def _own(self, task: Any) -> dict[str, Any]:
@@ -221,10 +216,8 @@ class Conversation:
     def _save(self, folder: str) -> None:
         if not folder:
             raise PromptError("/save needs a folder, such as /save monday.")
-        try:
+        with writing(folder, "name another folder"):
             self.session.save(Path(folder).expanduser())
-        except OSError as error:
-            raise unwritable(folder, error, "name another folder") from error
         _tell(f"saved to {folder}")
 
     def _load(self, folder: str) -> None:

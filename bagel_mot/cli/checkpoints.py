@@ -1,18 +1,17 @@
-"""`bagel init`, `convert` and `download`: checkpoints are made, changed and fetched."""
+"""`bagel init`, `convert` and `download`: making, converting and fetching checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.table import Table
 
-from bagel_mot.cli.options import JsonOption, command, load, notes, step_bar, tables, write_json
+from bagel_mot.cli.options import JsonOption, command, load, new_table, progress_bar, tables, write_json
 from bagel_mot.errors import CheckpointError, SettingError
-from bagel_mot.files import parse_size
+from bagel_mot.files import parse_size, writing
 
 if TYPE_CHECKING:
     from bagel_mot.checkpoint.compare import TensorError
@@ -60,7 +59,7 @@ def init(
     from bagel_mot.tokenizer import Tokenizer
 
     vocabulary = Tokenizer.from_folder(tokenizer or MINI_FOLDER)
-    with _writing(folder), byte_bar("writing") as progress:
+    with _writing(folder), progress_bar("writing", in_bytes=True) as progress:
         write_random_checkpoint(
             folder, NAMED_CONFIGS[config], vocabulary, seed=seed, shard_size=size, progress=progress
         )
@@ -102,14 +101,14 @@ def convert(
     where = find_checkpoint(source)
     with _writing(folder):
         check_request(where, folder, stored, size)
-    with _writing(folder), byte_bar("converting") as progress:
+    with _writing(folder), progress_bar("converting", in_bytes=True) as progress:
         run(where, folder, stored, shard_size=size, progress=progress)
     written = sum(path.stat().st_size for path in folder.iterdir())
     report: dict[str, Any] = {"source": source, "folder": str(folder), "format": stored, "bytes": written}
     if check:
         from bagel_mot.checkpoint.compare import mean_by_kind, relative_errors
 
-        with step_bar("comparing") as compared:
+        with progress_bar("comparing") as compared:
             errors = relative_errors(where, folder, compared)
         means = mean_by_kind(errors)
         report["error_by_kind"] = means
@@ -159,7 +158,7 @@ def download(
             raise SettingError(f"--format {stored} takes a folder to write to: give --to.")
         with _writing(to):
             check_request(None, to, stored, None)
-    with byte_bar("downloading") as progress:
+    with progress_bar("downloading", in_bytes=True) as progress:
         folder = fetch(
             repository,
             folder=None if converts else to,
@@ -170,7 +169,7 @@ def download(
         )
     if converts:
         assert to is not None
-        with _writing(to), byte_bar("converting") as progress:
+        with _writing(to), progress_bar("converting", in_bytes=True) as progress:
             run(folder, to, stored, progress=progress)
     print(to or folder)
 
@@ -178,20 +177,18 @@ def download(
 def _print_errors(errors: Sequence[TensorError], means: dict[str, float]) -> None:
     console = tables()
     worst = sorted(errors, key=lambda row: -row.error)[:_WORST]
-    for title, rows in (
-        ("worst tensors", [(row.name, row.error) for row in worst]),
-        ("mean by kind", list(means.items())),
+    for title, heading, rows in (
+        ("worst tensors", "tensor", [(row.name, row.error) for row in worst]),
+        ("mean by kind", "kind", list(means.items())),
     ):
-        table = Table(title=title, title_justify="left")
-        table.add_column("tensor" if title == "worst tensors" else "kind")
-        table.add_column("relative error", justify="right")
+        table = new_table(title, heading, "relative error")
         for name, error in rows:
             table.add_row(name, f"{error:.2e}")
         console.print(table)
 
 
 def _compare_scores(source: str, folder: Path, items: int) -> dict[str, Any]:
-    """The rows of `bagel eval mini`, of both checkpoints and on the same items."""
+    """The rows of `bagel eval mini` for both checkpoints, on the same items."""
     before, after = _scores(source, items), _scores(str(folder), items)
     rows = {
         name: {"before": share, "after": after[name], "change": round(after[name] - share, 4)}
@@ -201,12 +198,12 @@ def _compare_scores(source: str, folder: Path, items: int) -> dict[str, Any]:
 
 
 def _scores(checkpoint: str, items: int) -> dict[str, float]:
-    """The share that came out right, by row."""
+    """The share of right items, by row."""
     from bagel_mot.evaluation.benchmarks.mini import ROWS, evaluate
 
     bagel = load(checkpoint, "auto", "auto")
     done: dict[str, int] = {}
-    with step_bar(f"scoring {checkpoint}") as progress:
+    with progress_bar(f"scoring {checkpoint}") as progress:
 
         def tell(row: str, count: int, total: int) -> None:
             done[row] = count
@@ -217,45 +214,17 @@ def _scores(checkpoint: str, items: int) -> dict[str, float]:
 
 
 def _print_scores(evaluation: dict[str, Any], stored: str) -> None:
-    table = Table(title=f"bagel eval mini, {evaluation['items']} items a row", title_justify="left")
-    for heading in ("row", "before", stored, "change"):
-        table.add_column(heading, justify="left" if heading == "row" else "right")
+    table = new_table(f"bagel eval mini, {evaluation['items']} items a row", "row", "before", stored, "change")
     for name, row in evaluation["rows"].items():
         table.add_row(name, f"{row['before']:.3f}", f"{row['after']:.3f}", f"{row['change']:+.3f}")
     tables().print(table)
 
 
 @contextmanager
-def byte_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for bytes; nothing where standard error is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    console = notes()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
-
-
-@contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """What the system says against writing a folder, in one sentence."""
-    try:
-        yield
-    except FileExistsError as error:
-        raise CheckpointError(f"{error.strerror}: give a new folder, or remove what is there.") from error
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    """Turns the system's refusal to write a new folder into one sentence."""
+    with writing(folder, "give another folder"):
+        try:
+            yield
+        except FileExistsError as error:
+            raise CheckpointError(f"{error.strerror}: give a new folder, or remove what is there.") from error

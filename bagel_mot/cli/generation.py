@@ -19,13 +19,12 @@ from bagel_mot.cli.options import (
     command,
     load,
     notes,
-    step_bar,
-    unwritable,
+    progress_bar,
     with_settings,
     write_json,
 )
 from bagel_mot.errors import PromptError, SettingError
-from bagel_mot.files import check_writable
+from bagel_mot.files import check_writable, writing
 
 if TYPE_CHECKING:
     from bagel_mot.inference.result import Result
@@ -60,7 +59,7 @@ def generate(
     """
     _check_output(output)
     bagel = load(checkpoint, device, precision, ("generate",), offload=offload, memory=memory)
-    with step_bar("drawing") as progress:
+    with progress_bar("drawing") as progress:
         results = bagel.generate(prompts, n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
 
@@ -86,7 +85,7 @@ def edit(
     """
     _check_output(output)
     bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
-    with step_bar("drawing") as progress:
+    with progress_bar("drawing") as progress:
         results = bagel.edit([images], [instruction], n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
 
@@ -110,7 +109,7 @@ def ask(
     bagel ask car.png "How many cars are there?"
     """
     if not images and os.path.isfile(question):
-        raise PromptError(f"{question} is a file, and the question about it is missing: write it behind the picture.")
+        raise PromptError(f"{question} is a file, and the question about it is missing: write it after the picture.")
     bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
     quiet, thinking = json == "-", bool(settings.get("think"))
     result = bagel.ask(
@@ -136,22 +135,20 @@ def _print_thought(piece: str) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Before minutes of work: can the image be written there? Makes its folder where that is missing.
+    """Checks, before minutes of work, that the image can be written; makes its folder if that is missing.
 
     Raises:
-        SettingError: the name's ending is no image format.
+        SettingError: the name's suffix is not that of an image format.
         BagelError: the folder cannot be made, or nothing can be written in it.
     """
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise SettingError(f"output is {str(path)!r}: its name must end in .png, .jpg or .webp.")
-    try:
+    with writing(path, _ANOTHER):
         check_writable(path)
-    except OSError as error:
-        raise unwritable(path, error, _ANOTHER) from error
 
 
 def numbered(path: Path, count: int) -> list[Path]:
-    """Names for `count` images: the path itself, or with numbers before its ending."""
+    """Names for `count` images: the path itself, or with numbers before its suffix."""
     if count == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
@@ -177,10 +174,8 @@ def _deliver(results: list[Result], output: Path, json: str | None) -> None:
     listing = []
     for path, result in zip(numbered(output, len(results)), results, strict=True):
         assert result.image is not None
-        try:
+        with writing(path, _ANOTHER, ValueError):
             save_image(result.image, path)
-        except (OSError, ValueError) as error:
-            raise unwritable(path, error, _ANOTHER) from error
         listing.append({"file": str(path), **_facts(result)})
         if json != "-":
             if result.thinking:

@@ -11,15 +11,18 @@ from rich.table import Table
 from bagel_mot.cli.options import (
     CheckpointOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     PrecisionOption,
     command,
+    dtype_named,
     load,
+    new_table,
     notes,
     tables,
     write_json,
 )
-from bagel_mot.errors import DeviceError, SettingError
+from bagel_mot.errors import SettingError
 from bagel_mot.files import size_text
 
 
@@ -71,9 +74,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
         for name, value in facts[title].items():
             table.add_row(name.replace("_", " "), str(value))
         console.print(table)
-    table = Table(title="parameters", title_justify="left", box=None, padding=(0, 2, 0, 2))
-    for heading in ("part", "parameters", "float32", "bfloat16"):
-        table.add_column(heading, justify="left" if heading == "part" else "right")
+    table = new_table("parameters", "part", "parameters", "float32", "bfloat16")
+    table.box, table.padding = None, (0, 2, 0, 2)
     for name, count in facts["parameters"].items():
         style = "bold" if name == "total" else None
         table.add_row(name, f"{count:,}", size_text(4 * count), size_text(2 * count), style=style)
@@ -92,26 +94,22 @@ def verify(
     tolerance: Annotated[float, typer.Option(help="Largest relative error of floats that passes.", min=0.0)] = 1e-5,
     failed_only: Annotated[bool, typer.Option("--failed", help="Show only the rows that fail.")] = False,
     device: DeviceOption = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = "float32",
+    dtype: DtypeOption = "float32",
     json: JsonOption = None,
 ) -> None:
-    """Compute recorded cases anew and compare, a row for each quantity.
+    """Compute recorded cases anew and compare: one row for each quantity.
 
     Status 0: all pass; 1: something fails, or a case is of an unknown kind; 2: the folder cannot be used.
     """
-    import torch
-
     from bagel_mot.verify import verify as run
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise DeviceError(f"dtype is {dtype!r}: it must be {', '.join(dtypes)}.")
+    chosen = dtype_named(dtype)
     console = notes()
     with console.status("loading", spinner="line") as status:
         report = run(
             folder,
             device=device,
-            dtype=dtypes[dtype],
+            dtype=chosen,
             tolerance=tolerance,
             progress=lambda case: status.update(f"{case['kind']}: {case['name']}"),
         )

@@ -7,20 +7,22 @@ from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bagel_mot.cli.options import (
     CheckpointOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     PrecisionOption,
     command,
+    dtype_named,
     load,
+    new_table,
     notes,
     tables,
     write_json,
 )
-from bagel_mot.errors import DeviceError, SettingError
+from bagel_mot.errors import SettingError
 
 
 @command
@@ -54,7 +56,7 @@ def evaluate(
         typer.Option(help="Only this row, such as draw/counting, or group, such as edit; repeatable.", metavar="ROW"),
     ] = None,
     items: Annotated[int, typer.Option(help="Items in each row.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="Of the items.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the items.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 25,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
@@ -108,7 +110,7 @@ def evaluate(
 
 
 def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:
-    """Rows of an earlier run of the same evaluation, from the file that this one is to write."""
+    """The rows of an earlier, interrupted evaluation with the same settings, read from the file of --json."""
     from json import JSONDecodeError, loads
 
     from bagel_mot.evaluation.benchmarks.mini import rows_of
@@ -120,14 +122,13 @@ def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:
         same = all(report[key] == value for key, value in head.items())
         return rows_of(report) if same else {}
     except (OSError, UnicodeDecodeError, JSONDecodeError, KeyError, TypeError):
-        return {}  # not a report: written over
+        return {}  # not a report, so it is overwritten
 
 
 def _print_scores(report: dict[str, Any]) -> None:
     console = tables()
-    table = Table(title=f"{report['checkpoint']}, {report['items']} items a row", title_justify="left")
-    for heading in ("row", "right", "of", "share", "95% interval", "seconds"):
-        table.add_column(heading, justify="left" if heading == "row" else "right")
+    title = f"{report['checkpoint']}, {report['items']} items a row"
+    table = new_table(title, "row", "right", "of", "share", "95% interval", "seconds")
     for name, row in report["rows"].items():
         low, high = row["interval"]
         table.add_row(
@@ -152,7 +153,7 @@ def bench(
     layers: Annotated[
         int | None,
         typer.Option(
-            help="Run so many decoder layers only; by default as many as a third of the free memory holds.", min=1
+            help="Run only this many decoder layers; by default as many as a third of the free memory holds.", min=1
         ),
     ] = None,
     quick: Annotated[
@@ -162,35 +163,29 @@ def bench(
         bool, typer.Option("--plain/--no-plain", help="Also run a plain loop that works as the published code does.")
     ] = True,
     rounds: Annotated[
-        int | None, typer.Option(help="How often each call is timed; the least time counts.", min=1)
+        int | None, typer.Option(help="How often each call is timed; the shortest time counts.", min=1)
     ] = None,
     device: DeviceOption = "auto",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")] = "float32",
+    dtype: DtypeOption = "float32",
     json: JsonOption = None,
 ) -> None:
     """Measure prefill, denoising, decoding and training against the machine's matmul rate and a plain loop."""
     import dataclasses
 
-    import torch
-
     from bagel_mot.bench import QUICK, BenchSettings, config_named, layers_that_fit
     from bagel_mot.bench import bench as run
     from bagel_mot.inference.loading import choose_device
 
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise DeviceError(f"dtype is {dtype!r}: it must be {', '.join(dtypes)}.")
+    chosen = dtype_named(dtype)
     settings = dataclasses.replace(QUICK if quick else BenchSettings(), compare=plain)
     if rounds is not None:
         settings = dataclasses.replace(settings, rounds=rounds)
     shape = config_named(config)
     where = choose_device(device)
-    depth = layers or layers_that_fit(shape, dtypes[dtype], where)
+    depth = layers or layers_that_fit(shape, chosen, where)
     console = notes()
     with console.status("making random weights") as status:
-        report = run(
-            shape, settings=settings, dtype=dtypes[dtype], device=str(where), layers=depth, progress=status.update
-        )
+        report = run(shape, settings=settings, dtype=chosen, device=str(where), layers=depth, progress=status.update)
     report = {"config": config, **report}
     if json != "-":
         _print_bench(report)
@@ -202,9 +197,9 @@ def _print_bench(report: dict[str, Any]) -> None:
     machine = report["machine"]
     depth = f"{report['layers']} of {report['of_layers']} layers"
     title = f"{report['config']}, {depth}, {report['dtype']} on {report['device']}"
-    table = Table(title=f"{title} ({machine.get('gpu', machine['processor'])}, {machine['threads']} threads)")
-    for heading in ("quantity", "seconds", "tokens/s", "GFLOP/s", "of matmul rate", "plain loop", "speed-up"):
-        table.add_column(heading, justify="left" if heading == "quantity" else "right")
+    title += f" ({machine.get('gpu', machine['processor'])}, {machine['threads']} threads)"
+    headings = ("seconds", "tokens/s", "GFLOP/s", "of matmul rate", "plain loop", "speed-up")
+    table = new_table(title, "quantity", *headings)
     for row in report["results"]:
         seconds = row["seconds"]
         table.add_row(
@@ -222,4 +217,4 @@ def _print_bench(report: dict[str, Any]) -> None:
     memory = {"weights": report["weights_bytes"], **{f"peak {k}": v for k, v in report["peak_memory_bytes"].items()}}
     console.print("memory: " + ", ".join(f"{name} {count / 1e9:.2f} GB" for name, count in memory.items()))
     if report["layers"] < report["of_layers"]:
-        console.print("fewer layers than the configuration has: full_depth_seconds in the JSON say what all would take")
+        console.print("not all layers ran: full_depth_seconds in the JSON extrapolates to all of them")

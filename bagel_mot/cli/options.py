@@ -1,4 +1,4 @@
-"""What commands share: options made from the settings' own metadata, errors and exit codes, output."""
+"""Shared parts of the commands: options made from the settings' own metadata, errors and exit codes, output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from bagel_mot.errors import BagelError
-from bagel_mot.files import check_writable, write_text
+from bagel_mot.errors import BagelError, DeviceError
+from bagel_mot.files import check_writable, write_text, writing
 from bagel_mot.inference.settings import SETTINGS, TASKS, Setting, Task, parse_settings, task_settings
 
 if TYPE_CHECKING:
+    import torch
+
     from bagel_mot.inference.api import Bagel
 
 ALL_TASKS = ("generate", "edit", "understand")
@@ -35,12 +38,13 @@ CheckpointOption = Annotated[
         metavar="NAME",
     ),
 ]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="DEVICE")]
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        help="auto, float32, bfloat16, float16, or of the decoder's matrices int8, int8-dynamic, fp8, "
-        "fp8-dynamic, int4 (lossy), nf4 (lossy); more parts behind it: "
+        help="auto, float32, bfloat16, float16, or for the decoder's matrices int8, int8-dynamic, fp8, "
+        "fp8-dynamic, int4 (lossy), nf4 (lossy); other parts may follow: "
         "int8,head=int8,vit=int8,embedding=int8,activations=float16,autoencoder=bfloat16.",
         metavar="PRECISION",
     ),
@@ -48,30 +52,35 @@ PrecisionOption = Annotated[
 OffloadOption = Annotated[
     str,
     typer.Option(
-        help="Where layers stand that find no room on the device: cpu (main memory), disk, none, or auto.",
+        help="Where to keep layers that do not fit on the device: cpu (main memory), disk, none, or auto.",
         metavar="PLACE",
     ),
 ]
 MemoryOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
-    typer.Option(
-        help="Memory that may be taken of each GPU, or of the machine on a CPU, such as 12GB.", metavar="SIZE"
-    ),
+    typer.Option(help="Memory to use at most on each GPU, or of the machine on a CPU, such as 12GB.", metavar="SIZE"),
 ]
 JsonOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
     typer.Option("--json", help="Write the result as JSON to this file; - is standard output.", metavar="FILE"),
 ]
 
-# What an option's words are gathered into; what stands in them is checked by the setting itself, whose errors say more.
-_TYPES: dict[str, Any] = {"bool": bool, "interval": tuple[str, str], "texts": list[str]}
-_METAVARS = {"float": "FLOAT", "int": "INTEGER", "interval": "LOW HIGH", "size": "WIDTHxHEIGHT", "texts": "TEXT"}
-_NUMBERS: dict[str, Callable[[str], float]] = {"float": float, "interval": float, "int": int}
+# For each kind of setting: the type of its option, its metavar, and the conversion of typed numbers. Options collect
+# texts, and the setting itself checks the values: its errors say more than typer's.
+_KINDS: dict[str, tuple[Any, str | None, Callable[[str], float] | None]] = {
+    "bool": (bool, None, None),
+    "choice": (str, None, None),
+    "float": (str, "FLOAT", float),
+    "int": (str, "INTEGER", int),
+    "interval": (tuple[str, str], "LOW HIGH", float),
+    "size": (str, "WIDTHxHEIGHT", None),
+    "texts": (list[str], "TEXT", None),
+}
 
 
 def _value(setting: Setting, words: Any) -> Any:
-    """Numbers that were typed, as numbers; what is none stays as it is."""
-    number = _NUMBERS.get(setting.kind)
+    """Typed numbers as numbers; a text that is not a number stays a text, for the setting to refuse."""
+    number = _KINDS[setting.kind][2]
     try:
         if number is None or words is None:
             return words
@@ -87,22 +96,22 @@ def _help(setting: Setting, task: Task) -> str:
 
 def _parameter(setting: Setting, task: Task) -> inspect.Parameter:
     flag = setting.name.replace("_", "-")
+    kind, metavar, _ = _KINDS[setting.kind]
     names = (f"--{flag}/--no-{flag}",) if setting.kind == "bool" else (f"--{flag}",)
     option = typer.Option(
         *names,
         help=_help(setting, task),
-        metavar=_METAVARS.get(setting.kind) or ("|".join(setting.choices) or None),
+        metavar=metavar or "|".join(setting.choices) or None,
         show_default=False,
-        rich_help_panel="Settings, with the official defaults; a checkpoint's own go before them",
+        rich_help_panel="Settings, with the official defaults; a checkpoint's own take precedence",
     )
-    kind: Any = _TYPES.get(setting.kind, str)
     return inspect.Parameter(
         setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
 
 
 def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a command one option for each setting of a task; those that were given arrive as keyword arguments."""
+    """A decorator that gives a command one option for each setting of a task; the given ones become its arguments."""
     settings = task_settings(task)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,12 +138,14 @@ def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns our errors into one sentence and status 2, and Ctrl-C into status 130."""
+    """A decorator that turns our errors into one sentence and status 2, and Ctrl-C into status 130."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            _check_json(kwargs.get("json"))
+            if (json := kwargs.get("json")) not in (None, "-"):  # checked before minutes of work
+                with writing(json, "give another file"):
+                    check_writable(Path(json))
             return function(*args, **kwargs)
         except BagelError as error:
             complain(error)
@@ -147,17 +158,17 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def complain(error: BagelError) -> None:
-    """One sentence on standard error."""
+    """Prints an error as one sentence on standard error."""
     print(f"bagel: {error}", file=sys.stderr)
 
 
 def notes() -> Console:
-    """Standard error, for what is said beside the result."""
+    """A console on standard error, for messages beside the result."""
     return Console(stderr=True, highlight=False)
 
 
 def tables() -> Console:
-    """Standard output for tables. Where no terminal limits their width, nothing in them is broken or cut off."""
+    """A console on standard output for tables; without a terminal it is wide enough to break or cut nothing off."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=240)
 
@@ -171,7 +182,7 @@ def load(
     offload: str = "auto",
     memory: str | None = None,
 ) -> Bagel:
-    """A model for some tasks, with a word on the terminal while it loads, and on how it runs where that was chosen."""
+    """Loads a model for some tasks, with a message while it loads, and one on how it runs if that was chosen."""
     from bagel_mot.inference.api import Bagel
 
     console = notes()
@@ -184,30 +195,46 @@ def load(
     return bagel
 
 
+def new_table(title: str, *headings: str) -> Table:
+    """A table whose first column is aligned to the left and the others to the right."""
+    table = Table(title=title, title_justify="left")
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left")
+    return table
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """A PyTorch type by name.
+
+    Raises:
+        DeviceError: the name is not one of the three floating-point types.
+    """
+    import torch
+
+    if name not in (names := ("float32", "bfloat16", "float16")):
+        raise DeviceError(f"dtype is {name!r}: it must be {', '.join(names)}.")
+    return getattr(torch, name)
+
+
 @contextmanager
-def step_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar for denoising steps; nothing where standard error is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def progress_bar(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, as a function of (done, total) in steps or bytes; shown only if standard error is a terminal."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     console = notes()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    count = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
-
-
-def _check_json(target: str | None) -> None:
-    """Before minutes of work: can the file of `JsonOption` be written?"""
-    if target not in (None, "-"):
-        try:
-            check_writable(Path(target))
-        except OSError as error:
-            raise unwritable(target, error, "give another file") from error
-
-
-def unwritable(path: Path | str, error: Exception, instead: str) -> BagelError:
-    """The error for a file or folder that cannot be written, with what to do instead."""
-    return BagelError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}): {instead}.")
 
 
 def write_json(target: str | None, content: Any) -> None:
@@ -218,10 +245,8 @@ def write_json(target: str | None, content: Any) -> None:
     if target == "-":
         print(text)
         return
-    try:
+    with writing(target, "give another file"):
         write_text(Path(target), text + "\n")
-    except OSError as error:
-        raise unwritable(target, error, "give another file") from error
 
 
 def settings_table() -> str:

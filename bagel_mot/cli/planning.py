@@ -30,9 +30,9 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
     """Plans for this machine, or for one with other memory, ready for JSON.
 
     Args:
-        checkpoint: a name, or that of a configuration, which counts as stored in bfloat16.
-        memory: of each accelerator, such as "12GB": without one here, that of a GPU which is not.
-        ram: free main memory.
+        checkpoint: the name of a checkpoint, or of a configuration, which counts as stored in bfloat16.
+        memory: the memory of each accelerator, such as "12GB"; without an accelerator, that of an imagined GPU.
+        ram: the free main memory.
     """
     if checkpoint in NAMED_CONFIGS and not Path(checkpoint).is_dir():
         config, precisions = NAMED_CONFIGS[checkpoint], list(AUTOMATIC)

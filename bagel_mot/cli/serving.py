@@ -108,7 +108,7 @@ def serve(
         from bagel_mot.serving.options import ServerOptions
         from bagel_mot.serving.service import Limits, Service
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("bagel", "torch"):
+        if (error.name or "").partition(".")[0] in ("bagel_mot", "torch"):
             raise
         raise BagelError(f'serving needs {error.name}: run pip install "bagel-mot[serve]".') from error
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is: configuration, sizes, parameters by part, memory. Nothing is loaded."""
+"""Facts about a checkpoint, without loading its weights: configuration, sizes, parameters by part, memory."""
 
 from __future__ import annotations
 

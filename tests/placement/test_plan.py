@@ -201,7 +201,7 @@ def test_large_checkpoints_are_planned_for(golden: Any, tmp_path: Path, monkeypa
 def test_bad_places_and_sizes_are_refused() -> None:
     with pytest.raises(SettingError, match="offload is 'gpu'"):
         Bagel.from_pretrained("mini", offload="gpu")
-    with pytest.raises(SettingError, match="'lots' is no size"):
+    with pytest.raises(SettingError, match="'lots' is not a size"):
         Bagel.from_pretrained("mini", memory="lots")
 
 
