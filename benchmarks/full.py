@@ -179,7 +179,7 @@ def compare(precision: str) -> Callable[[Path], dict[str, Any]]:
 
 
 def memory(place: int) -> Callable[[Path], dict[str, Any]]:
-    """One of the workloads of `bagel info --plan` in INT4: what it takes at the most, and what is predicted. A picture has
+    """One of the workloads of `bagel info --plan` in INT4: its measured and its predicted peak. A picture has
     one evaluation and an answer two tokens; later ones take no more.
     """
 
