@@ -201,8 +201,8 @@ VAE_TRANSFORM = ImageTransform(max_size=1024, min_size=512, stride=16)
 VIT_TRANSFORM = ImageTransform(max_size=980, min_size=224, stride=14)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """Return float32 pixels (3, H, W) in [-1, 1] of an RGB image, at its own size."""
+def to_pixels(image: Image.Image | np.ndarray) -> Tensor:
+    """The float32 pixels (3, H, W) in [-1, 1] of an RGB image or a uint8 array (H, W, 3), at its own size."""
     levels = torch.from_numpy(np.array(image, dtype=np.uint8))  # (H, W, 3)
     return (
         levels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(0.5).div_(0.5)

@@ -1,6 +1,6 @@
 """Segments and their packing into one sequence.
 
-A sample is a list of segments: text, ViT images and VAE images. `pack` lays the tokens of many samples out for one
+A sample is a list of segments: text, ViT images and VAE images. Packing lays the tokens of many samples out for one
 forward pass. Three orders of the same tokens matter:
 
 - **sequence order** is the order of the sample: it decides who sees whom and where keys stand in a cache;
@@ -10,52 +10,120 @@ forward pass. Three orders of the same tokens matter:
 - **rows** are independent stretches of attention. The published layout is one long row; many short rows cost less
   attention where no block-sparse kernel exists.
 
-Nothing here knows of networks: the result is plain tensors.
+The result has two parts. A **layout** says where every token stands; it never changes and serves as many forward passes
+as the same segments are run. The **values** are what changes between them: patches, latents and timesteps.
+
+A segment describes itself as runs of tokens (`Run`), so packing knows no kind of segment. Nothing here knows of
+networks: the result is plain tensors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import chain
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import SizeError
+from bagel_mot.images import latent_to_tokens, patchify
+from bagel_mot.tokenizer import SpecialTokens
 
-CAUSAL, FULL, NOISED = 0, 1, 2
+CAUSAL, FULL, NOISED = 0, 1, 2  # attention inside a segment
+TEXT, VIT, VAE = 0, 1, 2  # kinds of tokens
+
+_START_OF_IMAGE, _END_OF_IMAGE = -1, -2  # in place of ids, which depend on the tokenizer
+
+Grid = tuple[int, int]  # (rows, columns) of patches or latent tokens
 
 
 @dataclass(frozen=True, eq=False)
-class TextSegment:
+class Run:
+    """Neighbouring tokens of one kind within a segment.
+
+    Attributes:
+        kind: TEXT, VIT or VAE. The tokens of a text count rotary positions up; those of an image share one.
+        ids: the token ids of a text.
+        labels: the targets of its first tokens: `labels[i]` is to be predicted at `ids[i]`.
+        grid: (rows, columns) of an image's tokens.
+        values: an image's patches (rows·columns, patch_dim) or latent tokens (rows·columns, latent_dim); None for
+            latents that are not known when they are laid out.
+        timestep: the noise level of a VAE image, in [0, 1].
+        position: the rotary position of the first token, relative to the segment's.
+    """
+
+    kind: int
+    ids: tuple[int, ...] = ()
+    labels: tuple[int, ...] = ()
+    grid: Grid = (0, 0)
+    values: Tensor | None = None
+    timestep: float = 0.0
+    position: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.ids) if self.kind == TEXT else self.grid[0] * self.grid[1]
+
+
+_START, _END = Run(TEXT, (_START_OF_IMAGE,)), Run(TEXT, (_END_OF_IMAGE,))
+
+
+class Segment:
+    """A stretch of a sample with one rule of attention inside it: CAUSAL, FULL or NOISED.
+
+    Nobody outside a noised segment sees it. `advance` is how far the segment moves the rotary position.
+    """
+
+    mode: int = FULL
+    advance: int = 1
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The segment's tokens in sequence order."""
+        raise NotImplementedError
+
+    @cached_property
+    def und_len(self) -> int:
+        """The number of tokens of the und expert."""
+        return sum(run.length for run in self.runs if run.kind != VAE)
+
+    @cached_property
+    def gen_len(self) -> int:
+        """The number of tokens of the gen expert."""
+        return sum(run.length for run in self.runs if run.kind == VAE)
+
+
+@dataclass(frozen=True, eq=False)
+class TextSegment(Segment):
     """Text tokens as they are fed, the start and end tokens included.
 
-    `labels`, where given, are the targets: `labels[i]` is to be predicted at `ids[i]`. They are one fewer than the
-    ids: start and ids predict ids and end, and at the end nothing is predicted.
+    Attributes:
+        ids: the token ids.
+        labels: the targets, where the text is to be learnt: one fewer than the ids, since nothing is predicted at the
+            end token.
     """
 
     ids: tuple[int, ...]
-    labels: tuple[int, ...] | None = None
+    labels: tuple[int, ...] = ()
 
     mode = CAUSAL
 
     @property
-    def und_len(self) -> int:
+    def advance(self) -> int:  # type: ignore[override]
         return len(self.ids)
 
-    gen_len = 0
-
-    @property
-    def advance(self) -> int:
-        """How far this segment moves the rotary position."""
-        return len(self.ids)
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return (Run(TEXT, self.ids, self.labels),)
 
 
 @dataclass(frozen=True, eq=False)
-class VitSegment:
+class VitSegment(Segment):
     """An image for understanding.
 
     Attributes:
@@ -64,84 +132,85 @@ class VitSegment:
     """
 
     patches: Tensor
-    grid: tuple[int, int]
+    grid: Grid
 
-    mode = FULL
-    gen_len = 0
-    advance = 1
-
-    @property
-    def und_len(self) -> int:
-        return self.grid[0] * self.grid[1] + 2
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return _START, Run(VIT, grid=self.grid, values=self.patches), _END
 
 
 @dataclass(frozen=True, eq=False)
-class VaeSegment:
+class VaeSegment(Segment):
     """An image as latent tokens: a clean condition (`timestep` 0), or noised and being predicted.
 
     Attributes:
-        latent: (rows·columns, latent_dim) tokens, as `bagel_mot.images.latent_to_tokens` makes them. For a training
-            target these are the clean ones: the objective noises them.
+        latent: (rows·columns, latent_dim) tokens, as `bagel_mot.images.latent_to_tokens` makes them; None where they
+            are not known when the segment is laid out. For a training target these are the clean ones: the objective
+            noises them.
         grid: (rows, columns) of tokens.
-        noised: whether it is being predicted. Nobody outside a noised segment sees it, and it does not move the
-            position.
+        noised: whether it is being predicted. A noised image does not move the rotary position.
         timestep: in [0, 1], 1 being pure noise.
     """
 
-    latent: Tensor
-    grid: tuple[int, int]
+    latent: Tensor | None
+    grid: Grid
     noised: bool = False
     timestep: float = 0.0
 
-    und_len = 2
-
     @property
-    def mode(self) -> int:
+    def mode(self) -> int:  # type: ignore[override]
         return NOISED if self.noised else FULL
 
     @property
-    def gen_len(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def advance(self) -> int:
+    def advance(self) -> int:  # type: ignore[override]
         return 0 if self.noised else 1
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        return _START, Run(VAE, grid=self.grid, values=self.latent, timestep=self.timestep), _END
 
 
 @dataclass(frozen=True, eq=False)
-class DroppedImage:
-    """What is left of an image that condition dropout removed: no tokens, but the position moves on by one."""
+class DroppedImage(Segment):
+    """The rest of an image that condition dropout removed: no tokens, but the position moves on by one."""
 
-    mode = FULL
-    und_len = 0
-    gen_len = 0
-    advance = 1
+    runs = ()
 
 
-Segment = TextSegment | VitSegment | VaeSegment | DroppedImage
+def text_segment(ids: Sequence[int], special: SpecialTokens, *, learn: bool = False) -> TextSegment:
+    """The segment of a text: start, ids, end. A text to `learn` predicts ids and end from start and ids."""
+    return TextSegment((special.bos, *ids, special.eos), (*ids, special.eos) if learn else ())
+
+
+def vit_segment(pixels: Tensor, patch: int) -> VitSegment:
+    """The ViT segment of an image (3, H, W) in [-1, 1], whose sides are multiples of `patch` pixels."""
+    return VitSegment(patchify(pixels, patch), (pixels.shape[1] // patch, pixels.shape[2] // patch))
+
+
+def vae_segment(latent: Tensor, patch: int, *, noised: bool = False) -> VaeSegment:
+    """The VAE segment of a latent (z, h, w), whose sides are multiples of `patch` cells."""
+    return VaeSegment(latent_to_tokens(latent, patch), (latent.shape[1] // patch, latent.shape[2] // patch), noised)
 
 
 def segment_length(segment: Segment) -> int:
-    """Tokens in a segment, of both experts."""
+    """The number of tokens in a segment, of both experts."""
     return segment.und_len + segment.gen_len
 
 
 @dataclass(frozen=True)
-class SpecialTokens:
-    """Ids of the tokens that delimit texts and images."""
+class Sample:
+    """Segments of one sample, or what a request adds to its context in this step (`position` is where it goes on)."""
 
-    bos: int
-    eos: int
-    start_of_image: int
-    end_of_image: int
+    segments: tuple[Segment, ...]
+    position: int = 0
 
-    def condition(self, ids: Sequence[int]) -> TextSegment:
-        """A text that is given: start, ids, end."""
-        return TextSegment((self.bos, *ids, self.eos))
+    @property
+    def und_len(self) -> int:
+        return sum(s.und_len for s in self.segments)
 
-    def target(self, ids: Sequence[int]) -> TextSegment:
-        """A text that is to be learnt: start and ids predict ids and end."""
-        return TextSegment((self.bos, *ids, self.eos), labels=(*ids, self.eos))
+    @property
+    def gen_len(self) -> int:
+        return sum(s.gen_len for s in self.segments)
 
 
 @dataclass(frozen=True)
@@ -167,13 +236,17 @@ class PackSpec:
         )
 
 
+@lru_cache(maxsize=64)
 def table_index(rows: int, columns: int, side: int, interpolate: bool = False) -> Tensor:
-    """Where the patches of a (rows, columns) grid stand in a position table of side·side entries, in reading order.
+    """The places of the patches of a (rows, columns) grid in a position table of side·side entries, in reading order.
 
     Plain mode is `row * side + column`. With `interpolate` the grid is stretched over the table: fractional
     coordinates are sorted into `side` buckets (in float32, as recorded outputs need).
 
-    Returns: (rows·columns,) int64.
+    Returns: (rows·columns,) int64, not to be written to.
+
+    Raises:
+        SizeError: the grid is larger than the table.
     """
     if interpolate:
         edges = torch.arange(1 / side, 1.0, 1 / side)
@@ -199,52 +272,60 @@ class SegmentSpan:
         return self.und[1] - self.und[0] + self.gen[1] - self.gen[0]
 
 
-@dataclass
-class PackedSequence:
-    """Many samples laid out for one forward pass. S = rows·und_len und slots, G = rows·gen_len gen slots."""
+class _Tensors:
+    """A frozen dataclass with tensors among its fields."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors on a device; the host does not wait for copies to a GPU."""
+        pinned = torch.device(device).type == "cuda"
+        moved: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                value = value.pin_memory() if pinned and value.device.type == "cpu" else value
+                moved[name] = value.to(device, non_blocking=True)
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout(_Tensors):
+    """Where the tokens of a forward pass stand. S = rows·und_len und slots, G = rows·gen_len gen slots.
+
+    Slots that nothing fills are padding.
+    """
 
     rows: int
     und_len: int
     gen_len: int
-    # What fills the slots. Slots that nothing fills are padding.
     text_ids: Tensor  # (Nt,) int64: text and image markers
     text_slots: Tensor  # (Nt,) int64 in [0, S)
-    vit_patches: Tensor  # (Np, patch_dim) float32
     vit_slots: Tensor  # (Np,) int64 in [0, S)
     vit_index: Tensor  # (Np,) int64 into both position tables of the ViT, the learned and the fixed one
-    vit_grids: list[tuple[int, int]]
-    latents: Tensor  # (Nl, latent_dim) float32
+    vit_grids: tuple[Grid, ...]
     latent_slots: Tensor  # (Nl,) int64 in [0, G)
     latent_index: Tensor  # (Nl,) int64 into the fixed table
-    timesteps: Tensor  # (Nl,) float32
-    noised: Tensor  # (Nl,) bool: tokens whose velocity is predicted
-    latent_image: Tensor  # (Nl,) int64: which VAE segment, counting in sequence order
-    latent_grids: list[tuple[int, int]]
-    # Targets of the cross-entropy.
-    ce_slots: Tensor  # (Nc,) int64 in [0, S)
-    ce_labels: Tensor  # (Nc,) int64
-    ce_weights: Tensor  # (Nc,) float32: 1/√(length of the target text)
-    # Per slot, rows·(und_len + gen_len), und first within a row: (rows, und_len + gen_len).
-    positions: Tensor  # int64 rotary position
-    place: Tensor  # int64 sequence order over the whole pack; -1 is padding
-    sample: Tensor  # int64; -1 is padding
-    segment: Tensor  # int64, counting over the whole pack
-    mode: Tensor  # int64: CAUSAL, FULL or NOISED
-    spans: list[list[SegmentSpan]] = field(default_factory=list)  # per sample, per segment with tokens
+    latent_image: Tensor  # (Nl,) int64: which VAE image, counting in sequence order
+    latent_grids: tuple[Grid, ...]
+    positions: Tensor  # (rows, und_len + gen_len) int64 rotary position of each slot, und first within a row
+    spans: tuple[tuple[SegmentSpan, ...], ...]  # per sample, per segment with tokens
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that are not padding."""
+        """The number of tokens that are not padding."""
         return self.text_ids.numel() + self.vit_slots.numel() + self.latent_slots.numel()
 
-    def to(self, device: torch.device | str) -> PackedSequence:
-        """The same pack with its tensors on `device`."""
-        tensors: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **tensors)
+
+@dataclass(frozen=True, eq=False)
+class TrainingLayout(Layout):
+    """A layout with the targets of the losses and, per slot (rows, und_len + gen_len), who may see whom."""
+
+    ce_slots: Tensor  # (Nc,) int64 in [0, S): where text is predicted
+    ce_labels: Tensor  # (Nc,) int64
+    ce_weights: Tensor  # (Nc,) float32: 1/√(length of the target text)
+    noised: Tensor  # (images,) bool: VAE images whose velocity is predicted
+    place: Tensor  # int64 sequence order over the whole pack; -1 is padding
+    sample: Tensor  # int64; -1 is padding
+    segment: Tensor  # int64, counting over the whole pack; -1 is padding
+    mode: Tensor  # int64: CAUSAL, FULL or NOISED
 
     def mask(self) -> Tensor:
         """Who may attend to whom: (rows, L, L) bool over the slots of each row, L = und_len + gen_len, True = may.
@@ -262,26 +343,49 @@ class PackedSequence:
         return visible | (itself & (self.sample < 0)[:, :, None])
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Segments of one sample, or what a request adds to its context in this step (`position` is where it goes on)."""
+@dataclass(frozen=True, eq=False)
+class Values(_Tensors):
+    """What fills a layout's image tokens in one forward pass."""
 
-    segments: tuple[Segment, ...]
-    position: int = 0
+    vit_patches: Tensor  # (Np, patch_dim) float32
+    latents: Tensor  # (Nl, latent_dim) float32
+    timesteps: Tensor  # (images,) float32, one for each VAE image
 
-    @property
-    def und_len(self) -> int:
-        return sum(s.und_len for s in self.segments)
+    @classmethod
+    def of(cls, samples: Iterable[Sample], spec: PackSpec, latents: Tensor | None = None) -> Values:
+        """The values of samples, in the order in which they are packed.
 
-    @property
-    def gen_len(self) -> int:
-        return sum(s.gen_len for s in self.segments)
+        Args:
+            samples: the samples of all rows, row by row.
+            spec: the model's packing facts.
+            latents: (Nl, latent_dim), in place of those the segments hold.
+        """
+        runs = [run for sample in samples for segment in sample.segments for run in segment.runs]
+
+        def joined(kind: int, size: int) -> Tensor:
+            parts = [run.values for run in runs if run.kind == kind and run.values is not None]
+            return torch.cat(parts) if parts else torch.zeros(0, size)
+
+        return cls(
+            joined(VIT, spec.patch_dim),
+            joined(VAE, spec.latent_dim) if latents is None else latents,
+            torch.tensor([run.timestep for run in runs if run.kind == VAE], dtype=torch.float32),
+        )
+
+
+def pack_cached(samples: Sequence[Sample], spec: PackSpec) -> Layout:
+    """Lays samples out in one row for `CachedAttention`, whose cache knows who sees whom.
+
+    Raises:
+        SizeError: an image does not fit its position table.
+    """
+    return _Packing([samples], spec, sum(s.und_len for s in samples), sum(s.gen_len for s in samples)).layout()
 
 
 def pack(
     rows: Sequence[Sequence[Sample]], spec: PackSpec, *, und_len: int | None = None, gen_len: int | None = None
-) -> PackedSequence:
-    """Lays samples out in rows.
+) -> TrainingLayout:
+    """Lays samples out in rows for training.
 
     Args:
         rows: the samples of each row.
@@ -299,133 +403,100 @@ def pack(
     gen_len = need_gen if gen_len is None else gen_len
     if need_und > und_len or need_gen > gen_len:
         raise ValueError(f"a row needs {need_und} und and {need_gen} gen slots; it has {und_len} and {gen_len}")
-    layout = _Layout(len(rows), und_len, gen_len, spec)
-    for row, samples in enumerate(rows):
-        layout.add_row(row, samples)
-    return layout.packed()
+    return _Packing(rows, spec, und_len, gen_len).training_layout()
 
 
-class _Layout:
-    """A `PackedSequence` in the making: rows are added in order, each sample's segments one behind the other."""
+class _Packing:
+    """All tokens of a pack in sequence order, with the slot of each."""
 
-    def __init__(self, rows: int, und_len: int, gen_len: int, spec: PackSpec) -> None:
-        self.rows, self.und_len, self.gen_len, self.spec = rows, und_len, gen_len, spec
-        shape = (rows, und_len + gen_len)
-        self.positions, self.mode = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
-        self.place, self.sample, self.segment = (torch.full(shape, -1, dtype=torch.int64) for _ in range(3))
-        self.text_ids: list[int] = []
-        self.text_slots: list[int] = []
-        self.ce_slots: list[int] = []
-        self.ce_labels: list[int] = []
-        self.ce_weights: list[float] = []
-        self.vit: list[VitSegment] = []
-        self.vit_slots: list[Tensor] = []
-        self.vae: list[VaeSegment] = []
-        self.latent_slots: list[Tensor] = []
-        self.spans: list[list[SegmentSpan]] = []
-        self._next_place = self._next_segment = 0
+    def __init__(self, rows: Sequence[Sequence[Sample]], spec: PackSpec, und_len: int, gen_len: int) -> None:
+        self.rows, self.und_len, self.gen_len, self.spec = len(rows), und_len, gen_len, spec
+        self.runs: list[Run] = []
+        self.first_slots: list[int] = []  # of each run, among those of its expert
+        self.noised: list[bool] = []  # per VAE image
+        self.spans: list[tuple[SegmentSpan, ...]] = []
+        self._table: list[tuple[int, ...]] = []  # one line a run, see below
+        self._place = self._segment = 0
+        for row, samples in enumerate(rows):
+            free = [row * und_len, row * gen_len]  # the next slots
+            before_row = row * gen_len, (row + 1) * und_len  # slots of the other expert that lie before in memory
+            for sample in samples:
+                self.spans.append(tuple(self._add(sample, free, before_row)))
+        table = torch.tensor(self._table, dtype=torch.int64).reshape(-1, 9)
+        lengths = table[:, 0]
+        self._tokens = table.repeat_interleave(lengths, 0).T
+        self._inside = torch.arange(self._place) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        _, self.kind, slots, before, *_ = self._tokens
+        self.slots = slots + self._inside
+        self._where = self.slots + before
 
-    def add_row(self, row: int, samples: Sequence[Sample]) -> None:
-        und, gen = 0, self.und_len  # the row's next free slot for each expert
-        for sample in samples:
-            position, start, number = sample.position, self._next_place, len(self.spans)
-            spans: list[SegmentSpan] = []
-            for segment in sample.segments:
-                und_end, gen_end = und + segment.und_len, gen + segment.gen_len
-                if (und_end, gen_end) != (und, gen):  # of what was dropped, only the position goes on
-                    ours = slice(und, und_end), slice(gen, gen_end)
-                    spans.append(self._span(segment.mode, row, *ours, self._next_place - start))
-                    self._fill(segment, row, *ours, position, number)
-                position += segment.advance
-                und, gen = und_end, gen_end
-            self.spans.append(spans)
+    def _add(self, sample: Sample, free: list[int], before_row: tuple[int, int]) -> Iterator[SegmentSpan]:
+        position, first = sample.position, self._place
+        for segment in sample.segments:
+            (und, gen), start = free, self._place
+            for run in segment.runs:
+                expert = int(run.kind == VAE)
+                self.runs.append(run)
+                self.first_slots.append(free[expert])
+                where = run.length, run.kind, free[expert], before_row[expert], position + run.position, self._place
+                self._table.append((*where, len(self.spans), self._segment, segment.mode))
+                free[expert] += run.length
+                self._place += run.length
+                if run.kind == VAE:
+                    self.noised.append(segment.mode == NOISED)
+            if self._place > start:
+                self._segment += 1
+                yield SegmentSpan(segment.mode, (und, free[0]), (gen, free[1]), start - first)
+            position += segment.advance
 
-    def _span(self, mode: int, row: int, und: slice, gen: slice, start: int) -> SegmentSpan:
-        before_und, before_gen = row * self.und_len, row * self.gen_len - self.und_len
-        return SegmentSpan(
-            mode,
-            (before_und + und.start, before_und + und.stop),
-            (before_gen + gen.start, before_gen + gen.stop),
-            start,
-        )
+    def _per_slot(self, values: Tensor, padding: int) -> Tensor:
+        """Values of all tokens by slot, (rows, und_len + gen_len)."""
+        shape = self.rows, self.und_len + self.gen_len
+        return torch.full((shape[0] * shape[1],), padding).index_put_((self._where,), values).view(shape)
 
-    def _fill(self, segment: Segment, row: int, und: slice, gen: slice, position: int, sample: int) -> None:
-        """Fills the slots `und` and `gen` of a row with a segment that begins at a position."""
-        first = self._next_place
-        after = first + (und.stop - und.start) + (gen.stop - gen.start)
-        for slots in (und, gen):
-            self.sample[row, slots] = sample
-            self.segment[row, slots] = self._next_segment
-            self.mode[row, slots] = segment.mode
-        if isinstance(segment, TextSegment):
-            self.positions[row, und] = torch.arange(position, position + len(segment.ids))
-            self.place[row, und] = torch.arange(first, after)
-            self._add_text(segment, row * self.und_len + und.start)
-        else:  # a image between its two markers, all at one position
-            self.positions[row, und] = position
-            self.positions[row, gen] = position
-            self.place[row, und.start] = first
-            self.place[row, und.stop - 1] = after - 1
-            inside = torch.arange(first + 1, after - 1)
-            opening, closing = row * self.und_len + und.start, row * self.und_len + und.stop - 1
-            self.text_ids += (self.spec.special.start_of_image, self.spec.special.end_of_image)
-            self.text_slots += (opening, closing)
-            if isinstance(segment, VitSegment):
-                self.place[row, und.start + 1 : und.stop - 1] = inside
-                self.vit.append(segment)
-                self.vit_slots.append(torch.arange(opening + 1, closing))
-            elif isinstance(segment, VaeSegment):
-                self.place[row, gen] = inside
-                self.vae.append(segment)
-                before = row * self.gen_len - self.und_len
-                self.latent_slots.append(torch.arange(before + gen.start, before + gen.stop))
-        self._next_place = after
-        self._next_segment += 1
+    def _fields(self) -> dict[str, Any]:
+        grids = {kind: tuple(run.grid for run in self.runs if run.kind == kind) for kind in (VIT, VAE)}
+        sizes = torch.tensor([rows * columns for rows, columns in grids[VAE]], dtype=torch.int64)
 
-    def _add_text(self, segment: TextSegment, first_slot: int) -> None:
-        self.text_ids += segment.ids
-        self.text_slots += range(first_slot, first_slot + len(segment.ids))
-        if segment.labels is not None:
-            count = len(segment.labels)
-            self.ce_slots += range(first_slot, first_slot + count)
-            self.ce_labels += segment.labels
-            self.ce_weights += [count**-0.5] * count
+        def index(kind: int, side: int) -> Tensor:
+            parts = [table_index(*grid, side, self.spec.interpolate) for grid in grids[kind]]
+            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 
-    def packed(self) -> PackedSequence:
-        spec, none = self.spec, torch.zeros(0, dtype=torch.int64)
-        vit_grids, latent_grids = [s.grid for s in self.vit], [s.grid for s in self.vae]
-        sizes = torch.tensor([rows * columns for rows, columns in latent_grids], dtype=torch.int64)
+        markers = {_START_OF_IMAGE: self.spec.special.start_of_image, _END_OF_IMAGE: self.spec.special.end_of_image}
+        ids = [markers.get(i, i) for run in self.runs for i in run.ids]
+        return {
+            "rows": self.rows,
+            "und_len": self.und_len,
+            "gen_len": self.gen_len,
+            "text_ids": torch.tensor(ids, dtype=torch.int64),
+            "text_slots": self.slots[self.kind == TEXT],
+            "vit_slots": self.slots[self.kind == VIT],
+            "vit_index": index(VIT, self.spec.vit_side),
+            "vit_grids": grids[VIT],
+            "latent_slots": self.slots[self.kind == VAE],
+            "latent_index": index(VAE, self.spec.latent_side),
+            "latent_image": torch.arange(len(sizes)).repeat_interleave(sizes),
+            "latent_grids": grids[VAE],
+            "positions": self._per_slot(self._tokens[4] + self._inside * (self.kind == TEXT), 0),
+            "spans": tuple(self.spans),
+        }
 
-        def index(grids: list[tuple[int, int]], side: int) -> Tensor:
-            return torch.cat([none, *(table_index(*grid, side, spec.interpolate) for grid in grids)])
+    def layout(self) -> Layout:
+        return Layout(**self._fields())
 
-        def per_latent(values: Tensor) -> Tensor:
-            return values.repeat_interleave(sizes)
-
-        return PackedSequence(
-            rows=self.rows,
-            und_len=self.und_len,
-            gen_len=self.gen_len,
-            text_ids=torch.tensor(self.text_ids, dtype=torch.int64),
-            text_slots=torch.tensor(self.text_slots, dtype=torch.int64),
-            vit_patches=torch.cat([s.patches for s in self.vit]) if self.vit else torch.zeros(0, spec.patch_dim),
-            vit_slots=torch.cat([none, *self.vit_slots]),
-            vit_index=index(vit_grids, spec.vit_side),
-            vit_grids=vit_grids,
-            latents=torch.cat([s.latent for s in self.vae]) if self.vae else torch.zeros(0, spec.latent_dim),
-            latent_slots=torch.cat([none, *self.latent_slots]),
-            latent_index=index(latent_grids, spec.latent_side),
-            timesteps=per_latent(torch.tensor([s.timestep for s in self.vae], dtype=torch.float32)),
-            noised=per_latent(torch.tensor([s.noised for s in self.vae], dtype=torch.bool)),
-            latent_image=per_latent(torch.arange(len(self.vae))),
-            latent_grids=latent_grids,
-            ce_slots=torch.tensor(self.ce_slots, dtype=torch.int64),
-            ce_labels=torch.tensor(self.ce_labels, dtype=torch.int64),
-            ce_weights=torch.tensor(self.ce_weights, dtype=torch.float32),
-            positions=self.positions,
-            place=self.place,
-            sample=self.sample,
-            segment=self.segment,
-            mode=self.mode,
-            spans=self.spans,
+    def training_layout(self) -> TrainingLayout:
+        *_, place, sample, segment, mode = self._tokens
+        targets = [(slot, run.labels) for slot, run in zip(self.first_slots, self.runs, strict=True) if run.labels]
+        counts = torch.tensor([len(labels) for _, labels in targets], dtype=torch.int64)
+        slots = list(chain.from_iterable(range(slot, slot + len(labels)) for slot, labels in targets))
+        return TrainingLayout(
+            **self._fields(),
+            ce_slots=torch.tensor(slots, dtype=torch.int64),
+            ce_labels=torch.tensor(list(chain.from_iterable(labels for _, labels in targets)), dtype=torch.int64),
+            ce_weights=(counts**-0.5).repeat_interleave(counts),
+            noised=torch.tensor(self.noised, dtype=torch.bool),
+            place=self._per_slot(place + self._inside, -1),
+            sample=self._per_slot(sample, -1),
+            segment=self._per_slot(segment, -1),
+            mode=self._per_slot(mode, 0),
         )

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -35,6 +35,15 @@ QWEN2_SPLIT = (
 )
 
 
+class SpecialTokens(NamedTuple):
+    """Ids of the tokens that delimit texts (`bos`, `eos`) and images."""
+
+    bos: int
+    eos: int
+    start_of_image: int
+    end_of_image: int
+
+
 class Tokenizer:
     """Text to token ids and back.
 
@@ -42,10 +51,7 @@ class Tokenizer:
     letter, as the published tokenizer does. An interface for strangers should remove them from what it is given.
 
     Attributes:
-        bos_id: id of `<|im_start|>`, which begins every text segment.
-        eos_id: id of `<|im_end|>`, which ends it.
-        start_of_image_id: id of `<|vision_start|>`.
-        end_of_image_id: id of `<|vision_end|>`.
+        special: the ids of `<|im_start|>`, `<|im_end|>`, `<|vision_start|>` and `<|vision_end|>`.
         vocab_size: number of tokens, the added ones included; the model's embedding may have more rows.
     """
 
@@ -66,10 +72,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self._added = {index: token.content.encode() for index, token in added.items()}
         self._special = frozenset(index for index, token in added.items() if token.special)
-        self.bos_id = self._required(BOS)
-        self.eos_id = self._required(EOS)
-        self.start_of_image_id = self._required(START_OF_IMAGE)
-        self.end_of_image_id = self._required(END_OF_IMAGE)
+        self.special = SpecialTokens(*map(self._required, (BOS, EOS, START_OF_IMAGE, END_OF_IMAGE)))
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod

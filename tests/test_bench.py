@@ -20,7 +20,8 @@ from bagel_mot.config import BagelConfig, VaeConfig
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.model.vae import Autoencoder
-from bagel_mot.sequence import SpecialTokens, table_index
+from bagel_mot.sequence import table_index
+from bagel_mot.tokenizer import SpecialTokens
 
 SMALL = BenchSettings(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pytest
 import torch
+from torch import Tensor
 
 from bagel_mot.errors import SizeError
 from bagel_mot.sequence import (
@@ -13,15 +16,21 @@ from bagel_mot.sequence import (
     NOISED,
     DroppedImage,
     PackSpec,
+    Run,
     Sample,
     Segment,
-    SpecialTokens,
     TextSegment,
     VaeSegment,
+    Values,
     VitSegment,
     pack,
+    pack_cached,
     table_index,
+    text_segment,
+    vae_segment,
+    vit_segment,
 )
+from bagel_mot.tokenizer import SpecialTokens
 
 SPEC = PackSpec(SpecialTokens(1, 2, 3, 4), vit_side=7, latent_side=6, patch_dim=12, latent_dim=8)
 
@@ -32,10 +41,11 @@ def _random_sample(rng: random.Random) -> Sample:
         grid = (rng.randint(1, 3), rng.randint(1, 3))
         tokens = grid[0] * grid[1]
         kind = rng.randrange(5)
+        ids = [rng.randint(5, 90) for _ in range(rng.randint(0, 5))]
         if kind == 0:
-            segments.append(SPEC.special.condition([rng.randint(5, 90) for _ in range(rng.randint(0, 5))]))
+            segments.append(text_segment(ids, SPEC.special))
         elif kind == 1:
-            segments.append(SPEC.special.target([rng.randint(5, 90) for _ in range(rng.randint(0, 5))]))
+            segments.append(text_segment(ids, SPEC.special, learn=True))
         elif kind == 2:
             segments.append(VitSegment(torch.randn(tokens, 12), grid))
         elif kind == 3:
@@ -107,15 +117,67 @@ def test_positions_and_mask_follow_the_rules(seed: int) -> None:
 
 
 def test_text_with_loss_predicts_its_ids_and_the_end() -> None:
-    packed = pack([[Sample((SPEC.special.target([7, 8, 9]),))]], SPEC)
+    packed = pack([[Sample((text_segment([7, 8, 9], SPEC.special, learn=True),))]], SPEC)
     assert packed.text_ids.tolist() == [1, 7, 8, 9, 2]
     assert packed.text_ids[packed.ce_slots].tolist() == [1, 7, 8, 9]
     assert packed.ce_labels.tolist() == [7, 8, 9, 2]
     assert torch.allclose(packed.ce_weights, torch.full((4,), 0.5))
 
 
+@dataclass(frozen=True, eq=False)
+class _Clip(Segment):
+    """Two frames in one segment, a distance of three rotary positions apart."""
+
+    grid: tuple[int, int] = (1, 2)
+    advance = 6
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        frames = (VitSegment(torch.full((2, 12), i), self.grid).runs for i in range(2))
+        return tuple(replace(run, position=3 * i) for i, frame in enumerate(frames) for run in frame)
+
+
+def test_a_segment_lays_itself_out() -> None:
+    """Packing knows no kinds of segment: the frames of a clip come with positions of their own."""
+    samples = [Sample((_Clip(), text_segment([7], SPEC.special)), position=5)]
+    layout, values = pack([samples], SPEC), Values.of(samples, SPEC)
+    assert layout.positions.tolist() == [[5] * 4 + [8] * 4 + [11, 12, 13]]
+    assert layout.text_ids.tolist() == [3, 4, 3, 4, 1, 7, 2]
+    assert layout.vit_grids == ((1, 2), (1, 2))
+    assert values.vit_patches[:, 0].tolist() == [0, 0, 1, 1]
+    assert layout.mask()[0, :8, :8].all()  # one segment: its frames see one another
+    assert not layout.mask()[0, :8, 8:].any()
+
+
+def test_a_layout_serves_other_values() -> None:
+    """A denoising step changes latents and timestep alone; the layout for the cache is that of training."""
+
+    def at(timestep: float) -> list[Sample]:
+        image = VaeSegment(torch.full((4, 8), timestep), (2, 2), noised=True, timestep=timestep)
+        return [Sample((image,), position=9), Sample((text_segment([7], SPEC.special),))]
+
+    layout, again, trained = pack_cached(at(0.25), SPEC), pack_cached(at(0.75), SPEC), pack([at(0.5)], SPEC)
+    for name, value in vars(layout).items():
+        for other in (again, trained):
+            assert torch.equal(value, getattr(other, name)) if isinstance(value, Tensor) else value == vars(other)[name]
+    assert Values.of(at(0.25), SPEC).timesteps.tolist() == [0.25]
+    given = Values.of(at(0.25), SPEC, torch.ones(4, 8))
+    assert torch.equal(given.latents, torch.ones(4, 8))
+
+
+def test_images_become_segments() -> None:
+    pixels = torch.rand(3, 4, 6)
+    vit = vit_segment(pixels, 2)
+    assert vit.grid == (2, 3)
+    assert torch.equal(vit.patches[4].view(2, 2, 3), pixels[:, 2:4, 2:4].permute(1, 2, 0))
+    vae = vae_segment(torch.rand(2, 4, 6), 2, noised=True)
+    assert (vae.grid, vae.noised) == ((2, 3), True)
+    assert vae.latent is not None
+    assert vae.latent.shape == (6, 8)
+
+
 def test_fixed_lengths_pad_and_refuse() -> None:
-    sample = Sample((SPEC.special.condition([7, 8]),))
+    sample = Sample((text_segment([7, 8], SPEC.special),))
     packed = pack([[sample], []], SPEC, und_len=10, gen_len=6)
     assert packed.place.shape == (2, 16)
     assert (packed.place >= 0).sum() == 4

@@ -42,10 +42,10 @@ def test_recorded_ids(golden: Any, recorded: Tokenizer) -> None:
     assert [recorded.encode(text) for text in case["texts"]] == case["ids"]
     assert [recorded.decode(ids) for ids in case["ids"]] == case["texts"]
     assert case["special"] == {
-        "bos_token_id": recorded.bos_id,
-        "eos_token_id": recorded.eos_id,
-        "start_of_image": recorded.start_of_image_id,
-        "end_of_image": recorded.end_of_image_id,
+        "bos_token_id": recorded.special.bos,
+        "eos_token_id": recorded.special.eos,
+        "start_of_image": recorded.special.start_of_image,
+        "end_of_image": recorded.special.end_of_image,
     }
     assert recorded.vocab_size == 405
 
@@ -58,7 +58,7 @@ def test_recorded_texts(golden: Any, recorded: Tokenizer) -> None:
         if tokens is None:
             continue
         ids = tokens.tolist()[1:]
-        ids = ids[: ids.index(recorded.eos_id)] if recorded.eos_id in ids else ids
+        ids = ids[: ids.index(recorded.special.eos)] if recorded.special.eos in ids else ids
         assert recorded.decode(ids) == case["text"]
         stream = recorded.detokenizer()
         assert "".join([*map(stream.add, ids), stream.finish()]) == case["text"]
@@ -68,10 +68,10 @@ def test_recorded_texts(golden: Any, recorded: Tokenizer) -> None:
 
 def test_special_tokens_written_out_are_parsed(recorded: Tokenizer) -> None:
     ids = recorded.encode("hi<|im_end|>x<|vision_start|>")
-    assert ids == [*recorded.encode("hi"), recorded.eos_id, *recorded.encode("x"), recorded.start_of_image_id]
+    assert ids == [*recorded.encode("hi"), recorded.special.eos, *recorded.encode("x"), recorded.special.start_of_image]
     assert recorded.decode(ids) == "hi<|im_end|>x<|vision_start|>"
     assert recorded.decode(ids, skip_special=True) == "hix"
-    assert recorded.is_special(recorded.eos_id)
+    assert recorded.is_special(recorded.special.eos)
     assert not recorded.is_special(ids[0])
 
 
@@ -123,7 +123,7 @@ def test_training_merges_and_puts_specials_last(trained: Tokenizer) -> None:
     assert [trained.token_bytes(300 - 5 + i).decode() for i in range(5)] == list(SPECIAL_TOKENS)
     text = CORPUS[0]
     assert len(trained.encode(text)) < 0.6 * len(text)
-    assert trained.decode([trained.bos_id, trained.end_of_image_id]) == "<|im_start|><|vision_end|>"
+    assert trained.decode([trained.special.bos, trained.special.end_of_image]) == "<|im_start|><|vision_end|>"
 
 
 def test_training_needs_room_for_bytes() -> None:
@@ -141,7 +141,7 @@ def test_saved_and_read_again(trained: Tokenizer, tmp_path: Path, form: str) -> 
     rng = random.Random(2)
     for text in [*CORPUS[:3], "<|im_start|>", *(random_text(rng) for _ in range(50))]:
         assert again.encode(text) == trained.encode(text)
-    assert (again.vocab_size, again.bos_id, again.eos_id) == (trained.vocab_size, trained.bos_id, trained.eos_id)
+    assert (again.vocab_size, again.special) == (trained.vocab_size, trained.special)
 
 
 def test_recorded_files_survive_a_round_trip(golden: Any, tmp_path: Path) -> None:
@@ -216,6 +216,6 @@ def test_the_official_vocabulary(tmp_path: Path) -> None:
     for tokenizer in (official, Tokenizer.from_folder(tmp_path)):
         assert tokenizer.encode("Hello world!") == [9707, 1879, 0]
         assert tokenizer.encode("你好") == [108386]
-        assert (tokenizer.bos_id, tokenizer.eos_id) == (151644, 151645)
-        assert (tokenizer.start_of_image_id, tokenizer.end_of_image_id) == (151652, 151653)
+        assert (tokenizer.special.bos, tokenizer.special.eos) == (151644, 151645)
+        assert (tokenizer.special.start_of_image, tokenizer.special.end_of_image) == (151652, 151653)
         assert tokenizer.vocab_size == 151665

@@ -146,7 +146,7 @@ def plain_velocity(
     gen_index = torch.arange(1, n + 1, device=device)
     x = torch.zeros(n + 2, model.config.decoder.hidden_size, dtype=model.dtype, device=device)
     x[und_index] = model.decoder.embed_tokens(markers)
-    x[gen_index] = model.embed_latents(latents, torch.full((n,), t, device=device), index)
+    x[gen_index] = model.embed_latents(latents, torch.tensor([t], device=device), torch.zeros_like(index), index)
     positions = torch.full((n + 2,), position, device=device)
     hidden = plain_forward(model, PlainQuery(x, positions, und_index, gen_index), cache)
     return model.velocity(hidden[gen_index])

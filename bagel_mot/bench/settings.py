@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bagel_mot.errors import SettingError
-from bagel_mot.sequence import SpecialTokens
+from bagel_mot.tokenizer import SpecialTokens
 
 SPECIAL = SpecialTokens(1, 2, 3, 4)
 

@@ -15,7 +15,7 @@ from bagel_mot.bench.timing import Calls, Measured, measure
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.placement.system_memory import free_memory
-from bagel_mot.sequence import PackSpec, Sample, TextSegment, VaeSegment, pack
+from bagel_mot.sequence import PackSpec, Sample, TextSegment, VaeSegment, Values, pack
 from bagel_mot.training.objective import add_noise, compute_losses
 from bagel_mot.training.optimizer import Ema, Optimizers
 from bagel_mot.training.recipe import OptimizerRecipe
@@ -40,9 +40,9 @@ def measure_training(
     ids = random_ids(text - 2, model.config.decoder.vocab_size).tolist()
     segment = VaeSegment(torch.randn(tokens, model.config.latent_dim), grid, noised=True)
     sample = Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), segment))
-    packed = pack([[sample]], PackSpec.of(model.config, SPECIAL))
-    noised = add_noise(packed, torch.tensor([0.5]), torch.randn_like(packed.latents))
-    noised.packed, noised.target = noised.packed.to(device), noised.target.to(device)
+    spec = PackSpec.of(model.config, SPECIAL)
+    layout, values = pack([[sample]], spec), Values.of([sample], spec)
+    noised = add_noise(layout, values, torch.tensor([0.5]), torch.randn_like(values.latents)).to(device)
     trained = copy.deepcopy(model).float().requires_grad_(True)
     optimizers = Optimizers(trained.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
     ema = Ema(trained, 0.9999)
@@ -51,7 +51,7 @@ def measure_training(
 
     def gradients() -> None:
         with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
-            losses = compute_losses(trained, noised, MaskedAttention(noised.packed))
+            losses = compute_losses(trained, noised, MaskedAttention(noised.layout))
         (losses.ce_sum(False) / losses.ce_count(False) + losses.mse_sum() / losses.mse_count).backward()
 
     def whole() -> None:

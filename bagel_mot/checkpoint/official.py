@@ -32,8 +32,7 @@ from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import write_text
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.vae import Autoencoder
-from bagel_mot.sequence import SpecialTokens
-from bagel_mot.tokenizer import Tokenizer
+from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
 MODEL_FILE = "ema.safetensors"
 TASKS = ("generate", "edit", "understand")
@@ -66,8 +65,7 @@ class Checkpoint:
 
     @property
     def special(self) -> SpecialTokens:
-        t = self.tokenizer
-        return SpecialTokens(t.bos_id, t.eos_id, t.start_of_image_id, t.end_of_image_id)
+        return self.tokenizer.special
 
 
 def model_file(where: Path) -> Path:

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from PIL import Image
 from torch import Tensor
 
-from bagel_mot.images import ImageTransform, patchify
-from bagel_mot.sequence import DroppedImage, SpecialTokens, TextSegment, VaeSegment, VitSegment
-from bagel_mot.tokenizer import Tokenizer
+from bagel_mot.images import ImageTransform, to_pixels
+from bagel_mot.sequence import DroppedImage, TextSegment, VaeSegment, VitSegment, text_segment, vit_segment
+from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Builder:
                 dropped = part.droppable and not part.loss and rng.random() < self.dropout.text
                 if not dropped:
                     ids = self.tokenizer.encode(part.text)
-                    segments.append(self.special.target(ids) if part.loss else self.special.condition(ids))
+                    segments.append(text_segment(ids, self.special, learn=part.loss))
             else:
                 segments.extend(self._image(part, rng, blind))
         return RawSample(index, tuple(segments))
@@ -144,7 +143,7 @@ class Builder:
         segments: list[RawSegment] = []
         resized = self.vae_transform.resize(part.image)
         if part.target or part.vae:
-            pixels = _to_pixels(resized)
+            pixels = to_pixels(resized)
             grid = (pixels.shape[1] // self.latent_stride, pixels.shape[2] // self.latent_stride)
             if part.target:
                 segments += [PendingLatent(pixels, grid, noised=True) for _ in range(part.copies)]
@@ -153,15 +152,5 @@ class Builder:
                 segments.append(DroppedImage() if dropped else PendingLatent(pixels, grid, noised=False))
         if part.vit:
             dropped = part.droppable and (rng.random() < self.dropout.vit or blind)
-            segments.append(DroppedImage() if dropped else self._vit(resized))
+            segments.append(DroppedImage() if dropped else vit_segment(self.vit_transform(resized), self.patch_size))
         return segments
-
-    def _vit(self, image: Image.Image) -> VitSegment:
-        pixels = _to_pixels(self.vit_transform.resize(image))
-        grid = (pixels.shape[1] // self.patch_size, pixels.shape[2] // self.patch_size)
-        return VitSegment(patchify(pixels, self.patch_size), grid)
-
-
-def _to_pixels(image: Image.Image) -> Tensor:
-    array = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return array.view(image.height, image.width, 3).permute(2, 0, 1).float().div_(127.5).sub_(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import ContextLengthError
-from bagel_mot.images import ImageTransform, latent_to_tokens, patchify, to_pil, to_pixels, tokens_to_latent
+from bagel_mot.images import ImageTransform, to_pil, to_pixels, tokens_to_latent
 from bagel_mot.inference import sampler as flow
 from bagel_mot.inference.decode import TextStream, choose_token
 from bagel_mot.inference.engine.engine import Engine
@@ -25,8 +25,8 @@ from bagel_mot.inference.preview import Previewer, due
 from bagel_mot.inference.sampler import Role, TaylorSeer
 from bagel_mot.inference.settings import GenerationSettings
 from bagel_mot.model.cache import Context, KVReservation
-from bagel_mot.sequence import Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, segment_length
-from bagel_mot.tokenizer import Tokenizer
+from bagel_mot.sequence import Segment, TextSegment, VaeSegment, segment_length, text_segment, vae_segment, vit_segment
+from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
 Item = tuple[Kind, str | Image.Image]
 
@@ -50,7 +50,7 @@ class Runtime:
         return Previewer(self.engine.autoencoder, self.preview_images)
 
     def text(self, text: str) -> TextSegment:
-        return self.special.condition(self.tokenizer.encode(text))
+        return text_segment(self.tokenizer.encode(text), self.special)
 
     def positions(self, items: Sequence[Item], latents: bool) -> int:
         """How far `items` will move the rotary position of a context."""
@@ -142,11 +142,8 @@ def read(runtime: Runtime, history: History, items: Sequence[Item], *, latents: 
             segments.append(runtime.text(content))
         else:
             if i in encoded:
-                patch = runtime.config.latent_patch_size
-                _, height, width = encoded[i].shape
-                segments.append(VaeSegment(latent_to_tokens(encoded[i], patch), (height // patch, width // patch)))
-            pixels, patch = runtime.vit_transform(resized[i]), runtime.config.vit.patch_size
-            segments.append(VitSegment(patchify(pixels, patch), (pixels.shape[1] // patch, pixels.shape[2] // patch)))
+                segments.append(vae_segment(encoded[i], runtime.config.latent_patch_size))
+            segments.append(vit_segment(runtime.vit_transform(resized[i]), runtime.config.vit.patch_size))
         turns.append(Turn(kind, content, tuple(segments)))
     yield [Row(history.context, tuple(segment for turn in turns for segment in turn.segments))]
     for turn in turns:

@@ -11,6 +11,7 @@ repeated. Nothing here needs flash-attn or any other package.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel_mot.model.cache import KVReservation
-from bagel_mot.sequence import CAUSAL, PackedSequence, SegmentSpan
+from bagel_mot.sequence import CAUSAL, SegmentSpan, TrainingLayout
 
 _FEW = 16  # queries: of text that is being written, not of a image
 _LARGEST_SCORES = 1 << 26  # numbers, 256 MiB of float32
@@ -44,11 +45,11 @@ class Attention(Protocol):
 
 
 class MaskedAttention:
-    """Attention over the rows of a pack. `mask` is (rows, L, L) bool, True = may attend (`PackedSequence.mask`)."""
+    """Attention over the rows of a pack. `mask` is (rows, L, L) bool, True = may attend (`TrainingLayout.mask`)."""
 
-    def __init__(self, packed: PackedSequence, mask: Tensor | None = None) -> None:
-        self.rows, self.und_len, self.gen_len = packed.rows, packed.und_len, packed.gen_len
-        self.mask = (packed.mask() if mask is None else mask)[:, None]  # (rows, 1, L, L)
+    def __init__(self, layout: TrainingLayout, mask: Tensor | None = None) -> None:
+        self.rows, self.und_len, self.gen_len = layout.rows, layout.und_len, layout.gen_len
+        self.mask = (layout.mask() if mask is None else mask)[:, None]  # (rows, 1, L, L)
 
     def for_layer(self, layer: int) -> Attend:
         return self
@@ -83,7 +84,7 @@ def masked_attention(rows: int, mask: Tensor, query: Pair, key: Pair, value: Pai
 class CachedSample:
     """One sample of an inference pack: where its new tokens stand, and the room for their keys and values."""
 
-    spans: list[SegmentSpan]
+    spans: Sequence[SegmentSpan]
     tail: KVReservation
 
 

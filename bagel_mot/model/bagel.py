@@ -20,9 +20,11 @@ from bagel_mot.config import BagelConfig
 from bagel_mot.model.attention import Attention
 from bagel_mot.model.decoder import Decoder
 from bagel_mot.model.vit import Connector, VisionTransformer
-from bagel_mot.sequence import PackedSequence
+from bagel_mot.sequence import Layout, Values
 
 _TIME_FREQUENCIES = 256
+# Fewer rows take another kernel on the CPU, which rounds otherwise: an image would depend on how many are drawn with it.
+_FEWEST_ROWS = 16
 
 
 def sincos_table(side: int, size: int) -> Tensor:
@@ -52,15 +54,17 @@ class TimestepEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """(N,) float32 -> (N, hidden)"""
+        n = t.shape[0]
+        t = F.pad(t, (0, max(0, _FEWEST_ROWS - n)))
         half = _TIME_FREQUENCIES // 2
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angles = t.float()[:, None] * frequencies
         features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.fc1.weight.dtype)
-        return self.fc2(F.silu(self.fc1(features)))
+        return self.fc2(F.silu(self.fc1(features)))[:n]
 
 
 class BagelModel(nn.Module):
-    """The network without the autoencoder. Call it on a `PackedSequence`; then take `logits` or `velocity` where
+    """The network without the autoencoder. Call it on a packed sequence; then take `logits` or `velocity` where
     needed.
     """
 
@@ -106,34 +110,40 @@ class BagelModel(nn.Module):
     def device(self) -> torch.device:
         return self.decoder.norm.weight.device
 
-    def embed_images(self, packed: PackedSequence) -> Tensor:
-        """ViT features through the connector, with positions: (P, hidden)."""
-        patches = packed.vit_patches.to(self.dtype)
-        features = self.vit(patches, packed.vit_index, packed.vit_grids)
-        return self.connector(features) + self.vit_pos_embed[packed.vit_index]
+    def embed_images(self, layout: Layout, patches: Tensor) -> Tensor:
+        """ViT features through the connector, with positions: patches (Np, patch_dim) -> (Np, hidden)."""
+        features = self.vit(patches.to(self.dtype), layout.vit_index, layout.vit_grids)
+        return self.connector(features) + self.vit_pos_embed[layout.vit_index]
 
-    def embed_latents(self, latents: Tensor, timesteps: Tensor, index: Tensor) -> Tensor:
-        """Latent tokens (N, latent_dim) at timesteps (N,) and table places (N,): (N, hidden)."""
-        return self.latent_in(latents.to(self.dtype)) + self.time_embedding(timesteps) + self.latent_pos_embed[index]
+    def embed_latents(self, latents: Tensor, timesteps: Tensor, image: Tensor, index: Tensor) -> Tensor:
+        """Latent tokens (Nl, latent_dim) of images `image` (Nl,) at their timesteps (images,), with positions.
 
-    def embed(self, packed: PackedSequence) -> tuple[Tensor, Tensor]:
+        Args:
+            index: (Nl,) places in the position table.
+
+        Returns: (Nl, hidden)
+        """
+        time = self.time_embedding(timesteps)[image]  # once per image, whatever its size
+        return self.latent_in(latents.to(self.dtype)) + time + self.latent_pos_embed[index]
+
+    def embed(self, layout: Layout, values: Values) -> tuple[Tensor, Tensor]:
         """Fills the slots: und (S, hidden) and gen (G, hidden). Slots that nothing fills are zero."""
         hidden = self.config.decoder.hidden_size
-        text = self.decoder.embed_tokens(packed.text_ids)
-        und = text.new_zeros(packed.rows * packed.und_len, hidden)
-        und = und.index_copy(0, packed.text_slots, text)
-        if packed.vit_slots.numel():
-            und = und.index_copy(0, packed.vit_slots, self.embed_images(packed).to(und.dtype))
-        gen = text.new_zeros(packed.rows * packed.gen_len, hidden)
-        if packed.latent_slots.numel():
-            latents = self.embed_latents(packed.latents, packed.timesteps, packed.latent_index)
-            gen = gen.index_copy(0, packed.latent_slots, latents.to(gen.dtype))
+        text = self.decoder.embed_tokens(layout.text_ids)
+        und = text.new_zeros(layout.rows * layout.und_len, hidden)
+        und = und.index_copy(0, layout.text_slots, text)
+        if layout.vit_grids:
+            und = und.index_copy(0, layout.vit_slots, self.embed_images(layout, values.vit_patches).to(und.dtype))
+        gen = text.new_zeros(layout.rows * layout.gen_len, hidden)
+        if layout.latent_grids:
+            latents = self.embed_latents(values.latents, values.timesteps, layout.latent_image, layout.latent_index)
+            gen = gen.index_copy(0, layout.latent_slots, latents.to(gen.dtype))
         return und, gen
 
-    def forward(self, packed: PackedSequence, attend: Attention) -> tuple[Tensor, Tensor]:
+    def forward(self, layout: Layout, values: Values, attend: Attention) -> tuple[Tensor, Tensor]:
         """Hidden states before the final norms: und (S, hidden) and gen (G, hidden) slots."""
-        und, gen = self.embed(packed)
-        positions = (packed.positions[:, : packed.und_len].flatten(), packed.positions[:, packed.und_len :].flatten())
+        und, gen = self.embed(layout, values)
+        positions = (layout.positions[:, : layout.und_len].flatten(), layout.positions[:, layout.und_len :].flatten())
         return self.decoder(und, gen, positions, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:

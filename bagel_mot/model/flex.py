@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bagel_mot.model.attention import Attend, Pair
-from bagel_mot.sequence import PackedSequence
+from bagel_mot.sequence import TrainingLayout
 
 
 class FlexMaskedAttention:
     """As `MaskedAttention`, for a pack of the same mask."""
 
-    def __init__(self, packed: PackedSequence) -> None:
-        mask = packed.mask()  # (rows, L, L)
+    def __init__(self, layout: TrainingLayout) -> None:
+        mask = layout.mask()  # (rows, L, L)
         self.rows, length = mask.shape[0], mask.shape[1]
 
         def may_attend(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

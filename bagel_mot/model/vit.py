@@ -6,6 +6,7 @@ table, indexed by row and column.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -63,7 +64,7 @@ class VisionTransformer(nn.Module):
         self.layers = nn.ModuleList(VitLayer(config) for _ in range(config.num_layers))
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, patches: Tensor, index: Tensor, grids: list[tuple[int, int]]) -> Tensor:
+    def forward(self, patches: Tensor, index: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """
         Args:
             patches: (P, patch_dim) in [-1, 1], ordered (row, column, channel) within a patch.

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from bagel_mot.errors import DeviceError
 from bagel_mot.model.attention import Attention, MaskedAttention
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.sequence import PackedSequence
+from bagel_mot.sequence import TrainingLayout
 
 
 def checkpoint_activations(model: BagelModel) -> None:
@@ -22,7 +22,7 @@ def checkpoint_activations(model: BagelModel) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def attention_of(name: str, device: torch.device) -> Callable[[PackedSequence], Attention]:
+def attention_of(name: str, device: torch.device) -> Callable[[TrainingLayout], Attention]:
     """
     Raises:
         DeviceError: FlexAttention is asked for where it has no gradients.

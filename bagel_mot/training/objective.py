@@ -7,7 +7,6 @@ step whatever the number of packs in it.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from bagel_mot.model.attention import Attention
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.sequence import PackedSequence
+from bagel_mot.sequence import TrainingLayout, Values
 
 
 def shift_timesteps(t: Tensor, shift: float) -> Tensor:
@@ -39,23 +38,28 @@ def draw_timesteps(images: int, shift: float, generator: torch.Generator) -> Ten
 class NoisedPack:
     """A pack whose target latents carry noise, and the velocity to predict for them."""
 
-    packed: PackedSequence
+    layout: TrainingLayout
+    values: Values
     target: Tensor  # (number of noised tokens, latent_dim)
 
+    def to(self, device: torch.device | str) -> NoisedPack:
+        """The same with its tensors on a device."""
+        return NoisedPack(self.layout.to(device), self.values.to(device), self.target.to(device))
 
-def add_noise(packed: PackedSequence, timesteps: Tensor, noise: Tensor) -> NoisedPack:
+
+def add_noise(layout: TrainingLayout, values: Values, timesteps: Tensor, noise: Tensor) -> NoisedPack:
     """Noises the target latents of a pack.
 
     Args:
-        packed: with clean latents everywhere.
+        layout, values: a pack with clean latents everywhere.
         timesteps: (images,) in [0, 1], one per VAE segment; those of conditions are ignored.
         noise: (Nl, latent_dim) standard normal; rows of conditions are ignored.
     """
-    noised = packed.noised
-    t = torch.where(noised, timesteps[packed.latent_image], 0.0)
-    mixed = torch.where(noised[:, None], (1 - t[:, None]) * packed.latents + t[:, None] * noise, packed.latents)
-    target = (noise - packed.latents)[noised]
-    return NoisedPack(dataclasses.replace(packed, latents=mixed, timesteps=t), target)
+    noised, latents = layout.noised[layout.latent_image], values.latents
+    image_t = torch.where(layout.noised, timesteps, 0.0)
+    t = image_t[layout.latent_image, None]
+    mixed = torch.where(noised[:, None], (1 - t) * latents + t * noise, latents)
+    return NoisedPack(layout, Values(values.vit_patches, mixed, image_t), (noise - latents)[noised])
 
 
 @dataclass
@@ -85,9 +89,9 @@ class Losses:
 
 def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention) -> Losses:
     """Runs the network on a pack and returns its losses. Packs without text targets or without images are fine."""
-    packed = noised.packed
-    und, gen = model(packed, attend)
-    logits = model.logits(und[packed.ce_slots]).float()
-    ce = F.cross_entropy(logits, packed.ce_labels, reduction="none")
-    velocity = model.velocity(gen[packed.latent_slots[packed.noised]]).float()
-    return Losses(ce, (velocity - noised.target).square(), packed.ce_weights)
+    layout = noised.layout
+    und, gen = model(layout, noised.values, attend)
+    logits = model.logits(und[layout.ce_slots]).float()
+    ce = F.cross_entropy(logits, layout.ce_labels, reduction="none")
+    velocity = model.velocity(gen[layout.latent_slots[layout.noised[layout.latent_image]]]).float()
+    return Losses(ce, (velocity - noised.target).square(), layout.ce_weights)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from bagel_mot.checkpoint.official import Checkpoint
-from bagel_mot.images import patchify
 from bagel_mot.inference.api import Bagel
-from bagel_mot.sequence import PackSpec, Sample, VitSegment, pack
+from bagel_mot.sequence import PackSpec, Sample, pack_cached, vit_segment
 from bagel_mot.verify.records import Checker, Comparison, Recorded, image_transform
 
 
@@ -36,10 +35,10 @@ def check_tokenize(subject: Subject, check: Checker) -> None:
     tokenizer = subject.checkpoint.tokenizer
     check.listed("ids", [tokenizer.encode(text) for text in check.case["texts"]])
     special = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "start_of_image": tokenizer.start_of_image_id,
-        "end_of_image": tokenizer.end_of_image_id,
+        "bos_token_id": tokenizer.special.bos,
+        "eos_token_id": tokenizer.special.eos,
+        "start_of_image": tokenizer.special.start_of_image,
+        "end_of_image": tokenizer.special.end_of_image,
     }
     check.listed("special", special)
 
@@ -69,13 +68,14 @@ def check_vit(subject: Subject, check: Checker) -> None:
     """Checks the vision transformer and the connector on one image."""
     model, patch = subject.checkpoint.model, subject.checkpoint.config.vit.patch_size
     pixels = subject.recorded.transforms["vit"](subject.recorded.image(check.case["image"]))
-    segment = VitSegment(patchify(pixels, patch), (pixels.shape[1] // patch, pixels.shape[2] // patch))
-    packed = pack([[Sample((segment,))]], subject.spec).to(subject.device)
-    check.close("pixels", packed.vit_patches)
-    check.equal("position_ids", packed.vit_index)
+    segment = vit_segment(pixels, patch)
+    patches = segment.patches.to(subject.device)
+    layout = pack_cached([Sample((segment,))], subject.spec).to(subject.device)
+    check.close("pixels", patches)
+    check.equal("position_ids", layout.vit_index)
     with torch.inference_mode():
-        check.close("features", model.vit(packed.vit_patches.to(model.dtype), packed.vit_index, packed.vit_grids))
-        check.close("embeds", model.embed_images(packed))
+        check.close("features", model.vit(patches.to(model.dtype), layout.vit_index, layout.vit_grids))
+        check.close("embeds", model.embed_images(layout, patches))
 
 
 def check_vae(subject: Subject, check: Checker) -> None:

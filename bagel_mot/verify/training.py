@@ -11,20 +11,21 @@ from torch import Tensor
 
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.errors import DataError
-from bagel_mot.images import latent_to_tokens, patchify
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.sequence import (
     CAUSAL,
     FULL,
     NOISED,
-    PackedSequence,
     Sample,
     Segment,
     TextSegment,
-    VaeSegment,
-    VitSegment,
+    TrainingLayout,
+    Values,
     pack,
+    text_segment,
+    vae_segment,
+    vit_segment,
 )
 from bagel_mot.training.objective import NoisedPack, add_noise, compute_losses, shift_timesteps
 from bagel_mot.verify.parts import Subject
@@ -36,12 +37,15 @@ _MODE_NAMES = {CAUSAL: "causal", FULL: "full", NOISED: "noise"}
 
 def check_train(subject: Subject, check: Checker) -> None:
     """One pack of all samples: every packed tensor, the masks, the losses, and the gradients."""
-    packed = pack([_samples(subject, check)], subject.spec)
-    _check_layout(check, packed)
-    noised = _noised(subject, check, packed) if packed.latent_grids else NoisedPack(packed, packed.latents)
-    noised = NoisedPack(noised.packed.to(subject.device), noised.target.to(subject.device))
+    samples = _samples(subject, check)
+    layout, values = pack([samples], subject.spec), Values.of(samples, subject.spec)
+    _check_layout(check, layout, values)
+    noised = (
+        _noised(subject, check, layout, values) if layout.latent_grids else NoisedPack(layout, values, values.latents)
+    )
+    noised = noised.to(subject.device)
     with _gradients(subject.checkpoint.model) as model:
-        losses = compute_losses(model, noised, MaskedAttention(noised.packed))
+        losses = compute_losses(model, noised, MaskedAttention(noised.layout))
         loss = losses.ce_sum(False) / max(losses.ce_count(False), 1.0) + losses.mse_sum() / max(losses.mse_count, 1)
         loss.backward()
         check.close("ce", losses.ce)
@@ -52,14 +56,14 @@ def check_train(subject: Subject, check: Checker) -> None:
         _check_gradients(check, model)
 
 
-def _noised(subject: Subject, check: Checker, packed: PackedSequence) -> NoisedPack:
+def _noised(subject: Subject, check: Checker, layout: TrainingLayout, values: Values) -> NoisedPack:
     """The pack with the recorded noise and timesteps."""
     normals = check.take("packed_timesteps")  # before the sigmoid; −inf on conditions
-    check.count("packed_timesteps", int((normals.isfinite() != packed.noised).sum()))
-    first = [int((packed.latent_image == image).nonzero()[0]) for image in range(len(packed.latent_grids))]
-    drawn = torch.where(packed.noised[first], normals[first].sigmoid(), 0.0)
+    check.count("packed_timesteps", int((normals.isfinite() != layout.noised[layout.latent_image]).sum()))
+    first = [int((layout.latent_image == image).nonzero()[0]) for image in range(len(layout.latent_grids))]
+    drawn = torch.where(layout.noised, normals[first].sigmoid(), 0.0)
     timesteps = shift_timesteps(drawn, subject.checkpoint.config.timestep_shift)
-    return add_noise(packed, timesteps, check.given("noise"))
+    return add_noise(layout, values, timesteps, check.given("noise"))
 
 
 def check_pack(subject: Subject, check: Checker) -> None:
@@ -106,15 +110,12 @@ def _samples(subject: Subject, check: Checker) -> list[Sample]:
                 continue
             pixels = check.given(f"pixels/{name}/{number}")
             if plan["type"] == "vit_image":
-                patch = checkpoint.config.vit.patch_size
-                grid = (pixels.shape[1] // patch, pixels.shape[2] // patch)
-                segments.append(VitSegment(patchify(pixels, patch), grid))
+                segments.append(vit_segment(pixels, checkpoint.config.vit.patch_size))
             elif plan["type"] == "vae_image":
                 rows, columns = shapes[len(images)]
                 side = checkpoint.config.latent_patch_size
                 latent = latents[len(images)][:, : side * rows, : side * columns]
-                tokens = latent_to_tokens(latent, side)
-                segments.append(VaeSegment(tokens, (rows, columns), noised=bool(plan["loss"])))
+                segments.append(vae_segment(latent, side, noised=bool(plan["loss"])))
                 images.append(pixels)
             else:
                 raise DataError(f"sample {name}, segment {number}: type {plan['type']!r} is not known")
@@ -138,7 +139,7 @@ def _encode_padded(subject: Subject, images: list[Tensor], latents: Tensor) -> T
 def _text(subject: Subject, plan: Plan) -> TextSegment:
     ids = plan["ids"] if plan.get("ids") is not None else subject.checkpoint.tokenizer.encode(plan["text"])
     special = subject.checkpoint.special
-    return special.target(ids) if plan["loss"] else special.condition(ids)
+    return text_segment(ids, special, learn=bool(plan["loss"]))
 
 
 def _twin(subject: Subject, check: Checker) -> Checker:
@@ -150,12 +151,12 @@ def _twin(subject: Subject, check: Checker) -> Checker:
     return Checker(case, check.tensors, check.tolerance)
 
 
-def _in_order(packed: PackedSequence, slots: Tensor, *, gen: bool = False) -> Tensor:
+def _in_order(packed: TrainingLayout, slots: Tensor, *, gen: bool = False) -> Tensor:
     """Where und or gen slots of a pack of one row stand in sequence order."""
     return packed.place[0, slots + packed.und_len if gen else slots]
 
 
-def _mask_in_order(packed: PackedSequence, tokens: int) -> Tensor:
+def _mask_in_order(packed: TrainingLayout, tokens: int) -> Tensor:
     """The mask of a pack of one row, (tokens, tokens), in sequence order and without padding."""
     slot_of = torch.empty(tokens, dtype=torch.int64)
     filled = packed.place[0] >= 0
@@ -163,7 +164,7 @@ def _mask_in_order(packed: PackedSequence, tokens: int) -> Tensor:
     return packed.mask()[0][slot_of][:, slot_of]
 
 
-def _check_layout(check: Checker, packed: PackedSequence) -> None:
+def _check_layout(check: Checker, packed: TrainingLayout, values: Values) -> None:
     """Everything the published packing produces, from slots back in sequence order."""
 
     def in_sequence(places: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
@@ -173,14 +174,14 @@ def _check_layout(check: Checker, packed: PackedSequence) -> None:
     places, ids = in_sequence(_in_order(packed, packed.text_slots), packed.text_ids)
     check.equal("packed_text_indexes", places)
     check.equal("packed_text_ids", ids)
-    places, patches, index = in_sequence(_in_order(packed, packed.vit_slots), packed.vit_patches, packed.vit_index)
+    places, patches, index = in_sequence(_in_order(packed, packed.vit_slots), values.vit_patches, packed.vit_index)
     check.equal("packed_vit_token_indexes", places)
     check.close("packed_vit_tokens", patches)
     check.equal("packed_vit_position_ids", index)
     vit_lengths = [rows * columns for rows, columns in packed.vit_grids]
     check.equal("vit_token_seqlens", torch.tensor(vit_lengths))
     places, index, noised = in_sequence(
-        _in_order(packed, packed.latent_slots, gen=True), packed.latent_index, packed.noised
+        _in_order(packed, packed.latent_slots, gen=True), packed.latent_index, packed.noised[packed.latent_image]
     )
     check.equal("packed_vae_token_indexes", places)
     check.equal("packed_latent_position_ids", index)

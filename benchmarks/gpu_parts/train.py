@@ -16,7 +16,7 @@ from bagel_mot.bench.machine import machine, peak_allocated
 from bagel_mot.bench.roofline import ForwardTokens, flops, roofline
 from bagel_mot.bench.settings import SPECIAL, grid_of, random_ids
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.sequence import PackedSequence, PackSpec, Sample, TextSegment, VaeSegment, pack
+from bagel_mot.sequence import PackSpec, Sample, TextSegment, TrainingLayout, VaeSegment, Values, pack
 from bagel_mot.training.activations import attention_of, checkpoint_activations
 from bagel_mot.training.objective import add_noise, compute_losses
 from bagel_mot.training.optimizer import Ema, Optimizers
@@ -72,7 +72,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _pack(scale: Scale, samples: int, text: int, image: int) -> PackedSequence:
+def _pack(scale: Scale, samples: int, text: int, image: int) -> tuple[TrainingLayout, Values]:
     """Captions and their pictures, all in one row."""
     config = scale.config
     grid = grid_of(image, config.max_latent_size)
@@ -81,7 +81,8 @@ def _pack(scale: Scale, samples: int, text: int, image: int) -> PackedSequence:
         ids = random_ids(text - 2, config.decoder.vocab_size).tolist()
         segment = VaeSegment(torch.randn(image, config.latent_dim), grid, noised=True)
         row.append(Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), segment)))
-    return pack([row], PackSpec.of(config, SPECIAL))
+    spec = PackSpec.of(config, SPECIAL)
+    return pack([row], spec), Values.of(row, spec)
 
 
 def _measure(
@@ -121,7 +122,12 @@ def _measure(
 
 
 def _time(
-    scale: Scale, device: torch.device, packed: PackedSequence, attention: str, checkpointing: bool, compiled: bool
+    scale: Scale,
+    device: torch.device,
+    packed: tuple[TrainingLayout, Values],
+    attention: str,
+    checkpointing: bool,
+    compiled: bool,
 ) -> tuple[float, int]:
     """Seconds of a whole step, and the most memory that it holds."""
     attend = attention_of(attention, device)
@@ -133,14 +139,15 @@ def _time(
     if compiled:
         for layer in model.decoder.layers:
             layer.compile(dynamic=False)
-    noised = add_noise(packed, torch.full((len(packed.latent_grids),), 0.5), torch.randn_like(packed.latents))
-    noised.packed, noised.target = noised.packed.to(device), noised.target.to(device)
+    layout, values = packed
+    times = torch.full((len(layout.latent_grids),), 0.5)
+    noised = add_noise(layout, values, times, torch.randn_like(values.latents)).to(device)
     optimizers = Optimizers(model.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
     ema = Ema(model, 0.9999)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            losses = compute_losses(model, noised, attend(noised.packed))
+            losses = compute_losses(model, noised, attend(noised.layout))
         (losses.ce_sum(False) / losses.ce_count(False) + losses.mse_sum() / losses.mse_count).backward()
         optimizers.step(1.0)
         ema.update()

@@ -55,7 +55,7 @@ def spoken(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | lis
     from bagel_mot.inference import requests
 
     def say(text: str | list[int]) -> None:
-        tokens = [*(bagel.tokenizer.encode(text) if isinstance(text, str) else text), bagel.tokenizer.eos_id]
+        tokens = [*(bagel.tokenizer.encode(text) if isinstance(text, str) else text), bagel.tokenizer.special.eos]
 
         def choose(logits: Tensor, history: list[int], *rest: Any) -> int:
             return tokens[min(len(history), len(tokens) - 1)]

@@ -17,7 +17,7 @@ from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.engine.ops import Decode, Encode, Request
 from bagel_mot.inference.requests import Recorder
 from bagel_mot.inference.result import Result
-from bagel_mot.sequence import Sample, VitSegment, pack
+from bagel_mot.sequence import Sample, VitSegment, pack_cached
 
 TOLERANCE = 1e-5
 CASES = json.loads((Path(__file__).parent.parent / "golden" / "cases.json").read_text(encoding="utf-8"))["cases"]
@@ -93,11 +93,11 @@ def test_images_embedded(bagel: Bagel, golden: Any, case: dict[str, Any]) -> Non
     patch = bagel.config.vit.patch_size
     grid = pixels.shape[1] // patch, pixels.shape[2] // patch
     patches = patchify(pixels, patch)
-    packed = pack([[Sample((VitSegment(patches, grid),))]], bagel.engine.spec)
+    layout = pack_cached([Sample((VitSegment(patches, grid),))], bagel.engine.spec)
     with torch.inference_mode():
-        embeds = bagel.checkpoint.model.embed_images(packed)
+        embeds = bagel.checkpoint.model.embed_images(layout, patches)
     expected = golden.expected
     if f"{name}/pixels" in expected:
         assert golden.error(patches, expected[f"{name}/pixels"]) < TOLERANCE
-    assert torch.equal(packed.vit_index, expected[f"{name}/position_ids"])
+    assert torch.equal(layout.vit_index, expected[f"{name}/position_ids"])
     assert golden.error(embeds, expected[f"{name}/embeds"]) < TOLERANCE

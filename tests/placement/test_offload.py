@@ -25,7 +25,8 @@ from bagel_mot.placement import offload
 from bagel_mot.placement.offload import BroughtLayer, Placement, spread
 from bagel_mot.placement.prefetch import LayerPrefetcher
 from bagel_mot.placement.weights import Weight, experts_of, pin
-from bagel_mot.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, pack
+from bagel_mot.sequence import PackSpec, Sample, Segment, TextSegment, VaeSegment, Values, pack_cached
+from bagel_mot.tokenizer import SpecialTokens
 
 CPU = torch.device("cpu")
 CONFIG = BagelConfig(
@@ -40,10 +41,11 @@ IMAGE = VaeSegment(torch.randn(6, CONFIG.latent_dim, generator=torch.Generator()
 
 def forward(model: BagelModel, context: Context, *segments: Segment) -> tuple[Tensor, Tensor]:
     """One step of the engine: segments are read behind a context."""
-    packed = pack([[Sample(segments, context.position)]], SPEC)
+    samples = [Sample(segments, context.position)]
+    layout = pack_cached(samples, SPEC)
     tail = context.allocate(sum(segment.und_len + segment.gen_len for segment in segments))
     with torch.inference_mode():
-        out = model(packed, CachedAttention([CachedSample(packed.spans[0], tail)]))
+        out = model(layout, Values.of(samples, SPEC), CachedAttention([CachedSample(layout.spans[0], tail)]))
     context.commit(tail, segments)
     return out
 

@@ -160,10 +160,10 @@ def test_a_request_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -
     bagel = Bagel.from_pretrained("mini", device="cpu")
     forward = type(bagel.checkpoint.model).forward
 
-    def greedy(model: Any, packed: Any, attend: Any) -> Any:
-        if packed.latent_grids and any(rows * columns == 64 for rows, columns in packed.latent_grids):
+    def greedy(model: Any, layout: Any, values: Any, attend: Any) -> Any:
+        if any(rows * columns == 64 for rows, columns in layout.latent_grids):
             raise RuntimeError(ALLOCATOR)
-        return forward(model, packed, attend)
+        return forward(model, layout, values, attend)
 
     alone = bagel.generate("a red star", seed=1, num_timesteps=3, size=(64, 64))
     monkeypatch.setattr(type(bagel.checkpoint.model), "forward", greedy)

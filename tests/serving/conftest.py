@@ -176,7 +176,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch, loaded: Bagel) -> Callable[[str], No
     from bagel_mot.inference import requests
 
     def say(text: str) -> None:
-        tokens = [*loaded.tokenizer.encode(text), loaded.tokenizer.eos_id]
+        tokens = [*loaded.tokenizer.encode(text), loaded.tokenizer.special.eos]
 
         def choose(logits: Any, history: list[int], *rest: Any) -> int:
             return tokens[min(len(history), len(tokens) - 1)]

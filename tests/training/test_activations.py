@@ -21,8 +21,8 @@ Make = Callable[..., BagelRecipe]
 
 def test_gradients_are_the_same_and_less_is_kept(recipe: Make) -> None:
     task = BagelTask(recipe())
-    packed = task._pack(task.stream.next_batch())
-    noised = add_noise(packed, torch.full((len(packed.latent_grids),), 0.5), torch.ones_like(packed.latents))
+    layout, values = task._pack(task.stream.next_batch())
+    noised = add_noise(layout, values, torch.full((len(layout.latent_grids),), 0.5), torch.ones_like(values.latents))
     plain = task.module
     torch.nn.init.normal_(plain.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(plain.latent_out.weight, std=0.1)
@@ -38,7 +38,7 @@ def test_gradients_are_the_same_and_less_is_kept(recipe: Make) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = compute_losses(model, noised, MaskedAttention(noised.packed))  # type: ignore[arg-type]
+            losses = compute_losses(model, noised, MaskedAttention(layout))  # type: ignore[arg-type]
             total = losses.ce.mean() + losses.mse.mean()
         total.backward()
         return kept[0]
@@ -58,9 +58,9 @@ def test_flex_attention_is_refused_where_it_does_not_train() -> None:
 
 def test_a_recipe_may_ask_for_it(recipe: Make) -> None:
     task = BagelTask(recipe(activation_checkpointing=True))
-    packed = task._pack(task.stream.next_batch())
-    noised = add_noise(packed, torch.full((len(packed.latent_grids),), 0.5), torch.ones_like(packed.latents))
-    losses = compute_losses(task.module, noised, MaskedAttention(noised.packed))
+    layout, values = task._pack(task.stream.next_batch())
+    noised = add_noise(layout, values, torch.full((len(layout.latent_grids),), 0.5), torch.ones_like(values.latents))
+    losses = compute_losses(task.module, noised, MaskedAttention(layout))
     losses.mse.mean().backward()
     assert "checkpoint" in repr(task.module.decoder.layers[0].forward)
     assert task.module.latent_out.weight.grad is not None

@@ -38,7 +38,8 @@ from bagel_mot.placement.estimate import (
     encode_bytes,
     forward_bytes,
 )
-from bagel_mot.sequence import PackSpec, Sample, SpecialTokens, pack
+from bagel_mot.sequence import PackSpec, Sample, Values, pack_cached
+from bagel_mot.tokenizer import SpecialTokens
 
 T = TypeVar("T")
 
@@ -302,16 +303,17 @@ class Engine:
 
     def _forward(self, batch: list[Piece]) -> None:
         rows: list[Row] = [item.work for item in batch if isinstance(item.work, Row)]
-        packed = pack([[Sample(row.segments, row.context.position) for row in rows]], self.spec)
+        samples = [Sample(row.segments, row.context.position) for row in rows]
+        layout, values = pack_cached(samples, self.spec), Values.of(samples, self.spec)
         tails = [row.tail or row.context.allocate(row.tokens) for row in rows]
-        attend = CachedAttention([CachedSample(s, t) for s, t in zip(packed.spans, tails, strict=True)])
-        und, gen = self.model(packed.to(self.model.device), attend)
+        attend = CachedAttention([CachedSample(s, t) for s, t in zip(layout.spans, tails, strict=True)])
+        und, gen = self.model(layout.to(self.model.device), values.to(self.model.device), attend)
         last = [
-            spans[-1].und[1] - 1 for row, spans in zip(rows, packed.spans, strict=True) if row.output is Output.LOGITS
+            spans[-1].und[1] - 1 for row, spans in zip(rows, layout.spans, strict=True) if row.output is Output.LOGITS
         ]
         logits = iter(self.model.logits(und[last]).float() if last else ())
         self.stats.forwards += 1
-        for item, row, spans, tail in zip(batch, rows, packed.spans, tails, strict=True):
+        for item, row, spans, tail in zip(batch, rows, layout.spans, tails, strict=True):
             result = None
             if row.output is Output.LOGITS:
                 result = next(logits)

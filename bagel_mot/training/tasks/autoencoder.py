@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from bagel_mot.checkpoint.official import load_autoencoder, save_checkpoint
 from bagel_mot.config import BagelConfig, VaeConfig
 from bagel_mot.errors import RecipeError
-from bagel_mot.images import to_uint8
+from bagel_mot.images import to_pixels, to_uint8
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.training.checkpoints import checkpoint_folders, find
@@ -115,8 +115,7 @@ def _initial(recipe: AutoencoderRecipe) -> Autoencoder:
 
 def to_tensor(images: list[np.ndarray]) -> Tensor:
     """uint8 (H, W, 3) images -> (B, 3, H, W) float32 in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return (stacked.float() / 127.5 - 1).contiguous()
+    return torch.stack([to_pixels(image) for image in images])
 
 
 class Batch(NamedTuple):

@@ -7,8 +7,9 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -32,7 +33,7 @@ from bagel_mot.inference.defaults import DEFAULTS_FILE, PREVIEW_FILE
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.vae import Autoencoder
-from bagel_mot.sequence import PackedSequence, PackSpec, Sample, SpecialTokens, pack
+from bagel_mot.sequence import PackSpec, Sample, TrainingLayout, Values, pack
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.activations import attention_of, checkpoint_activations
 from bagel_mot.training.checkpoints import checkpoint_folders, find
@@ -50,7 +51,14 @@ _ENCODE_BATCH = 32
 _TOKENIZER_TEXTS = 60_000
 
 
-class BagelTask(Task[BagelModel, PackedSequence]):
+class Batch(NamedTuple):
+    """A pack on the device, with clean latents."""
+
+    layout: TrainingLayout
+    values: Values
+
+
+class BagelTask(Task[BagelModel, Batch]):
     """Both losses over packs of documents."""
 
     def __init__(self, recipe: BagelRecipe) -> None:
@@ -63,16 +71,13 @@ class BagelTask(Task[BagelModel, PackedSequence]):
         self.config = replace(config, timestep_shift=shift)
         self.module.to(self.device).train().requires_grad_(True)
         self.autoencoder.to(self.device).eval().requires_grad_(False)
-        tokenizer = self.tokenizer
-        special = SpecialTokens(
-            tokenizer.bos_id, tokenizer.eos_id, tokenizer.start_of_image_id, tokenizer.end_of_image_id
-        )
+        special = self.tokenizer.special
         self.spec = PackSpec.of(self.config, special)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
         data, shape = recipe.data, recipe.pack
         stride, patch = self.config.latent_stride, self.config.vit.patch_size
         builder = Builder(
-            tokenizer,
+            self.tokenizer,
             special,
             ImageTransform(data.side, data.side, stride),
             ImageTransform(data.side, data.side, patch),
@@ -98,10 +103,11 @@ class BagelTask(Task[BagelModel, PackedSequence]):
 
     # ------------------------------------------------------------------------------------------------------------ data
 
-    def next_batch(self) -> PackedSequence:
-        return self._pack(self._prefetcher.next_batch()).to(self.device)
+    def next_batch(self) -> Batch:
+        layout, values = self._pack(self._prefetcher.next_batch())
+        return Batch(layout.to(self.device), values.to(self.device))
 
-    def _pack(self, raw: RawPack) -> PackedSequence:
+    def _pack(self, raw: RawPack) -> Batch:
         """Encodes the images of a pack, each once, and lays the samples out."""
         images: dict[int, Tensor] = {}
         for row in raw.rows:
@@ -120,7 +126,8 @@ class BagelTask(Task[BagelModel, PackedSequence]):
                 samples.append(Sample(tuple(segments)))
             rows.append(samples)
         shape = self.recipe.pack
-        return pack(rows, self.spec, und_len=shape.und, gen_len=shape.gen)
+        layout = pack(rows, self.spec, und_len=shape.und, gen_len=shape.gen)
+        return Batch(layout, Values.of(chain(*rows), self.spec))
 
     @torch.no_grad()
     def encode(self, images: list[Tensor]) -> list[Tensor]:
@@ -157,19 +164,21 @@ class BagelTask(Task[BagelModel, PackedSequence]):
 
     # ---------------------------------------------------------------------------------------------------------- losses
 
-    def counts(self, batch: PackedSequence) -> dict[str, float]:
-        ce = float(batch.ce_weights.sum()) if self.recipe.ce_reweight else float(batch.ce_slots.numel())
-        return {"ce": ce, "mse": float(batch.noised.sum())}
+    def counts(self, batch: Batch) -> dict[str, float]:
+        layout = batch.layout
+        ce = float(layout.ce_weights.sum()) if self.recipe.ce_reweight else float(layout.ce_slots.numel())
+        return {"ce": ce, "mse": float(layout.noised[layout.latent_image].sum())}
 
-    def tokens(self, batch: PackedSequence) -> int:
-        return batch.num_tokens
+    def tokens(self, batch: Batch) -> int:
+        return batch.layout.num_tokens
 
-    def losses(self, batch: PackedSequence, generator: torch.Generator) -> dict[str, Tensor]:
-        images = len(batch.latent_grids)
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        layout, values = batch
+        images = len(layout.latent_grids)
         timesteps = draw_timesteps(images, self.config.timestep_shift, generator).to(self.device)
-        noise = torch.randn(batch.latents.shape, generator=generator).to(self.device)
-        noised = add_noise(batch, timesteps, noise)
-        losses = compute_losses(self.module, noised, self._attention(noised.packed))
+        noise = torch.randn(values.latents.shape, generator=generator).to(self.device)
+        noised = add_noise(layout, values, timesteps, noise)
+        losses = compute_losses(self.module, noised, self._attention(noised.layout))
         return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
 
     # ---------------------------------------------------------------------------------------------------------- output

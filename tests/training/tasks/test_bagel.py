@@ -41,15 +41,15 @@ def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.Monkey
     whole = task._pack(raw)
     halves = [task._pack(RawPack(raw.rows[:2])), task._pack(RawPack(raw.rows[2:]))]
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(whole.latents.shape, generator=generator)
-    times = torch.rand(len(whole.latent_grids), generator=generator)
-    cut, images = len(halves[0].latents), len(halves[0].latent_grids)
+    noise = torch.randn(whole.values.latents.shape, generator=generator)
+    times = torch.rand(len(whole.layout.latent_grids), generator=generator)
+    cut, images = len(halves[0].values.latents), len(halves[0].layout.latent_grids)
     torch.nn.init.normal_(task.module.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(task.module.latent_out.weight, std=0.1)
     # The halves must count differently: else a mean of means would do.
     assert task.counts(halves[0])["ce"] != task.counts(halves[1])["ce"]
     given = [(times, noise), (times[:images], noise[:cut]), (times[images:], noise[cut:])]
-    monkeypatch.setattr(unified, "add_noise", lambda packed, t, n: add_noise(packed, *given.pop(0)))
+    monkeypatch.setattr(unified, "add_noise", lambda layout, values, t, n: add_noise(layout, values, *given.pop(0)))
     gradients, means = [], []
     for packs in ([whole], halves):
         task.module.zero_grad()
@@ -72,7 +72,8 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         batch = task._pack(task.stream.next_batch())
-        kinds = {"vit": batch.vit_slots, "text loss": batch.ce_slots, "latents": batch.latent_slots}
+        layout = batch.layout
+        kinds = {"vit": layout.vit_slots, "text loss": layout.ce_slots, "latents": layout.latent_slots}
         assert {name for name, slots in kinds.items() if slots.numel() == 0} == absent
         means = _backward(task, [batch], generator, torch.float32)
         assert {name for name, mean in means.items() if mean > 0} == ({"ce"} if "latents" in absent else {"mse"})
@@ -98,11 +99,11 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
     samples = raw.rows[0][:4]
 
     def predictions(rows: list[list[object]]) -> tuple[Tensor, Tensor]:
-        packed = task._pack(RawPack(rows))  # type: ignore[arg-type]
-        times = torch.full((len(packed.latent_grids),), 0.5)
-        noise = torch.ones_like(packed.latents)
-        noised = add_noise(packed, times, noise)
-        losses = compute_losses(task.module, noised, MaskedAttention(noised.packed))
+        layout, values = task._pack(RawPack(rows))  # type: ignore[arg-type]
+        times = torch.full((len(layout.latent_grids),), 0.5)
+        noise = torch.ones_like(values.latents)
+        noised = add_noise(layout, values, times, noise)
+        losses = compute_losses(task.module, noised, MaskedAttention(layout))
         return losses.ce.detach(), losses.mse.detach()
 
     together = predictions([samples])
