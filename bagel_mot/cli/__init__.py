@@ -27,7 +27,7 @@ class _Commands(TyperGroup):
     """Arguments that cannot be understood end as all other bad input does, instead of with a page of usage."""
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **options: Any) -> Any:
-        if not args:  # that is answered with the help
+        if not args:  # typer prints the help
             return super().make_context(info_name, args, *more, **options)
         with _in_one_sentence():
             return super().make_context(info_name, args, *more, **options)

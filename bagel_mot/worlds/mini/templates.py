@@ -36,7 +36,7 @@ class SizeTemplates:
     premultiplied: np.ndarray  # (N, b, b, 3)
     weights: np.ndarray  # (N, b·b·FEATURES)
     energy: np.ndarray  # (N,)
-    soft_weights: np.ndarray  # (chunks, b·b·FEATURES / chunks, N), for softened pictures and sprites
+    soft_weights: np.ndarray  # (chunks, b·b·FEATURES / chunks, N), for softened images and sprites
     soft_energy: np.ndarray
 
     def rough_scores(self, patches: np.ndarray) -> np.ndarray:
