@@ -69,7 +69,7 @@ class Card:
 
 
 @dataclass
-class Section:
+class DemoSection:
     """Cards of one kind."""
 
     title: str
@@ -103,7 +103,7 @@ def run_demo(bagel: Bagel, folder: Path, *, seed: int = 0, console: Console | No
     return {"seed": seed, "seconds": round(seconds, 2), "cards": cards}
 
 
-def _write(folder: Path, sections: list[Section], seconds: float) -> list[dict[str, Any]]:
+def _write(folder: Path, sections: list[DemoSection], seconds: float) -> list[dict[str, Any]]:
     """Writes images, page and contact sheet; returns the facts about each card."""
     written: list[dict[str, Any]] = []
     for number, section in enumerate(sections, start=1):
@@ -119,7 +119,7 @@ def _write(folder: Path, sections: list[Section], seconds: float) -> list[dict[s
     return written
 
 
-def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
+def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[DemoSection]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
 
@@ -129,7 +129,7 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
             yield lambda done, total: progress.update(task, completed=done, total=total)
             progress.update(task, completed=progress.tasks[task].total)
 
-        drawn = Section("Drawn", "Four captions, drawn together.")
+        drawn = DemoSection("Drawn", "Four captions, drawn together.")
         with bar("drawing four captions") as step:
             seeds = [seed + i for i in range(len(CAPTIONS))]
             results = bagel.generate(list(CAPTIONS), seed=seeds, progress=step, return_result=True)
@@ -137,7 +137,7 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
         drawn.cards = [Card(r.prompt, r.image, seconds=share, seed=r.seed) for r in results]
         yield drawn
 
-        edited = Section("Edited", "The first picture, changed twice in one session.")
+        edited = DemoSection("Edited", "The first picture, changed twice in one session.")
         session = bagel.session()
         session.add(drawn.cards[0].image)
         edited.cards.append(Card("the picture to start from", drawn.cards[0].image))
@@ -148,7 +148,7 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
             edited.cards.append(Card(instruction, r.image, seconds=r.seconds, seed=r.seed))
         yield edited
 
-        asked = Section("Asked", "Questions about these pictures.")
+        asked = DemoSection("Asked", "Questions about these pictures.")
         images = [card.image for card in (*drawn.cards, *edited.cards[1:])]
         with bar("answering three questions"):
             shown, questions = [images[number] for number, _ in QUESTIONS], [text for _, text in QUESTIONS]
@@ -162,7 +162,7 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[Section]:
         ]
         yield asked
 
-        puzzled = Section("Thought about", f"One riddle: “{RIDDLE}”.")
+        puzzled = DemoSection("Thought about", f"One riddle: “{RIDDLE}”.")
         for think in (False, True):
             title = "with thinking" if think else "without thinking"
             with bar(f"a riddle {title}") as step:
@@ -197,7 +197,7 @@ font-weight: 600 } .text { margin-top: 4px } .thinking { margin-top: 6px; font-s
 """
 
 
-def _page(sections: list[Section], seconds: float) -> str:
+def _page(sections: list[DemoSection], seconds: float) -> str:
     """The page as one HTML file, images included."""
     parts = []
     for section in sections:
@@ -229,7 +229,7 @@ def _figure(card: Card) -> str:
     return f'<figure><img src="{source}" alt="{alt}"><figcaption>{"".join(lines)}</figcaption></figure>'
 
 
-def _sheet(sections: list[Section], seconds: float) -> Image.Image:
+def _sheet(sections: list[DemoSection], seconds: float) -> Image.Image:
     """The contact sheet: the same content as one image."""
     fonts = {size: ImageFont.load_default(size) for size in (13, 14, 20, 28)}
     columns = max(len(section.cards) for section in sections)

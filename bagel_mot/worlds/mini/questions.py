@@ -79,7 +79,7 @@ def geometric(side: str, a: str, b: str) -> bool:
     return {"left of": ax < bx, "right of": ax > bx, "above": ay < by, "below": ay > by}[side]
 
 
-_Answer = tuple[str, str] | None
+_Asked = tuple[str, str] | None
 
 
 def _colour_word(rng: random.Random) -> str:
@@ -99,7 +99,7 @@ def _some_colour(scene: Scene, rng: random.Random) -> str:
     return rng.choice(COLOURS)
 
 
-def _count(scene: Scene, rng: random.Random) -> _Answer:
+def _count(scene: Scene, rng: random.Random) -> _Asked:
     roll = rng.random()
     if roll < 0.2:
         return "How many things are there?", NUMBERS[len(scene.things)]
@@ -109,7 +109,7 @@ def _count(scene: Scene, rng: random.Random) -> _Answer:
     return f"How many {noun(kind, colour, count=2)} are there?", NUMBERS[number]
 
 
-def _colour(scene: Scene, rng: random.Random) -> _Answer:
+def _colour(scene: Scene, rng: random.Random) -> _Asked:
     if not scene.things:
         return None
     thing = rng.choice(scene.things)
@@ -140,7 +140,7 @@ def _directly(scene: Scene, anchor: Thing, side: str) -> str:
     return "directly " if len(there) > 1 else ""
 
 
-def _position(scene: Scene, rng: random.Random) -> _Answer:
+def _position(scene: Scene, rng: random.Random) -> _Asked:
     if not scene.things:
         return None
     thing = rng.choice(scene.things)
@@ -161,7 +161,7 @@ def _position(scene: Scene, rng: random.Random) -> _Answer:
     return f"What is {side} {name}?", "nothing"
 
 
-def _exist(scene: Scene, rng: random.Random) -> _Answer:
+def _exist(scene: Scene, rng: random.Random) -> _Asked:
     """A yes or no question; the answer is drawn first, so that both come equally often."""
     wanted = rng.random() < 0.5
     form = rng.choices((_exist_thing, _exist_colour, _exist_relation, _exist_background), (60, 15, 15, 10))[0]
@@ -222,7 +222,7 @@ def _exist_background(scene: Scene, rng: random.Random, wanted: bool) -> tuple[s
     return f"Is it {rng.choice(BACKGROUND_PHRASES[name])}?", name == scene.background
 
 
-def _background(scene: Scene, rng: random.Random) -> _Answer:
+def _background(scene: Scene, rng: random.Random) -> _Asked:
     forms = ["What is the background?", "Which background is it?", "What is behind the things?"]
     if scene.background in ("day", "night"):
         forms.append("Is it day or night?")
@@ -233,7 +233,7 @@ def _background(scene: Scene, rng: random.Random) -> _Answer:
     return rng.choice(forms), scene.background
 
 
-def _compare(scene: Scene, rng: random.Random) -> _Answer:
+def _compare(scene: Scene, rng: random.Random) -> _Asked:
     if len(scene.things) >= 2 and rng.random() < 0.5:
         return _compare_sizes(scene, rng)
     wanted = rng.random() < 0.5
@@ -251,7 +251,7 @@ def _compare(scene: Scene, rng: random.Random) -> _Answer:
     return None
 
 
-def _compare_sizes(scene: Scene, rng: random.Random) -> _Answer:
+def _compare_sizes(scene: Scene, rng: random.Random) -> _Asked:
     a, b = rng.sample(scene.things, 2)
     first = refer(scene, a, rng, avoid=("size", "slot"))
     second = refer(scene, b, rng, avoid=("size", "slot"))
@@ -264,7 +264,7 @@ def _compare_sizes(scene: Scene, rng: random.Random) -> _Answer:
     return f"Which is {word}, {first} or {second}?", answer.removeprefix("the ")
 
 
-def _thing(scene: Scene, rng: random.Random) -> _Answer:
+def _thing(scene: Scene, rng: random.Random) -> _Asked:
     if rng.random() < 0.12:
         free = [slot for slot in SLOTS if not matching(scene, None, None, None, slot)]
         return f"What is {in_place(rng.choice(free))}?", "nothing"
@@ -283,7 +283,7 @@ def _thing(scene: Scene, rng: random.Random) -> _Answer:
     return f"What is {name}?", thing.kind
 
 
-_ASKERS: dict[str, Callable[[Scene, random.Random], _Answer]] = {
+_ASKERS: dict[str, Callable[[Scene, random.Random], _Asked]] = {
     asker.__name__[1:]: asker for asker in (_count, _colour, _position, _exist, _background, _compare, _thing)
 }
 QUESTION_TYPES: tuple[str, ...] = tuple(_ASKERS)
