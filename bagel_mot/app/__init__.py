@@ -3,7 +3,7 @@
     page = create_page(Service(Bagel.from_pretrained("mini")))   # bagel_mot.app.page
     mount(app, service)                                          # or into a FastAPI app
 
-Needs the packages of `pip install "bagel-mot[app]"`. Nothing here talks to the network: the toolkit's telemetry is
+Needs the packages of `pip install "bagel-mot[app]"`. Nothing here talks to the network: Gradio's telemetry is
 switched off before it is imported, and fonts are the system's.
 """
 

@@ -1,4 +1,4 @@
-"""What all parts of the page share, and how they say that something did not work."""
+"""The context that all tabs of the page share, how they show errors, and the layout and buttons they have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from bagel_mot.app.state import Desks
+from bagel_mot.app.state import TabStates
 from bagel_mot.app.texts.language import Labels, Language, say, text
 from bagel_mot.errors import (
     BagelError,
@@ -26,9 +26,11 @@ from bagel_mot.serving.limits import BusyError, ClosedError, LimitError
 from bagel_mot.serving.openai.errors import log_failure
 from bagel_mot.serving.service import Service
 
-QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-"""Of events that have nothing to wait for."""
-_KINDS: tuple[tuple[type[BagelError], str], ...] = (
+INSTANT_EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Gradio options of handlers that return at once: no progress overlay, not part of the public API."""
+LONG_EVENT: dict[str, Any] = {**INSTANT_EVENT, "trigger_mode": "once"}
+"""Gradio options of handlers that generate: another click while one is at work does nothing."""
+_ERROR_TEXTS: tuple[tuple[type[BagelError], str], ...] = (
     (ImageError, "image_error"),
     (PromptError, "prompt_error"),
     (SizeError, "size_error"),
@@ -41,99 +43,93 @@ _KINDS: tuple[tuple[type[BagelError], str], ...] = (
     (DeviceError, "device_error"),
     (BagelError, "own_error"),
 )
-"""Of errors, the special before the general, and the text that names the kind in the reader's language."""
+"""Error types, the special before the general, and the text that names the kind in the reader's language."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """What the parts of one page share.
+class PageContext:
+    """Service, per-tab state, translations and the language selector, shared by all tabs.
 
     Attributes:
-        service: answers all of them.
-        desks: what belongs to each browser tab.
+        service: the queue that generates for all of them.
+        tabs: the state of each browser tab.
         labels: the texts on the page.
-        language: the component in which it is chosen.
+        language: the component in which the language is chosen.
     """
 
     service: Service
-    desks: Desks
+    tabs: TabStates
     labels: Labels
     language: gr.Radio
 
-    @property
-    def max_pixels(self) -> int:
-        """Of an uploaded image."""
-        return self.service.limits.image_pixels
-
 
 @contextmanager
-def telling(language: Language) -> Iterator[None]:
-    """Shows errors as one sentence in the page, without saying more of the server than that."""
+def shown_errors(language: Language) -> Iterator[None]:
+    """Shows an error as one sentence in the page; one that was not foreseen tells nothing of the server."""
     try:
         yield
     except BagelError as error:
-        key = next(key for kind, key in _KINDS if isinstance(error, kind))
-        tell(text(language, key, sentence=error))
+        key = next(key for kind, key in _ERROR_TEXTS if isinstance(error, kind))
+        warn(text(language, key, sentence=error))
     except Exception as error:
         log_failure(error, "an event of the page", log_prompts=False)
-        tell(text(language, "failed"))
+        warn(text(language, "failed"))
 
 
-def tell(sentence: str) -> None:
-    """One sentence, shown for a while."""
+def warn(sentence: str) -> None:
+    """Shows one sentence for a while."""
     gr.Warning(html.escape(sentence, quote=False), duration=12)
 
 
 @contextmanager
-def three_parts() -> Iterator[tuple[gr.Column, gr.Column, gr.Column]]:
-    """What is given, what comes of it, and the settings: beside each other, or in this order on a phone."""
-    with gr.Row(elem_classes="bagel-desk"):
-        given = gr.Column(elem_classes="bagel-given", min_width=280)
-        made = gr.Column(elem_classes="bagel-made", min_width=280)
+def three_columns() -> Iterator[tuple[gr.Column, gr.Column, gr.Column]]:
+    """Inputs, results and settings: beside each other, or in this order on a phone."""
+    with gr.Row(elem_classes="bagel-columns"):
+        inputs = gr.Column(elem_classes="bagel-inputs", min_width=280)
+        results = gr.Column(elem_classes="bagel-results", min_width=280)
         settings = gr.Column(elem_classes="bagel-settings", min_width=280)
-        yield given, made, settings
+        yield inputs, results, settings
 
 
-def quiet(elem_id: str) -> gr.HTML:
-    """A place for what is said now and then; it takes no room while it is empty."""
-    return gr.HTML("", elem_id=elem_id, elem_classes="bagel-quiet")
+def hidden_while_empty(elem_id: str) -> gr.HTML:
+    """A place for HTML that is there now and then; it takes no room while it is empty."""
+    return gr.HTML("", elem_id=elem_id, elem_classes="bagel-optional")
 
 
 class RunButtons:
-    """The button that sets to work, and the one that stops it: one of them is there at a time."""
+    """The button that starts a generation and the one that stops it: one of them is visible at a time.
 
-    def __init__(self, room: Room, part: str, key: str) -> None:
-        """
+    Attributes:
+        run: the first button.
+        outputs: both, as event outputs.
+    """
+
+    def __init__(self, page: PageContext, part: str, key: str) -> None:
+        """Builds both.
+
         Args:
-            part: of the page, for the elements' ids.
-            key: of the first button's text.
+            page: the page's context.
+            part: the part of the page, for the elements' ids.
+            key: the key of the first button's text.
         """
-        self._room, self._part = room, part
-        make = room.labels.make
+        make = page.labels.make
         self.run = make(gr.Button, value=say(key), variant="primary", elem_id=f"{part}-run")
-        self.stop = make(gr.Button, value=say("stop"), variant="stop", visible=False, elem_id=f"{part}-stop")
-
-    def connect(self) -> None:
-        """What Stop does."""
+        self._stop = make(gr.Button, value=say("stop"), variant="stop", visible=False, elem_id=f"{part}-stop")
+        self.outputs: list[Any] = [self.run, self._stop]
 
         def stop(request: gr.Request) -> None:
-            self._room.desks.of(request).stop(self._part)
+            page.tabs.of(request).stop(part)
 
-        self.stop.click(stop, None, None, **QUICK)
-
-    @property
-    def outputs(self) -> list[Any]:
-        return [self.run, self.stop]
+        self._stop.click(stop, None, None, **INSTANT_EVENT)
 
     def show(self, running: bool) -> dict[Any, Any]:
-        """Updates."""
-        return {self.run: gr.update(visible=not running), self.stop: gr.update(visible=running)}
+        """Updates for the state of the generation."""
+        return {self.run: gr.update(visible=not running), self._stop: gr.update(visible=running)}
 
 
-def examples(room: Room, part: str, texts: list[str], target: Any) -> None:
-    """A row of texts, which a click puts into a field."""
+def example_texts(page: PageContext, part: str, texts: list[str]) -> gr.Dataset:
+    """A row of texts to click on."""
     samples = [[one] for one in texts]
-    dataset = room.labels.make(
+    return page.labels.make(
         gr.Dataset, label=say("examples"), components=["textbox"], samples=samples, elem_id=f"{part}-examples"
     )
-    dataset.click(lambda sample: sample[0], dataset, target, **QUICK)

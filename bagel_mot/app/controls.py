@@ -1,24 +1,84 @@
-"""One control for each setting, made from what the settings say of themselves."""
+"""One control for each setting, made from the settings' own metadata, and presets of several settings at once."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from bagel_mot.app.context import QUICK, Room
-from bagel_mot.app.presets import PRESETS
-from bagel_mot.app.sizes import default_size, shown, sizes
+from bagel_mot.app.context import INSTANT_EVENT, PageContext
 from bagel_mot.app.texts.language import LANGUAGES, Language, Spoken, say, text
 from bagel_mot.app.texts.settings import SETTING_TEXTS
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.defaults import official_defaults
 from bagel_mot.inference.settings import SETTINGS, Setting, Task, parse_settings, resolve, task_settings
 
-_SLIDER_SPAN = 1000  # the widest range that a slider is any good for
-_AUTOMATIC = "auto"
+Size = tuple[int, int]
+Preset = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""A function from the defaults to the settings that are changed."""
+RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
+"""Proportions of the sizes to choose from."""
 TOKEN_LIMITS = ("max_think_tokens", "max_new_tokens")
+_MAX_SLIDER_RANGE = 1000
+_AUTOMATIC = "auto"
+
+
+# ------------------------------------------------------------------------------------------------- sizes and presets
+
+
+def default_size(bagel: Bagel) -> Size:
+    """The size of an image that follows no other."""
+    size: Size = bagel.defaults.of("generate").get("size") or official_defaults(bagel.config).of("generate")["size"]
+    return size
+
+
+def sizes(bagel: Bagel) -> dict[str, Size]:
+    """Sizes by proportion ("4:3"), all of them multiples of the latent stride and within the position table.
+
+    The long side is that of the checkpoint's own size. Of two proportions with the same size, the first one is kept.
+    """
+    stride, long = bagel.config.latent_stride, max(default_size(bagel))
+    found: dict[str, Size] = {}
+    for width, height in RATIOS:
+        short = max(round(long * min(width, height) / max(width, height) / stride), 1) * stride
+        size = (long, short) if width >= height else (short, long)
+        if size not in found.values():
+            found[f"{width}:{height}"] = size
+    return found
+
+
+def _steps(factor: float) -> Preset:
+    return lambda own: {"num_timesteps": max(round(own["num_timesteps"] * factor), 2)}
+
+
+def _guidance(text: float, image: float) -> Preset:
+    """Guidance times these factors; guidance that is off (1 or less) stays off."""
+
+    def times(scale: float, factor: float) -> float:
+        return scale if scale <= 1 else round(max(scale * factor, 1.0), 2)
+
+    return lambda own: {
+        "cfg_text_scale": times(own["cfg_text_scale"], text),
+        "cfg_image_scale": times(own["cfg_image_scale"], image),
+    }
+
+
+PRESETS: dict[Task, dict[str, Preset]] = {
+    "generate": {"fast": _steps(0.5), "balanced": _steps(1), "fine": _steps(2)},
+    "edit": {"gentle": _guidance(0.75, 1.5), "balanced": _guidance(1, 1), "strong": _guidance(1.5, 0.75)},
+    "ask": {
+        "exact": lambda own: {name: own[name] for name in ("do_sample", "temperature", "top_p")},
+        "varied": lambda own: {"do_sample": True, "temperature": 0.7, "top_p": 0.95},
+    },
+}
+"""Presets by task and name; all presets of a task change the same settings."""
+
+
+# ----------------------------------------------------------------------------------------------------------- controls
 
 
 @dataclass(frozen=True)
@@ -27,8 +87,8 @@ class Control:
 
     Attributes:
         components: one, or two for the ends of an interval.
-        read: from their values to the setting's value, which still has to be checked.
-        show: the other way.
+        read: converts their values to the setting's value, which still has to be checked.
+        show: converts the setting's value to theirs.
     """
 
     components: tuple[Any, ...]
@@ -40,44 +100,38 @@ class Controls:
     """The settings of one part of the page. Those left at their defaults are not sent: the task's own ones apply.
 
     Attributes:
-        defaults: of this checkpoint, by name.
-        components: in the order in which `settings` takes their values.
+        task: the first of the tasks that use these settings.
+        names: all settings that belong here, in the order to show them.
+        defaults: this checkpoint's defaults by name.
+        controls: the controls built so far, by setting.
     """
 
-    def __init__(self, room: Room, part: str, *tasks: Task) -> None:
-        """
+    def __init__(self, page: PageContext, part: str, *tasks: Task) -> None:
+        """Collects the defaults; `build` makes the controls.
+
         Args:
-            part: of the page, for the elements' ids.
-            tasks: whose settings there are; the defaults are those of the first that has a setting.
+            page: the page's context.
+            part: the part of the page, for the elements' ids.
+            *tasks: tasks whose settings belong here; the first that has a setting gives its default.
         """
-        self._room, self._part, self._tasks = room, part, tasks
-        self._service, self._labels = room.service, room.labels
-        service = room.service
+        self.task, self._tasks = tasks[0], tasks
+        self._page, self._part, self._make, self._limits = page, part, page.labels.make, page.service.limits
+        bagel = page.service.bagel
+        self.names = [s.name for s in SETTINGS.values() if any(s in task_settings(task) for task in tasks)]
         self.defaults: dict[str, Any] = {}
-        for task in reversed(self._tasks):
-            self.defaults |= resolve(task, {}, service.bagel.defaults.of(task)).as_dict(task)
+        for task in reversed(tasks):
+            self.defaults |= resolve(task, {}, bagel.defaults.of(task)).as_dict(task)
         for limit in TOKEN_LIMITS:
             if limit in self.defaults:
-                self.defaults[limit] = min(self.defaults[limit], service.limits.new_tokens)
+                self.defaults[limit] = min(self.defaults[limit], self._limits.new_tokens)
         if "size" in self.defaults:
-            self.defaults["size"] = None  # whatever the checkpoint's own is, or that of the last image
+            self.defaults["size"] = None  # the checkpoint's own, or that of the last image
         self.controls: dict[str, Control] = {}
 
     @property
-    def task(self) -> Task:
-        """The first one."""
-        return self._tasks[0]
-
-    @property
-    def names(self) -> list[str]:
-        """Of all settings that belong here, in the order to show them."""
-        return [s.name for s in SETTINGS.values() if any(s in task_settings(task) for task in self._tasks)]
-
-    @property
     def components(self) -> list[Any]:
+        """All components, in the order in which `settings` takes their values."""
         return [component for control in self.controls.values() for component in control.components]
-
-    # ---------------------------------------------------------------------------------------------------- building
 
     def build(self, *names: str) -> None:
         """Puts controls where the page is being built; without names all that are not there yet."""
@@ -85,66 +139,60 @@ class Controls:
             self.controls[name] = self._control(SETTINGS[name])
 
     def build_seed_buttons(self) -> None:
-        """Buttons for the seed: a new number, the last one, none."""
+        """Builds buttons that set the seed: a new number, the last one, none."""
         (seed,) = self.controls["seed"].components
         with gr.Row(elem_classes="bagel-small"):
-            dice = self._labels.make(gr.Button, value=say("dice"), size="sm", elem_id=f"{self._part}-dice")
-            again = self._labels.make(gr.Button, value=say("last_seed"), size="sm", elem_id=f"{self._part}-last-seed")
-            none = self._labels.make(gr.Button, value=say("no_seed"), size="sm", elem_id=f"{self._part}-no-seed")
+            dice = self._button("dice", "dice")
+            again = self._button("last_seed", "last-seed")
+            none = self._button("no_seed", "no-seed")
 
         def reuse(request: gr.Request) -> Any:
-            found = self._room.desks.of(request).seeds.get(self._part)
+            found = self._page.tabs.of(request).seeds.get(self._part)
             return gr.skip() if found is None else str(found)
 
-        dice.click(lambda: str(secrets.randbits(32)), None, seed, **QUICK)
-        again.click(reuse, None, seed, **QUICK)
-        none.click(lambda: "", None, seed, **QUICK)
+        dice.click(lambda: str(secrets.randbits(32)), None, seed, **INSTANT_EVENT)
+        again.click(reuse, None, seed, **INSTANT_EVENT)
+        none.click(lambda: "", None, seed, **INSTANT_EVENT)
 
     def build_presets(self) -> None:
-        """Buttons for the presets of the first task, and the one that resets everything."""
-        clicks = []
+        """Builds buttons for the presets of the first task, and one that resets everything."""
         with gr.Row(elem_classes="bagel-small"):
-            for name, change in PRESETS[self._tasks[0]].items():
-                button = self._labels.make(gr.Button, value=say(name), size="sm", elem_id=f"{self._part}-{name}")
-                clicks.append((button, change(self.defaults)))
-            reset = self._labels.make(gr.Button, value=say("reset"), size="sm", elem_id=f"{self._part}-reset")
-        self._presets, self._reset = clicks, reset
+            presets = [(self._button(name, name), preset) for name, preset in PRESETS[self.task].items()]
+            self._presets, self._reset = presets, self._button("reset", "reset")
 
     def connect(self) -> None:
-        """What the preset buttons do: to be called once all controls are there."""
-        for button, settings in self._presets:
-            settings = self.within_limits(settings)
+        """Makes the preset buttons work, once all controls are there."""
+        for button, preset in self._presets:
+            settings = self.within_limits(preset(self.defaults))
             outputs = [component for name in settings for component in self.controls[name].components]
             values = [value for name, setting in settings.items() for value in self.controls[name].show(setting)]
-            button.click(_giving(values), None, outputs, **QUICK)
-        self._reset.click(lambda: self.updates({}), None, self.components, **QUICK)
+            button.click(partial(_unpacked, values), None, outputs, **INSTANT_EVENT)
+        self._reset.click(lambda: self.updates({}), None, self.components, **INSTANT_EVENT)
 
     def within_limits(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """With no more steps than the service gives to one request."""
+        """Settings with no more steps than the service gives to one request."""
         steps = settings.get("num_timesteps")
-        return settings if steps is None else {**settings, "num_timesteps": min(steps, self._service.limits.timesteps)}
-
-    # ----------------------------------------------------------------------------------------------- values and back
+        return settings if steps is None else {**settings, "num_timesteps": min(steps, self._limits.timesteps)}
 
     def settings(self, values: Sequence[Any], task: Task | None = None) -> dict[str, Any]:
-        """The settings that differ from the defaults, of values in the order of `components`.
+        """The settings that differ from the defaults, by name.
 
         Args:
-            task: leaves out those that it does not take.
+            values: the values of `components`, in their order.
+            task: leaves out the settings that it does not take; the first task if not given.
 
         Raises:
             SettingError: a value is out of range.
         """
-        task_of = task or self._tasks[0]
+        task = task or self.task
         left = list(values)
         changed = {}
         for name, control in self.controls.items():
             own, left = left[: len(control.components)], left[len(control.components) :]
-            if task_of not in SETTINGS[name].tasks:
-                continue
-            value = parse_settings(task_of, {name: control.read(*own)})[name]
-            if value != self.defaults[name]:
-                changed[name] = value
+            if task in SETTINGS[name].tasks:
+                value = parse_settings(task, {name: control.read(*own)})[name]
+                if value != self.defaults[name]:
+                    changed[name] = value
         return changed
 
     def updates(self, settings: Mapping[str, Any]) -> list[Any]:
@@ -157,17 +205,35 @@ class Controls:
 
     # ------------------------------------------------------------------------------------------------ kinds of controls
 
+    def _button(self, key: str, name: str) -> Any:
+        return self._make(gr.Button, value=say(key), size="sm", elem_id=f"{self._part}-{name}")
+
     def _control(self, setting: Setting) -> Control:
-        make = {
-            "float": self._number,
-            "int": self._number,
-            "bool": self._checkbox,
-            "choice": self._choice,
-            "interval": self._interval,
-            "size": self._size,
-            "texts": self._texts,
-        }[setting.kind]
-        return self._seed(setting) if setting.name == "seed" else make(setting)
+        default, make = self.defaults[setting.name], partial(self._simple, setting)
+        if setting.name == "seed":
+            return self._seed(setting)
+        if setting.kind == "bool":
+            return make(gr.Checkbox)
+        if setting.kind == "choice":
+            return make(gr.Dropdown, choices=list(setting.choices))
+        if setting.kind == "interval":
+            return self._interval(setting, default)
+        if setting.kind == "size":
+            return self._size(setting)
+        if setting.kind == "texts":
+            return self._texts(setting, default)
+        low, high = self._bounds(setting)
+        whole = setting.kind == "int"
+        if low is None or high is None or high - low > _MAX_SLIDER_RANGE:
+            return make(gr.Number, precision=0 if whole else None)
+        step = 1.0 if whole else 0.01
+        return make(gr.Slider, minimum=low + step if setting.above else low, maximum=high, step=step)
+
+    def _simple(self, setting: Setting, kind: Callable[..., Any], **properties: Any) -> Control:
+        """A component whose value is the setting's; an emptied field is the default."""
+        default = self.defaults[setting.name]
+        component = self._make(kind, value=default, **self._properties(setting), **properties)
+        return Control((component,), lambda value: default if value is None else value, lambda value: (value,))
 
     def _properties(self, setting: Setting) -> dict[str, Any]:
         return {
@@ -177,15 +243,15 @@ class Controls:
         }
 
     def _bounds(self, setting: Setting) -> tuple[float | None, float | None]:
-        """Of a number: those of the setting, or narrower ones of the service."""
+        """The bounds of a number: those of the setting, or narrower ones of the service."""
         if setting.name == "num_timesteps":
-            return setting.low, self._service.limits.timesteps
+            return setting.low, self._limits.timesteps
         if setting.name in TOKEN_LIMITS:
-            return setting.low, self._service.limits.new_tokens
+            return setting.low, self._limits.new_tokens
         return setting.low, setting.high
 
     def _range(self, setting: Setting) -> str:
-        """In signs that both languages share; "" where there is nothing to say."""
+        """The bounds in signs that both languages share; "" where there are none."""
         low, high = self._bounds(setting)
         if low is None or setting.name == "seed":
             return ""
@@ -193,59 +259,34 @@ class Controls:
             return f"≥ {low:g}"
         return f"{'> ' if setting.above else ''}{low:g} – {high:g}"
 
-    def _one(self, component: Any, setting: Setting) -> Control:
-        """A component whose value is the setting's; an emptied field is the default."""
-        default = self.defaults[setting.name]
-        return Control((component,), lambda value: default if value is None else value, lambda value: (value,))
+    def _interval(self, setting: Setting, default: tuple[float, float]) -> Control:
+        own = {**self._properties(setting), "minimum": setting.low, "maximum": setting.high, "step": 0.01}
 
-    def _number(self, setting: Setting) -> Control:
-        low, high = self._bounds(setting)
-        whole = setting.kind == "int"
-        own = {**self._properties(setting), "value": self.defaults[setting.name]}
-        if low is None or high is None or high - low > _SLIDER_SPAN:
-            return self._one(self._labels.make(gr.Number, precision=0 if whole else None, **own), setting)
-        step = 1.0 if whole else 0.01
-        least = low + step if setting.above else low
-        return self._one(self._labels.make(gr.Slider, minimum=least, maximum=high, step=step, **own), setting)
-
-    def _checkbox(self, setting: Setting) -> Control:
-        value = self.defaults[setting.name]
-        return self._one(self._labels.make(gr.Checkbox, value=value, **self._properties(setting)), setting)
-
-    def _choice(self, setting: Setting) -> Control:
-        own = {**self._properties(setting), "value": self.defaults[setting.name]}
-        return self._one(self._labels.make(gr.Dropdown, choices=list(setting.choices), **own), setting)
-
-    def _interval(self, setting: Setting) -> Control:
         def end(key: str) -> Spoken:
             return Spoken(lambda language: text(language, key, label=label_of(setting, language)))
 
-        low, high = self.defaults[setting.name]
-        own = self._properties(setting)
-        bounds: dict[str, Any] = {"minimum": setting.low, "maximum": setting.high, "step": 0.01}
-        first = self._labels.make(gr.Slider, value=low, **{**own, **bounds, "label": end("interval_low")})
-        own = {"label": end("interval_high"), "elem_id": f"{own['elem_id']}-to"}
-        second = self._labels.make(gr.Slider, value=high, **own, **bounds)
-        default = self.defaults[setting.name]
+        low = self._make(gr.Slider, **{**own, "value": default[0], "label": end("interval_low")})
+        own = {**own, "elem_id": f"{own['elem_id']}-to", "info": None}
+        high = self._make(gr.Slider, **{**own, "value": default[1], "label": end("interval_high")})
 
-        def read(low: float | None, high: float | None) -> tuple[float, float]:
-            return default[0] if low is None else low, default[1] if high is None else high
+        def read(*ends: float | None) -> tuple[float, ...]:
+            return tuple(own if end is None else end for own, end in zip(default, ends, strict=True))
 
-        return Control((first, second), read, lambda value: tuple(value))
+        return Control((low, high), read, tuple)
 
     def _size(self, setting: Setting) -> Control:
-        own_size = shown(default_size(self._service.bagel))
-        key = "size_default" if self._tasks == ("generate",) else "size_picture"
-        key = "size_chat" if len(self._tasks) > 1 else key
-        found = [(f"{ratio} · {shown(size)}", shown(size)) for ratio, size in sizes(self._service.bagel).items()]
+        bagel = self._page.service.bagel
+        own_size = shown(default_size(bagel))
+        key = "size_chat" if len(self._tasks) > 1 else "size_default" if self.task == "generate" else "size_picture"
+        found = [(f"{ratio} · {shown(size)}", shown(size)) for ratio, size in sizes(bagel).items()]
 
         def choices(language: Language) -> list[tuple[str, str]]:
             return [(text(language, key, size=own_size), _AUTOMATIC), *found]
 
         own = {**self._properties(setting), "choices": Spoken(choices), "value": _AUTOMATIC}
-        component = self._labels.make(gr.Dropdown, allow_custom_value=True, **own)
+        component = self._make(gr.Dropdown, allow_custom_value=True, **own)
 
-        # A field in which one can type may give back the words of a choice instead of its value.
+        # A field in which one can type may yield the words of a choice instead of its value.
         automatic = {_AUTOMATIC, "", *(choices(language)[0][0] for language in LANGUAGES)}
         typed = dict(found)
 
@@ -254,9 +295,8 @@ class Controls:
 
         return Control((component,), read, lambda value: (_AUTOMATIC if value is None else shown(value),))
 
-    def _texts(self, setting: Setting) -> Control:
-        own = self._properties(setting)
-        component = self._labels.make(gr.Textbox, value="\n".join(self.defaults[setting.name]), lines=2, **own)
+    def _texts(self, setting: Setting, default: Sequence[str]) -> Control:
+        component = self._make(gr.Textbox, value="\n".join(default), lines=2, **self._properties(setting))
 
         def read(value: str | None) -> tuple[str, ...]:
             return tuple(line.replace("\\n", "\n") for line in (value or "").splitlines() if line)
@@ -266,7 +306,7 @@ class Controls:
     def _seed(self, setting: Setting) -> Control:
         """A text field: whole numbers of this size would lose their last digits in a browser."""
         own = self._properties(setting)
-        component = self._labels.make(gr.Textbox, value="", placeholder=say("no_seed"), max_lines=1, **own)
+        component = self._make(gr.Textbox, value="", placeholder=say("no_seed"), max_lines=1, **own)
 
         def read(value: str | None) -> Any:
             typed = (value or "").strip()
@@ -275,13 +315,18 @@ class Controls:
         return Control((component,), read, lambda value: ("" if value is None else str(value),))
 
 
+def shown(size: Size) -> str:
+    """A size as people write it."""
+    return f"{size[0]}×{size[1]}"
+
+
 def label_of(setting: Setting, language: Language) -> str:
-    """What a setting is called on the page."""
+    """The name of a setting on the page."""
     return getattr(SETTING_TEXTS[setting.name], language)
 
 
 def info_of(setting: Setting, language: Language, range: str = "") -> str:
-    """What a setting does and when to change it; its published name and its range."""
+    """The effect of a setting and when to change it; its published name and its range."""
     facts = f"{setting.name}, {range}" if range else setting.name
     texts = SETTING_TEXTS[setting.name]
     if language == "zh":
@@ -289,5 +334,6 @@ def info_of(setting: Setting, language: Language, range: str = "") -> str:
     return f"{setting.about} {setting.when} ({facts})"
 
 
-def _giving(values: list[Any]) -> Callable[[], Any]:
-    return lambda: values if len(values) != 1 else values[0]
+def _unpacked(values: list[Any]) -> Any:
+    """Return values of a handler: Gradio takes the value itself where there is one output."""
+    return values if len(values) != 1 else values[0]

@@ -1,4 +1,4 @@
-"""Pictures in and out of the page: uploads opened with limits, results as PNG files that say how they were made."""
+"""Images in and out of the page: uploads opened with limits, results as PNG files that say how they were made."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,20 @@ from bagel_mot.inference.batch import naming
 from bagel_mot.inference.result import save_image
 from bagel_mot.inference.settings import SETTINGS, Task, parse_settings
 from bagel_mot.serving.service import Service
+from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.scene import WORLD, Scene, Thing
 
 MAX_UPLOAD = "32mb"
-"""Of one file."""
+"""Maximum size of one file."""
+_MAX_EXAMPLE = 512  # pixels
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """How an image was made, as its file says."""
-
-    prompt: str
-    settings: dict[str, Any]
+GalleryValue = Sequence[tuple[str, str | None]] | None
+"""The value of Gradio's Gallery: files and captions."""
 
 
 def uploaded(path: str) -> str:
-    """A path that a browser gave, which could be that of any file here: it has to lie where the page keeps its own.
+    """Checks a path that a browser gave, which could be that of any file here: it must lie where the page keeps its
+    own.
 
     Raises:
         ImageError: it does not.
@@ -44,7 +42,7 @@ def uploaded(path: str) -> str:
 
 
 def open_uploads(paths: Sequence[str], service: Service) -> list[Image.Image]:
-    """Uploaded images as the model will see them. Read first, so that no error names where they lie.
+    """Uploaded images as the model will see them. They are read first, so that no error names where they lie.
 
     Raises:
         LimitError: there are too many.
@@ -58,7 +56,7 @@ def open_uploads(paths: Sequence[str], service: Service) -> list[Image.Image]:
     return images
 
 
-def paths_of(gallery: Sequence[tuple[str, str | None]] | None) -> list[str]:
+def paths_of(gallery: GalleryValue) -> list[str]:
     """The files of a gallery."""
     return [path for path, _ in gallery or ()]
 
@@ -70,29 +68,33 @@ def keep(image: Image.Image, name: str) -> str:
     return str(path)
 
 
-def read_recipe(path: str, task: Task, max_pixels: int) -> Recipe:
-    """What an image's file says of how it was made.
+def example_image(side: int) -> str:
+    """The file of a red car below a yellow sun, about `side` pixels wide and high."""
+    scene = Scene("grass", (Thing("sun", "yellow", "medium", "top right"), Thing("car", "red", "large", "bottom left")))
+    return keep(draw(scene, max(min(side, _MAX_EXAMPLE) // WORLD, 1) * WORLD), "car-and-sun")
+
+
+def read_metadata(path: str, task: Task, max_pixels: int) -> tuple[str, dict[str, Any]]:
+    """The prompt and the settings that an image's file names.
 
     Raises:
-        ImageError: it cannot be opened, or says nothing.
-        SettingError: it says something that is no setting.
+        ImageError: it cannot be opened, or names none.
+        SettingError: a value in it does not fit its setting.
     """
     data = _read(path)
     open_image(data, max_pixels)  # refuses what is damaged or too large
     with Image.open(io.BytesIO(data)) as image:
         image.load()
-        notes = {name: value for name, value in image.info.items() if isinstance(value, str)}
-    if "prompt" not in notes or "settings" not in notes:
+        found = {name: value for name, value in image.info.items() if isinstance(value, str)}
+    if "prompt" not in found or "settings" not in found:
         raise ImageError("the picture does not say how it was made: give a PNG file as it was downloaded from here.")
     try:
-        said = json.loads(notes["settings"])
-        seed = int(notes["seed"]) if "seed" in notes else None
-    except ValueError as error:
+        settings = {**json.loads(found["settings"])}
+        seed = int(found["seed"]) if "seed" in found else None
+    except (ValueError, TypeError) as error:
         raise SettingError("the settings that the picture names are damaged: take another one.") from error
-    if not isinstance(said, dict):
-        raise SettingError("the settings that the picture names are damaged: take another one.")
-    known = {name: value for name, value in said.items() if name in SETTINGS and task in SETTINGS[name].tasks}
-    return Recipe(notes["prompt"], parse_settings(task, {**known, "seed": seed}))
+    known = {name: value for name, value in settings.items() if name in SETTINGS and task in SETTINGS[name].tasks}
+    return found["prompt"], parse_settings(task, {**known, "seed": seed})
 
 
 def _read(path: str) -> bytes:

@@ -1,97 +1,428 @@
-"""What belongs to one browser tab: its runs, last seeds and conversations. Freed when the tab closes."""
+"""The state of one browser tab: what it generates now, its last seeds and its conversations. Freed when it closes."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import gradio as gr
+from PIL import Image
 
-from bagel_mot.app.conversation import Chats
-from bagel_mot.app.messages import Messages
-from bagel_mot.app.run import Run
+from bagel_mot.errors import PromptError
+from bagel_mot.inference.engine.ops import Handle
+from bagel_mot.inference.history import GIVEN, Turn
+from bagel_mot.inference.result import Result
+from bagel_mot.inference.session import Session
+from bagel_mot.inference.tasks import Media, Order
 from bagel_mot.model.cache import Chunk
+from bagel_mot.serving.driver import Job
+from bagel_mot.serving.service import Callbacks, Service
 
-_MOST_DESKS = 1000
+MAX_CONVERSATIONS = 12
+"""Maximum number of conversations in one tab."""
+_MAX_TABS = 1000
+_TITLE = 28  # characters
+_POLL = 0.08  # seconds between two updates: a page need not follow faster
+_MAX_SILENCE = 1.0  # seconds without any news after which the page is updated all the same
 
 
-class Desk:
-    """Of one browser tab.
+@dataclass
+class Progress:
+    """Progress of one result.
 
     Attributes:
-        seeds: the last one of each part of the page.
-        chats: its conversations.
-        messages: how they are shown.
+        done, total: denoising steps; 0 and 0 before the first.
+        preview: the latest preview of the image.
+    """
+
+    done: int = 0
+    total: int = 0
+    preview: Image.Image | None = None
+
+
+class Generation:
+    """Results that one click asked for: requests whose progress is followed, and that can be stopped.
+
+    Attributes:
+        count: number of results wanted.
+        text: text written so far by the first of them.
+        stopped: whether somebody wished them to end.
+        size: size of the images to come, where it is known.
+        progress: one for each result.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count, self.text, self.stopped = count, "", False
+        self.size: tuple[int, int] | None = None
+        self.progress = [Progress() for _ in range(count)]
+        self._requests: list[Handle[Any] | Job[Any]] = []
+        self._futures: list[Future[Any]] = []
+        self._news = threading.Event()
+        self._first: tuple[float, int] | None = None  # when which number of steps was done
+
+    # ---------------------------------------------------------------------------------------------- setting to work
+
+    def start(self, service: Service, inputs: Sequence[Any], output: Media, settings: dict[str, Any]) -> None:
+        """Submits `count` requests to a service.
+
+        Raises:
+            BagelError: they are refused; nothing runs.
+        """
+        started = service.start(inputs, output=output, n=self.count, listen=self.listen, **settings)
+        self._futures = [job.future for job in started.jobs]
+        self.size = started.order.size
+        for job in started.jobs:
+            self.take(job)
+        self._announce()
+
+    def start_thread(self, work: Callable[[], Result]) -> None:
+        """Runs in a thread what waits for the engine itself; it must `take` each request that it waits for."""
+        future: Future[Result] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._futures = [future]
+        self._announce()
+        threading.Thread(target=run, name="bagel-page", daemon=True).start()
+
+    def take(self, request: Handle[Any] | Job[Any]) -> None:
+        """Adds a request that `stop` cancels."""
+        self._requests.append(request)
+        if self.stopped:
+            request.cancel()
+
+    def listen(self, index: int, order: Order | None = None) -> Callbacks:
+        """Callbacks of result number `index`. They return at once: whoever drives the engine waits for them."""
+        progress = self.progress[index]
+
+        def on_step(done: int, total: int) -> None:
+            progress.done, progress.total = done, total
+            if self._first is None:
+                self._first = time.monotonic(), self.done
+            self._news.set()
+
+        def on_preview(image: Image.Image) -> None:
+            progress.preview = image
+            self._news.set()
+
+        def on_text(piece: str) -> None:
+            if index == 0:
+                self.text += piece
+                self._news.set()
+
+        return Callbacks(on_step, on_preview, on_text)
+
+    def _announce(self) -> None:
+        for future in self._futures:
+            future.add_done_callback(lambda _: self._news.set())
+
+    # ------------------------------------------------------------------------------------------------ while at work
+
+    def stop(self) -> None:
+        """Ends all requests within a step. Never waits."""
+        self.stopped = True
+        for request in list(self._requests):
+            request.cancel()
+
+    def follow(self) -> Iterator[None]:
+        """Yields whenever there is news, until all is over. If abandoned, the requests are stopped."""
+        try:
+            while not all(future.done() for future in self._futures):
+                self._news.wait(_MAX_SILENCE)
+                self._news.clear()
+                yield
+                time.sleep(_POLL)
+        finally:
+            if not all(future.done() for future in self._futures):
+                self.stop()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the engine has begun with any of the requests."""
+        return any(request.begun for request in list(self._requests))
+
+    @property
+    def done(self) -> int:
+        """Denoising steps done, summed over all results."""
+        return sum(progress.done for progress in self.progress)
+
+    @property
+    def total(self) -> int:
+        """Denoising steps of all results; 0 before the first."""
+        return max(progress.total for progress in self.progress) * self.count
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Denoising steps per image: done, rounded up, and in all."""
+        total = self.total // self.count
+        return min(-(-self.done // self.count), total), total
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until all images are drawn, at the pace so far; None before there is one."""
+        if self._first is None or self.done <= self._first[1]:
+            return None
+        began, first = self._first
+        return (time.monotonic() - began) / (self.done - first) * (self.total - self.done)
+
+    # -------------------------------------------------------------------------------------------------- when it is over
+
+    def results(self) -> list[Result]:
+        """The results; after a stop those that had been finished by then.
+
+        Raises: what a request raised.
+        """
+        finished = []
+        for future in self._futures:
+            try:
+                finished.append(future.result(timeout=0))
+            except CancelledError:
+                self.stopped = True  # by the page's own Stop, or by a service that is closing
+        return finished
+
+
+@dataclass
+class TabChat:
+    """A conversation of the page: the session as it was after each of its turns, so that any turn can be undone.
+
+    Attributes:
+        number: the conversation's number, from 1.
+        origin: the number of the one it was branched off from; 0 for none.
+        sessions: one for each turn, oldest first. They share one cache.
+    """
+
+    number: int
+    origin: int = 0
+    sessions: list[Session] = field(default_factory=list)
+
+    @property
+    def session(self) -> Session | None:
+        """The session after the latest turn; None before the first."""
+        return self.sessions[-1] if self.sessions else None
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns of the session, oldest first."""
+        return self.session.history if self.session is not None else ()
+
+    @property
+    def chunks(self) -> set[Chunk]:
+        """The memory of the cache that the conversation keeps, some of it shared with its branches."""
+        return set().union(*(session.chunks for session in list(self.sessions)))
+
+    @property
+    def title(self) -> str:
+        """The conversation's number, and the beginning of its first text."""
+        number = f"{self.number} ← {self.origin}" if self.origin else f"{self.number}"
+        line = next((" ".join(str(turn.content).split()) for turn in self.turns if turn.kind == "text"), "")
+        return f"{number} · {line[:_TITLE]}{'…' if len(line) > _TITLE else ''}" if line else number
+
+    def undo(self) -> None:
+        """Goes back to before the latest turn.
+
+        Raises:
+            PromptError: there is none.
+        """
+        if not self.sessions:
+            raise PromptError("there is nothing to undo: the conversation is empty.")
+        self.sessions.pop()
+
+    def turn(
+        self,
+        service: Service,
+        generation: Generation,
+        inputs: Sequence[Image.Image | str],
+        output: Media,
+        settings: dict[str, Any],
+    ) -> Result:
+        """Adds images and a text to the conversation, and waits for the answer or the image that follows.
+
+        It works on a fork, which becomes the session at the end: what is refused, fails or is stopped leaves the
+        conversation as it was. The service's limits apply as to a request with these inputs alone.
+
+        Args:
+            service: the queue in which the turn takes a place.
+            generation: follows the progress; stopping it ends the turn.
+            inputs: images, then a text if there is one; nothing to draw once more.
+            output: "text" or "image".
+            settings: settings of the turn, `think` among them: it opens a new conversation with the prompt for
+                thinking, or thinks in one that has it.
+
+        Raises:
+            BagelError: it is refused.
+            CancelledError: it was stopped.
+        """
+        think = settings["think"]
+        if think and self.session is not None and not self.session.think:
+            raise PromptError("this conversation began without thinking: begin a new one to switch it on.")
+        checked = inputs
+        if not inputs:
+            checked = [turn.content for turn in self.turns if turn.kind in GIVEN][-1:]
+            if not checked or output == "text":
+                raise PromptError("there is nothing to answer: write something, or show a picture.")
+        items, order = service.check(checked, output, settings, Callbacks())
+        generation.size = order.size
+        own: dict[str, Any] = dict(settings)
+        if order.most_text:
+            own["max_new_tokens" if output == "text" else "max_think_tokens"] = order.most_text
+        listener = generation.listen(0)
+        own |= {"on_text": listener.on_text, "on_submit": generation.take, "return_result": True}
+        given = [content for _, content in items] if inputs else []
+        text = str(given.pop()) if given and isinstance(given[-1], str) else None
+        with service.place():
+            session = service.bagel.session(think=think) if self.session is None else self.session.fork()
+            for image in given:
+                session.add(image, on_submit=generation.take)
+            if output == "image":
+                own |= {"progress": listener.on_step, "on_preview": listener.on_preview}
+                result: Any = session.generate_image(text, **own)
+            else:
+                result = session.generate_text(**own) if text is None else session.ask(text, **own)
+        if generation.stopped:  # when there was nothing left to cancel; the conversation may have been changed since
+            raise CancelledError
+        self.sessions.append(session)
+        return result
+
+
+class TabChats:
+    """All conversations of a tab.
+
+    Attributes:
+        current: the one that is shown.
+    """
+
+    def __init__(self) -> None:
+        self.current = TabChat(1)
+        self.all = [self.current]
+        self._count = 1
+
+    @property
+    def chunks(self) -> set[Chunk]:
+        """The memory of the cache that the conversations keep."""
+        return set().union(*(chat.chunks for chat in list(self.all)))
+
+    def begin(self) -> None:
+        """Makes a new conversation the current one; while that is still empty, it is the new one."""
+        if self.current.sessions:
+            self._add(TabChat(self._count + 1))
+
+    def branch(self) -> None:
+        """Makes a branch of the current conversation the current one; nothing is computed or copied.
+
+        Raises:
+            PromptError: it is empty.
+        """
+        if not self.current.sessions:
+            raise PromptError("there is nothing to branch off from: the conversation is empty.")
+        self._add(TabChat(self._count + 1, self.current.number, list(self.current.sessions)))
+
+    def _add(self, chat: TabChat) -> None:
+        if len(self.all) >= MAX_CONVERSATIONS:
+            raise PromptError(f"there are {MAX_CONVERSATIONS} conversations, as many as one page may have: close one.")
+        self._count += 1
+        self.all.append(chat)
+        self.current = chat
+
+    def show(self, number: int) -> None:
+        """Makes a conversation the current one; one that is gone changes nothing."""
+        self.current = next((chat for chat in self.all if chat.number == number), self.current)
+
+    def close(self) -> None:
+        """Drops the current conversation; the one before it is shown, or a new one."""
+        place = self.all.index(self.current)
+        self.all.remove(self.current)
+        if not self.all:
+            self._add(TabChat(self._count + 1))
+        self.current = self.all[max(place - 1, 0)]
+
+
+class TabState:
+    """The state of one browser tab.
+
+    Attributes:
+        seeds: the last seed of each part of the page.
+        chats: the tab's conversations.
+        files: the file that shows the image of a turn.
     """
 
     def __init__(self) -> None:
         self.seeds: dict[str, int] = {}
-        self.chats = Chats()
-        self.messages = Messages()
-        self._runs: dict[str, Run] = {}
+        self.chats = TabChats()
+        self.files: WeakKeyDictionary[Turn, str] = WeakKeyDictionary()
+        self._generations: dict[str, Generation] = {}
 
     @contextmanager
-    def running(self, part: str, count: int = 1) -> Iterator[Run]:
-        """A run of one part of the page, which `stop` ends."""
-        run = Run(count)
-        self._runs[part] = run
+    def generating(self, part: str, count: int = 1) -> Iterator[Generation]:
+        """A generation of one part of the page, which `stop` ends."""
+        generation = Generation(count)
+        self._generations[part] = generation
         try:
-            yield run
+            yield generation
         finally:
-            if self._runs.get(part) is run:
-                del self._runs[part]
+            if self._generations.get(part) is generation:
+                del self._generations[part]
 
     def busy(self, part: str) -> bool:
-        """Whether a run of this part is at work."""
-        return part in self._runs
+        """Whether this part of the page is generating."""
+        return part in self._generations
 
     def stop(self, part: str) -> None:
-        """Ends what this part of the page has set to work, if anything."""
-        if part in self._runs:
-            self._runs[part].stop()
+        """Ends what this part of the page is generating, if anything."""
+        generation = self._generations.get(part)  # read once: another thread may end it meanwhile
+        if generation is not None:
+            generation.stop()
 
     def close(self) -> None:
-        """Ends everything, and lets go of the conversations."""
-        for run in list(self._runs.values()):
-            run.stop()
-        self.chats = Chats()
+        """Ends everything, and drops the conversations."""
+        for generation in list(self._generations.values()):
+            generation.stop()
+        self.chats = TabChats()
 
 
-class Desks:
-    """Those of all tabs that are open. Safe to use from several threads."""
+class TabStates:
+    """The states of all open tabs. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._desks: OrderedDict[str, Desk] = OrderedDict()
+        self._tabs: OrderedDict[str, TabState] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, request: gr.Request) -> Desk:
-        """The desk of the tab that a request comes from. Of too many, the one unused for longest is closed."""
+    def of(self, request: gr.Request) -> TabState:
+        """The state of the tab that a request comes from. Of too many, the one unused for longest is closed."""
         key = request.session_hash
         if key is None:
-            return Desk()
+            return TabState()
         with self._lock:
-            desk = self._desks.setdefault(key, Desk())
-            self._desks.move_to_end(key)
-            oldest = self._desks.popitem(last=False)[1] if len(self._desks) > _MOST_DESKS else None
+            tab = self._tabs.setdefault(key, TabState())
+            self._tabs.move_to_end(key)
+            oldest = self._tabs.popitem(last=False)[1] if len(self._tabs) > _MAX_TABS else None
         if oldest is not None:
             oldest.close()
-        return desk
+        return tab
 
     def close(self, request: gr.Request) -> None:
-        """The tab is gone."""
+        """Closes the state of a tab that is gone."""
         with self._lock:
-            desk = self._desks.pop(request.session_hash or "", None)
-        if desk is not None:
-            desk.close()
+            tab = self._tabs.pop(request.session_hash or "", None)
+        if tab is not None:
+            tab.close()
 
     @property
     def tokens(self) -> int:
-        """Of cache, for which all conversations hold memory."""
+        """Cache tokens for which all conversations hold memory."""
         with self._lock:
-            chunks: set[Chunk] = set().union(*(desk.chats.chunks for desk in self._desks.values()))
+            chunks: set[Chunk] = set().union(*(tab.chats.chunks for tab in self._tabs.values()))
         return sum(chunk.capacity for chunk in chunks)
 
     def __len__(self) -> int:
-        return len(self._desks)
+        return len(self._tabs)

@@ -1,4 +1,4 @@
-"""How the page looks. Fonts are the system's own: nothing is fetched from elsewhere."""
+"""The look of the page. Fonts are the system's own: nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ CSS = """
 .bagel-head h1 i { flex: none; width: 26px; height: 26px; border-radius: 50%; border: 8px solid var(--color-accent) }
 .bagel-head p { margin: 2px 0 0; color: var(--body-text-color-subdued) }
 .bagel-language { max-width: 210px; margin-left: auto }
-.bagel-desk { display: grid !important; gap: 16px; align-items: start; grid-template-columns: 1fr 1fr;
-  grid-template-areas: "given made" "settings made"; grid-template-rows: auto 1fr }
-.bagel-given { grid-area: given } .bagel-made { grid-area: made } .bagel-settings { grid-area: settings }
-.bagel-given, .bagel-made, .bagel-settings { min-width: 0 !important }
-.bagel-stage { display: flex; flex-direction: column; gap: 8px }
+.bagel-columns { display: grid !important; gap: 16px; align-items: start; grid-template-columns: 1fr 1fr;
+  grid-template-areas: "inputs results" "settings results"; grid-template-rows: auto 1fr }
+.bagel-inputs { grid-area: inputs } .bagel-results { grid-area: results } .bagel-settings { grid-area: settings }
+.bagel-inputs, .bagel-results, .bagel-settings { min-width: 0 !important }
+.bagel-progress { display: flex; flex-direction: column; gap: 8px }
 .bagel-bar { height: 8px; border-radius: 4px; background: var(--border-color-primary); overflow: hidden }
 .bagel-bar > div { height: 100%; border-radius: 4px; background: var(--color-accent); transition: width .25s linear }
 .bagel-moving > div { width: 30% !important; animation: bagel-move 1.4s ease-in-out infinite alternate }
 @keyframes bagel-move { from { margin-left: 0 } to { margin-left: 70% } }
 .bagel-note { font-size: 14px; color: var(--body-text-color-subdued); font-variant-numeric: tabular-nums }
-.bagel-looks { display: grid; gap: 10px; grid-template-columns: 1fr }
-.bagel-looks-2 { grid-template-columns: 1fr 1fr }
-.bagel-look { width: 100%; max-height: 480px; object-fit: contain; border-radius: 10px; display: block }
+.bagel-previews { display: grid; gap: 10px; grid-template-columns: 1fr }
+.bagel-previews-2 { grid-template-columns: 1fr 1fr }
+.bagel-preview { width: 100%; max-height: 480px; object-fit: contain; border-radius: 10px; display: block }
 .bagel-blank { background: var(--background-fill-secondary); border: 1px dashed var(--border-color-primary) }
-.bagel-thoughts { font-size: 14px; border-left: 3px solid var(--color-accent); padding-left: 10px }
-.bagel-thoughts summary { cursor: pointer; color: var(--body-text-color-subdued) }
-.bagel-thoughts p { white-space: pre-wrap; font-style: italic; margin: 4px 0 }
-.bagel-quiet:not(:has(.bagel-stage)):not(:has(.bagel-note)):not(:has(.bagel-thoughts)) { display: none }
+.bagel-thinking { font-size: 14px; border-left: 3px solid var(--color-accent); padding-left: 10px }
+.bagel-thinking summary { cursor: pointer; color: var(--body-text-color-subdued) }
+.bagel-thinking p { white-space: pre-wrap; font-style: italic; margin: 4px 0 }
+.bagel-optional:not(:has(.bagel-progress)):not(:has(.bagel-note)):not(:has(.bagel-thinking)) { display: none }
 .bagel-gallery .thumbnails:not(:has(button:nth-child(2))) { display: none }
 .bagel-gallery .preview:not(:has(.thumbnails button:nth-child(2))) .media-button { height: 100% !important }
 .bagel-switch { align-items: center }
@@ -49,7 +49,7 @@ CSS = """
   .gradio-container { padding: 8px !important }
   .bagel-head > * { flex: 1 1 100% !important }
   .bagel-language { margin-left: 0; max-width: none; padding: 0 12px }
-  .bagel-desk { grid-template-columns: minmax(0, 1fr); grid-template-areas: "given" "made" "settings" }
+  .bagel-columns { grid-template-columns: minmax(0, 1fr); grid-template-areas: "inputs" "results" "settings" }
   .bagel-gallery { height: 380px !important }
 }
 """
@@ -73,7 +73,7 @@ def _theme() -> gr.themes.Base:
 
 
 def page_options() -> dict[str, Any]:
-    """What launching and mounting share: looks, limits, and nothing that tells or shows more than the page itself."""
+    """Options of launching and mounting: look, limits, and nothing that tells or shows more than the page itself."""
     return {
         "theme": _theme(),
         "css": CSS,

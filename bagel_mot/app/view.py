@@ -1,4 +1,4 @@
-"""What is shown while something runs, and what is said of it afterwards: small pieces of HTML."""
+"""HTML of progress and results, and conversations as the messages of a chat window."""
 
 from __future__ import annotations
 
@@ -6,108 +6,117 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from typing import Any
 
 from PIL import Image
 
-from bagel_mot.app.run import Run
+from bagel_mot.app.image_files import keep
+from bagel_mot.app.state import Generation
 from bagel_mot.app.texts.language import Language, text
-from bagel_mot.inference.decode import THINK_CLOSE, THINK_OPEN
+from bagel_mot.inference.decode import THINK_CLOSE, THINK_OPEN, split_thinking
+from bagel_mot.inference.history import Turn
 from bagel_mot.inference.result import Result
+from bagel_mot.inference.session import Session
+
+ChatMessage = dict[str, Any]
+"""A message as Gradio's Chatbot takes it."""
 
 
-def at_work(run: Run, language: Language) -> str:
-    """Progress; and where images are to come, thoughts, and the images as they form."""
-    parts = [_bar(run, language)]
-    if run.size is not None:
-        if run.text:
-            parts.append(thoughts(without_tags(run.text), language, open=not run.total))
-        looks = "".join(_look(progress.preview, run.size) for progress in run.progress)
-        parts.append(f'<div class="bagel-looks bagel-looks-{min(run.count, 2)}">{looks}</div>')
-    return f'<div class="bagel-stage">{"".join(parts)}</div>'
+def progress_html(generation: Generation, language: Language) -> str:
+    """A progress bar; where images are to come, also the thinking and the images as they form."""
+    parts = [_bar(generation, language)]
+    if generation.size is not None:
+        if generation.text:
+            parts.append(thinking_html(without_tags(generation.text), language, open=not generation.total))
+        parts.append(_previews(generation, blanks=True))
+    return f'<div class="bagel-progress">{"".join(parts)}</div>'
 
 
-def _bar(run: Run, language: Language) -> str:
-    share = run.done / run.total if run.total else 0.0
-    words = [html.escape(_state(run, language))]
-    if run.total and not run.stopped and (left := run.seconds_left) is not None:
-        words.append(text(language, "left", seconds=f"{left:.1f}" if left < 10 else math.ceil(left)))
-    moving = "" if run.total else " bagel-moving"
-    return (
-        f'<div class="bagel-bar{moving}" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
-        f'aria-valuenow="{round(share * 100)}"><div style="width:{share * 100:.1f}%"></div></div>'
-        f'<div class="bagel-note">{" · ".join(words)}</div>'
-    )
+def stopped_html(generation: Generation, language: Language) -> str:
+    """The step at which a generation was stopped, and its last previews."""
+    done, total = generation.steps
+    words = text(language, "stopped_at", done=done, total=total) if total else text(language, "stopped")
+    return f'<div class="bagel-progress">{_note(words)}{_previews(generation)}</div>'
 
 
-def _state(run: Run, language: Language) -> str:
-    if run.stopped:
-        return text(language, "is_stopping")
-    if run.total:
-        steps = run.total // run.count
-        return text(language, "step", done=min(math.ceil(run.done / run.count), steps), total=steps)
-    if run.text:
-        return text(language, "is_writing" if run.size is None else "is_thinking")
-    return text(language, "is_reading" if run.begun else "is_waiting")
-
-
-def _look(preview: Image.Image | None, size: tuple[int, int]) -> str:
-    """One image as it forms, at its final size on the page; a grey field before the first look."""
-    width, height = size if preview is None else preview.size  # a look has the image's proportions
-    shape = f"aspect-ratio:{width}/{height}"
-    if preview is None:
-        return f'<div class="bagel-look bagel-blank" style="{shape}"></div>'
-    data = io.BytesIO()
-    preview.save(data, "JPEG", quality=85)
-    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return f'<img class="bagel-look" style="{shape}" src="{source}" alt="">'
-
-
-def stopped(run: Run, language: Language) -> str:
-    """What is left of a run that was stopped: the last looks, and how far it was."""
-    steps = run.total // run.count
-    words = (
-        text(language, "stopped_at", done=min(math.ceil(run.done / run.count), steps), total=steps)
-        if steps
-        else text(language, "stopped")
-    )
-    looks = "".join(_look(one.preview, run.size) for one in run.progress if run.size and one.preview)
-    shown = f'<div class="bagel-looks bagel-looks-{min(run.count, 2)}">{looks}</div>' if looks else ""
-    return f'<div class="bagel-stage"><div class="bagel-note">{html.escape(words)}</div>{shown}</div>'
-
-
-def facts(results: Sequence[Result], language: Language) -> str:
-    """How the results were made: seeds, size, steps, seconds, and the thinking of the first."""
+def facts_html(results: Sequence[Result], language: Language) -> str:
+    """Seeds, size, steps and seconds of the results, and the thinking of the first."""
     if not results:
         return ""
     first = results[0]
-    seeds = [str(result.seed) for result in results]
-    words = [
-        text(language, "seed_is", seed=seeds[0])
-        if len(seeds) == 1
-        else text(language, "seeds_are", seeds=", ".join(seeds))
-    ]
+    seeds = ", ".join(str(result.seed) for result in results)
+    words = [text(language, "seed_is", seed=seeds) if len(results) == 1 else text(language, "seeds_are", seeds=seeds)]
     if first.image is not None:
         words.append(f"{first.image.width}×{first.image.height}")
         words.append(text(language, "steps_were", steps=first.settings["num_timesteps"] - 1))
     words.append(text(language, "seconds_were", seconds=f"{max(result.seconds for result in results):.1f}"))
-    note = f'<div class="bagel-note">{html.escape(" · ".join(words))}</div>'
-    if not first.complete:
-        note += f'<div class="bagel-note">{html.escape(text(language, "broke_off"))}</div>'
-    return note + (thoughts(first.thinking, language) if first.thinking else "")
+    notes = _note(" · ".join(words)) + ("" if first.complete else _note(text(language, "broke_off")))
+    return notes + (thinking_html(first.thinking, language) if first.thinking else "")
 
 
-def thoughts(thinking: str, language: Language, open: bool = False) -> str:
-    """Thinking, that one can fold up."""
+def thinking_html(thinking: str, language: Language, open: bool = False) -> str:
+    """Thinking that can be folded up."""
     title = html.escape(text(language, "thinking"))
     return (
-        f'<details class="bagel-thoughts"{" open" if open else ""}><summary>{title}</summary>'
+        f'<details class="bagel-thinking"{" open" if open else ""}><summary>{title}</summary>'
         f"<p>{html.escape(thinking)}</p></details>"
     )
 
 
+def _note(words: str) -> str:
+    return f'<div class="bagel-note">{html.escape(words)}</div>'
+
+
+def _bar(generation: Generation, language: Language) -> str:
+    share = generation.done / generation.total if generation.total else 0.0
+    words = [_phase(generation, language)]
+    if generation.total and not generation.stopped and (left := generation.seconds_left) is not None:
+        words.append(text(language, "left", seconds=f"{left:.1f}" if left < 10 else math.ceil(left)))
+    moving = "" if generation.total else " bagel-moving"
+    return (
+        f'<div class="bagel-bar{moving}" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+        f'aria-valuenow="{round(share * 100)}"><div style="width:{share * 100:.1f}%"></div></div>'
+        f"{_note(' · '.join(words))}"
+    )
+
+
+def _phase(generation: Generation, language: Language) -> str:
+    if generation.stopped:
+        return text(language, "is_stopping")
+    if generation.total:
+        done, total = generation.steps
+        return text(language, "step", done=done, total=total)
+    if generation.text:
+        return text(language, "is_writing" if generation.size is None else "is_thinking")
+    return text(language, "is_reading" if generation.begun else "is_waiting")
+
+
+def _previews(generation: Generation, blanks: bool = False) -> str:
+    """The latest preview of each image; a grey field where there is none yet, if `blanks`."""
+    if generation.size is None:
+        return ""
+    found = [_preview(one.preview, generation.size) for one in generation.progress if blanks or one.preview]
+    return f'<div class="bagel-previews bagel-previews-{min(generation.count, 2)}">{"".join(found)}</div>' * bool(found)
+
+
+def _preview(preview: Image.Image | None, size: tuple[int, int]) -> str:
+    """One image as it forms, at its final size on the page."""
+    width, height = size if preview is None else preview.size  # a preview has the image's proportions
+    shape = f"aspect-ratio:{width}/{height}"
+    if preview is None:
+        return f'<div class="bagel-preview bagel-blank" style="{shape}"></div>'
+    data = io.BytesIO()
+    preview.save(data, "JPEG", quality=85)
+    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return f'<img class="bagel-preview" style="{shape}" src="{source}" alt="">'
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+
 def split_stream(written: str, think: bool) -> tuple[str, str]:
-    """Thinking and answer of a text that is still being written."""
+    """Divides a text that is still being written into thinking and answer."""
     if not think:
         return "", written
     before, _, after = written.partition(THINK_CLOSE)
@@ -115,5 +124,61 @@ def split_stream(written: str, think: bool) -> tuple[str, str]:
 
 
 def without_tags(written: str) -> str:
-    """A thought as it is being written, without the tags around it."""
+    """Thinking as it is being written, without the tags around it."""
     return written.replace(THINK_OPEN, "").replace(THINK_CLOSE, "").strip()
+
+
+# --------------------------------------------------------------------------------------------------------------- chat
+
+
+def chat_messages(session: Session | None, files: MutableMapping[Turn, str], language: Language) -> list[ChatMessage]:
+    """The messages of a conversation.
+
+    Args:
+        session: the conversation; None is an empty one.
+        files: the file of each image, to which new ones are added.
+        language: the language of titles.
+    """
+    found: list[ChatMessage] = []
+    for turn in () if session is None else session.history:
+        content = turn.content
+        if isinstance(content, Image.Image):
+            if turn not in files:
+                seed = content.info.get("seed")
+                files[turn] = keep(content, f"bagel-{seed}" if turn.kind == "drawing" and seed else "picture")
+            found.append(_image("user" if turn.kind == "image" else "assistant", files[turn]))
+        elif turn.kind == "text":
+            found.append(_text("user", content))
+        elif turn.kind == "thought":
+            found += _thinking(without_tags(content), language)
+        elif turn.kind == "answer":
+            thinking, answer = split_thinking(content) if session is not None and session.think else ("", content)
+            found += _thinking(thinking, language)
+            found.append(_text("assistant", answer.strip() or text(language, "no_answer")))
+    return found  # without the system prompt
+
+
+def input_messages(inputs: Sequence[Image.Image | str]) -> list[ChatMessage]:
+    """The messages of inputs that are not part of the conversation yet."""
+    return [_text("user", one) if isinstance(one, str) else _image("user", keep(one, "picture")) for one in inputs]
+
+
+def partial_answer(written: str, think: bool, language: Language) -> list[ChatMessage]:
+    """The messages of an answer that is still being written."""
+    thinking, answer = split_stream(written, think)
+    return _thinking(thinking, language, done=bool(answer)) + ([_text("assistant", answer)] if answer else [])
+
+
+def _text(role: str, content: str) -> ChatMessage:
+    return {"role": role, "content": content}
+
+
+def _image(role: str, path: str) -> ChatMessage:
+    return {"role": role, "content": {"path": path}}
+
+
+def _thinking(content: str, language: Language, done: bool = True) -> list[ChatMessage]:
+    if not content:
+        return []
+    metadata = {"title": text(language, "thinking"), "status": "done" if done else "pending"}
+    return [{"role": "assistant", "content": content, "metadata": metadata}]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from bagel_mot.app.context import Room
+from bagel_mot.app.context import PageContext
 from bagel_mot.app.page import create_page
-from bagel_mot.app.state import Desks
+from bagel_mot.app.state import TabStates
 from bagel_mot.app.style import page_options
 from bagel_mot.app.texts.language import Labels
 from bagel_mot.inference.api import Bagel
@@ -41,40 +42,29 @@ def service() -> Service:
 
 
 @pytest.fixture
-def room(service: Service) -> Iterator[Room]:
-    """What the parts of a page share, on a page of their own."""
+def context(service: Service) -> Iterator[PageContext]:
+    """The context of an empty page."""
     import gradio as gr
 
     with gr.Blocks(analytics_enabled=False):
-        yield Room(service, Desks(), Labels("en"), gr.Radio())
+        yield PageContext(service, TabStates(), Labels("en"), gr.Radio())
 
 
 class Served:
     """A page that is being served."""
 
-    def __init__(self, service: Service, url: str, desks: list[Desks]) -> None:
-        self.service, self.url = service, url
-        self._desks = desks
-
-    @property
-    def desks(self) -> Desks:
-        return self._desks[0]
+    def __init__(self, service: Service, url: str, tabs: TabStates) -> None:
+        self.service, self.url, self.tabs = service, url, tabs
 
 
 @pytest.fixture(scope="package")
 def served(service: Service) -> Iterator[Served]:
-    made: list[Desks] = []
-
-    class Kept(Desks):
-        def __init__(self) -> None:
-            super().__init__()
-            made.append(self)
-
+    tabs = TabStates()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bagel_mot.app.page.Desks", Kept)
+        patch.setattr("bagel_mot.app.page.TabStates", lambda: tabs)
         page = create_page(service, name="mini")
     _, url, _ = page.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **page_options())
-    yield Served(service, url, made)
+    yield Served(service, url, tabs)
     page.close(verbose=False)
 
 
@@ -135,16 +125,40 @@ def _note(elsewhere: list[str], url: str, own: str) -> None:
         elsewhere.append(url)
 
 
+class Hold:
+    """Stops the engine after some steps, so that a test, or a slow browser, sees what is shown meanwhile."""
+
+    def __init__(self) -> None:
+        self._left, self._changed = sys.maxsize, threading.Condition()
+        self.made = 0
+
+    def after(self, steps: int) -> None:
+        """Lets the engine make so many more steps before it waits."""
+        with self._changed:
+            self._left = steps
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        self.after(sys.maxsize)
+
+    def before_step(self) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._left > 0, 120), "the engine was never released"
+            self._left -= 1
+            self.made += 1
+
+
 @pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes every step last longer, so that a slow browser, too, sees a picture form."""
-    step = Engine.step
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    hold, step = Hold(), Engine.step
 
-    def slow(engine: Engine) -> None:
+    def held(engine: Engine) -> None:
+        hold.before_step()
         step(engine)
-        time.sleep(0.03)
 
-    monkeypatch.setattr(Engine, "step", slow)
+    monkeypatch.setattr(Engine, "step", held)
+    yield hold
+    hold.release()
 
 
 @pytest.fixture

@@ -13,32 +13,34 @@ import pytest
 from PIL import Image
 
 from bagel_mot.inference.defaults import DEFAULTS_FILE
-from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.inference.engine.ops import Handle
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.serving.service import Service
+from tests.app.conftest import Hold
 from tests.app.visiting import Open, Shot, answered, draw, drawn, forming, go, sentence, steps, wait_until
 
 BALANCED = json.loads((MINI_FOLDER / DEFAULTS_FILE).read_text(encoding="utf-8"))["generate"]["num_timesteps"]
 FAST, FINE = round(BALANCED / 2), 2 * BALANCED
 
 
-def test_create_draws_while_one_watches(open_page: Open, shot: Shot, unhurried: None) -> None:
+def test_create_draws_while_one_watches(open_page: Open, shot: Shot, hold: Hold) -> None:
     page = open_page()
     steps(page, 80)
     page.click("#create-settings button")
+    hold.after(40)
     draw(page, "a red car")
     forming(page, "create")
-    page.wait_for_function("/\\d\\ss left/.test(document.querySelector('#create-stage').innerText)")
-    assert 0 < int(page.get_attribute("#create-stage [role=progressbar]", "aria-valuenow")) < 100
+    page.wait_for_function("/\\d\\ss left/.test(document.querySelector('#create-progress').innerText)")
+    assert 0 < int(page.get_attribute("#create-progress [role=progressbar]", "aria-valuenow")) < 100
     shot(page, "create-forming", full=False)
-    look = page.locator("#create-stage img.bagel-look").bounding_box()
+    preview = page.locator("#create-progress img.bagel-preview").bounding_box()
+    hold.release()
     (image,) = drawn(page)
     assert image.size == (64, 64)
     assert image.info["prompt"] == "a red car"
     final = page.locator("#create-gallery img").first.bounding_box()
-    assert abs(look["width"] - final["width"]) < 0.25 * final["width"], "a preview is as large as its picture"
-    assert page.query_selector("#create-stage .bagel-stage") is None
+    assert abs(preview["width"] - final["width"]) < 0.25 * final["width"], "a preview is as large as its picture"
+    assert page.query_selector("#create-progress .bagel-progress") is None
     assert f"seed {image.info['seed']} · 64×64 · 79 steps" in page.inner_text("#create-facts")
     shot(page, "create-watched", full=False)
 
@@ -96,16 +98,18 @@ def test_ask_writes_its_answer(open_page: Open, shot: Shot) -> None:
     shot(page, "ask", readme=True, full=False)
 
 
-def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot, unhurried: None) -> None:
+def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot, hold: Hold) -> None:
     page = open_page()
     page.check("#create-think input")
     steps(page, 80)
     page.click("#create-settings button")
+    hold.after(8)
     draw(page, "draw as many white stars as a car has wheels")
-    page.wait_for_selector("#create-stage .bagel-thoughts p")
-    thought = page.inner_text("#create-stage .bagel-thoughts")
+    page.wait_for_selector("#create-progress .bagel-thinking p")
+    thought = page.inner_text("#create-progress .bagel-thinking")
     assert "think>" not in thought
     shot(page, "create-thinking", full=False)
+    hold.release()
     (image,) = drawn(page)
     assert image.info["thinking"]
     page.click("#create-facts summary")
@@ -114,34 +118,34 @@ def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot, unhurri
 
 @pytest.mark.parametrize("part", ["create", "chat"])
 def test_stop_ends_the_request_within_a_step(
-    open_page: Open, service: Service, shot: Shot, monkeypatch: pytest.MonkeyPatch, unhurried: None, part: str
+    open_page: Open, service: Service, shot: Shot, monkeypatch: pytest.MonkeyPatch, hold: Hold, part: str
 ) -> None:
     page = open_page()
     if part == "chat":
         go(page, "Chat")
     steps(page, 250, part)
     page.click(f"#{part}-settings button")
+    hold.after(40)
     if part == "chat":
         page.fill("#chat-box textarea", "a red car")
         page.click("#chat-draw")
     else:
         draw(page, "a red car")
     forming(page, part)
-    steps_made: list[int] = []
     made_when_cancelled: list[int] = []
-    step, cancel = Engine.step, Handle.cancel
-    monkeypatch.setattr(Engine, "step", lambda engine: (step(engine), steps_made.append(1)))
-    monkeypatch.setattr(Handle, "cancel", lambda handle: (made_when_cancelled.append(len(steps_made)), cancel(handle)))
-    wait_until(lambda: bool(steps_made))
+    cancel = Handle.cancel
+    monkeypatch.setattr(Handle, "cancel", lambda handle: (cancel(handle), made_when_cancelled.append(hold.made)))
     page.click(f"#{part}-stop")
+    wait_until(lambda: bool(made_when_cancelled))
+    hold.release()
     page.wait_for_selector(f"#{part}-run", state="visible")
-    assert len(steps_made) <= made_when_cancelled[0] + 1, "at most the step that was being made when Stop came"
+    assert hold.made <= made_when_cancelled[0] + 1, "at most the step that was being made when Stop came"
     assert service.bagel.engine.idle
     pattern = re.compile(r"Stopped after step (\d+) of (\d+)")
-    # Looked for again and again: the page puts the stage in anew whenever something in it changes.
-    stage = f"#{part}-stage"
-    wait_until(lambda: bool(pattern.search(page.inner_text(stage))), state=lambda: page.inner_html(stage))
-    (told,) = pattern.findall(page.inner_text(stage))
+    # Looked for again and again: the page puts the progress in anew whenever something in it changes.
+    progress = f"#{part}-progress"
+    wait_until(lambda: bool(pattern.search(page.inner_text(progress))), state=lambda: page.inner_html(progress))
+    (told,) = pattern.findall(page.inner_text(progress))
     assert int(told[0]) < int(told[1]) == 249
     assert service.present == 0
     if part == "chat":
@@ -191,7 +195,7 @@ def test_what_is_wrong_is_said_in_one_sentence(
     drawn(page)
 
 
-def test_a_image_restores_its_prompt_and_settings(open_page: Open, tmp_path: Path) -> None:
+def test_an_image_restores_its_prompt_and_settings(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
     page.click("#create-settings button")
     page.click("#create-fast")
@@ -285,33 +289,39 @@ def test_a_phone_is_wide_enough(open_page: Open, shot: Shot, language: str) -> N
         )
 
 
-def test_two_visitors_share_one_model(open_page: Open, service: Service, unhurried: None) -> None:
+def test_two_visitors_share_one_model(open_page: Open, service: Service, hold: Hold) -> None:
     first, second = open_page(), open_page()
     for page in (first, second):
         steps(page, 100)
+    hold.after(1)
     draw(first, "a red car")
     draw(second, "a blue fish")
-    wait_until(lambda: service.bagel.engine.active == 2)
+    wait_until(lambda: service.present == 2)
+    hold.release()
     done = service.bagel.engine.stats.steps
     assert drawn(first)[0].info["prompt"] == "a red car"
     assert drawn(second)[0].info["prompt"] == "a blue fish"
     assert service.bagel.engine.stats.steps - done < 150, "they drew together"
 
 
-def test_what_belongs_to_a_tab_goes_with_it(open_page: Open, service: Service, served: Any) -> None:
+def test_what_belongs_to_a_tab_goes_with_it(open_page: Open, service: Service, served: Any, hold: Hold) -> None:
     page = open_page()
-    before = len(served.desks)
+    before = len(served.tabs)
     go(page, "Chat")
     page.fill("#chat-box textarea", "a red car")
     page.click("#chat-draw")
     answered(page, "a red car", 1)
-    assert served.desks.tokens > 0
-    assert len(served.desks) == before + 1
+    assert served.tabs.tokens > 0
+    assert len(served.tabs) == before + 1
     go(page, "Create")
     steps(page, 250)
+    hold.after(40)
     draw(page, "a cup")
     forming(page, "create")
     page.context.close()
-    wait_until(lambda: len(served.desks) == before)
-    wait_until(lambda: service.bagel.engine.idle, seconds=5)
+    wait_until(lambda: len(served.tabs) == before)
+    made = hold.made
+    hold.release()
+    wait_until(lambda: service.bagel.engine.idle)
+    assert hold.made <= made + 1
     assert service.present == 0

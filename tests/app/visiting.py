@@ -44,11 +44,11 @@ def sentence(page: Any) -> str:
 
 
 def forming(page: Any, part: str) -> None:
-    """Waits for a first look at a picture; one that is finished before that is told from one that never began."""
-    page.wait_for_selector(f"#{part}-stage img.bagel-look, #{part}-facts .bagel-note, .toast-body")
+    """Waits for a first preview of an image; one that is finished before that is told from one that never began."""
+    page.wait_for_selector(f"#{part}-progress img.bagel-preview, #{part}-facts .bagel-note, .toast-body")
     facts, toasts = page.query_selector(f"#{part}-facts"), page.query_selector_all(".toast-body")
     said = [facts.inner_text() if facts else "", *(toast.inner_text() for toast in toasts)]
-    assert page.query_selector(f"#{part}-stage img.bagel-look"), f"no look at the picture, but {said}"
+    assert page.query_selector(f"#{part}-progress img.bagel-preview"), f"no preview of the image, but {said}"
 
 
 def answered(page: Any, said: str, images: int) -> None:
@@ -76,7 +76,7 @@ def steps(page: Any, number: int, part: str = "create") -> None:
     assert page.input_value(field) == str(number), "the page kept what was typed"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20, state: Callable[[], str] = lambda: "") -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120, state: Callable[[], str] = lambda: "") -> None:
     """Waits for `condition`; if it does not come about, says what there is instead."""
     end = time.monotonic() + seconds
     while not condition():

@@ -7,34 +7,45 @@ from typing import Any
 
 import gradio as gr
 
-from bagel_mot.app import view as stage
-from bagel_mot.app.context import Room, RunButtons, examples, quiet, telling, three_parts
+from bagel_mot.app import view
+from bagel_mot.app.context import (
+    INSTANT_EVENT,
+    LONG_EVENT,
+    PageContext,
+    RunButtons,
+    example_texts,
+    hidden_while_empty,
+    shown_errors,
+    three_columns,
+)
 from bagel_mot.app.controls import Controls
-from bagel_mot.app.examples import QUESTIONS
-from bagel_mot.app.image_files import open_uploads, paths_of
-from bagel_mot.app.tabs.edit import upload
+from bagel_mot.app.image_files import GalleryValue, open_uploads, paths_of
+from bagel_mot.app.tabs.image import upload_field
 from bagel_mot.app.texts.language import Language, say, text
 
 PART = "ask"
+QUESTIONS = ["How many cars are there?", "What colour is the car?", "Is there a sun?"]
 
 
-class Ask:
-    """The tab.
+class AskTab:
+    """The tab that answers questions.
 
     Attributes:
-        images: that are asked about.
+        images: the field for images that are asked about.
     """
 
-    def __init__(self, room: Room, example: str) -> None:
-        """
+    def __init__(self, page: PageContext, example: str) -> None:
+        """Builds the tab and connects its buttons.
+
         Args:
+            page: the page's context.
             example: the file of an image to begin with.
         """
-        make = room.labels.make
-        controls = Controls(room, PART, "ask")
-        with three_parts() as (given, made, settings):
-            with given:
-                self.images = upload(room, PART, "pictures_optional", [example])
+        make = page.labels.make
+        self._page, self._controls = page, Controls(page, PART, "ask")
+        with three_columns() as (inputs, results, settings):
+            with inputs:
+                self.images = upload_field(page, PART, "pictures_optional", example)
                 question = make(
                     gr.Textbox,
                     label=say("question"),
@@ -42,12 +53,13 @@ class Ask:
                     lines=2,
                     elem_id=f"{PART}-question",
                 )
-                buttons = RunButtons(room, PART, "answer_it")
-                examples(room, PART, QUESTIONS, question)
-            with made:
-                progress = quiet(f"{PART}-stage")
-                thinking = quiet(f"{PART}-thinking")
-                answer = make(
+                self._buttons = RunButtons(page, PART, "answer_it")
+                dataset = example_texts(page, PART, QUESTIONS)
+                dataset.click(lambda sample: sample[0], dataset, question, **INSTANT_EVENT)
+            with results:
+                self._progress = hidden_while_empty(f"{PART}-progress")
+                self._thinking = hidden_while_empty(f"{PART}-thinking")
+                self._answer = make(
                     gr.Textbox,
                     label=say("answer"),
                     lines=4,
@@ -56,48 +68,47 @@ class Ask:
                     buttons=["copy"],
                     elem_id=f"{PART}-answer",
                 )
-                facts = quiet(f"{PART}-facts")
+                self._facts = hidden_while_empty(f"{PART}-facts")
             with settings:
-                controls.build("think")
-                controls.build_presets()
+                self._controls.build("think")
+                self._controls.build_presets()
                 with make(gr.Accordion, label=say("settings"), open=False, elem_id=f"{PART}-settings"):
-                    controls.build("seed")
-                    controls.build_seed_buttons()
-                    controls.build()
-                controls.connect()
-
-        def run(
-            request: gr.Request, language: Language, gallery: Any, question: str, *values: Any
-        ) -> Iterator[dict[Any, Any]]:
-            desk = room.desks.of(request)
-            with desk.running(PART) as work:
-                yield {**buttons.show(True), answer: "", thinking: "", facts: ""}
-                shown: dict[Any, Any] = {progress: ""}
-                with telling(language):
-                    settings = controls.settings(values)
-                    think = bool(settings.get("think", controls.defaults["think"]))
-                    inputs = [*open_uploads(paths_of(gallery), room.service), question]
-                    work.start(room.service, inputs, "text", settings)
-                    for _ in work.follow():
-                        thought, said = stage.split_stream(work.text, think)
-                        shown_thought = stage.thoughts(thought, language, open=True) if thought else ""
-                        yield {progress: stage.at_work(work, language), thinking: shown_thought, answer: said}
-                    results = work.results()
-                    if work.stopped:
-                        shown[progress] = stage.stopped(work, language)
-                    for result in results:
-                        desk.seeds[PART] = result.seed
-                        shown |= {answer: result.text or text(language, "no_answer"), thinking: ""}
-                    shown[facts] = stage.facts(results, language)
-                yield {**shown, **buttons.show(False)}
-
+                    self._controls.build("seed")
+                    self._controls.build_seed_buttons()
+                    self._controls.build()
+                self._controls.connect()
         gr.on(
-            [buttons.run.click, question.submit],
-            run,
-            [room.language, self.images, question, *controls.components],
-            [*buttons.outputs, progress, thinking, answer, facts],
-            show_progress="hidden",
-            api_visibility="private",
-            trigger_mode="once",
+            [self._buttons.run.click, question.submit],
+            self._ask,
+            [page.language, self.images, question, *self._controls.components],
+            [*self._buttons.outputs, self._progress, self._thinking, self._answer, self._facts],
+            **LONG_EVENT,
         )
-        buttons.connect()
+
+    def _ask(
+        self, request: gr.Request, language: Language, gallery: GalleryValue, question: str, *values: Any
+    ) -> Iterator[dict[Any, Any]]:
+        tab, service = self._page.tabs.of(request), self._page.service
+        with tab.generating(PART) as generation:
+            yield {**self._buttons.show(True), self._answer: "", self._thinking: "", self._facts: ""}
+            shown: dict[Any, Any] = {self._progress: ""}
+            with shown_errors(language):
+                settings = self._controls.settings(values)
+                think = bool(settings.get("think", self._controls.defaults["think"]))
+                inputs = [*open_uploads(paths_of(gallery), service), question]
+                generation.start(service, inputs, "text", settings)
+                for _ in generation.follow():
+                    thinking, answer = view.split_stream(generation.text, think)
+                    yield {
+                        self._progress: view.progress_html(generation, language),
+                        self._thinking: view.thinking_html(thinking, language, open=True) if thinking else "",
+                        self._answer: answer,
+                    }
+                results = generation.results()
+                if generation.stopped:
+                    shown[self._progress] = view.stopped_html(generation, language)
+                for result in results:
+                    tab.seeds[PART] = result.seed
+                    shown |= {self._answer: result.text or text(language, "no_answer"), self._thinking: ""}
+                shown[self._facts] = view.facts_html(results, language)
+            yield {**shown, **self._buttons.show(False)}

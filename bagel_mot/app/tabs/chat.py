@@ -1,4 +1,4 @@
-"""Chat: one conversation of words and images, given and made; with branches, and a way back."""
+"""Chat: a conversation of texts and images, given and generated; with branches and undo."""
 
 from __future__ import annotations
 
@@ -7,34 +7,38 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from bagel_mot.app import messages
-from bagel_mot.app import view as stage
-from bagel_mot.app.context import QUICK, Room, RunButtons, quiet, telling
+from bagel_mot.app import view
+from bagel_mot.app.context import (
+    INSTANT_EVENT,
+    LONG_EVENT,
+    PageContext,
+    RunButtons,
+    example_texts,
+    hidden_while_empty,
+    shown_errors,
+)
 from bagel_mot.app.controls import Controls
-from bagel_mot.app.conversation import Chats, Conversation
-from bagel_mot.app.examples import MESSAGES
 from bagel_mot.app.image_files import open_uploads
-from bagel_mot.app.run import Run
-from bagel_mot.app.state import Desk
+from bagel_mot.app.state import TabChats, TabState
 from bagel_mot.app.texts.language import Language, say, text
 from bagel_mot.errors import BagelError
 from bagel_mot.inference.tasks import Media
 
 PART = "chat"
-_SHARE = 2  # conversations may keep one part in so many of the cache, so that the rest is left for requests
+MESSAGES = ["a red car on the grass", "change the background to night", "What colour is the car?"]
+_CACHE_SHARE = 1 / 2  # of the cache, which conversations may keep; the rest is left for requests
 
 
-class Chat:
-    """The tab."""
+class ChatTab:
+    """The tab with the conversations."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        make = room.labels.make
-        self.controls = Controls(room, PART, "generate", "ask")
+    def __init__(self, page: PageContext) -> None:
+        self._page = page
+        make = page.labels.make
+        self._controls = Controls(page, PART, "generate", "ask")
         with gr.Row(elem_classes="bagel-small bagel-switch"):
-            self.switch = make(
+            self._switch = make(
                 gr.Dropdown,
                 choices=[("1", 1)],
                 value=1,
@@ -45,11 +49,16 @@ class Chat:
                 min_width=200,
                 elem_id=f"{PART}-switch",
             )
-            begin = self._small("new_chat", "new")
-            branch = self._small("branch", "branch")
-            undo = self._small("undo", "undo")
-            close = self._small("close", "close")
-        self.log = make(
+            actions = [
+                (make(gr.Button, value=say(key), size="sm", scale=1, elem_id=f"{PART}-{name}"), act)
+                for key, name, act in (
+                    ("new_chat", "new", TabChats.begin),
+                    ("branch", "branch", TabChats.branch),
+                    ("undo", "undo", lambda chats: chats.current.undo()),
+                    ("close", "close", TabChats.close),
+                )
+            ]
+        self._log = make(
             gr.Chatbot,
             label=say("chat"),
             show_label=False,
@@ -61,8 +70,8 @@ class Chat:
             elem_classes="bagel-log",
             elem_id=f"{PART}-log",
         )
-        self.progress = quiet(f"{PART}-stage")
-        self.box = make(
+        self._progress = hidden_while_empty(f"{PART}-progress")
+        self._box = make(
             gr.MultimodalTextbox,
             label=say("message"),
             show_label=False,
@@ -73,143 +82,118 @@ class Chat:
             elem_id=f"{PART}-box",
         )
         with gr.Row(elem_classes="bagel-small"):
-            self.buttons = RunButtons(room, PART, "send")
-            self.draw = make(gr.Button, value=say("draw"), variant="secondary", elem_id=f"{PART}-draw")
-        dataset = make(
-            gr.Dataset,
-            label=say("examples"),
-            components=["textbox"],
-            samples=[[one] for one in MESSAGES],
-            elem_id=f"{PART}-examples",
-        )
-        dataset.click(lambda sample: {"text": sample[0], "files": []}, dataset, self.box, **QUICK)
-        self.controls.build("think")
+            self._buttons = RunButtons(page, PART, "send")
+            self._draw = make(gr.Button, value=say("draw"), variant="secondary", elem_id=f"{PART}-draw")
+        dataset = example_texts(page, PART, MESSAGES)
+        dataset.click(lambda sample: {"text": sample[0], "files": []}, dataset, self._box, **INSTANT_EVENT)
+        self._controls.build("think")
         with make(gr.Accordion, label=say("settings"), open=False, elem_id=f"{PART}-settings"):
             make(gr.Markdown, value=say("chat_settings"))
-            self.controls.build_presets()
-            self.controls.build("size", "seed")
-            self.controls.build_seed_buttons()
-            self.controls.build()
-        self.controls.connect()
+            self._controls.build_presets()
+            self._controls.build("size", "seed")
+            self._controls.build_seed_buttons()
+            self._controls.build()
+        self._controls.connect()
 
-        self._on_run([self.buttons.run.click, self.box.submit], "text")
-        self._on_run([self.draw.click], "image")
-        self.buttons.connect()
-        for button, act in (
-            (begin, Chats.begin),
-            (branch, Chats.branch),
-            (undo, lambda chats: chats.current.undo()),
-            (close, Chats.close),
-        ):
+        self._view_outputs = [self._log, self._switch, self._progress]
+        self._on_turn([self._buttons.run.click, self._box.submit], "text")
+        self._on_turn([self._draw.click], "image")
+        for button, act in actions:
             self._on_change(button, act)
-        self.switch.input(self._show, [room.language, self.switch], self._view_outputs, **QUICK)
+        self._switch.input(self._show, [page.language, self._switch], self._view_outputs, **INSTANT_EVENT)
 
-    def _small(self, key: str, name: str) -> Any:
-        return self._room.labels.make(gr.Button, value=say(key), size="sm", scale=1, elem_id=f"{PART}-{name}")
-
-    # --------------------------------------------------------------------------------------------------- what is shown
-
-    @property
-    def _view_outputs(self) -> list[Any]:
-        return [self.log, self.switch, self.progress]
-
-    def _view(self, desk: Desk, language: Language) -> dict[Any, Any]:
-        """Updates: the current conversation, and the list of all."""
-        chats = desk.chats
-        choices = [(conversation.title, conversation.number) for conversation in chats.conversations]
+    def _view(self, tab: TabState, language: Language) -> dict[Any, Any]:
+        """Updates that show the current conversation and the list of all."""
+        chats = tab.chats
         return {
-            self.log: desk.messages.of(chats.current, language),
-            self.switch: gr.update(choices=choices, value=chats.current.number),
-            self.progress: "",
+            self._log: view.chat_messages(chats.current.session, tab.files, language),
+            self._switch: gr.update(
+                choices=[(chat.title, chat.number) for chat in chats.all], value=chats.current.number
+            ),
+            self._progress: "",
         }
 
     def _show(self, request: gr.Request, language: Language, number: int) -> dict[Any, Any]:
-        desk = self._room.desks.of(request)
-        desk.stop(PART)
-        desk.chats.show(number)
-        return self._view(desk, language)
+        tab = self._page.tabs.of(request)
+        tab.stop(PART)
+        tab.chats.show(number)
+        return self._view(tab, language)
 
-    def _on_change(self, button: Any, act: Callable[[Chats], None]) -> None:
-        """A button that does something with the conversations; what is at work is stopped first."""
+    def _on_change(self, button: Any, act: Callable[[TabChats], None]) -> None:
+        """Makes a button change the conversations; a turn at work is stopped first."""
 
         def change(request: gr.Request, language: Language) -> dict[Any, Any]:
-            desk = self._room.desks.of(request)
-            desk.stop(PART)
-            with telling(language):
-                act(desk.chats)
-            return self._view(desk, language)
+            tab = self._page.tabs.of(request)
+            tab.stop(PART)
+            with shown_errors(language):
+                act(tab.chats)
+            return self._view(tab, language)
 
-        button.click(change, self._room.language, self._view_outputs, **QUICK)
+        button.click(change, self._page.language, self._view_outputs, **INSTANT_EVENT)
 
-    # ----------------------------------------------------------------------------------------------------------- a turn
+    def _on_turn(self, triggers: Sequence[Any], output: Media) -> None:
+        """Makes events begin a turn that writes or draws."""
 
-    def _on_run(self, triggers: Sequence[Any], output: Media) -> None:
-        room = self._room
-
-        def run(request: gr.Request, language: Language, box: Any, *values: Any) -> Iterator[dict[Any, Any]]:
-            desk = room.desks.of(request)
-            if desk.busy(PART):  # Send and Draw are events of their own, and both may be clicked
-                yield {self.progress: gr.skip()}
-                return
-            said, files = (box or {}).get("text") or "", (box or {}).get("files") or []
-            with desk.running(PART) as work:
-                yield {**self._buttons(True), self.box: gr.update(value=None, interactive=False)}
-                back: Any = {"text": said, "files": files}  # what did not become part of the conversation
-                note = ""
-                with telling(language):
-                    images = open_uploads(files, room.service)
-                    conversation = desk.chats.current
-                    think = self._start(work, conversation, said, images, output, values, language)
-                    before = [*desk.messages.of(conversation, language), *messages.pending(said, images)]
-                    for _ in work.follow():
-                        following = messages.so_far(work.text, think, language) if output == "text" else []
-                        yield {self.log: [*before, *following], self.progress: stage.at_work(work, language)}
-                    for result in work.results():
-                        desk.seeds[PART], back = result.seed, None
-                        note = stage.facts([result], language) if output == "image" else ""
-                    if work.stopped:
-                        note = stage.stopped(work, language)
-                box_again = gr.update(value=back, interactive=True)
-                yield {
-                    **self._view(desk, language),
-                    self.progress: note,
-                    self.box: box_again,
-                    **self._buttons(False),
-                }
+        def turn(request: gr.Request, language: Language, box: Any, *values: Any) -> Iterator[dict[Any, Any]]:
+            yield from self._turn(output, self._page.tabs.of(request), language, box, values)
 
         gr.on(
             triggers,
-            run,
-            [room.language, self.box, *self.controls.components],
-            [*self.buttons.outputs, self.draw, self.box, *self._view_outputs],
-            show_progress="hidden",
-            api_visibility="private",
-            trigger_mode="once",
+            turn,
+            [self._page.language, self._box, *self._controls.components],
+            [*self._buttons.outputs, self._draw, self._box, *self._view_outputs],
+            **LONG_EVENT,
         )
 
-    def _start(
-        self,
-        work: Run,
-        conversation: Conversation,
-        said: str,
-        images: Sequence[Image.Image],
-        output: Media,
-        values: Sequence[Any],
-        language: Language,
-    ) -> bool:
-        """Sets a turn to work; returns whether it thinks first.
+    def _turn(
+        self, output: Media, tab: TabState, language: Language, box: Any, values: Sequence[Any]
+    ) -> Iterator[dict[Any, Any]]:
+        service = self._page.service
+        if tab.busy(PART):  # Send and Draw are events of their own, and both may be clicked
+            yield {self._progress: gr.skip()}
+            return
+        said, files = (box or {}).get("text") or "", (box or {}).get("files") or []
+        with tab.generating(PART) as generation:
+            yield {**self._show_buttons(True), self._box: gr.update(value=None, interactive=False)}
+            rejected: Any = {"text": said, "files": files}  # put back unless it becomes part of the conversation
+            note = ""
+            with shown_errors(language):
+                inputs = [*open_uploads(files, service), *([said] if said else [])]
+                chat = tab.chats.current
+                settings = self._settings(values, output, language)
+                generation.start_thread(partial(chat.turn, service, generation, inputs, output, settings))
+                before = view.chat_messages(chat.session, tab.files, language) + view.input_messages(inputs)
+                for _ in generation.follow():
+                    answer = view.partial_answer(generation.text, settings["think"], language)
+                    yield {
+                        self._log: before + (answer if output == "text" else []),
+                        self._progress: view.progress_html(generation, language),
+                    }
+                for result in generation.results():
+                    tab.seeds[PART], rejected = result.seed, None
+                    note = view.facts_html([result], language) if output == "image" else ""
+                if generation.stopped:
+                    note = view.stopped_html(generation, language)
+            yield {
+                **self._view(tab, language),
+                self._progress: note,
+                self._box: gr.update(value=rejected, interactive=True),
+                **self._show_buttons(False),
+            }
+
+    def _settings(self, values: Sequence[Any], output: Media, language: Language) -> dict[str, Any]:
+        """The settings of a turn.
 
         Raises:
-            BagelError: it is refused.
+            SettingError: a value is out of range.
+            BagelError: the conversations of all tabs keep too much of the cache for another turn.
         """
-        settings = self.controls.settings(values, "ask" if output == "text" else "generate")
-        think = bool(settings.pop("think", self.controls.defaults["think"]))
-        held, room = self._room.service.session_tokens, self._room.service.capacity.cache_tokens // _SHARE
+        settings = self._controls.settings(values, "ask" if output == "text" else "generate")
+        held = self._page.service.session_tokens
+        room = int(self._page.service.capacity.cache_tokens * _CACHE_SHARE)
         if held > room:
             raise BagelError(text(language, "chat_full", held=held, room=room))
-        turn = partial(conversation.turn, self._room.service, work, said, images, output)
-        work.start_thread(partial(turn, think=think, settings=settings))
-        return think
+        return {"think": self._controls.defaults["think"], **settings}
 
-    def _buttons(self, running: bool) -> dict[Any, Any]:
-        return {**self.buttons.show(running), self.draw: gr.update(visible=not running)}
+    def _show_buttons(self, running: bool) -> dict[Any, Any]:
+        return {**self._buttons.show(running), self._draw: gr.update(visible=not running)}

@@ -17,7 +17,7 @@ LANGUAGES: dict[Language, str] = {"en": "English", "zh": "中文"}
 
 @dataclass(frozen=True)
 class Spoken:
-    """A property of a component that is in the reader's language."""
+    """A property of a component in the reader's language."""
 
     say: Callable[[Language], Any]
 
@@ -36,7 +36,7 @@ class Labels:
     """Remembers which properties of which components are texts.
 
     Attributes:
-        language: that components are made in.
+        language: the language of newly made components.
     """
 
     def __init__(self, language: Language) -> None:
@@ -44,7 +44,7 @@ class Labels:
         self._spoken: list[tuple[Any, dict[str, Spoken]]] = []
 
     def make(self, kind: Callable[..., C], **properties: Any) -> C:
-        """A component; those of its properties that are `Spoken` follow the language."""
+        """Makes a component; those of its properties that are `Spoken` follow the language."""
         spoken = {name: value for name, value in properties.items() if isinstance(value, Spoken)}
         component = kind(**{**properties, **{name: value.say(self.language) for name, value in spoken.items()}})
         self._spoken.append((component, spoken))
@@ -52,7 +52,7 @@ class Labels:
 
     @property
     def components(self) -> list[Any]:
-        """All that speak."""
+        """All components with properties that follow the language."""
         return [component for component, spoken in self._spoken if spoken]
 
     def switch(self, language: Language) -> list[dict[str, Any]]:

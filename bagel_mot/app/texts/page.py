@@ -1,4 +1,4 @@
-"""What the page says, in English and Chinese. What settings do is in `setting_texts`."""
+"""The texts of the page in English and Chinese. Names and effects of settings are in `texts.settings`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEXTS: dict[str, dict[str, str]] = {
     "edit": {"en": "Edit", "zh": "修改"},
     "ask": {"en": "Ask", "zh": "提问"},
     "chat": {"en": "Chat", "zh": "对话"},
-    # what is given
+    # inputs
     "prompt": {"en": "What to draw", "zh": "画什么"},
     "prompt_hint": {"en": "a red car below a yellow sun", "zh": "例如 a red car below a yellow sun"},
     "instruction": {"en": "What to change", "zh": "怎么改"},
@@ -66,7 +66,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "en": "Left as they are, pictures that follow a picture are drawn with the defaults for edits.",
         "zh": "若不改动，跟在图片之后的绘制将使用“修改”的默认值。",
     },
-    # what comes out
+    # results
     "results": {"en": "Pictures drawn", "zh": "画出的图片"},
     "answer": {"en": "Answer", "zh": "回答"},
     "thinking": {"en": "Thinking", "zh": "思考"},
@@ -102,12 +102,12 @@ TEXTS: dict[str, dict[str, str]] = {
         "close one, or try again later.",
         "zh": "当前打开的对话共占 {held} 个词元，而本服务只容得下 {room} 个：请关闭一个，或稍后再试。",
     },
-    # when it goes wrong
+    # errors
     "failed": {
         "en": "something went wrong on the server; nothing of this page was lost, so try again.",
         "zh": "服务器出了差错；页面上的内容没有丢失，请再试一次。",
     },
-    # errors: of what kind one is, before the sentence that says it in English; the page's own are translated whole
+    # in Chinese the kind of an error goes before its English sentence; the page's own errors are translated whole
     "image_error": {"en": "{sentence}", "zh": "图片无法使用：{sentence}"},
     "prompt_error": {"en": "{sentence}", "zh": "文字无法使用：{sentence}"},
     "size_error": {"en": "{sentence}", "zh": "尺寸不合适：{sentence}"},

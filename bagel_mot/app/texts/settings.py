@@ -1,6 +1,6 @@
-"""What settings are called on the page, and in Chinese also what they do and when to change them.
+"""Names of the settings on the page, and in Chinese also what they do and when to change them.
 
-In English that is said by `bagel_mot.inference.settings` itself.
+The English for that is in `bagel_mot.inference.settings` itself.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SettingText:
-    """Of one setting.
+    """The texts of one setting.
 
     Attributes:
         en, zh: its name.
-        about, when: as those of `Setting`, in Chinese.
+        about, when: the Chinese for the fields of `Setting`.
     """
 
     en: str
@@ -45,7 +45,7 @@ SETTING_TEXTS: dict[str, SettingText] = {
         "修改图片用 text_channel；图片发糊时试试 global 或 channel。",
     ),
     "cfg_renorm_min": SettingText(
-        "Least renormalisation", "归一下限",
+        "Minimum renormalisation", "归一下限",
         "引导后的速度最多缩短到几成；1 为不缩短。",
         "图片发白或发糊时调高。",
     ),
@@ -80,12 +80,12 @@ SETTING_TEXTS: dict[str, SettingText] = {
         "需要知识或规划时打开；会多花书写的时间。",
     ),
     "max_think_tokens": SettingText(
-        "Most tokens of thinking", "思考的词元上限",
+        "Maximum thinking tokens", "思考的词元上限",
         "作画之前思考最多写多少词元。",
         "想限制时间时调低；思考中断时调高。",
     ),
     "max_new_tokens": SettingText(
-        "Most tokens of an answer", "回答的词元上限",
+        "Maximum answer tokens", "回答的词元上限",
         "回答最多写多少词元，思考也算在内。",
         "想限制时间时调低；回答中断时调高。",
     ),

@@ -16,10 +16,11 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 
-from bagel_mot.app.examples import INSTRUCTIONS, MESSAGES, PROMPTS, QUESTIONS, example_image
-from bagel_mot.app.image_files import keep, open_uploads, read_recipe
-from bagel_mot.app.page import mount
+from bagel_mot.app.image_files import example_image, keep, open_uploads, read_metadata
+from bagel_mot.app.page import INSTRUCTIONS, PROMPTS, mount
 from bagel_mot.app.style import CSS, page_options
+from bagel_mot.app.tabs.ask import QUESTIONS
+from bagel_mot.app.tabs.chat import MESSAGES
 from bagel_mot.errors import BagelError, ImageError, SettingError
 from bagel_mot.inference.result import Result
 from bagel_mot.serving.openai.app import create_app
@@ -37,16 +38,16 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_image_says_how_it_was_made(service: Service) -> None:
+def test_an_image_says_how_it_was_made(service: Service) -> None:
     def drawn(prompt: str, **settings: Any) -> Result:
         return service.start([prompt], **settings).jobs[0].future.result(30)
 
     result = drawn("a yellow sun 太阳", seed=5, num_timesteps=3, size=(64, 48), cfg_text_scale=2.0)
     path = keep(result.image, "bagel-5")
-    recipe = read_recipe(path, "generate", PIXELS)
-    assert recipe.prompt == "a yellow sun 太阳"
-    assert {"seed": 5, "num_timesteps": 3, "size": (64, 48), "cfg_text_scale": 2.0}.items() <= recipe.settings.items()
-    again = drawn(recipe.prompt, **recipe.settings)
+    prompt, settings = read_metadata(path, "generate", PIXELS)
+    assert prompt == "a yellow sun 太阳"
+    assert {"seed": 5, "num_timesteps": 3, "size": (64, 48), "cfg_text_scale": 2.0}.items() <= settings.items()
+    again = drawn(prompt, **settings)
     assert again.image.tobytes() == result.image.tobytes()
     assert Path(path).name == "bagel-5.png"
 
@@ -62,13 +63,13 @@ def test_a_image_says_how_it_was_made(service: Service) -> None:
         ({"prompt": "a cup", "settings": '{"num_timesteps": 1}'}, "num_timesteps is 1"),
     ],
 )
-def test_a_image_that_says_nothing_of_use(uploads: Path, notes: dict[str, str], sentence: str) -> None:
+def test_an_image_that_says_nothing_of_use(uploads: Path, notes: dict[str, str], sentence: str) -> None:
     info = PngImagePlugin.PngInfo()
     for name, text in notes.items():
         info.add_itxt(name, text)
     Image.new("RGB", (8, 8)).save(uploads / "a.png", pnginfo=info)
     with pytest.raises((ImageError, SettingError), match=sentence):
-        read_recipe(str(uploads / "a.png"), "generate", PIXELS)
+        read_metadata(str(uploads / "a.png"), "generate", PIXELS)
 
 
 def test_settings_of_other_versions_are_left_out(uploads: Path) -> None:
@@ -76,8 +77,8 @@ def test_settings_of_other_versions_are_left_out(uploads: Path) -> None:
     info.add_itxt("prompt", "a cup")
     info.add_itxt("settings", '{"num_timesteps": 9, "unheard_of": 1, "max_new_tokens": 7}')
     Image.new("RGB", (8, 8)).save(uploads / "a.png", pnginfo=info)
-    recipe = read_recipe(str(uploads / "a.png"), "generate", PIXELS)
-    assert recipe.settings == {"num_timesteps": 9, "seed": None}
+    _, settings = read_metadata(str(uploads / "a.png"), "generate", PIXELS)
+    assert settings == {"num_timesteps": 9, "seed": None}
 
 
 def test_uploads_are_opened_with_limits_and_without_a_path_in_the_message(
@@ -105,7 +106,7 @@ def test_uploads_are_opened_with_limits_and_without_a_path_in_the_message(
 
 
 def test_examples_can_be_used_with_the_embedded_model(service: Service) -> None:
-    path = example_image(service.bagel)
+    path = example_image(64)
     assert open_uploads([path], service)[0].size == (64, 64)
     for text in (*PROMPTS, *INSTRUCTIONS, *QUESTIONS, *MESSAGES):
         assert text.isascii(), "its words are English"
@@ -213,7 +214,7 @@ def test_a_path_that_was_not_uploaded_is_neither_read_nor_served(
 
 @pytest.mark.parametrize("target", ["create-to-edit", "edit-run", "chat-run"])
 def test_no_address_is_fetched_for_a_client(mounted: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a file is expected a client may write an address, which the toolkit would download."""
+    """Where a file is expected a client may write an address, which Gradio would download."""
     fetched: list[str] = []
 
     async def download(url: str, cache_dir: str) -> str:
