@@ -335,5 +335,5 @@ def info_of(setting: Setting, language: Language, range: str = "") -> str:
 
 
 def _unpacked(values: list[Any]) -> Any:
-    """Return values of a handler: Gradio takes the value itself where there is one output."""
+    """The return value of a handler: Gradio takes the value itself where there is one output."""
     return values if len(values) != 1 else values[0]

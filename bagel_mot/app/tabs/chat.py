@@ -27,7 +27,7 @@ from bagel_mot.inference.tasks import Media
 
 PART = "chat"
 MESSAGES = ["a red car on the grass", "change the background to night", "What colour is the car?"]
-_CACHE_SHARE = 1 / 2  # of the cache, which conversations may keep; the rest is left for requests
+_CACHE_SHARE = 0.5  # conversations may keep this share of the cache; the rest is left for requests
 
 
 class ChatTab:

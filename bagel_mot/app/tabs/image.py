@@ -33,7 +33,7 @@ class ResultGallery:
     Attributes:
         progress: progress, and the images as they form.
         gallery: finished images.
-        facts: how they were made.
+        facts: a line about how they were made.
         chosen: the number of the image that was clicked on.
     """
 
