@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -274,9 +273,7 @@ def test_killed_it_leaves_no_file_under_its_name(source: Path, tmp_path: Path, s
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "new").exists()
-    started = time.monotonic()
     convert(source, tmp_path / "new", stored, shard_size=shard_size or None)  # what was left is cleared away
-    assert time.monotonic() - started < 30
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert json.loads((tmp_path / "new" / "config.json").read_text())["model_type"] == "bagel"
     assert load_checkpoint(tmp_path / "new").config == CONFIG

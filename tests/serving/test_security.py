@@ -198,11 +198,11 @@ def test_a_body_that_stops_coming_is_given_up(bagel: Bagel, monkeypatch: pytest.
 
 
 def test_a_body_may_take_longer_than_that_as_long_as_it_comes(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(security, "STALLED_SECONDS", 3)  # six times the pause between two pieces
 
     def slowly() -> Iterator[bytes]:
-        for byte in (b'{"prompt": "x", ', b'"num_timesteps"', b": ", b"2", b"}"):
-            time.sleep(0.25)
+        for byte in (b'{"prompt": ', b'"x"', b", ", b'"num_timesteps"', b": ", b"2", b"}"):
+            time.sleep(0.5)
             yield byte
 
     with running(bagel) as live:
