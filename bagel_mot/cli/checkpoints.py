@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from bagel_mot.checkpoint.compare import TensorError
 
 FORMAT_HELP = (
-    "bf16, fp8, int8, nf4 (lossy), int4 (lossy), gguf-q8_0, gguf-q4_0 (lossy), gguf-bf16 or gguf-f16: of the "
-    "decoder's big matrices; the rest is in bfloat16."
+    "The format of the decoder's big matrices: bf16, fp8, int8, nf4 (lossy), int4 (lossy), gguf-q8_0, gguf-q4_0 "
+    "(lossy), gguf-bf16 or gguf-f16; the rest is bfloat16."
 )
 OFFICIAL = "ByteDance-Seed/BAGEL-7B-MoT"
 _WORST = 10  # tensors shown
 _ITEMS = 50
 ShardSizeOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
-    typer.Option("--shard-size", help="Several files of at most this size, such as 5GB, and an index.", metavar="SIZE"),
+    typer.Option("--shard-size", help="Write an index and files of at most this size, such as 5GB.", metavar="SIZE"),
 ]
 
 
@@ -35,11 +35,11 @@ def init(
     config: Annotated[
         str, typer.Option(help="Configuration: 7b-mot or 7b (the official size), or 0.5b.", metavar="NAME")
     ],
-    random: Annotated[bool, typer.Option("--random", help="With random weights.")] = False,
+    random: Annotated[bool, typer.Option("--random", help="Use random weights.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed makes the same weights.", min=0)] = 0,
     tokenizer: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder whose vocabulary is put in; by default that of mini.", metavar="FOLDER"),
+        typer.Option(help="Folder with the vocabulary to use; by default that of mini.", metavar="FOLDER"),
     ] = None,
     shard_size: ShardSizeOption = None,
 ) -> None:
@@ -76,11 +76,11 @@ def convert(
     stored: Annotated[str, typer.Option("--format", help=FORMAT_HELP, metavar="FORMAT")],
     shard_size: ShardSizeOption = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Read it back and report errors; of mini, its scores too.")
+        bool, typer.Option("--check", help="Read it back and report errors; for mini, its scores too.")
     ] = False,
     items: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="With --check, of mini: items in each row of the evaluation; 50 if not given.", min=1),
+        typer.Option(help="With --check of mini: items in each row of the evaluation; 50 by default.", min=1),
     ] = None,
     json: JsonOption = None,
 ) -> None:
@@ -139,12 +139,12 @@ def download(
         str,
         typer.Option(
             "--format",
-            help="Convert it to this into --to, as `bagel convert` does; what is downloaded stays in the hub's cache. "
-            "bf16: the files as they are.",
+            help="Convert it to this format and write it to --to, as `bagel convert` does; the download stays in the "
+            "hub's cache. bf16: the files as they are.",
         ),
     ] = "bf16",
 ) -> None:
-    """Fetch a checkpoint from the hub: what is needed of it, checked; run again, it goes on where it stopped.
+    """Fetch the needed files of a checkpoint from the hub and verify them; run again, it continues where it stopped.
 
     bagel download --to bagel-int8 --format int8
     """

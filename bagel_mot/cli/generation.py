@@ -34,7 +34,7 @@ OutputOption = Annotated[
     typer.Option("--output", "-o", help="The picture's file (.png, .jpg, .webp); several get numbers.", metavar="FILE"),
 ]
 _ANOTHER = "give another output file"
-CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, with seeds counting up.", min=1)]
+CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, with seeds that count up.", min=1)]
 
 
 @command

@@ -35,12 +35,13 @@ def info(
             help="mini, a folder in the official layout, a hub id, or the name of a configuration (7b-mot, 0.5b).",
         ),
     ] = "mini",
-    plan: Annotated[bool, typer.Option("--plan", help="Show ways of running it here, and which is chosen.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the plans for running it here.")] = False,
     memory: Annotated[
-        str | None, typer.Option(help="With --plan: as if each GPU (or a GPU) had so much free.", metavar="SIZE")
+        str | None,
+        typer.Option(help="With --plan: assume this much free memory on each GPU.", metavar="SIZE"),
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(help="With --plan: as if so much main memory were free.", metavar="SIZE")
+        str | None, typer.Option(help="With --plan: assume this much free main memory.", metavar="SIZE")
     ] = None,
     json: JsonOption = None,
 ) -> None:

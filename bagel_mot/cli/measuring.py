@@ -37,7 +37,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train by a recipe, or go on where it was stopped: the same command resumes. Ctrl-C saves first."""
+    """Train by a recipe; the same command resumes a run that was stopped. Ctrl-C saves first."""
     from bagel_mot.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
@@ -65,7 +65,7 @@ def evaluate(
 ) -> None:
     """Score every ability on fresh scenes with fixed seeds, exactly right or not, with 95% intervals.
 
-    The file of --json is written after every row; run again with the same file, the command goes on where it was.
+    The file of --json is written after every row; run again with the same file, the command continues where it was.
     """
     if suite != "mini":
         raise SettingError(f"there is no evaluation {suite!r}: there is mini.")
@@ -157,7 +157,7 @@ def bench(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Smaller work, fewer rounds: minutes less, numbers coarser.")
+        bool, typer.Option("--quick", help="Use smaller work and fewer rounds: faster, but coarser.")
     ] = False,
     plain: Annotated[
         bool, typer.Option("--plain/--no-plain", help="Also run a plain loop that works as the published code does.")

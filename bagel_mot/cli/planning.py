@@ -81,19 +81,20 @@ def _facts(plan: Plan, chosen: bool) -> dict[str, Any]:
 
 
 def print_plans(facts: dict[str, Any]) -> None:
+    """Prints the result of `planned` as a table."""
     console = tables()
     here = [f"{size_text(free)} on {device}" for device, free in facts["devices"].items()]
-    title = f"ways of running it with {', '.join([*here, size_text(facts['host']) + ' of main memory'])}"
+    title = f"plans with {', '.join([*here, size_text(facts['host']) + ' of main memory'])}"
     table = Table(title=title, title_justify="left")
-    jobs = list(facts["plans"][0]["host_bytes"]) if facts["plans"] else []
-    for heading in ("", "precision", "where", *jobs, "fits", "relative time"):
+    workloads = list(facts["plans"][0]["host_bytes"]) if facts["plans"] else []
+    for heading in ("", "precision", "where", *workloads, "fits", "relative time"):
         table.add_column(heading)
     fastest = min((plan["relative_seconds"] for plan in facts["plans"]), default=1.0)
     for plan in facts["plans"][:_SHOWN]:
         cells = []
-        for job in jobs:
-            device = f"{size_text(plan['device_bytes'][job])} + " if plan["device_bytes"] else ""
-            cells.append(device + size_text(plan["host_bytes"][job]))
+        for workload in workloads:
+            device = f"{size_text(plan['device_bytes'][workload])} + " if plan["device_bytes"] else ""
+            cells.append(device + size_text(plan["host_bytes"][workload]))
         name = plan["precision"] + (" (lossy)" if plan["lossy"] else "")
         table.add_row(
             "→" if plan["chosen"] else "",
@@ -107,5 +108,5 @@ def print_plans(facts: dict[str, Any]) -> None:
     console.print(table)
     if (left_out := len(facts["plans"]) - _SHOWN) > 0:
         console.print(f"and {left_out} more, which --json lists")
-    console.print("peak of device memory + main memory for each piece of work; time is a rough estimate for the order")
+    console.print("peaks of device memory + main memory for each workload; the time is a rough estimate")
     console.print(f"chosen: {facts['chosen']}" if facts["chosen"] else facts["reason"])
