@@ -25,6 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from bagel_mot.checkpoint.official import read_config
+from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, open_source
 from bagel_mot.config import BagelConfig
 
 RESULTS = Path(__file__).parent / "results" / "full-7b-mot-cpu.json"
@@ -55,7 +56,7 @@ def machine_rates(folder: Path) -> dict[str, Any]:
     disk = read / (time.perf_counter() - began)
     block = torch.ones(1 << 29, dtype=torch.int64)
     memory = max(block.nbytes / seconds_of(block.sum) for _ in range(3))
-    config = read_config(folder)
+    config = read_config(open_checkpoint(folder))
     rows = drawing_rows(config)
     return {
         "machine": machine(torch.device("cpu")),
@@ -70,8 +71,7 @@ def load(folder: Path, precision: str, tasks: tuple[str, ...] | None = None) -> 
     """A model from the disk: seconds, bytes read, and memory."""
     from bagel_mot import Bagel
     from bagel_mot.checkpoint.names import official_name
-    from bagel_mot.checkpoint.official import EMBEDDING, embedding_dtype
-    from bagel_mot.checkpoint.source import open_source
+    from bagel_mot.checkpoint.opening import EMBEDDING, embedding_dtype
 
     forget_cached(folder)
     began = time.perf_counter()
@@ -201,9 +201,8 @@ def memory(place: int) -> Callable[[Path], dict[str, Any]]:
             run(bagel, inputs, "image", size=workload.drawn, num_timesteps=2, seed=0)
         seconds = time.perf_counter() - began
         every = Machine(((cpu, sys.maxsize),), sys.maxsize)
-        [plan] = plans(
-            bagel.config, every, ("generate", "edit", "understand"), precisions=("int4",), embedding=torch.bfloat16
-        )
+        stored = StoredWeights(embedding=torch.bfloat16)
+        [plan] = plans(bagel.config, every, ("generate", "edit", "understand"), precisions=("int4",), stored=stored)
         return {
             "job": workload.name,
             "seconds": seconds,

@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bagel_mot.checkpoint.official import read_config
+from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.loading import MINI, MINI_FOLDER
@@ -39,7 +40,7 @@ def config_named(name: str) -> BagelConfig:
     if not folder.is_dir():
         known = ", ".join(sorted({*NAMED_CONFIGS, MINI, "golden"}))
         raise SettingError(f"there is no configuration {name!r}: give {known}, or a checkpoint folder.")
-    return read_config(folder)
+    return read_config(open_checkpoint(folder))
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bagel_mot.checkpoint.load_weights import check_tensors
-from bagel_mot.checkpoint.names import official_name
-from bagel_mot.checkpoint.official import model_file, read_config
-from bagel_mot.checkpoint.source import as_tensor, open_source
-from bagel_mot.model.bagel import BagelModel
-from bagel_mot.model.quant import QuantisedMatrix
+from bagel_mot.checkpoint.names import kind_of, official_name
+from bagel_mot.checkpoint.official import read_config
+from bagel_mot.checkpoint.opening import open_checkpoint
+from bagel_mot.checkpoint.shapes import model_shapes
+from bagel_mot.checkpoint.source import as_stored
 
 _PIECE = 1 << 22  # values compared at a time, over float64 sums
 
@@ -48,17 +47,14 @@ def relative_errors(
     Raises:
         CheckpointError: one of them cannot be read, or the second lacks a tensor of the first or has another shape.
     """
-    before, after = open_source(model_file(original)), open_source(model_file(written))
-    with torch.device("meta"):
-        model = BagelModel(read_config(original, before))
-    state = model.state_dict()
+    before, after = open_checkpoint(original), open_checkpoint(written)
     check_tensors(after, {name: before.shape(name) for name in before.names()})
-    names = [name for name in state if official_name(name) in set(before.names())]
+    names = [name for name in model_shapes(read_config(before)) if official_name(name) in set(before.names())]
     errors = []
     for index, ours in enumerate(names):
         name = official_name(ours)
-        first, second = (_tensor(source.read(name)) for source in (before, after))
-        errors.append(TensorError(name, _kind(ours, model), _relative_error(first, second)))
+        first, second = (as_stored(source.read(name)) for source in (before, after))
+        errors.append(TensorError(name, _kind(ours), _relative_error(first, second)))
         if progress is not None:
             progress(index + 1, len(names))
     before.close()
@@ -75,10 +71,6 @@ def mean_by_kind(errors: Iterable[TensorError]) -> dict[str, float]:
     return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
-def _tensor(found: Tensor | QuantisedMatrix) -> Tensor:
-    return as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found
-
-
 def _relative_error(original: Tensor, written: Tensor) -> float:
     difference = total = 0.0
     for first, second in zip(original.flatten().split(_PIECE), written.flatten().split(_PIECE), strict=True):
@@ -90,15 +82,9 @@ def _relative_error(original: Tensor, written: Tensor) -> float:
     return (difference / total) ** 0.5 if total else float("inf")
 
 
-def _kind(name: str, model: BagelModel) -> str:
-    module, _, leaf = name.rpartition(".")
-    if not module:
-        return "position table"
-    if leaf == "bias":
-        return "bias"
-    if "norm" in module.rpartition(".")[2]:
-        return "norm"
-    if isinstance(model.get_submodule(module), nn.Embedding):
-        return "embedding"
-    parts = module.split(".")
+def _kind(name: str) -> str:
+    kind = kind_of(name)
+    if kind != "matrix":
+        return kind
+    parts = name.rpartition(".")[0].split(".")
     return parts[-1] if parts[0] == "decoder" else parts[0]

@@ -17,16 +17,16 @@ from torch import Tensor
 from bagel_mot.checkpoint import write_gguf as gguf_writing
 from bagel_mot.checkpoint.load_weights import check_tensors
 from bagel_mot.checkpoint.names import official_name
-from bagel_mot.checkpoint.official import MODEL_FILE, folder_of, model_file, read_config
+from bagel_mot.checkpoint.official import folder_of, read_config
+from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.precision import PARTS
-from bagel_mot.checkpoint.side_files import COMPANIONS
-from bagel_mot.checkpoint.source import TensorSource, as_tensor, open_source
-from bagel_mot.checkpoint.write import Entry, Progress, counting, is_written_so, write_model
+from bagel_mot.checkpoint.shapes import model_shapes
+from bagel_mot.checkpoint.side_files import COMPANIONS, MODEL_FILE
+from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor
+from bagel_mot.checkpoint.write import Progress, TensorEntry, counting, is_written_so, write_model
 from bagel_mot.checkpoint.write_gguf import GgufEntry, write_gguf
-from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import check_free_space, check_new, whole_folder
-from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix
 
 GGUF_FILE = "ema.gguf"
@@ -54,9 +54,9 @@ def convert(
         OSError: the folder is not empty or cannot be written, or the disk has no room.
     """
     check_request(source, folder, stored, shard_size)
-    tensors = open_source(model_file(source))
-    shapes = _shapes(tensors, read_config(source, tensors))
-    companions = [path for path in (folder_of(source) / name for name in COMPANIONS) if path.is_file()]
+    tensors = open_checkpoint(source)
+    shapes = _shapes(tensors)
+    companions = [path for path in (tensors.where.parent / name for name in COMPANIONS) if path.is_file()]
     if stored.startswith(_GGUF):
         gguf_entries = _gguf_entries(tensors, shapes, stored.removeprefix(_GGUF))
         total = sum(entry.nbytes for entry in gguf_entries)
@@ -92,10 +92,11 @@ def check_request(source: Path | None, folder: Path, stored: str, shard_size: in
     check_new(folder)
 
 
-def _shapes(source: TensorSource, config: BagelConfig) -> dict[str, tuple[int, ...]]:
-    """Of all tensors by our names, in the model's order. Tables that the source lacks are left out, as they may be."""
-    with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in BagelModel(config).state_dict().items()}
+def _shapes(source: TensorSource) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors by our names, in the model's order. Tables that the source lacks are left out, as they
+    may be.
+    """
+    shapes = {name: tuple(shape) for name, shape in model_shapes(read_config(source)).items()}
     check_tensors(source, {official_name(name): shape for name, shape in shapes.items()})
     present: Collection[str] = set(source.names())
     return {name: shape for name, shape in shapes.items() if official_name(name) in present}
@@ -106,14 +107,14 @@ def is_big(name: str) -> bool:
     return PARTS["decoder"].fullmatch(name) is not None
 
 
-def _entries(source: TensorSource, shapes: dict[str, tuple[int, ...]], stored: str) -> list[Entry]:
+def _entries(source: TensorSource, shapes: dict[str, tuple[int, ...]], stored: str) -> list[TensorEntry]:
     entries = []
     for ours, shape in shapes.items():
         name = official_name(ours)
         if is_big(ours) and stored != _PLAIN and FORMATS[stored].fits((shape[0], shape[1])):
-            entries.append(Entry(name, shape, stored, partial(_rounded, source, name, FORMATS[stored])))
+            entries.append(TensorEntry(name, shape, stored, partial(_rounded, source, name, FORMATS[stored])))
         else:
-            entries.append(Entry(name, shape, torch.bfloat16, partial(_plain, source, name, torch.bfloat16)))
+            entries.append(TensorEntry(name, shape, torch.bfloat16, partial(_plain, source, name, torch.bfloat16)))
     return entries
 
 
@@ -137,4 +138,4 @@ def _rounded(source: TensorSource, name: str, kind: type[QuantisedMatrix]) -> Qu
     found = source.read(name)
     if isinstance(found, kind) and is_written_so(found):
         return found
-    return kind.quantise(as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found)
+    return kind.quantise(as_stored(found))

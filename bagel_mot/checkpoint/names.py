@@ -97,6 +97,19 @@ def official_name(name: str) -> str:
     return f"{_PLAIN[module]}.{kind}"
 
 
+def kind_of(name: str) -> str:
+    """The kind of a tensor (our name, of model or autoencoder): "position table", "bias", "norm", "embedding" or
+    "matrix".
+    """
+    module, _, leaf = name.rpartition(".")
+    if name in POSITION_TABLES:
+        return "position table"
+    if leaf == "bias":
+        return "bias"
+    last = module.rpartition(".")[2]
+    return "norm" if "norm" in last else "embedding" if last in ("embed_tokens", "position_embedding") else "matrix"
+
+
 def official_of_llama(name: str) -> str:
     """The official name of a tensor that llama.cpp names, e.g. `blk.0.attn_q_moe_gen.weight` ->
     `language_model.model.layers.0.self_attn.q_proj_moe_gen.weight`. Other names stay as they are: files of GGUF keep

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from bagel_mot.checkpoint.load_weights import DeviceOf, load_tensors
-from bagel_mot.checkpoint.names import POSITION_TABLES, is_decoder_matrix, official_name
+from bagel_mot.checkpoint.names import POSITION_TABLES, official_name
+from bagel_mot.checkpoint.opening import EMBEDDING, embedding_dtype, open_checkpoint
 from bagel_mot.checkpoint.precision import Precision
-from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE as AUTOENCODER_FILE
-from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource, open_source
+from bagel_mot.checkpoint.shapes import model_shapes
+from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE
+from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource
 from bagel_mot.checkpoint.write import entry_of, write_safetensors
 from bagel_mot.config import BagelConfig, dump_config, load_config, with_table_sides
 from bagel_mot.errors import CheckpointError, SettingError
@@ -34,15 +36,8 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
-MODEL_FILE = "ema.safetensors"
 TASKS = ("generate", "edit", "understand")
-# In this order: the official file, an index, a plain file, then whatever stands alone.
-MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
 _HASHED = (".safetensors", ".gguf", ".json", ".txt")
-
-
-LARGE_EMBEDDING = 1 << 28  # bytes
-EMBEDDING = "decoder.embed_tokens.weight"
 
 
 @dataclass
@@ -68,43 +63,6 @@ class Checkpoint:
         return self.tokenizer.special
 
 
-def model_file(where: Path) -> Path:
-    """The file that holds the model, or the index of the files that do: of a folder, or `where` itself if it is a file.
-
-    Raises: CheckpointError if there is none, or it cannot be told which.
-    """
-    if where.is_file():
-        return where
-    for name in MODEL_FILES:
-        if (where / name).exists():
-            return where / name
-    if len(indices := list(where.glob("*.safetensors.index.json"))) == 1:
-        return indices[0]
-    others = [
-        p for p in sorted(where.glob("*")) if p.suffix in (".safetensors", ".gguf") and p.name != AUTOENCODER_FILE
-    ]
-    if len(others) == 1:
-        return others[0]
-    found = f"; it has {', '.join(p.name for p in others)}: give one of them" if others else ""
-    raise CheckpointError(f"{where} has no {MODEL_FILE}{found}; a checkpoint folder in the official layout is expected")
-
-
-def weight_bytes(where: Path) -> int:
-    """Bytes of the model's weights as they are stored."""
-    source = open_source(model_file(where))
-    return sum(source.stored_bytes(name) for name in source.names())
-
-
-def stored_format(source: TensorSource) -> str | None:
-    """In how few bits the decoder's big matrices are stored: "int8", "fp8", "int4" or "nf4"; None if they, or some of
-    them, are plain numbers, or if they are of several kinds: rounding the rest alike would lose what the file has.
-
-    Layouts that are brought back while they are read (GGUF, DFloat11) count as plain numbers.
-    """
-    kinds = {source.format(name) for name in source.names() if is_decoder_matrix(name)}
-    return kinds.pop() if len(kinds) == 1 else None
-
-
 def folder_of(where: Path) -> Path:
     """The folder with configuration, tokenizer and autoencoder: `where`, or the one that the file `where` is in."""
     return where.parent if where.is_file() else where
@@ -120,17 +78,14 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_config(where: Path | str, source: TensorSource | None = None) -> BagelConfig:
-    """Configuration of a checkpoint, with the sides of the position tables taken from the tables themselves.
+def read_config(source: TensorSource) -> BagelConfig:
+    """The configuration beside an opened model, with the sides of the position tables taken from the tables themselves.
 
-    Args:
-        where: the folder, or a file in it.
-        source: of its tensors, where it is open already.
+    Raises:
+        CheckpointError: a file is missing or damaged, or a table is not that of a square.
     """
-    where = Path(where)
-    config = load_config(folder_of(where))
+    config = load_config(source.where.parent)
     sides = {"latent": config.max_latent_size, "vit": config.vit_max_num_patch_per_side}
-    source = source or open_source(model_file(where))
     for ours, theirs in POSITION_TABLES.items():
         if theirs in source.names():
             entries, width = source.shape(theirs)
@@ -143,7 +98,7 @@ def read_config(where: Path | str, source: TensorSource | None = None) -> BagelC
 
 
 def load_checkpoint(
-    where: Path | str,
+    where: Path | str | TensorSource,
     *,
     precision: Precision | torch.dtype = torch.bfloat16,
     device: torch.device | str | DeviceOf = "cpu",
@@ -153,8 +108,8 @@ def load_checkpoint(
     """Loads a checkpoint, tensor by tensor: what is quantised is so at once, and never stands in memory as it was.
 
     Args:
-        where: a folder in the official layout, or a file with weights in it.
-        precision: of the parts. A dtype means all floating-point weights, the autoencoder's too.
+        where: a folder in the official layout, a file with weights in it, or the opened source of its tensors.
+        precision: the precision of its parts. A dtype means all floating-point weights, the autoencoder's too.
         device: where they go, or a function that tells it for each tensor.
         tasks: what the model is for. Without "edit", parts that the others do not need are left out.
         pack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
@@ -162,20 +117,19 @@ def load_checkpoint(
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor missing, extra or misshapen.
     """
-    where = Path(where)
     if isinstance(precision, torch.dtype):
         precision = Precision(precision, autoencoder=precision)
-    source = open_source(model_file(where))
-    config = read_config(where, source)
-    tokenizer = Tokenizer.from_folder(folder_of(where))
+    source = open_checkpoint(where) if isinstance(where, Path | str) else where
+    config, folder = read_config(source), source.where.parent
+    tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size > config.decoder.vocab_size:
         raise CheckpointError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
             f"the embedding only {config.decoder.vocab_size} rows"
         )
     with torch.device("meta"):
         model = BagelModel(config)
-    known = {official_name(name) for name in model.state_dict()}
+    known = {official_name(name) for name in model_shapes(config)}
     reads, draws = needed(tasks)
     model.drop(pictures_in=not reads, pictures_out=not draws)
     if pack:
@@ -184,7 +138,7 @@ def load_checkpoint(
     if draws:
         place = device("autoencoder") if callable(device) else device
         assert place is not None
-        autoencoder = load_autoencoder(where, dtype=precision.autoencoder, device=place)
+        autoencoder = load_autoencoder(folder, dtype=precision.autoencoder, device=place)
     else:
         with torch.device("meta"):
             autoencoder = Autoencoder(config.vae)
@@ -202,15 +156,6 @@ def embedding_in_file(
     if not stays or place is None or place.type != "cpu":
         return device
     return lambda name: None if name == EMBEDDING else device(name) if callable(device) else torch.device(device)
-
-
-def embedding_dtype(source: TensorSource) -> torch.dtype | None:
-    """In what a token embedding is stored that can be used from its file; None if there is none, or it is small."""
-    name = official_name(EMBEDDING)
-    if name not in source.names() or source.stored_bytes(name) < LARGE_EMBEDDING:
-        return None
-    view = source.mapped(name)
-    return None if view is None else view.dtype
 
 
 def needed(tasks: Collection[str]) -> tuple[bool, bool]:

@@ -53,18 +53,23 @@ class Precision:
     @property
     def name(self) -> str:
         """As it would be typed."""
-        plain = str(self.activations).removeprefix("torch.")
+        plain = dtype_name(self.activations)
         named = [self.parts.get("decoder", plain)]
         named += [f"{part}={stored}" for part, stored in self.parts.items() if part != "decoder"]
         if "decoder" in self.parts and self.activations != torch.bfloat16:
             named.append(f"activations={plain}")
         if self.autoencoder != torch.float32:
-            named.append(f"autoencoder={str(self.autoencoder).removeprefix('torch.')}")
+            named.append(f"autoencoder={dtype_name(self.autoencoder)}")
         return ",".join(named)
 
     def stored_as(self, name: str) -> str | None:
         """How a tensor (our name) is stored: one of QUANTISED, or None where it is not quantised."""
         return next((stored for part, stored in self.parts.items() if PARTS[part].fullmatch(name)), None)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type as it would be typed, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> Precision:

@@ -13,23 +13,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import isqrt, prod
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bagel_mot.checkpoint.names import POSITION_TABLES, official_name
-from bagel_mot.checkpoint.official import AUTOENCODER_FILE, MODEL_FILE, save_checkpoint
-from bagel_mot.checkpoint.write import Entry, Progress, counting, write_model, write_safetensors
+from bagel_mot.checkpoint.names import kind_of, official_name
+from bagel_mot.checkpoint.official import save_checkpoint
+from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
+from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE
+from bagel_mot.checkpoint.write import Progress, TensorEntry, counting, write_model, write_safetensors
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space, whole_folder
-from bagel_mot.model.bagel import BagelModel, sincos_table
-from bagel_mot.model.vae import Autoencoder
+from bagel_mot.model.bagel import sincos_table
 from bagel_mot.tokenizer import Tokenizer
 
 _BLOCK = 1 << 22  # values of one generator
@@ -64,11 +65,9 @@ def write_random_checkpoint(
         raise CheckpointError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the embedding only {config.decoder.vocab_size} rows"
         )
-    with torch.device("meta"):
-        model, autoencoder = BagelModel(config), Autoencoder(config.vae)
     residual = (2 * config.decoder.num_layers) ** -0.5
-    weights = list(_entries(model, seed, torch.bfloat16, residual, official_name))
-    images = list(_entries(autoencoder, seed, torch.float32, 1.0, str))
+    weights = list(_entries(model_shapes(config), seed, torch.bfloat16, residual, official_name))
+    images = list(_entries(autoencoder_shapes(config.vae), seed, torch.float32, 1.0, str))
     total = sum(entry.nbytes for entry in (*weights, *images))
     check_free_space(folder, total)
     advance = counting(progress, total)
@@ -79,27 +78,24 @@ def write_random_checkpoint(
 
 
 def _entries(
-    network: nn.Module, seed: int, dtype: torch.dtype, residual: float, name_of: Callable[[str], str]
-) -> Iterator[Entry]:
-    """What stands for each tensor of a network on the meta device, under the names that `name_of` gives."""
-    modules = dict(network.named_modules())
-    for ours, tensor in network.state_dict().items():
-        name, shape = name_of(ours), tuple(tensor.shape)
-        module_name, _, leaf = ours.rpartition(".")
-        module = modules[module_name]
+    shapes: Mapping[str, torch.Size], seed: int, dtype: torch.dtype, residual: float, name_of: Callable[[str], str]
+) -> Iterator[TensorEntry]:
+    """The entry of each tensor of a network, under the names that `name_of` gives."""
+    for ours, size in shapes.items():
+        name, shape = name_of(ours), tuple(size)
+        module, _, leaf = ours.rpartition(".")
+        kind = kind_of(ours)
         make: Callable[[], Tensor]
-        if ours in POSITION_TABLES:
+        if kind == "position table":
             make = partial(_table, shape, dtype)
-        elif isinstance(module, nn.Embedding):
-            make = partial(normal, shape, _EMBEDDING, seed, name, dtype)
-        elif isinstance(module, nn.Linear | nn.Conv2d):
-            deviation = prod(shape[1:]) ** -0.5 if leaf == "weight" else _BIAS
-            if leaf == "weight" and module_name.endswith((".o", ".down")):
+        elif "norm" in module.rpartition(".")[2]:
+            make = partial(torch.full, shape, float(leaf == "weight"), dtype=dtype)
+        else:
+            deviation = {"embedding": _EMBEDDING, "bias": _BIAS}.get(kind, prod(shape[1:]) ** -0.5)
+            if kind == "matrix" and module.endswith((".o", ".down")):
                 deviation *= residual
             make = partial(normal, shape, deviation, seed, name, dtype)
-        else:  # a norm
-            make = partial(torch.full, shape, float(leaf == "weight"), dtype=dtype)
-        yield Entry(name, shape, dtype, make)
+        yield TensorEntry(name, shape, dtype, make)
 
 
 def _table(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -1,11 +1,14 @@
-"""The files of a checkpoint folder beside the weights of the model."""
+"""The names of the files in a checkpoint folder."""
 
 from __future__ import annotations
 
+MODEL_FILE = "ema.safetensors"
+MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
+"""Names of the model's weights, in the order in which they are looked for: the official file, indices, a plain file."""
 AUTOENCODER_FILE = "ae.safetensors"
 DEFAULTS_FILE = "bagel_defaults.json"
 PREVIEW_FILE = "preview_pictures.png"
 CONFIG_FILES = ("config.json", "llm_config.json", "vit_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 COMPANIONS = (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE, DEFAULTS_FILE, PREVIEW_FILE)
-"""All of them; not every checkpoint has each."""
+"""All files beside the weights of the model; not every checkpoint has each."""

@@ -47,7 +47,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor that is to be written.
 
     Attributes:
@@ -80,13 +80,13 @@ class Part(NamedTuple):
         return prod(self.shape) * self.dtype.itemsize
 
 
-def entry_of(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Entry:
+def entry_of(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> TensorEntry:
     """A tensor that is there already, to be cast when its turn comes."""
     stored = dtype or tensor.dtype
-    return Entry(name, tuple(tensor.shape), stored, lambda: tensor.detach().to(device="cpu", dtype=stored))
+    return TensorEntry(name, tuple(tensor.shape), stored, lambda: tensor.detach().to(device="cpu", dtype=stored))
 
 
-def parts_of(entry: Entry) -> list[Part]:
+def parts_of(entry: TensorEntry) -> list[Part]:
     """What an entry consists of in the file."""
     if isinstance(entry.stored, torch.dtype):
         return [Part(entry.name, entry.stored, entry.shape)]
@@ -150,11 +150,11 @@ def is_written_so(matrix: QuantisedMatrix) -> bool:
     """Whether a matrix consists of the very parts that are written: files bring other types of scales and blocks."""
     if matrix.format == "nf4" and "scale_offset" not in matrix.tensors:
         return False
-    wanted = parts_of(Entry(".weight", matrix.shape, matrix.format, lambda: matrix))
+    wanted = parts_of(TensorEntry(".weight", matrix.shape, matrix.format, lambda: matrix))
     return [(p.dtype, p.shape) for p in wanted] == [(t.dtype, tuple(t.shape)) for t in _tensors_of(matrix)]
 
 
-def write_safetensors(path: Path, entries: Sequence[Entry], advance: Advance | None = None) -> None:
+def write_safetensors(path: Path, entries: Sequence[TensorEntry], advance: Advance | None = None) -> None:
     """Writes one file, whole or not at all.
 
     Raises:
@@ -205,7 +205,9 @@ def bytes_of(tensor: Tensor) -> np.ndarray[Any, Any]:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def write_model(path: Path, entries: Sequence[Entry], shard_size: int | None, advance: Advance | None = None) -> None:
+def write_model(
+    path: Path, entries: Sequence[TensorEntry], shard_size: int | None, advance: Advance | None = None
+) -> None:
     """Writes one file, or where `shard_size` (bytes) is given, shards and their index beside where it would stand.
 
     Errors as `write_safetensors`.
@@ -216,13 +218,15 @@ def write_model(path: Path, entries: Sequence[Entry], shard_size: int | None, ad
         write_sharded(path.parent, entries, shard_size, advance)
 
 
-def write_sharded(folder: Path, entries: Sequence[Entry], shard_size: int, advance: Advance | None = None) -> None:
+def write_sharded(
+    folder: Path, entries: Sequence[TensorEntry], shard_size: int, advance: Advance | None = None
+) -> None:
     """Writes `model-00001-of-00007.safetensors`, … of at most `shard_size` bytes each, and last the index that names
     them. A tensor that is larger alone has a file of its own.
 
     Errors as `write_safetensors`.
     """
-    shards: list[list[Entry]] = [[]]
+    shards: list[list[TensorEntry]] = [[]]
     filled = 0
     for entry in entries:
         if shards[-1] and filled + entry.nbytes > shard_size:

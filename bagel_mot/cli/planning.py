@@ -8,19 +8,13 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from bagel_mot.checkpoint.official import TASKS, embedding_dtype, model_file, read_config, stored_format
-from bagel_mot.checkpoint.source import open_source
+from bagel_mot.checkpoint.official import TASKS, read_config
+from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
 from bagel_mot.cli.options import tables
 from bagel_mot.config import NAMED_CONFIGS
 from bagel_mot.errors import DeviceError
 from bagel_mot.files import parse_size, size_text
-from bagel_mot.inference.loading import (
-    AUTOMATIC,
-    automatic_precisions,
-    dtype_of_layers,
-    find_checkpoint,
-    usable_devices,
-)
+from bagel_mot.inference.loading import AUTOMATIC, automatic_precisions, find_checkpoint, usable_devices
 from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
 
 _SHOWN = 14
@@ -36,13 +30,11 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
     """
     if checkpoint in NAMED_CONFIGS and not Path(checkpoint).is_dir():
         config, precisions = NAMED_CONFIGS[checkpoint], list(AUTOMATIC)
-        stored: torch.dtype | None = torch.bfloat16
-        embedding, stored_as = stored, None
+        stored = StoredWeights(layers=torch.bfloat16, embedding=torch.bfloat16)
     else:
-        source = open_source(model_file(where := find_checkpoint(checkpoint)))
-        config, precisions = read_config(where, source), automatic_precisions(where, usable_devices())
-        stored, stored_as = dtype_of_layers(source), stored_format(source)
-        embedding = embedding_dtype(source)
+        source = open_checkpoint(find_checkpoint(checkpoint))
+        config, stored = read_config(source), stored_weights(source)
+        precisions = automatic_precisions(stored, usable_devices())
     machine = this_machine(usable_devices())
     host = machine.host if ram is None else parse_size(ram)
     gpus = [(device, free) for device, free in machine.devices if device.type != "cpu"]
@@ -50,9 +42,7 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
         size = parse_size(memory)
         gpus = [(device, size) for device, _ in gpus] or [(torch.device("cuda:0"), size)]
     machine = Machine((*gpus, (torch.device("cpu"), host)), host)
-    found = plans(
-        config, machine, TASKS, precisions=precisions, stored=stored, embedding=embedding, stored_as=stored_as
-    )
+    found = plans(config, machine, TASKS, precisions=precisions, stored=stored)
     try:
         chosen, reason = choose(found, machine), None
     except DeviceError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bagel_mot.checkpoint.official import folder_of, read_config
+from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.defaults import official_defaults, read_defaults
@@ -38,7 +39,7 @@ def describe(name: str) -> dict[str, Any]:
         defaults = official_defaults(config)
     else:
         folder = find_checkpoint(name)
-        config = read_config(folder)
+        config = read_config(open_checkpoint(folder))
         defaults = read_defaults(folder_of(folder), config)
     decoder, vit, vae = config.decoder, config.vit, config.vae
     size = defaults.of("generate").get("size")

@@ -18,8 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE as DEFAULTS_FILE
-from bagel_mot.checkpoint.side_files import PREVIEW_FILE as PREVIEW_FILE
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, ImageError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image

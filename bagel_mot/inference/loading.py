@@ -12,21 +12,10 @@ from pathlib import Path
 import torch
 
 from bagel_mot.checkpoint.hub.download import download
-from bagel_mot.checkpoint.names import official_name
-from bagel_mot.checkpoint.official import (
-    TASKS,
-    Checkpoint,
-    embedding_dtype,
-    folder_of,
-    load_checkpoint,
-    model_file,
-    needed,
-    read_config,
-    stored_format,
-    weight_bytes,
-)
-from bagel_mot.checkpoint.precision import PLAIN, Precision, check_hardware, parse_precision
-from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource, open_source
+from bagel_mot.checkpoint.official import TASKS, Checkpoint, load_checkpoint, needed, read_config
+from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
+from bagel_mot.checkpoint.precision import PLAIN, Precision, check_hardware, dtype_name, parse_precision
+from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.files import parse_size
 from bagel_mot.model.bagel import BagelModel
@@ -37,7 +26,7 @@ from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "worlds" / "mini" / "weights"
 AUTOMATIC = ("bfloat16", "int8", "fp8", "int4", "nf4")
-"""Precisions that are chosen from for large checkpoints: what they cost is known (docs/precision.md)."""
+"""Precisions to choose from for large checkpoints: what they cost is known (docs/precision.md)."""
 _FOUR_BITS = ("int4", "nf4")
 OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
@@ -92,29 +81,31 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def choose_precision(precision: str | torch.dtype, device: torch.device, where: Path) -> Precision:
-    """In what the parts of a model are kept. "auto" is as it is stored, if that is in few bits; else bfloat16 on
+def choose_precision(precision: str | torch.dtype, device: torch.device, stored: StoredWeights) -> Precision:
+    """The precision of a model's parts. "auto" is as the weights are stored, if that is quantised; else bfloat16 on
     accelerators and for large checkpoints, and float32.
 
     CUDA devices that only emulate bfloat16 (before compute capability 8) get float32, or float16 for large checkpoints:
     in float32 these would not fit. Activations beyond 65504 overflow in float16, so bfloat16 is the first choice.
 
+    Args:
+        precision: "auto", a name as `parse_precision` takes, or a type.
+        device: the device that computes.
+        stored: how the checkpoint's weights are stored.
+
     Raises:
-        DeviceError: unknown, or the device cannot compute in it.
+        DeviceError: the precision is unknown, or the device cannot compute in it.
     """
-    half = torch.float16 if device.type == "cuda" and not _has_bfloat16(device) else torch.bfloat16
-    if precision == "auto" and (stored := stored_format(open_source(model_file(where)))) is not None:
-        chosen = Precision(half, {"decoder": stored})
-        check_hardware(chosen, device)
-        return chosen
-    if precision == "auto":
-        large = weight_bytes(where) > _LARGE
-        emulated = device.type == "cuda" and half == torch.float16
-        if not large and (device.type == "cpu" or emulated):
-            half = torch.float32
-        return Precision(half)
-    text = str(precision).removeprefix("torch.") if isinstance(precision, torch.dtype) else precision
-    chosen = parse_precision(text, activations=half)
+    emulated = device.type == "cuda" and not _has_bfloat16(device)
+    half = torch.float16 if emulated else torch.bfloat16
+    if precision != "auto":
+        text = dtype_name(precision) if isinstance(precision, torch.dtype) else precision
+        chosen = parse_precision(text, activations=half)
+    elif stored.format is not None:
+        chosen = Precision(half, {"decoder": stored.format})
+    else:
+        small = stored.nbytes <= _LARGE and (device.type == "cpu" or emulated)
+        chosen = Precision(torch.float32 if small else half)
     check_hardware(chosen, device)
     return chosen
 
@@ -129,9 +120,9 @@ class Loaded:
     """A checkpoint ready to run.
 
     Attributes:
-        checkpoint: with its weights in place.
-        folder: where it comes from.
-        plan: how it runs, where that was to be found out.
+        checkpoint: the checkpoint with its weights in place.
+        folder: the folder that it comes from.
+        plan: the way in which it runs, where that was chosen from several.
         alternatives: the other plans that would run on this machine, the best first, for advice when memory is short.
     """
 
@@ -160,22 +151,24 @@ def load(
     if offload not in OFFLOADS:
         raise SettingError(f"offload is {offload!r}: it must be {', '.join(map(repr, OFFLOADS))}.")
     needed(tasks)
-    where = find_checkpoint(name)
+    source = open_checkpoint(find_checkpoint(name))
+    stored = stored_weights(source)
     plan: Plan | None = None
     alternatives: Sequence[Plan] = ()
-    if memory is not None or offload in ("cpu", "disk") or weight_bytes(where) > _LARGE:
+    if memory is not None or offload in ("cpu", "disk") or stored.nbytes > _LARGE:
         machine = _machine(device, memory)  # as it is before anything is loaded
-        alternatives = _plans(where, "auto", tuple(tasks), "auto", machine)
-        found = _plans(where, precision, tuple(tasks), offload, machine)
+        config = read_config(source)
+        alternatives = _plans(config, stored, "auto", tuple(tasks), "auto", machine)
+        found = _plans(config, stored, precision, tuple(tasks), offload, machine)
         # A precision that was asked for by name is not refused because the largest images would find no room.
         plan = choose(found, machine, every_workload=precision == "auto", others=alternatives)
         computes, chosen = plan.placement.device, plan.precision
     else:
         computes = choose_device(device)
-        chosen = choose_precision(precision, computes, where)
+        chosen = choose_precision(precision, computes, stored)
     try:
         checkpoint = load_checkpoint(
-            where,
+            source,
             precision=chosen,
             device=computes if plan is None else plan.placement.device_of,
             tasks=tasks,
@@ -189,7 +182,7 @@ def load(
             raise
         traceback.clear_frames(error.__traceback__)  # which hold what has been loaded
         raise shortage from error
-    return Loaded(checkpoint, folder_of(where), plan, alternatives)
+    return Loaded(checkpoint, source.where.parent, plan, alternatives)
 
 
 def _check_arguments(precision: object, device: object, memory: object) -> None:
@@ -210,7 +203,7 @@ def _check_arguments(precision: object, device: object, memory: object) -> None:
     if device != "auto":
         choose_device(device)
     if precision != "auto":
-        parse_precision(str(precision).removeprefix("torch."))
+        parse_precision(dtype_name(precision) if isinstance(precision, torch.dtype) else precision)
 
 
 def _machine(device: str | torch.device, memory: int | str | None) -> Machine:
@@ -219,51 +212,35 @@ def _machine(device: str | torch.device, memory: int | str | None) -> Machine:
 
 
 def _plans(
-    where: Path, precision: str | torch.dtype, tasks: tuple[str, ...], offload: str, machine: Machine
+    config: BagelConfig,
+    stored: StoredWeights,
+    precision: str | torch.dtype,
+    tasks: tuple[str, ...],
+    offload: str,
+    machine: Machine,
 ) -> list[Plan]:
     """The ways of running a checkpoint on a machine, the best first."""
-    source = open_source(model_file(where))
-    stored = dtype_of_layers(source)
-    if offload == "disk" and stored not in (None, *PLAIN.values()):
-        kept = str(stored).removeprefix("torch.")
+    kept = "in several types or in few bits" if stored.layers is None else f"in {dtype_name(stored.layers)}"
+    if offload == "disk" and stored.layers not in (None, *PLAIN.values()):
         raise DeviceError(
-            f"offload is 'disk', which computes with weights as they are stored, but {where} has them in {kept}: "
+            f"offload is 'disk', which computes with weights as they are stored, but this checkpoint has them {kept}: "
             f"convert it (`bagel convert`) to one of {', '.join(PLAIN)}."
         )
-    if precision == "auto" and offload == "disk" and stored is not None:
-        precisions = [str(stored).removeprefix("torch.")]
-    elif precision == "auto":
-        precisions = automatic_precisions(where, [device for device, _ in machine.devices])
+    if precision != "auto":
+        precisions = [choose_precision(precision, machine.devices[0][0], stored).name]
+    elif offload == "disk" and stored.layers is not None:
+        precisions = [dtype_name(stored.layers)]
     else:
-        precisions = [choose_precision(precision, machine.devices[0][0], where).name]
+        precisions = automatic_precisions(stored, [device for device, _ in machine.devices])
     # "cpu" takes as many layers as find no room; "disk" is what was asked for, room or not.
     offloads = {"auto": ("none", "cpu", "disk"), "cpu": ("none", "cpu")}.get(offload, (offload,))
-    found = plans(
-        read_config(where, source),
-        machine,
-        tasks,
-        precisions=precisions,
-        stored=stored,
-        embedding=embedding_dtype(source),
-        stored_as=stored_format(source),
-        offloads=offloads,
-    )
+    found = plans(config, machine, tasks, precisions=precisions, stored=stored, offloads=offloads)
     if not found and offload == "disk":
-        kept = "in several types or in few bits" if stored is None else f"in {str(stored).removeprefix('torch.')}"
         raise DeviceError(
-            f"offload is 'disk', which uses plain safetensors weights as they are stored, but {where} has its weights "
-            f"{kept}, and precision is {precision!r}."
+            f"offload is 'disk', which uses plain safetensors weights as they are stored, but this checkpoint has its "
+            f"weights {kept}, and precision is {precision!r}."
         )
     return found
-
-
-def dtype_of_layers(source: TensorSource) -> torch.dtype | None:
-    """In what a checkpoint keeps its layers: what plain files have for all of them, else None."""
-    if not isinstance(source, SafetensorsFiles):
-        return None
-    beginning = official_name("decoder.layers.0.und.q.weight").partition("0.")[0]
-    kinds = {source.torch_dtype(name) for name in source.names() if name.startswith(beginning)}
-    return kinds.pop() if len(kinds) == 1 else None
 
 
 def usable_devices() -> list[torch.device]:
@@ -274,19 +251,21 @@ def usable_devices() -> list[torch.device]:
     return [*found, torch.device("cpu")]
 
 
-def automatic_precisions(where: Path, devices: Sequence[torch.device]) -> list[str]:
-    """Those that come into question: as it is stored, if that is in few bits or small, and what is smaller than few
-    bits; all for large checkpoints.
+def automatic_precisions(stored: StoredWeights, devices: Sequence[torch.device]) -> list[str]:
+    """The precisions to choose from: as the weights are stored, if that is quantised or they are small, and what is
+    smaller than that; all for large checkpoints.
     """
     emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
-    if (stored := stored_format(open_source(model_file(where)))) is not None:
-        fewer = () if stored in _FOUR_BITS else _FOUR_BITS
-        return [f"{name},activations=float16" if emulated else name for name in (stored, *fewer)]
-    if weight_bytes(where) <= _LARGE:
-        return [choose_precision("auto", devices[0], where).name]
-    if emulated:
-        return ["float16", *(f"{name},activations=float16" for name in AUTOMATIC[1:])]
-    return list(AUTOMATIC)
+    if stored.format is None and stored.nbytes <= _LARGE:
+        return [choose_precision("auto", devices[0], stored).name]
+    if stored.format is not None:
+        fewer = () if stored.format in _FOUR_BITS else _FOUR_BITS
+        names = [stored.format, *fewer]
+    else:
+        names = list(AUTOMATIC)
+    if not emulated:
+        return names
+    return ["float16" if name in PLAIN else f"{name},activations=float16" for name in names]
 
 
 def compile_experts(model: BagelModel) -> None:

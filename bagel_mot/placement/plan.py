@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bagel_mot.checkpoint.official import LARGE_EMBEDDING
-from bagel_mot.checkpoint.precision import LOSSY, NAMES, Precision, check_hardware, parse_precision
+from bagel_mot.checkpoint.opening import LARGE_EMBEDDING, UNKNOWN, StoredWeights
+from bagel_mot.checkpoint.precision import LOSSY, NAMES, Precision, check_hardware, dtype_name, parse_precision
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import DeviceError
 from bagel_mot.files import size_text
@@ -141,9 +141,7 @@ def plans(
     tasks: tuple[str, ...],
     *,
     precisions: Sequence[str] = NAMES,
-    stored: torch.dtype | None = None,
-    embedding: torch.dtype | None = None,
-    stored_as: str | None = None,
+    stored: StoredWeights = UNKNOWN,
     offloads: Sequence[str] = ("none", "cpu", "disk"),
 ) -> list[Plan]:
     """All ways, the best first: what fits before what does not, as it is stored before what is rounded again, accurate
@@ -154,9 +152,7 @@ def plans(
         machine: the machine to run on.
         tasks: the tasks that the model is for.
         precisions: the precisions to choose from.
-        stored: the type of the weights where they can be used from the disk as they are.
-        embedding: the type of the token embedding where it can be used from the disk as it is.
-        stored_as: the format of the weights where they are stored quantised.
+        stored: how the checkpoint's weights are stored.
         offloads: where layers may be that find no room on the device.
     """
     kinds = dict.fromkeys(device.type for device, _ in machine.devices)
@@ -164,12 +160,12 @@ def plans(
         setup
         for text in precisions
         for kind in kinds
-        if (setup := _setup(config, machine, tasks, parse_precision(text), kind, stored, embedding)) is not None
+        if (setup := _setup(config, machine, tasks, parse_precision(text), kind, stored)) is not None
     ]
     found = [plan for setup in setups for plan in setup.plans(offloads)]
 
     def order(plan: Plan) -> tuple[bool, bool, bool, float]:
-        again = stored_as is not None and plan.precision.parts.get("decoder") != stored_as
+        again = stored.format not in (None, plan.precision.parts.get("decoder"))
         return not plan.fits, again, plan.lossy, plan.seconds
 
     return sorted(found, key=order)
@@ -216,8 +212,7 @@ def _setup(
     tasks: tuple[str, ...],
     precision: Precision,
     kind: str,
-    stored: torch.dtype | None,
-    embedding: torch.dtype | None,
+    stored: StoredWeights,
 ) -> _Setup | None:
     """A precision on the devices of one kind; None where these cannot compute in it. Arguments as those of `plans`."""
     devices = sorted(((d, free) for d, free in machine.devices if d.type == kind), key=lambda device: -device[1])
@@ -237,8 +232,8 @@ def _setup(
         machine.host * (1 - MARGIN),
         weight_bytes(config, precision, tasks),
         work,
-        plain=not precision.parts and precision.activations == stored,
-        embedding_in_file=precision.activations == embedding and "embedding" not in precision.parts,
+        plain=not precision.parts and precision.activations == stored.layers,
+        embedding_in_file=precision.activations == stored.embedding and "embedding" not in precision.parts,
         draws=bool({"generate", "edit"} & set(tasks)),
     )
 
@@ -355,7 +350,7 @@ class _Setup:
         """
         flops, memory = _RATES[kind]
         precision, weights = self.precision, self.weights
-        stored = precision.parts.get("decoder", str(precision.activations).removeprefix("torch."))
+        stored = precision.parts.get("decoder", dtype_name(precision.activations))
         share = 0.5 if self.draws else 1.0
         many = (_EVALUATIONS if self.draws else 1) * max(
             2 * _IMAGE_TOKENS * weights.parameters / (flops * _MANY.get(stored, 1.0)), brought

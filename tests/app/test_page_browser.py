@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bagel_mot.inference.defaults import DEFAULTS_FILE
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE
 from bagel_mot.inference.engine.ops import Handle
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.serving.service import Service

@@ -19,9 +19,9 @@ from bagel_mot.checkpoint import convert as module
 from bagel_mot.checkpoint.compare import mean_by_kind, relative_errors
 from bagel_mot.checkpoint.convert import STORED, convert
 from bagel_mot.checkpoint.names import official_name
-from bagel_mot.checkpoint.official import load_checkpoint, model_file
+from bagel_mot.checkpoint.official import load_checkpoint
+from bagel_mot.checkpoint.opening import open_checkpoint, open_source
 from bagel_mot.checkpoint.random_weights import write_random_checkpoint
-from bagel_mot.checkpoint.source import open_source
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.inference.api import Bagel
@@ -84,7 +84,7 @@ def test_big_matrices_are_rounded_and_nothing_else(source: Path, tmp_path: Path,
     assert {path.name for path in (tmp_path / "new").iterdir()} == kept | weights
     assert all((tmp_path / "new" / name).read_bytes() == (source / name).read_bytes() for name in kept)
     before = load_file(source / "ema.safetensors")
-    after = open_source(model_file(tmp_path / "new"))
+    after = open_checkpoint(tmp_path / "new")
     assert set(after.names()) == set(before)
     changed = 0
     for name, tensor in before.items():
@@ -104,7 +104,7 @@ def test_a_matrix_is_read_back_as_it_was_rounded(source: Path, tmp_path: Path, s
     convert(source, tmp_path / "new", stored)
     name = official_name("decoder.layers.1.gen.down.weight")
     expected = FORMATS[stored].quantise(load_file(source / "ema.safetensors")[name])
-    found = open_source(model_file(tmp_path / "new")).read(name)
+    found = open_checkpoint(tmp_path / "new").read(name)
     assert isinstance(found, FORMATS[stored])
     assert found.tensors.keys() == expected.tensors.keys()
     for part, tensor in expected.tensors.items():

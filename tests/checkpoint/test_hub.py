@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from bagel_mot import Bagel
 from bagel_mot.checkpoint.convert import convert
 from bagel_mot.checkpoint.hub.download import download
 from bagel_mot.checkpoint.official import load_checkpoint, read_config
-from bagel_mot.checkpoint.source import open_source
+from bagel_mot.checkpoint.opening import open_checkpoint, open_source
 from bagel_mot.checkpoint.write import entry_of, write_sharded
 from bagel_mot.cli import app
 from bagel_mot.errors import CheckpointError
@@ -36,6 +37,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # Version 0.30 has copies of its own.
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what did not fill one is asked for again
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -56,7 +59,7 @@ def test_only_what_is_needed_into_a_folder(hub: FakeHub, tmp_path: Path) -> None
     assert contents(tmp_path / "new") == NEEDED
     assert all(len(hub.received(name)) == 1 for name in NEEDED)
     assert not any(hub.received(name) for name in UNNEEDED)
-    assert load_checkpoint(tmp_path / "new").config == read_config(GOLDEN)
+    assert load_checkpoint(tmp_path / "new").config == read_config(open_checkpoint(GOLDEN))
 
 
 def test_into_the_cache_where_the_package_finds_it(hub: FakeHub) -> None:
@@ -100,10 +103,36 @@ def test_shards_that_an_index_names(hub: FakeHub, tmp_path: Path) -> None:
     folder = download(REPOSITORY, folder=tmp_path / "new")
     assert set(shards) < {path.name for path in folder.iterdir()}
     assert not (folder / "lora.safetensors").exists()
-    assert load_checkpoint(folder).config == read_config(GOLDEN)
+    assert load_checkpoint(folder).config == read_config(open_checkpoint(GOLDEN))
     hub.files.pop(next(name for name in shards if name.endswith(".safetensors")))
     with pytest.raises(CheckpointError, match=r"the index .* names model-00001-of-.*, which the repository lacks"):
         download(REPOSITORY, folder=tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["../../evil.bin", "/tmp/evil.bin", "..\\evil.bin", "C:evil"])
+def test_a_mirror_cannot_write_outside_the_folder(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    index = json.dumps({"weight_map": {"a": name}}).encode()
+    hub.files = {"config.json": b"{}", "model.safetensors.index.json": index, name: b"evil"}
+    folder = tmp_path / "deep" / "folder"
+    with pytest.raises(CheckpointError, match="which is outside its folder"):
+        download(REPOSITORY, folder=folder)
+    with pytest.raises(CheckpointError, match="which is outside its folder"):
+        download(REPOSITORY)
+    assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+
+
+def test_a_mirror_cannot_write_outside_the_cache(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in the cache are named by their checksums, as the mirror lists them."""
+    monkeypatch.setattr("tests.checkpoint.fake_hub.git_hash", lambda content: f"../../../{len(content)}")
+    with pytest.raises(CheckpointError, match="the hub gives no checksum of config.json"):
+        download(REPOSITORY)
+    assert not [path for path in tmp_path.iterdir() if path.name != "cache"]
+
+
+def test_a_version_of_the_package_without_what_is_used_is_said(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("huggingface_hub.file_download.http_get")
+    with pytest.raises(CheckpointError, match=r"has no http_get, .*: install .*'huggingface_hub>=0.30,<3'"):
+        download(REPOSITORY)
 
 
 def test_one_of_several_files_of_gguf(hub: FakeHub, tmp_path: Path) -> None:
@@ -357,7 +386,7 @@ def test_the_command(hub: FakeHub, tmp_path: Path) -> None:
     result = run(REPOSITORY, "--to", tmp_path / "int8", "--format", "int8")
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'int8'}\n")
     assert (tmp_path / "int8" / WEIGHTS).stat().st_size < len(NEEDED[WEIGHTS])
-    assert load_checkpoint(tmp_path / "int8").config == read_config(GOLDEN)
+    assert load_checkpoint(tmp_path / "int8").config == read_config(open_checkpoint(GOLDEN))
 
 
 def test_the_command_refuses_before_it_fetches(hub: FakeHub, tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bagel_mot import Bagel
+from bagel_mot.checkpoint import source
 from bagel_mot.checkpoint.convert import convert
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import fingerprint, load_checkpoint, read_config, save_checkpoint
+from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.source import safetensors_files
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel_mot.errors import CheckpointError
@@ -44,7 +47,7 @@ def changed(golden: Any, tmp_path: Path) -> Callable[..., Path]:
 
 def test_names_are_the_official_ones(golden: Any) -> None:
     official = load_file(golden.checkpoint / "ema.safetensors")
-    model = BagelModel(read_config(golden.checkpoint))
+    model = BagelModel(read_config(open_checkpoint(golden.checkpoint)))
     assert {official_name(name) for name in model.state_dict()} == set(official)
 
 
@@ -124,7 +127,7 @@ def test_shards_may_stand_in_a_folder_and_have_any_name(golden: Any, tmp_path: P
     if found.name != index:
         found.unlink()
     assert len(shards) > 1
-    assert load_checkpoint(tmp_path / "new").config == read_config(golden.checkpoint)
+    assert load_checkpoint(tmp_path / "new").config == read_config(open_checkpoint(golden.checkpoint))
     shards[0] = tmp_path / "new" / "sub" / shards[0].name
     shards[0].unlink()
     with pytest.raises(CheckpointError, match=f"names sub/{shards[0].name}, which is missing"):
@@ -144,7 +147,7 @@ def test_the_table_decides_its_size(golden: Any, changed: Callable[..., Path]) -
     folder = changed(lambda t: None)
     text = (folder / "config.json").read_text().replace('"max_latent_size": 8', '"max_latent_size": 4')
     (folder / "config.json").write_text(text)
-    assert read_config(folder).max_latent_size == 8
+    assert read_config(open_checkpoint(folder)).max_latent_size == 8
 
 
 @pytest.mark.parametrize("file", ["ema.safetensors", "ae.safetensors", "llm_config.json", "tokenizer.json"])
@@ -195,9 +198,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 _MEASURE = """
 import sys, threading, time, torch
-from bagel_mot.checkpoint.official import load_checkpoint, model_file
+from bagel_mot.checkpoint.official import load_checkpoint
 from bagel_mot.checkpoint.precision import parse_precision
-from bagel_mot.checkpoint.source import open_source
+from bagel_mot.checkpoint.opening import open_checkpoint
 from pathlib import Path
 
 def resident():
@@ -217,7 +220,7 @@ threading.Thread(target=watch, daemon=True).start()
 loaded = load_checkpoint(sys.argv[2], precision=precision)
 time.sleep(0.01)
 size = sum(t.nbytes for m in (loaded.model, loaded.autoencoder) for t in (*m.parameters(), *m.buffers()))
-source = open_source(model_file(Path(sys.argv[2])))
+source = open_checkpoint(sys.argv[2])
 largest = max(source.stored_bytes(name) for name in source.names())
 print((peak[0] - base) / (size + largest))
 """
@@ -252,3 +255,19 @@ def test_loading_needs_the_result_and_one_tensor(golden: Any, middling: Path, pr
     command = [sys.executable, "-c", _MEASURE, str(golden.checkpoint), str(middling), precision]
     ratio = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert 0.9 <= ratio <= 1.1
+
+
+def test_headers_are_read_once_per_load(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = source.read_header
+
+    def counted(path: Path) -> Any:
+        read.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(source, "read_header", counted)
+    Bagel.from_pretrained(golden.checkpoint, device="cpu")
+    assert sorted(read) == ["ae.safetensors", "ema.safetensors"]
+    read.clear()
+    Bagel.from_pretrained(golden.checkpoint, device="cpu", memory="20GB")  # with a plan
+    assert sorted(read) == ["ae.safetensors", "ema.safetensors"]

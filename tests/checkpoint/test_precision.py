@@ -16,7 +16,7 @@ from bagel_mot.cli.options import ALL_TASKS, PrecisionOption
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
-from bagel_mot.placement.sizes import sizes
+from bagel_mot.placement.estimate import weight_bytes
 
 ASKED = "what is in the picture?"
 
@@ -134,7 +134,7 @@ def test_an_embedding_in_few_bits_if_asked(plain: Bagel, stored: str, error: flo
     assert torch.equal(found[0, 1], found[1, 1])
     assert 1e-4 < ((found - wanted[ids]).norm() / wanted[ids].norm()).item() < error
     assert torch.equal(bagel.checkpoint.model.state_dict()["decoder.embed_tokens.weight"][1000], found[1, 0])
-    predicted = sizes(bagel.config, parse_precision(f"bfloat16,embedding={stored}"), TASKS).embedding
+    predicted = weight_bytes(bagel.config, parse_precision(f"bfloat16,embedding={stored}"), TASKS).embedding
     assert predicted == embedding.matrix.stored_bytes(embedding.shape) < wanted.nbytes
     assert bagel.ask(bagel.generate("a red star", seed=0, num_timesteps=4), ASKED)
 
@@ -224,7 +224,7 @@ def test_precision_of_a_checkpoint_is_told() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_embedding_stays_in_its_file(monkeypatch: pytest.MonkeyPatch, plain: Bagel) -> None:
-    monkeypatch.setattr("bagel_mot.checkpoint.official.LARGE_EMBEDDING", 1000)
+    monkeypatch.setattr("bagel_mot.checkpoint.opening.LARGE_EMBEDDING", 1000)
     bagel = Bagel.from_pretrained("mini", precision="bfloat16", device="cpu")
     weight = bagel.checkpoint.model.decoder.embed_tokens.weight
     assert torch.equal(weight, plain.checkpoint.model.decoder.embed_tokens.weight)
@@ -262,18 +262,17 @@ def test_a_file_with_some_matrices_in_few_bits_stays_exact(tmp_path: Path) -> No
     from safetensors.torch import load_file, save_file
 
     from bagel_mot.checkpoint.convert import convert
-    from bagel_mot.checkpoint.official import stored_format
-    from bagel_mot.checkpoint.source import open_source
+    from bagel_mot.checkpoint.opening import open_source, stored_weights
 
     convert(MINI_FOLDER, tmp_path / "fp8", "fp8")
     path = tmp_path / "fp8" / "ema.safetensors"
     tensors, plain = load_file(path), load_file(MINI_FOLDER / "ema.safetensors")
-    assert stored_format(open_source(path)) == "fp8"
+    assert stored_weights(open_source(path)).format == "fp8"
     for name in [name for name in tensors if ".layers.0." in name]:
         del tensors[name]
     tensors |= {name: tensor for name, tensor in plain.items() if ".layers.0." in name}
     save_file(tensors, path)
-    assert stored_format(open_source(path)) is None
+    assert stored_weights(open_source(path)).format is None
     found = Bagel.from_pretrained(tmp_path / "fp8", device="cpu", precision="auto")
     state, exact = found.checkpoint.model.state_dict(), Bagel.from_pretrained("mini", precision="float32")
     wanted = exact.checkpoint.model.state_dict()
@@ -287,13 +286,12 @@ def test_a_file_with_some_matrices_in_few_bits_stays_exact(tmp_path: Path) -> No
 
 def test_an_embedding_of_a_file_in_few_bits_stays_in_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bagel_mot.checkpoint.convert import convert
-    from bagel_mot.checkpoint.official import embedding_dtype
-    from bagel_mot.checkpoint.source import open_source
+    from bagel_mot.checkpoint.opening import embedding_dtype, open_source
 
     convert(MINI_FOLDER, tmp_path / "int8", "int8")
     source = open_source(tmp_path / "int8" / "ema.safetensors")
     assert embedding_dtype(source) is None  # it is small
-    monkeypatch.setattr("bagel_mot.checkpoint.official.LARGE_EMBEDDING", 1000)
+    monkeypatch.setattr("bagel_mot.checkpoint.opening.LARGE_EMBEDDING", 1000)
     assert embedding_dtype(source) == torch.bfloat16
     whole = Bagel.from_pretrained("mini", precision="int8")
     mapped = Bagel.from_pretrained(tmp_path / "int8", device="cpu")

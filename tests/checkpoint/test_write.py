@@ -14,15 +14,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bagel_mot.checkpoint.write import Entry, entry_of, parts_of, write_safetensors, write_sharded
+from bagel_mot.checkpoint.write import TensorEntry, entry_of, parts_of, write_safetensors, write_sharded
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import FORMATS
 
 NAME = "layer.q_proj.weight"
 
 
-def matrix_entry(format: str, weight: torch.Tensor) -> Entry:
-    return Entry(NAME, tuple(weight.shape), format, lambda: FORMATS[format].quantise(weight))
+def matrix_entry(format: str, weight: torch.Tensor) -> TensorEntry:
+    return TensorEntry(NAME, tuple(weight.shape), format, lambda: FORMATS[format].quantise(weight))
 
 
 def test_every_type_as_safetensors_reads_it(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_exception_in_the_middle_leaves_no_file(tmp_path: Path, write: Callab
     def fail() -> torch.Tensor:
         raise KeyboardInterrupt
 
-    entries = [entry_of("a", torch.zeros(10)), Entry("b", (10,), torch.float32, fail)]
+    entries = [entry_of("a", torch.zeros(10)), TensorEntry("b", (10,), torch.float32, fail)]
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "x.safetensors", entries)
     # A shard that was finished is whole; without an index it is no checkpoint.
@@ -153,7 +153,7 @@ def test_an_exception_in_the_middle_leaves_no_file(tmp_path: Path, write: Callab
 
 
 def test_what_was_not_announced_is_refused(tmp_path: Path) -> None:
-    wrong = Entry("a", (3,), torch.float32, lambda: torch.zeros(4))
+    wrong = TensorEntry("a", (3,), torch.float32, lambda: torch.zeros(4))
     with pytest.raises(CheckpointError, match=r"a is torch.float32 \[4\]; torch.float32 \[3\] was to be written"):
         write_safetensors(tmp_path / "x", [wrong])
     with pytest.raises(CheckpointError, match="two tensors"):
@@ -163,7 +163,7 @@ def test_what_was_not_announced_is_refused(tmp_path: Path) -> None:
 
 def test_room_is_looked_for_first(tmp_path: Path) -> None:
     made = []
-    huge = Entry("a", (1 << 50,), torch.float32, lambda: made.append(1) or torch.zeros(1))
+    huge = TensorEntry("a", (1 << 50,), torch.float32, lambda: made.append(1) or torch.zeros(1))
     with pytest.raises(OSError, match=r"4.5e\+06 GB are needed .* but only .* GB are free"):
         write_safetensors(tmp_path / "x", [huge])
     assert made == []
@@ -179,14 +179,14 @@ def test_progress_counts_all_bytes(tmp_path: Path) -> None:
 _MEASURE = """
 import sys, torch
 from pathlib import Path
-from bagel_mot.checkpoint.write import Entry, write_safetensors
+from bagel_mot.checkpoint.write import TensorEntry, write_safetensors
 
 def peak():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
 
 make = lambda: torch.ones(1 << 24, dtype=torch.bfloat16)
-entries = [Entry(f"t{i}", (1 << 24,), torch.bfloat16, make) for i in range(32)]
+entries = [TensorEntry(f"t{i}", (1 << 24,), torch.bfloat16, make) for i in range(32)]
 before = peak()
 write_safetensors(Path(sys.argv[1]), entries)
 print((peak() - before) / (1 << 25))

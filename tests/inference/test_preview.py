@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from bagel_mot.checkpoint.side_files import PREVIEW_FILE
 from bagel_mot.errors import CheckpointError
 from bagel_mot.images import to_pixels
 from bagel_mot.inference.api import Bagel
-from bagel_mot.inference.defaults import PREVIEW_FILE, read_defaults
+from bagel_mot.inference.defaults import read_defaults
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.inference.preview import PREVIEWS, Previewer, due
 from bagel_mot.model.vae import Autoencoder

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM
-from bagel_mot.inference.defaults import DEFAULTS_FILE, check_size, official_defaults, read_defaults
+from bagel_mot.inference.defaults import check_size, official_defaults, read_defaults
 from bagel_mot.inference.settings import (
     SETTINGS,
     TASKS,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bagel_mot.checkpoint.official import read_config
+from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.loading import MINI_FOLDER
@@ -37,7 +38,10 @@ from bagel_mot.placement.estimate import (
 from bagel_mot.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, pack
 from tests.placement.trace import peak, without_values
 
-CONFIGS = {"mini": read_config(MINI_FOLDER), **{name: NAMED_CONFIGS[name] for name in ("0.5b", "7b-mot")}}
+CONFIGS = {
+    "mini": read_config(open_checkpoint(MINI_FOLDER)),
+    **{name: NAMED_CONFIGS[name] for name in ("0.5b", "7b-mot")},
+}
 MIB = 1 << 20
 GB = 10**9
 

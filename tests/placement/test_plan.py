@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bagel_mot import Bagel
+from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
 from bagel_mot.config import NAMED_CONFIGS
 from bagel_mot.errors import DeviceError, SettingError
 from bagel_mot.inference import loading
@@ -18,7 +19,7 @@ from bagel_mot.placement.plan import Machine, Plan, choose, plans
 CONFIG = NAMED_CONFIGS["7b-mot"]
 ALL = ("generate", "edit", "understand")
 PRECISIONS = ("bfloat16", "int8", "int4")
-STORED: dict[str, Any] = {"stored": torch.bfloat16, "embedding": torch.bfloat16}
+STORED = StoredWeights(layers=torch.bfloat16, embedding=torch.bfloat16)
 CPU = torch.device("cpu")
 GB = 10**9
 
@@ -29,7 +30,7 @@ def machine(*gpus: float, host: float = 64) -> Machine:
 
 
 def best(here: Machine, tasks: tuple[str, ...] = ALL, **more: Any) -> Plan:
-    return choose(plans(CONFIG, here, tasks, precisions=PRECISIONS, **STORED, **more), here)
+    return choose(plans(CONFIG, here, tasks, precisions=PRECISIONS, stored=STORED, **more), here)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +69,7 @@ def test_more_memory_never_fits_less() -> None:
                 here,
                 ALL,
                 precisions=(precision,),
-                stored=torch.bfloat16,
-                embedding=torch.bfloat16,
+                stored=STORED,
                 offloads=("none", "cpu"),
             )
             fits.append(any(plan.fits for plan in found if plan.devices != (CPU,)))
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
 
 def test_a_precision_asked_for_by_name_needs_room_for_small_work_only() -> None:
     here = machine(host=22)
-    found = plans(CONFIG, here, ALL, precisions=("int8",), **STORED)
+    found = plans(CONFIG, here, ALL, precisions=("int8",), stored=STORED)
     with pytest.raises(DeviceError, match="does not fit"):
         choose(found, here)
     plan = choose(found, here, every_workload=False)
@@ -132,12 +132,11 @@ def test_the_disk_is_only_for_what_is_stored_as_it_is_wanted() -> None:
         machine(host=16),
         ALL,
         precisions=PRECISIONS,
-        stored=torch.bfloat16,
-        embedding=torch.bfloat16,
+        stored=STORED,
         offloads=("disk",),
     )
     assert {plan.precision.name for plan in found} == {"bfloat16"}
-    assert not plans(CONFIG, machine(host=16), ALL, precisions=PRECISIONS, stored=None, offloads=("disk",))
+    assert not plans(CONFIG, machine(host=16), ALL, precisions=PRECISIONS, offloads=("disk",))
 
 
 def test_weights_are_those_that_are_loaded() -> None:
@@ -242,21 +241,21 @@ def test_what_is_stored_in_few_bits_is_taken_so_where_it_fits(golden: Any, tmp_p
     from bagel_mot.checkpoint.convert import convert
 
     convert(golden.checkpoint, tmp_path / "int8", "int8")
-    precisions = loading.automatic_precisions(tmp_path / "int8", [CPU])
+    stored = stored_weights(open_checkpoint(tmp_path / "int8"))
+    precisions = loading.automatic_precisions(stored, [CPU])
     assert precisions == ["int8", "int4", "nf4"]
     for host, precision in ((64, "int8"), (21, "int4")):
         here = machine(host=host)
-        assert (
-            choose(plans(CONFIG, here, ALL, precisions=precisions, stored_as="int8"), here).precision.name == precision
-        )
+        assert choose(plans(CONFIG, here, ALL, precisions=precisions, stored=stored), here).precision.name == precision
 
 
 def test_few_bits_on_devices_without_bfloat16(golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bagel_mot.checkpoint.convert import convert
 
     convert(golden.checkpoint, tmp_path / "fp8", "fp8")
+    stored = stored_weights(open_checkpoint(tmp_path / "fp8"))
     monkeypatch.setattr(loading, "_has_bfloat16", lambda device: False)
-    found = loading.automatic_precisions(tmp_path / "fp8", [torch.device("cuda", 0)])
+    found = loading.automatic_precisions(stored, [torch.device("cuda", 0)])
     assert found == [f"{name},activations=float16" for name in ("fp8", "int4", "nf4")]
     with pytest.raises(DeviceError, match="is not to be had on 'mps'"):
-        loading.choose_precision("auto", torch.device("mps"), tmp_path / "fp8")
+        loading.choose_precision("auto", torch.device("mps"), stored)

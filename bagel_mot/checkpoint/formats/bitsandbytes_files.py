@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bagel_mot.checkpoint.formats.quantised_layouts import Stored, unknown
+from bagel_mot.checkpoint.formats.quantised_layouts import StoredTensor, unknown
 from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import Int8Matrix, Nf4Matrix, QuantisedMatrix
@@ -30,7 +30,7 @@ _SCALE_LEVELS = 256
 _STATE = ".quant_state.bitsandbytes__"
 
 
-def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
+def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
     """A matrix in INT8 or NF4 of bitsandbytes; None for all other tensors.
 
     Raises:
@@ -48,7 +48,7 @@ def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
     return None
 
 
-def _int8(files: SafetensorsFiles, name: str, module: str) -> Stored:
+def _int8(files: SafetensorsFiles, name: str, module: str) -> StoredTensor:
     scale, order = f"{module}.SCB", f"{module}.weight_format"
     shape = files.shape(name)
     if len(shape) != 2 or files.shape(scale) not in ((shape[0],), (shape[0], 1)):
@@ -63,11 +63,11 @@ def _int8(files: SafetensorsFiles, name: str, module: str) -> Stored:
         scales = files.read(scale).float().view(-1) / 127
         return Int8Matrix((shape[0], shape[1]), {"values": files.read(name), "scale": scales})
 
-    return Stored("bitsandbytes INT8", shape, (name, scale), load, Int8Matrix.format, idle)
+    return StoredTensor("bitsandbytes INT8", shape, (name, scale), load, Int8Matrix.format, idle)
 
 
 @dataclass(frozen=True)
-class _State:
+class _Nf4State:
     """What the JSON beside an NF4 matrix says.
 
     Attributes:
@@ -85,7 +85,7 @@ class _State:
     offset: float
 
     @classmethod
-    def read(cls, files: SafetensorsFiles, name: str) -> _State:
+    def read(cls, files: SafetensorsFiles, name: str) -> _Nf4State:
         state = name + _STATE + "nf4"
         try:
             content = json.loads(bytes(files.read(state).tolist()))
@@ -101,8 +101,8 @@ class _State:
             ) from error
 
 
-def _nf4(files: SafetensorsFiles, name: str) -> Stored:
-    state = _State.read(files, name)
+def _nf4(files: SafetensorsFiles, name: str) -> StoredTensor:
+    state = _Nf4State.read(files, name)
     (out, inner), nested = state.shape, state.scale_block > 0
     parts = [f"{name}.{part}" for part in ("quant_map", "absmax")]
     parts += [f"{name}.{part}" for part in ("nested_absmax", "nested_quant_map") if nested]
@@ -133,10 +133,10 @@ def _nf4(files: SafetensorsFiles, name: str) -> Stored:
         return Nf4Matrix((blocks, state.block), tensors).dequantise(state.dtype).view(out, inner)
 
     words = "bitsandbytes NF4, scales in 8 bits" if nested else "bitsandbytes NF4"
-    return Stored(words, state.shape, (name, *parts, name + _STATE + "nf4"), load, kept)
+    return StoredTensor(words, state.shape, (name, *parts, name + _STATE + "nf4"), load, kept)
 
 
-def _scales(files: SafetensorsFiles, name: str, state: _State) -> dict[str, Tensor]:
+def _scales(files: SafetensorsFiles, name: str, state: _Nf4State) -> dict[str, Tensor]:
     """The scales as `Nf4Matrix` has them."""
     scale = files.read(f"{name}.absmax")
     if not state.scale_block:

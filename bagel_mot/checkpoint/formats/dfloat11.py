@@ -33,26 +33,30 @@ from torch import Tensor
 from bagel_mot.checkpoint.formats.exponents import CHUNK_BYTES, CodeTable, DamagedCodes, join, unpack_gaps
 from bagel_mot.checkpoint.formats.quantised_layouts import unknown
 from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.config import load_config
 from bagel_mot.errors import CheckpointError
-from bagel_mot.model.bagel import BagelModel
 
 _CODES = ".encoded_exponent"
+_NUMBER = "#"
 _OTHERS = ("sign_mantissa", "luts", "gaps", "output_positions", "split_positions")
 # Chunks of codes that are read at a time: on the CPU their numbers stay in the cache, a GPU wants enough to do.
 _CHUNKS = {"cpu": 1 << 14, "cuda": 1 << 18}
 
 
-def further_files(path: Path) -> list[Path]:
-    """The files with codes beside one that holds the rest of a model in DFloat11."""
+def add_further_files(files: SafetensorsFiles) -> None:
+    """Adds the files with codes beside one that holds the rest of a model in DFloat11."""
+    path = files.where
     if path.suffix == ".json" or not _settings(path.parent):
-        return []
-    inside = SafetensorsFiles(path, [path]).names()
-    if not any(name in inside for name in _shapes(path.parent)):
-        return []  # the autoencoder, say
-    others = [other for other in sorted(path.parent.glob("*.safetensors")) if other != path]
-    return [other for other in others if any(n.endswith(_CODES) for n in SafetensorsFiles(other, [other]).names())]
+        return
+    if not any(name in files.names() for name in _shapes(path.parent)):
+        return  # the autoencoder, say
+    for other in sorted(path.parent.glob("*.safetensors")):
+        if other != path:
+            found = SafetensorsFiles(other, [other])
+            if any(name.endswith(_CODES) for name in found.names()):
+                files.add(found)
 
 
 def open_files(files: SafetensorsFiles) -> DFloat11Tensors | None:
@@ -66,7 +70,7 @@ def open_files(files: SafetensorsFiles) -> DFloat11Tensors | None:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _CodedMatrix:
     """A matrix among the weights of a module: those from start to stop."""
 
     module: str
@@ -101,7 +105,7 @@ class DFloat11Tensors:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._table = lru_cache(maxsize=64)(lambda module: CodeTable(files.read(f"{module}.luts").to(self._device)))
         shapes = _shapes(self.where.parent)
-        self._pieces: dict[str, _Piece] = {}
+        self._pieces: dict[str, _CodedMatrix] = {}
         taken: set[str] = set()
         for module in modules:
             self._pieces |= dict(self._split(module, shapes))
@@ -143,14 +147,14 @@ class DFloat11Tensors:
     def close(self) -> None:
         self._files.close()
 
-    def _split(self, module: str, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, _Piece]]:
+    def _split(self, module: str, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, _CodedMatrix]]:
         """The matrices of a module: official names, and where they are."""
         for other in _OTHERS:
             if f"{module}.{other}" not in self._files.names():
                 raise CheckpointError(f"{self.where} lacks {module}.{other}, which DFloat11 needs; download it anew")
         names = [f"{module}.weight"]
         if names[0] not in shapes:
-            inner = next((found for pattern, found in self._patterns.items() if re.fullmatch(pattern, module)), [])
+            inner = self._patterns.get(module) or self._patterns.get(re.sub(r"\d+", _NUMBER, module), [])
             names = [f"{module}.{path}.weight" for path in inner]
         splits = self._files.read(f"{module}.split_positions").tolist()
         borders = [0, *splits, self._files.shape(f"{module}.sign_mantissa")[0]]
@@ -166,10 +170,10 @@ class DFloat11Tensors:
                 raise CheckpointError(
                     f"{self.where}: {name} has {stop - start} weights; the configuration makes it {list(shapes[name])}"
                 )
-            pieces.append((name, _Piece(module, shapes[name], start, stop)))
+            pieces.append((name, _CodedMatrix(module, shapes[name], start, stop)))
         return pieces
 
-    def _decode(self, piece: _Piece) -> Tensor:
+    def _decode(self, piece: _CodedMatrix) -> Tensor:
         """The weights of a matrix, (n,) bfloat16 on the CPU."""
         files, module, chunks = self._files, piece.module, self._block
         borders = files.read(f"{module}.output_positions").view(torch.uint8).view(torch.int32).tolist()
@@ -214,9 +218,7 @@ def _checked(where: Path, settings: Any) -> tuple[int, dict[str, list[str]]]:
         threads, size = settings["threads_per_block"], int(settings["bytes_per_thread"])
         block = int(threads[0] if isinstance(threads, list) else threads)
         patterns = {str(p): [str(path) for path in paths] for p, paths in settings["pattern_dict"].items()}
-        for pattern in patterns:
-            re.compile(pattern)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, re.error) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{where.parent / 'config.json'}: dfloat11_config is incomplete or damaged ({error!r}); download it anew"
         ) from error
@@ -225,11 +227,25 @@ def _checked(where: Path, settings: Any) -> tuple[int, dict[str, list[str]]]:
             f"{where}: DFloat11 with {size} bytes a thread and {block} threads a block; "
             f"{CHUNK_BYTES} bytes and a multiple of 8 threads are read"
         )
-    return block, patterns
+    return block, {_plain_pattern(where, pattern): paths for pattern, paths in patterns.items()}
+
+
+def _plain_pattern(where: Path, pattern: str) -> str:
+    """A pattern of module names with `_NUMBER` for its numbers. It is never run as the regular expression that it is:
+    one from a hostile checkpoint could take for ever. In published ones `\\d+` is all that is no plain character.
+
+    Raises:
+        CheckpointError: the pattern is anything else.
+    """
+    plain = pattern.strip("^$").replace(r"\d+", _NUMBER).replace("[0-9]+", _NUMBER).replace(r"\.", ".")
+    if not re.fullmatch(r"[\w.#-]*", plain):
+        raise CheckpointError(
+            f"{where.parent / 'config.json'}: dfloat11_config names modules by {pattern[:80]!r}; names with \\d+ in "
+            "the place of a number are read"
+        )
+    return plain
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Of the tensors of a model, by official name, as its configuration makes them."""
-    with torch.device("meta"):
-        model = BagelModel(load_config(folder))
-    return {official_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    """The shapes of a model's tensors by official name, as its configuration makes them."""
+    return {official_name(name): tuple(shape) for name, shape in model_shapes(load_config(folder)).items()}

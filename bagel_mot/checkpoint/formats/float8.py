@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bagel_mot.checkpoint.formats.quantised_layouts import Stored, look, unknown
+from bagel_mot.checkpoint.formats.quantised_layouts import StoredTensor, look, unknown
 from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import Fp8Matrix, QuantisedMatrix
@@ -30,7 +30,7 @@ def is_marker(files: SafetensorsFiles, name: str) -> bool:
     return name.rpartition(".")[2] == "scaled_fp8" and files.dtype(name) in _TYPES
 
 
-def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
+def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
     """A tensor of float8; None for all others.
 
     Matrices of linear maps are read as `Fp8Matrix`, unless their scales stand for blocks; everything else (embeddings,
@@ -76,7 +76,7 @@ def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
         return matrix if kept else matrix.dequantise(torch.bfloat16)
 
     parts = (name,) if scale is None else (name, scale)
-    return Stored(f"FP8 ({_TYPES[files.dtype(name)]}) {words}", shape, parts, load, kept, idle)
+    return StoredTensor(f"FP8 ({_TYPES[files.dtype(name)]}) {words}", shape, parts, load, kept, idle)
 
 
 def _first_scale(files: SafetensorsFiles) -> str | None:

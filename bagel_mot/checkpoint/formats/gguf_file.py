@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from bagel_mot.checkpoint.names import official_of_llama
+from bagel_mot.checkpoint.source import DTYPES, PLAIN_TYPES
 from bagel_mot.errors import CheckpointError
 
 _PIECE = 1 << 20  # values that are brought back at a time, over float32
-_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _GgufTensor:
     """Where a tensor stands in the file.
 
     Attributes:
@@ -68,7 +68,7 @@ class GgufFile:
                 "give the whole file"
             )
         self.where = path
-        self._stored: dict[str, _Stored] = {}
+        self._stored: dict[str, _GgufTensor] = {}
         amounts: Counter[str] = Counter()
         for tensor in reader.tensors:
             shape = tuple(int(side) for side in reversed(tensor.shape.tolist()))
@@ -80,7 +80,7 @@ class GgufFile:
                     f"{path}: {tensor.name} ({tensor.tensor_type.name} {list(shape)}) is of a type that is not read; "
                     "F32, F16, BF16 and the quantised types that the package gguf brings back are"
                 )
-            self._stored[name] = _Stored(tensor.tensor_type, shape, int(tensor.data_offset), int(tensor.n_bytes))
+            self._stored[name] = _GgufTensor(tensor.tensor_type, shape, int(tensor.data_offset), int(tensor.n_bytes))
             amounts[tensor.tensor_type.name] += self._stored[name].size
         self.kind = f"GGUF {amounts.most_common(1)[0][0]}" if amounts else "GGUF"
 
@@ -101,8 +101,8 @@ class GgufFile:
             mapped = np.memmap(self.where, np.uint8, "r", stored.offset, (stored.size,))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.where} could not be read anew ({error}): is it still there?") from error
-        if stored.type.name in _PLAIN:
-            return torch.from_numpy(np.array(mapped)).view(_PLAIN[stored.type.name]).view(stored.shape)
+        if stored.type.name in PLAIN_TYPES:
+            return torch.from_numpy(np.array(mapped)).view(DTYPES[stored.type.name]).view(stored.shape)
         result = torch.empty(stored.shape, dtype=torch.bfloat16)
         # As many blocks of values as there are, whatever rows they are of: none runs over the end of one.
         values, size = gguf.GGML_QUANT_SIZES[stored.type]
@@ -129,7 +129,7 @@ def _can_be_read(kind: Any) -> bool:
     """Whether values of a type are plain, or brought back by the package: it is asked to, with one block."""
     import gguf
 
-    if kind.name in _PLAIN:
+    if kind.name in PLAIN_TYPES:
         return True
     try:
         gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)

@@ -6,14 +6,14 @@ X.weight_scale_and_middle   bfloat16 (in/group, out, 2)
 
 from __future__ import annotations
 
-from bagel_mot.checkpoint.formats.quantised_layouts import Stored, unknown
+from bagel_mot.checkpoint.formats.quantised_layouts import StoredTensor, unknown
 from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.model.quant import Int4Matrix, QuantisedMatrix
 
 _GROUPS = (32, 64, 128)
 
 
-def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
+def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
     """A matrix in INT4; None for all other tensors.
 
     Raises:
@@ -38,4 +38,4 @@ def recognise(files: SafetensorsFiles, name: str) -> Stored | None:
     def load(files: SafetensorsFiles) -> QuantisedMatrix:
         return Int4Matrix(shape, {"values": files.read(name), "scale_and_middle": files.read(numbers)})
 
-    return Stored(f"INT4 in groups of {shape[1] // found[0]}", shape, (name, numbers), load, Int4Matrix.format)
+    return StoredTensor(f"INT4 in groups of {shape[1] // found[0]}", shape, (name, numbers), load, Int4Matrix.format)

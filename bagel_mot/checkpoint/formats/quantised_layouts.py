@@ -13,16 +13,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource
+from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import QuantisedMatrix
 
-_PLAIN = ("F64", "F32", "F16", "BF16")
 _SHOWN = 6  # neighbours that a message names
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """How one tensor of the model stands in files.
 
     Attributes:
@@ -45,7 +44,7 @@ class Stored:
 class GroupedTensors:
     """A `TensorSource` over files in which some tensors consist of several."""
 
-    def __init__(self, files: SafetensorsFiles, stored: Mapping[str, Stored], markers: Collection[str]) -> None:
+    def __init__(self, files: SafetensorsFiles, stored: Mapping[str, StoredTensor], markers: Collection[str]) -> None:
         """
         Args:
             files: the tensors as they are stored.
@@ -55,14 +54,21 @@ class GroupedTensors:
         self.where: Path = files.where
         self._files, self._stored = files, dict(stored)
         taken = {part for entry in stored.values() for part in (*entry.parts, *entry.idle)} | set(markers)
-        self._names = [*stored, *(name for name in files.names() if name not in taken)]
+        self._plain = [name for name in files.names() if name not in taken]
+
+    @property
+    def kind(self) -> str:
         amounts: Counter[str] = Counter()
         for name, entry in self._stored.items():
             amounts[entry.layout] += self.stored_bytes(name)
-        self.kind = amounts.most_common(1)[0][0]
+        return amounts.most_common(1)[0][0]
 
     def names(self) -> Collection[str]:
-        return self._names
+        return [*self._stored, *self._plain]
+
+    def plain_names(self) -> Collection[str]:
+        """The names of the tensors that are stored as they are."""
+        return self._plain
 
     def shape(self, name: str) -> tuple[int, ...]:
         entry = self._stored.get(name)
@@ -85,27 +91,6 @@ class GroupedTensors:
 
     def close(self) -> None:
         self._files.close()
-
-
-def open_files(files: SafetensorsFiles) -> TensorSource:
-    """The tensors of the model in safetensors files, of any layout but DFloat11.
-
-    Raises:
-        CheckpointError: a tensor is of a layout that nobody here knows; the first is named.
-    """
-    from bagel_mot.checkpoint.formats import bitsandbytes_files, float8, int4
-
-    markers = [name for name in files.names() if float8.is_marker(files, name)]
-    stored: dict[str, Stored] = {}
-    for name in files.names():
-        for recognise in (float8.recognise, bitsandbytes_files.recognise, int4.recognise):
-            if name not in markers and (found := recognise(files, name)) is not None:
-                stored[name] = found
-    taken = {part for entry in stored.values() for part in (*entry.parts, *entry.idle)} | set(markers)
-    for name in files.names():
-        if name not in taken and files.dtype(name) not in _PLAIN:
-            raise unknown(files, name)
-    return GroupedTensors(files, stored, markers) if stored else files
 
 
 def unknown(files: SafetensorsFiles, name: str, reason: str = "") -> CheckpointError:

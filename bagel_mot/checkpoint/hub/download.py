@@ -12,7 +12,6 @@ HF_ENDPOINT names a mirror, HF_TOKEN a token, HF_HUB_OFFLINE=1 asks for the cach
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -22,8 +21,8 @@ from typing import Any
 
 from bagel_mot.checkpoint.hub.errors import explained
 from bagel_mot.checkpoint.hub.files import Receiver, RemoteFile, fed, incomplete, opened_alone
-from bagel_mot.checkpoint.official import MODEL_FILES
-from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, COMPANIONS
+from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, COMPANIONS, MODEL_FILES
+from bagel_mot.checkpoint.source import index_names, is_inside
 from bagel_mot.checkpoint.write import Progress, counting
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space
@@ -73,9 +72,11 @@ def download(
         if check:
             _check_cached(repository, cached)
         return cached
+    # A mirror may list whatever it likes.
     listed = {
-        file.rfilename: RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
+        file.rfilename: RemoteFile.of(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
         for file in info.siblings or ()
+        if is_inside(file.rfilename)
     }
     fetch = _Fetch(repository, revision, str(info.sha), folder, check)
     try:
@@ -105,6 +106,7 @@ class _Fetch:
         self.repository, self.revision, self.commit = repository, revision, commit
         self.folder, self.check = folder, check
         self._known: dict[str, RemoteFile] = {}
+        self._package = _package()
 
     def known(self, file: RemoteFile) -> RemoteFile:
         """The same with its size, which some mirrors do not list: they are asked for the file itself."""
@@ -119,9 +121,8 @@ class _Fetch:
                     f"the hub does not say how large {file.name} of {self.repository} is, so that it could not be told "
                     "whether all of it came: use another mirror (HF_ENDPOINT)."
                 )
-            etag = found.etag or ""
-            sha256, git_hash = (etag if len(etag) == length else None for length in (64, 40))
-            self._known[file.name] = RemoteFile(file.name, found.size, file.sha256 or sha256, file.git_hash or git_hash)
+            sha256, git_hash = file.sha256 or found.etag, file.git_hash or found.etag
+            self._known[file.name] = RemoteFile.of(file.name, found.size, sha256, git_hash)
         return self._known[file.name]
 
     def place(self, file: RemoteFile) -> Path:
@@ -130,9 +131,14 @@ class _Fetch:
         if self.folder is not None:
             return self.folder / file.name
         from huggingface_hub.constants import HF_HUB_CACHE
-        from huggingface_hub.file_download import repo_folder_name
 
-        return Path(HF_HUB_CACHE) / repo_folder_name(repo_id=self.repository, repo_type="model") / "blobs" / file.etag
+        if file.etag is None:
+            raise CheckpointError(
+                f"the hub gives no checksum of {file.name} of {self.repository}, by which it is named in the cache: "
+                "download it into a folder (--to), or use another mirror (HF_ENDPOINT)."
+            )
+        folder = self._package.repo_folder_name(repo_id=self.repository, repo_type="model")
+        return Path(HF_HUB_CACHE) / folder / "blobs" / file.etag
 
     def refuse_others(self, folder: Path, listed: dict[str, RemoteFile]) -> None:
         """
@@ -171,13 +177,11 @@ class _Fetch:
 
     def _receive(self, file: RemoteFile, advance: Any, quiet: bool) -> None:
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.file_download import http_get
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         assert file.size is not None
         path = self.place(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        headers = {**self._package.build_hf_headers(), "Accept-Encoding": "identity"}
         url = hf_hub_url(self.repository, file.name, revision=self.commit)
         with opened_alone(incomplete(path)) as raw:
             if self._is_here(file):  # another process was quicker
@@ -191,7 +195,7 @@ class _Fetch:
             receiver = Receiver(raw, fed(file.digest(), incomplete(path)), advance)
             advance(here)
             with _quiet_bars(quiet):
-                http_get(url, receiver, resume_size=here, headers=headers, expected_size=file.size)
+                self._package.http_get(url, receiver, resume_size=here, headers=headers, expected_size=file.size)
             receiver.flush()
             digest = fed(file.digest(), incomplete(path)) if receiver.began_anew else receiver.digest
             if not file.matches(digest):
@@ -218,6 +222,25 @@ class _Fetch:
         return Path(found).parents[len(Path(files[-1].name).parts) - 1]
 
 
+def _package() -> Any:
+    """The module of huggingface_hub with the functions that are not public: the names of folders in its cache, headers
+    with the token, and the transfer itself.
+
+    Raises:
+        CheckpointError: the installed version lacks one of them.
+    """
+    import huggingface_hub
+    from huggingface_hub import file_download
+
+    for name in ("repo_folder_name", "build_hf_headers", "http_get"):
+        if not callable(getattr(file_download, name, None)):
+            raise CheckpointError(
+                f"huggingface_hub {huggingface_hub.__version__} has no {name}, which downloads are made with: install "
+                "another version, pip install 'huggingface_hub>=0.30,<3'."
+            )
+    return file_download
+
+
 def _weights(repository: str, listed: Collection[str], stored: str | None) -> str:
     """The name of the file with weights, or of the index of several."""
     for name in MODEL_FILES:
@@ -242,18 +265,11 @@ def _weights(repository: str, listed: Collection[str], stored: str | None) -> st
 
 def _shards(index: Path, listed: dict[str, RemoteFile]) -> list[str]:
     """The files that an index names, all of the repository."""
-    names = _index_names(index)
+    names = index_names(index)
     missing = [name for name in names if name not in listed]
     if missing:
         raise CheckpointError(f"the index of safetensors files names {missing[0]}, which the repository lacks.")
     return names
-
-
-def _index_names(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} could not be read as an index of safetensors files: {error}") from error
 
 
 def _beside(config: Path, listed: dict[str, RemoteFile]) -> list[str]:
@@ -283,7 +299,7 @@ def _is_whole(repository: str, folder: Path, stored: str | None) -> bool:
     weights = _weights(repository, here, stored)
     if not weights.endswith(".json"):
         return True
-    return all((folder / name).is_file() for name in _index_names(folder / weights))
+    return all((folder / name).is_file() for name in index_names(folder / weights))
 
 
 def _check_cached(repository: str, folder: Path) -> None:

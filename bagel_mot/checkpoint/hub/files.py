@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +21,10 @@ class RemoteFile:
     """A file in a repository.
 
     Attributes:
-        name: of it.
-        size: in bytes; None where the hub has not listed it (`known` in `bagel_mot.checkpoint.hub.download`).
-        sha256: of a large file.
-        git_hash: of any other: SHA-1 of its length and content.
+        name: its name, relative to the repository.
+        size: its size in bytes; None where the hub has not listed it (`known` in `bagel_mot.checkpoint.hub.download`).
+        sha256: the checksum of a large file.
+        git_hash: the checksum of any other: SHA-1 of its length and content.
     """
 
     name: str
@@ -31,10 +32,16 @@ class RemoteFile:
     sha256: str | None
     git_hash: str | None
 
+    @classmethod
+    def of(cls, name: str, size: int | None, sha256: str | None, git_hash: str | None) -> RemoteFile:
+        """A file as a hub lists it. Checksums that are none are left out: they name files in the cache."""
+        known = ((sha256, r"[0-9a-f]{64}"), (git_hash, r"[0-9a-f]{40}"))
+        return cls(name, size, *(text if text and re.fullmatch(pattern, text) else None for text, pattern in known))
+
     @property
-    def etag(self) -> str:
-        """What its content is called in the cache."""
-        return self.sha256 or self.git_hash or self.name
+    def etag(self) -> str | None:
+        """The name of its content in the cache, which is its checksum."""
+        return self.sha256 or self.git_hash
 
     def digest(self) -> Any:
         """An empty digest of the kind that the hub gives."""

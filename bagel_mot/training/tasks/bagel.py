@@ -22,6 +22,7 @@ from bagel_mot.checkpoint.official import (
     save_checkpoint,
     write_json,
 )
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel_mot.data.documents import Builder, Dropout, PendingLatent
 from bagel_mot.data.loader import Prefetcher
@@ -29,7 +30,6 @@ from bagel_mot.data.packer import PackShape, PackStream, RawPack, pack_gauges
 from bagel_mot.data.sources.mini import MiniSource
 from bagel_mot.errors import RecipeError
 from bagel_mot.images import ImageTransform, latent_to_tokens
-from bagel_mot.inference.defaults import DEFAULTS_FILE, PREVIEW_FILE
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.vae import Autoencoder

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bagel_mot.checkpoint.source import open_source
+from bagel_mot.checkpoint.opening import open_source
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import Int8Matrix, Nf4Matrix
 

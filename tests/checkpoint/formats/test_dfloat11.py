@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bagel_mot.checkpoint.formats.exponents import CodeTable, join, unpack_gaps
-from bagel_mot.checkpoint.source import open_source
+from bagel_mot.checkpoint.opening import open_source
 from bagel_mot.errors import CheckpointError
 
 Encode = Callable[..., dict[str, Tensor]]
@@ -158,6 +158,7 @@ def test_damage_is_noticed(folder: Path, parts: dict[str, dict[str, Tensor]]) ->
         ({"bytes_per_thread": 4}, "4 bytes a thread and 512 threads a block"),
         ({"pattern_dict": None}, "dfloat11_config is incomplete or damaged"),
         ({"pattern_dict": {}}, "of 14 matrices, which dfloat11_config does not name"),
+        ({"pattern_dict": {r"language_model.model.layers.[0-9]": INNER}}, "names modules by 'language_model.model"),
     ],
 )
 def test_settings(folder: Path, parts: dict[str, dict[str, Tensor]], change: dict[str, object], message: str) -> None:
@@ -168,4 +169,15 @@ def test_settings(folder: Path, parts: dict[str, dict[str, Tensor]], change: dic
         open_source(path)
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dfloat11_config"}))
     with pytest.raises(CheckpointError, match="has no dfloat11_config"):
+        open_source(path)
+
+
+def test_a_pattern_of_a_hostile_checkpoint_is_not_run(folder: Path, parts: dict[str, dict[str, Tensor]]) -> None:
+    """As a regular expression it takes half a minute for a name of 27 characters, and twice as long for one of 28."""
+    path, config = folder / "layer.safetensors", json.loads((folder / "config.json").read_text())
+    layer = parts["language_model_model_layers_0.safetensors"]
+    save_file({f"{'a' * 60}.{name.rpartition('.')[2]}": tensor for name, tensor in layer.items()}, path)
+    settings = SETTINGS | {"pattern_dict": {"(a+)+b": INNER}}
+    (folder / "config.json").write_text(json.dumps(config | {"dfloat11_config": settings}))
+    with pytest.raises(CheckpointError, match=re.escape("names modules by '(a+)+b'; names with \\d+ in the place of")):
         open_source(path)

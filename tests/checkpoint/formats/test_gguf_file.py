@@ -11,7 +11,7 @@ import torch
 
 from bagel_mot.checkpoint.formats import gguf_file
 from bagel_mot.checkpoint.names import official_of_llama
-from bagel_mot.checkpoint.source import open_source
+from bagel_mot.checkpoint.opening import open_source
 from bagel_mot.errors import CheckpointError
 
 gguf = pytest.importorskip("gguf")

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bagel_mot.checkpoint.source import SafetensorsFiles, open_source
+from bagel_mot.checkpoint.opening import open_source
+from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import Int4Matrix
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from bagel_mot.checkpoint.official import load_checkpoint, save_checkpoint
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE
 from bagel_mot.config import BagelConfig, load_config
 from bagel_mot.data.documents import ImagePart
 from bagel_mot.data.packer import RawPack
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference import loading
-from bagel_mot.inference.defaults import DEFAULTS_FILE
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import TextSegment
