@@ -35,7 +35,17 @@ from bagel_mot.placement.estimate import (
     reference_workloads,
     weight_bytes,
 )
-from bagel_mot.sequence import PackSpec, Sample, Segment, SpecialTokens, TextSegment, VaeSegment, VitSegment, pack
+from bagel_mot.sequence import (
+    PackSpec,
+    Sample,
+    Segment,
+    SpecialTokens,
+    TextSegment,
+    VaeSegment,
+    Values,
+    VitSegment,
+    pack_cached,
+)
 from tests.placement.trace import peak, without_values
 
 CONFIGS = {
@@ -82,17 +92,22 @@ def test_views_and_changes_in_place_take_nothing() -> None:
 def alive_in_forward(config: BagelConfig, dtype: torch.dtype, rows: list[Sample], context_length: int) -> int:
     """Bytes alive in one forward pass; more than two layers hold no more at once."""
     shallow = replace(config, decoder=replace(config.decoder, num_layers=min(2, config.decoder.num_layers)))
-    packed = pack([rows], PackSpec.of(config, SpecialTokens(1, 2, 3, 4)))
+    spec = PackSpec.of(config, SpecialTokens(1, 2, 3, 4))
+    layout, values = pack_cached(rows, spec), Values.of(rows, spec)
 
     def prepare() -> tuple[list[Tensor], Callable[[], object]]:
         model = without_values(BagelModel(shallow), dtype)
-        empty: dict[str, Any] = {
-            name: torch.empty(value.shape, dtype=value.dtype)
-            for name, value in vars(packed).items()
-            if isinstance(value, Tensor)
+        # As they come to the model, but made here, so that they have no values either.
+        empty: dict[Any, dict[str, Any]] = {
+            part: {
+                name: torch.empty(value.shape, dtype=value.dtype)
+                for name, value in vars(part).items()
+                if isinstance(value, Tensor)
+            }
+            for part in (layout, values)
         }
         samples, caches = [], []
-        for row, spans in zip(rows, packed.spans, strict=True):
+        for row, spans in zip(rows, layout.spans, strict=True):
             context = Context(shallow.decoder, dtype, torch.device("cpu"))
             if context_length:
                 behind = context.allocate(context_length, scratch=True)
@@ -103,13 +118,14 @@ def alive_in_forward(config: BagelConfig, dtype: torch.dtype, rows: list[Sample]
             caches += [layer for chunk in chunks for layer in chunk.layers]
 
         def compute() -> None:
-            und, gen = model(replace(packed, **empty), CachedAttention(samples))
+            und, gen = model(*(replace(part, **made) for part, made in empty.items()), CachedAttention(samples))
             if rows[0].segments[-1].gen_len == 0:
                 model.logits(und[-len(rows) :]).float()
             else:
                 model.velocity(gen).float()
 
-        return [*model.parameters(), *model.buffers(), *caches, *empty.values()], compute
+        given = [tensor for made in empty.values() for tensor in made.values()]
+        return [*model.parameters(), *model.buffers(), *caches, *given], compute
 
     return peak(prepare)
 

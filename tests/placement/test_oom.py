@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from bagel_mot import Bagel, DeviceError, MemoryShortageError
+from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.config import NAMED_CONFIGS
+from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.placement.estimate import decode_bytes, encode_bytes
 from bagel_mot.placement.oom import check_memory, explained, is_out_of_memory
 from bagel_mot.placement.plan import Machine, choose, plans
@@ -110,13 +112,12 @@ def test_a_limit_of_the_container_counts(system: FakeSystem, version: int) -> No
 
 def test_a_file_that_cannot_be_mapped_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **more: object) -> None:
-        raise MemoryError("Cannot allocate memory (os error 12)")
+        raise OSError("Cannot allocate memory")
 
-    monkeypatch.setattr("bagel_mot.checkpoint.source.safe_open", refuse)
-    with pytest.raises(
-        MemoryShortageError, match=r"ema.safetensors cannot be opened: mapping its .* MB takes .*\(ulimit -v\)"
-    ):
-        Bagel.from_pretrained("mini")
+    source = open_checkpoint(MINI_FOLDER)
+    monkeypatch.setattr("bagel_mot.checkpoint.source.mmap.mmap", refuse)
+    with pytest.raises(MemoryShortageError, match=r"\.safetensors cannot be mapped: its .* MB take .*\(ulimit -v\)"):
+        source.mapped("llm2vae.weight")
 
 
 def test_a_large_checkpoint_is_never_loaded_without_looking(
