@@ -7,8 +7,10 @@ rows that name no combination (one thing, two things: kinds alone) have no such 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -35,13 +37,13 @@ shift) costs 3 to 8, the worst of 360 edits 11.5; the two most similar backgroun
 UNTOUCHED_SHIFT = 1.5
 """World pixels that a thing an edit does not touch may have moved."""
 MAX_TRIES = 2000
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class DrawItem:
     """A prompt and the spec of a right image."""
 
-    row: str
     prompt: str
     spec: Spec
 
@@ -104,7 +106,7 @@ def draw_items(row: str, n: int, seed: int = 0, split: str = "train") -> list[Dr
         prompt, spec = _draw_prompt(row, rng, split == "held_out")
         if prompt not in prompts or attempt >= MAX_TRIES // 2:
             prompts.add(prompt)
-            items.append(DrawItem(row, prompt, spec))
+            items.append(DrawItem(prompt, spec))
     return items
 
 
@@ -112,15 +114,13 @@ def ask_items(type: str, n: int, seed: int = 0, split: str = "train") -> list[As
     """`n` questions of a type, each about a scene of its own. Raises SceneError for an unknown type or split."""
     choose_from("question type", type, QUESTION_TYPES)
     rng = _rng("ask", type, seed, split)
-    items: list[AskItem] = []
-    while len(items) < n:
+
+    def item() -> AskItem:
         scene = sample_scene(rng, split)
-        try:
-            qa = question(scene, rng, type)
-        except SceneError:
-            continue
-        items.append(AskItem(type, scene, qa.question, qa.answer))
-    return items
+        qa = question(scene, rng, type)
+        return AskItem(type, scene, qa.question, qa.answer)
+
+    return _possible(n, item)
 
 
 def edit_items(kind: str, n: int, seed: int = 0, split: str = "train") -> list[EditItem]:
@@ -131,15 +131,13 @@ def edit_items(kind: str, n: int, seed: int = 0, split: str = "train") -> list[E
     # Only the things an edit touches can make a held-out combination; a removal, resizing or new background makes none.
     if split == "held_out" and kind in ("remove", "resize", "background"):
         raise SceneError(f"an edit of kind {kind!r} makes no held-out combination")
-    items: list[EditItem] = []
-    while len(items) < n:
+
+    def item() -> EditItem:
         scene = sample_scene(rng)
-        try:
-            edit = sample_edit(scene, rng, split, kind)
-        except SceneError:
-            continue
-        items.append(EditItem(kind, scene, edit.instruction, edit.result))
-    return items
+        edit = sample_edit(scene, rng, split, kind)
+        return EditItem(kind, scene, edit.instruction, edit.result)
+
+    return _possible(n, item)
 
 
 def chain_items(n: int, length: int = 3, seed: int = 0, split: str = "train") -> list[ChainItem]:
@@ -147,13 +145,20 @@ def chain_items(n: int, length: int = 3, seed: int = 0, split: str = "train") ->
     if length < 1:
         raise SceneError(f"a chain of {length} edits was asked for; it takes at least 1")
     rng = _rng("chain", str(length), seed, split)
-    items: list[ChainItem] = []
-    while len(items) < n:
+
+    def item() -> ChainItem:
         scene = sample_scene(rng, split)
-        try:
-            items.append(ChainItem(scene, tuple(sample_chain(scene, rng, length, split))))
-        except SceneError:
-            continue
+        return ChainItem(scene, tuple(sample_chain(scene, rng, length, split)))
+
+    return _possible(n, item)
+
+
+def _possible(n: int, make: Callable[[], _Item]) -> list[_Item]:
+    """`n` items, each of the first scene that allows one: `make` raises SceneError for the others."""
+    items: list[_Item] = []
+    while len(items) < n:
+        with suppress(SceneError):
+            items.append(make())
     return items
 
 

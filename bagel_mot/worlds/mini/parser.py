@@ -66,14 +66,13 @@ SMALL_CHANGES: Bounds = ((-0.75, 0.75), (-0.75, 0.75), (-0.3, 0.6))
 
 @dataclass(frozen=True)
 class ParsedThing:
-    """A thing found in an image: `centre` (x, y), `slot` None if it is near no place, `residual` its RMS error."""
+    """A thing found in an image: `centre` (x, y), `slot` None if it is near no place."""
 
     kind: str
     colour: str
     size: str
     slot: str | None
     centre: tuple[float, float]
-    residual: float
 
     @property
     def dx(self) -> int:
@@ -360,7 +359,7 @@ def _check_thing(
         (name for name, (x, y) in CENTRE.items() if max(abs(centre[0] - x), abs(centre[1] - y)) <= SLOT_TOLERANCE),
         None,
     )
-    thing = ParsedThing(kind, colour, found.templates.size, slot, centre, spread)
+    thing = ParsedThing(kind, colour, found.templates.size, slot, centre)
     reason = ""
     if coefficients[2] > tolerance.blur:
         reason = f"the {colour} {kind} is smeared"
