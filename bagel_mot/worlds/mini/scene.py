@@ -12,25 +12,8 @@ from dataclasses import dataclass
 
 from bagel_mot.errors import BagelError
 
-KINDS: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "house",
-    "tree",
-    "car",
-    "boat",
-    "sun",
-    "moon",
-    "cloud",
-    "flower",
-    "fish",
-    "cat",
-    "cup",
-    "key",
-    "mushroom",
+KINDS: tuple[str, ...] = tuple(
+    "circle square triangle star heart house tree car boat sun moon cloud flower fish cat cup key mushroom".split()
 )
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SIZES: tuple[str, ...] = ("small", "medium", "large")
