@@ -12,8 +12,25 @@ from dataclasses import dataclass
 
 from bagel_mot.errors import BagelError
 
-KINDS: tuple[str, ...] = tuple(
-    "circle square triangle star heart house tree car boat sun moon cloud flower fish cat cup key mushroom".split()
+KINDS: tuple[str, ...] = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "heart",
+    "house",
+    "tree",
+    "car",
+    "boat",
+    "sun",
+    "moon",
+    "cloud",
+    "flower",
+    "fish",
+    "cat",
+    "cup",
+    "key",
+    "mushroom",
 )
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SIZES: tuple[str, ...] = ("small", "medium", "large")
