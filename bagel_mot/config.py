@@ -349,8 +349,7 @@ def dump_config(config: BagelConfig) -> dict[str, JsonDict]:
 
 
 NAMED_CONFIGS: dict[str, BagelConfig] = {
-    "7b": BagelConfig(),  # the official size, by either name
-    "7b-mot": BagelConfig(),
+    "7b-mot": BagelConfig(),  # the official size
     "0.5b": BagelConfig(
         decoder=DecoderConfig(
             hidden_size=896, num_layers=24, num_heads=14, num_kv_heads=2, intermediate_size=4864, vocab_size=152064

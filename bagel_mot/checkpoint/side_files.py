@@ -7,8 +7,11 @@ MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.
 """Names of the model's weights, in the order in which they are looked for: the official file, indices, a plain file."""
 AUTOENCODER_FILE = "ae.safetensors"
 DEFAULTS_FILE = "bagel_defaults.json"
+GENERATION_FILE = "generation_config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 PREVIEW_FILE = "preview_pictures.png"
 CONFIG_FILES = ("config.json", "llm_config.json", "vit_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
-COMPANIONS = (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE, DEFAULTS_FILE, PREVIEW_FILE)
+SETTINGS_FILES = (DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE)
+COMPANIONS = (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE, *SETTINGS_FILES)
 """All files beside the weights of the model; not every checkpoint has each."""

@@ -32,9 +32,7 @@ ShardSizeOption = Annotated[
 @command
 def init(
     folder: Annotated[Path, typer.Argument(help="New folder to write.", metavar="FOLDER")],
-    config: Annotated[
-        str, typer.Option(help="Configuration: 7b-mot or 7b (the official size), or 0.5b.", metavar="NAME")
-    ],
+    config: Annotated[str, typer.Option(help="Configuration: 7b-mot (the official size) or 0.5b.", metavar="NAME")],
     random: Annotated[bool, typer.Option("--random", help="Use random weights.")] = False,
     seed: Annotated[int, typer.Option(help="The same seed makes the same weights.", min=0)] = 0,
     tokenizer: Annotated[

@@ -1,10 +1,23 @@
-"""What a checkpoint says about its own use: default settings and image sizes, in an optional `bagel_defaults.json`.
+"""The defaults of a checkpoint: settings and image sizes that its folder gives, official ones for the rest.
+
+`bagel_defaults.json` holds whatever the checkpoint wants changed:
 
     {"generate": {"size": [64, 64], "num_timesteps": 25}, "edit": {…}, "ask": {…},
      "vae_transform": {"max_size": 64, "min_size": 64, "stride": 16}, "vit_transform": {…}}
 
-Whatever it does not say is official. An optional `preview_pictures.png` beside it is a sheet of typical images, of
-eight latent cells a side each, that previews are fitted to.
+Two files that other libraries know hold some of these facts too, and are written beside it:
+
+    generation_config.json     do_sample, temperature, top_k, top_p, repetition_penalty and max_new_tokens of "ask"
+    preprocessor_config.json   size.longest_edge, size.shortest_edge and patch_size: max_size, min_size and stride of
+                               the "vit_transform"
+
+`bagel_defaults.json` comes first where they differ. The two are read only where this package wrote them (`written_by`):
+the folder of the official weights has a `generation_config.json` of the language model that they began with, which the
+published system does not read, and whose sampling would change its answers. Other keys of theirs mean other things: for
+others `max_pixels` bounds one image, here it is shared by all images of a sample.
+
+An optional `preview_pictures.png` is a sheet of typical images, of eight latent cells a side each, that previews are
+fitted to.
 """
 
 from __future__ import annotations
@@ -18,13 +31,16 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE
+from bagel_mot.checkpoint.official import write_json
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, ImageError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image
-from bagel_mot.inference.settings import TASKS, Task, parse_settings
+from bagel_mot.inference.settings import TASKS, Task, parse_settings, resolve
 
 _OFFICIAL_SIZE = 1024
+_GENERATION = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+_WRITER = "bagel-mot"
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ def official_defaults(config: BagelConfig) -> Defaults:
         vit_transform=ImageTransform(
             min(VIT_TRANSFORM.max_size, vit_largest), min(VIT_TRANSFORM.min_size, vit_largest), patch
         ),
-        tasks={"generate": {"size": (side, side)}},
+        tasks={"generate": {"size": (side, side)}, "edit": {}, "ask": {}},
     )
 
 
@@ -63,28 +79,88 @@ def read_defaults(folder: Path, config: BagelConfig) -> Defaults:
     """
     defaults = dataclasses.replace(official_defaults(config), preview_images=_preview_images(folder, config))
     path = folder / DEFAULTS_FILE
-    if not path.exists():
-        return defaults
+    own = _read_json(path)
+    known = (*TASKS, "vae_transform", "vit_transform")
+    if not all(key in known and isinstance(value, dict) for key, value in own.items()):
+        raise CheckpointError(f"{path} must hold an object with no keys but {', '.join(known)}, objects themselves.")
+    for place, raw in ((None, _shared(folder)), (path, own)):
+        try:
+            tasks = {task: {**defaults.of(task), **parse_settings(task, raw.get(task, {}))} for task in TASKS}
+            if (size := tasks["generate"].get("size")) is not None:
+                check_size(size, config)
+            defaults = dataclasses.replace(
+                defaults,
+                vae_transform=_transform(raw.get("vae_transform", {}), defaults.vae_transform),
+                vit_transform=_transform(raw.get("vit_transform", {}), defaults.vit_transform),
+                tasks=tasks,
+            )
+        except (SettingError, SizeError) as error:
+            where = place or f"{folder / GENERATION_FILE} or {PREPROCESSOR_FILE}"
+            raise CheckpointError(f"{where}: {error}") from error
+    return defaults
+
+
+def save_defaults(folder: Path, config: BagelConfig, content: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes the defaults of a checkpoint, in its own file and in those that other libraries know.
+
+    Args:
+        folder: the checkpoint's folder.
+        config: the model's configuration.
+        content: what `bagel_defaults.json` is to hold.
+
+    Raises:
+        CheckpointError: the content is none that could be read again.
+        OSError: the folder cannot be written.
+    """
+    write_json(folder / DEFAULTS_FILE, content)
+    for name in (GENERATION_FILE, PREPROCESSOR_FILE):
+        (folder / name).unlink(missing_ok=True)
+    defaults = read_defaults(folder, config)
+    vit, settings = defaults.vit_transform, resolve("ask", {}, defaults.of("ask"))
+    generation = {name: getattr(settings, name) for name in _GENERATION}
+    preprocessor = {
+        "do_convert_rgb": True,
+        "size": {"shortest_edge": vit.min_size, "longest_edge": vit.max_size},
+        "patch_size": vit.stride,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    write_json(folder / GENERATION_FILE, {**generation, "written_by": _WRITER})
+    write_json(folder / PREPROCESSOR_FILE, {**preprocessor, "written_by": _WRITER})
+
+
+def _shared(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """The facts of the two files that other libraries know, as they would be in `bagel_defaults.json`."""
+    generation, preprocessor = (
+        found if found.get("written_by") == _WRITER else {}
+        for found in (_read_json(folder / name) for name in (GENERATION_FILE, PREPROCESSOR_FILE))
+    )
+    size = preprocessor.get("size", {})
+    vit = (
+        {"max_size": size.get("longest_edge"), "min_size": size.get("shortest_edge")} if isinstance(size, dict) else {}
+    )
+    vit["stride"] = preprocessor.get("patch_size")
+    return {
+        "ask": {name: generation[name] for name in _GENERATION if name in generation},
+        "vit_transform": {name: value for name, value in vit.items() if value is not None},
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} could not be read as JSON: {error}") from error
-    known = (*TASKS, "vae_transform", "vit_transform")
-    if not isinstance(raw, dict) or not all(key in known and isinstance(value, dict) for key, value in raw.items()):
-        raise CheckpointError(f"{path} must hold an object with no keys but {', '.join(known)}, objects themselves.")
-    try:
-        tasks = {task: {**defaults.of(task), **parse_settings(task, raw.get(task, {}))} for task in TASKS}
-        size = tasks["generate"].get("size")
-        if size is not None:
-            check_size(size, config)
-        return dataclasses.replace(
-            defaults,
-            vae_transform=_transform(raw.get("vae_transform", {}), defaults.vae_transform),
-            vit_transform=_transform(raw.get("vit_transform", {}), defaults.vit_transform),
-            tasks=tasks,
-        )
-    except (SettingError, SizeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} must hold an object.")
+    return found
 
 
 def _preview_images(folder: Path, config: BagelConfig) -> Image.Image | None:
@@ -110,9 +186,10 @@ def _transform(raw: Mapping[str, Any], default: ImageTransform) -> ImageTransfor
 
 
 def check_size(size: tuple[int, int], config: BagelConfig, what: str = "size") -> None:
-    """
+    """Checks that an image of this size, (width, height) in pixels, can be drawn.
+
     Raises:
-        SizeError: width or height is no multiple of the latent stride, or beyond the latent position table.
+        SizeError: width or height is not a multiple of the latent stride, or beyond the latent position table.
     """
     stride = config.latent_stride
     # A table that is stretched over the image has no end.
@@ -129,9 +206,15 @@ def check_size(size: tuple[int, int], config: BagelConfig, what: str = "size") -
 
 
 def check_grid(pixels: tuple[int, int], config: BagelConfig, patch: int) -> None:
-    """
+    """Checks that an image can be read.
+
+    Args:
+        pixels: the image's (width, height) after resizing for the ViT.
+        config: the model's configuration.
+        patch: the side of a patch in pixels.
+
     Raises:
-        SizeError: an image resized to (width, height) for the ViT does not fit its position tables.
+        SizeError: the image does not fit the ViT's position tables.
     """
     side = config.vit.side if config.interpolate_pos else min(config.vit.side, config.vit_max_num_patch_per_side)
     if not config.interpolate_pos and max(pixels) > side * patch:

@@ -13,7 +13,7 @@ from bagel_mot.checkpoint.side_files import DEFAULTS_FILE
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM
-from bagel_mot.inference.defaults import check_size, official_defaults, read_defaults
+from bagel_mot.inference.defaults import check_size, official_defaults, read_defaults, save_defaults
 from bagel_mot.inference.settings import (
     SETTINGS,
     TASKS,
@@ -214,6 +214,44 @@ def test_a_checkpoints_own_defaults(tmp_path: Path) -> None:
 def test_damaged_defaults(tmp_path: Path, content: Any) -> None:
     with pytest.raises(CheckpointError, match=DEFAULTS_FILE):
         read_defaults(write(tmp_path, content), OFFICIAL)
+
+
+def test_files_that_other_libraries_know_hold_the_same_facts(tmp_path: Path) -> None:
+    content = {"ask": {"do_sample": True, "top_k": 7}, "vit_transform": {"max_size": 448}}
+    save_defaults(tmp_path, OFFICIAL, content)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    preprocessor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (generation["do_sample"], generation["top_k"], generation["temperature"]) == (True, 7, 0.3)
+    assert (preprocessor["size"], preprocessor["patch_size"]) == ({"shortest_edge": 224, "longest_edge": 448}, 14)
+    expected = read_defaults(tmp_path, OFFICIAL)
+    assert expected.of("ask")["top_k"] == 7
+    (tmp_path / DEFAULTS_FILE).unlink()
+    defaults = read_defaults(tmp_path, OFFICIAL)
+    assert resolve("ask", {}, defaults.of("ask")) == resolve("ask", {}, expected.of("ask"))
+    assert defaults.vit_transform == expected.vit_transform
+    write(tmp_path, {"ask": {"top_k": 5}, "vit_transform": {"max_size": 560}})  # which comes first
+    defaults = read_defaults(tmp_path, OFFICIAL)
+    assert (defaults.of("ask")["top_k"], defaults.of("ask")["do_sample"]) == (5, True)
+    assert (defaults.vit_transform.max_size, defaults.vit_transform.min_size) == (560, 224)
+
+
+def test_the_generation_config_of_official_weights_changes_nothing(tmp_path: Path) -> None:
+    """It is that of the language model that they began with, and the published system does not read it."""
+    qwen = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps(qwen))
+    siglip = {"size": {"longest_edge": 384, "shortest_edge": 384}, "patch_size": 16}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(siglip))
+    assert read_defaults(tmp_path, OFFICIAL) == official_defaults(OFFICIAL)
+
+
+def test_damage_in_files_that_other_libraries_know(tmp_path: Path) -> None:
+    save_defaults(tmp_path, OFFICIAL, {})
+    (tmp_path / "generation_config.json").write_text('{"top_p": 7, "written_by": "bagel-mot"}')
+    with pytest.raises(CheckpointError, match=r"generation_config.json.*top_p is 7"):
+        read_defaults(tmp_path, OFFICIAL)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"generation_config.json could not be read as JSON"):
+        read_defaults(tmp_path, OFFICIAL)
 
 
 def test_small_tables_get_small_defaults() -> None:

@@ -20,7 +20,6 @@ from bagel_mot.checkpoint.official import (
     load_autoencoder,
     load_checkpoint,
     save_checkpoint,
-    write_json,
 )
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
@@ -30,6 +29,7 @@ from bagel_mot.data.packer import PackShape, PackStream, RawPack, pack_gauges
 from bagel_mot.data.sources.mini import MiniSource
 from bagel_mot.errors import RecipeError
 from bagel_mot.images import ImageTransform, latent_to_tokens
+from bagel_mot.inference.defaults import save_defaults
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.vae import Autoencoder
@@ -192,7 +192,7 @@ class BagelTask(Task[BagelModel, Batch]):
             autoencoder=self.autoencoder.state_dict(),
             tokenizer=self.tokenizer,
         )
-        write_defaults(folder, self.recipe.data.side, self._defaults)
+        write_defaults(folder, self.config, self.recipe.data.side, self._defaults)
         write_preview_images(folder, self.config)
 
     def write_samples(self, path: Path, checkpoint: Path) -> None:
@@ -210,13 +210,14 @@ def write_preview_images(folder: Path, config: BagelConfig) -> None:
     sheet.save(folder / PREVIEW_FILE, optimize=True)
 
 
-def write_defaults(folder: Path, side: int, before: Mapping[str, Any]) -> None:
+def write_defaults(folder: Path, config: BagelConfig, side: int, before: Mapping[str, Any]) -> None:
     """The settings that suit a model trained on images of one size, for `Bagel` to read.
 
     Args:
-        folder: of the checkpoint.
-        side: of the images, pixels.
-        before: settings of the checkpoint that the run began with, which stay.
+        folder: the checkpoint's folder.
+        config: the model's configuration.
+        side: the side of its images in pixels.
+        before: the settings of the checkpoint that the run began with, which stay.
     """
     transform = {"max_size": side, "min_size": side}
     content = {
@@ -225,7 +226,7 @@ def write_defaults(folder: Path, side: int, before: Mapping[str, Any]) -> None:
         "vae_transform": transform,
         "vit_transform": transform,
     }
-    write_json(folder / DEFAULTS_FILE, content)
+    save_defaults(folder, config, content)
 
 
 def _beginning(recipe: BagelRecipe) -> Path | None:
