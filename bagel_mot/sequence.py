@@ -314,6 +314,9 @@ class Layout(_Tensors):
         return self.text_ids.numel() + self.vit_slots.numel() + self.latent_slots.numel()
 
 
+Visibility = tuple[Tensor, Tensor, Tensor, Tensor]  # place, sample, segment, mode
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingLayout(Layout):
     """A layout with the targets of the losses and, per slot (rows, und_len + gen_len), who may see whom."""
@@ -323,24 +326,30 @@ class TrainingLayout(Layout):
     ce_weights: Tensor  # (Nc,) float32: 1/√(length of the target text)
     noised: Tensor  # (images,) bool: VAE images whose velocity is predicted
     place: Tensor  # int64 sequence order over the whole pack; -1 is padding
-    sample: Tensor  # int64; -1 is padding
+    sample: Tensor  # int64; each slot of padding has a negative number of its own, so that it sees itself alone
     segment: Tensor  # int64, counting over the whole pack; -1 is padding
     mode: Tensor  # int64: CAUSAL, FULL or NOISED
 
-    def mask(self) -> Tensor:
-        """Who may attend to whom: (rows, L, L) bool over the slots of each row, L = und_len + gen_len, True = may.
+    @property
+    def visibility(self) -> Visibility:
+        """Everything that decides who sees whom."""
+        return self.place, self.sample, self.segment, self.mode
 
-        A token sees earlier tokens of its sample and, in a full or noised segment, all of its own segment; nobody
-        outside a noised segment sees it. Padding sees itself alone, so that its softmax stays finite.
-        """
-        place, segment, mode = self.place, self.segment, self.mode
-        same_segment = segment[:, :, None] == segment[:, None, :]
-        visible = (place[:, None, :] <= place[:, :, None]) | (same_segment & (mode[:, :, None] != CAUSAL))
-        visible &= (mode[:, None, :] != NOISED) | same_segment
-        visible &= self.sample[:, :, None] == self.sample[:, None, :]
-        visible &= (self.sample >= 0)[:, None, :]
-        itself = torch.eye(place.shape[1], dtype=torch.bool, device=place.device)
-        return visible | (itself & (self.sample < 0)[:, :, None])
+    def mask(self) -> Tensor:
+        """Who may attend to whom: (rows, L, L) bool over the slots of each row, L = und_len + gen_len, True = may."""
+        return may_attend([v[:, :, None] for v in self.visibility], [v[:, None] for v in self.visibility])
+
+
+def may_attend(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+    """Whether queries see keys, from `TrainingLayout.visibility` of both, which broadcast: bool.
+
+    A token sees earlier tokens of its sample and, in a full or noised segment, all of its own segment; nobody outside a
+    noised segment sees it.
+    """
+    (place, sample, segment, mode), (key_place, key_sample, key_segment, key_mode) = query, key
+    same_segment = segment == key_segment
+    visible = (key_place <= place) | (same_segment & (mode != CAUSAL))
+    return visible & (same_segment | (key_mode != NOISED)) & (sample == key_sample)
 
 
 @dataclass(frozen=True, eq=False)
@@ -449,10 +458,11 @@ class _Packing:
                 yield SegmentSpan(segment.mode, (und, free[0]), (gen, free[1]), start - first)
             position += segment.advance
 
-    def _per_slot(self, values: Tensor, padding: int) -> Tensor:
-        """Values of all tokens by slot, (rows, und_len + gen_len)."""
-        shape = self.rows, self.und_len + self.gen_len
-        return torch.full((shape[0] * shape[1],), padding).index_put_((self._where,), values).view(shape)
+    def _per_slot(self, values: Tensor, padding: int | Tensor) -> Tensor:
+        """Values of all tokens by slot, (rows, und_len + gen_len), and padding between them."""
+        found = torch.empty(self.rows, self.und_len + self.gen_len, dtype=torch.int64).copy_(torch.as_tensor(padding))
+        found.view(-1)[self._where] = values
+        return found
 
     def _fields(self) -> dict[str, Any]:
         grids = {kind: tuple(run.grid for run in self.runs if run.kind == kind) for kind in (VIT, VAE)}
@@ -496,7 +506,7 @@ class _Packing:
             ce_weights=(counts**-0.5).repeat_interleave(counts),
             noised=torch.tensor(self.noised, dtype=torch.bool),
             place=self._per_slot(place + self._inside, -1),
-            sample=self._per_slot(sample, -1),
+            sample=self._per_slot(sample, -1 - torch.arange(self.und_len + self.gen_len)),
             segment=self._per_slot(segment, -1),
             mode=self._per_slot(mode, 0),
         )

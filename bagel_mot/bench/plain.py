@@ -80,7 +80,8 @@ def _by_expert(x: Tensor, query: PlainQuery, und: torch.nn.Module, gen: torch.nn
 
 def _layer(layer: DecoderLayer, index: int, x: Tensor, cos_sin: Rope, query: PlainQuery, cache: PlainCache) -> Tensor:
     und, gen = layer.und, layer.gen
-    heads, kv_heads, dim = und.heads, und.kv_heads, und.head_dim
+    dim, kv_heads = und.head_dim, und.kv_heads
+    heads = und.q.out_features // dim
     hidden = x.shape[-1]
     normed = _by_expert(x, query, und.input_norm, gen.input_norm, hidden)
     q = _by_expert(normed, query, und.q, gen.q, heads * dim).view(-1, heads, dim)

@@ -5,8 +5,8 @@ The decoder hands over queries, keys and values of und and gen slots; an *attend
 - `MaskedAttention` for training: rows of slots under one mask;
 - `CachedAttention` for inference: each sample's new tokens against its own context, whose cache is appended in place.
 
-Grouped queries are folded into the sequence axis, (kv_heads, group·n, head_dim), so that keys and values are never
-repeated. Nothing here needs flash-attn or any other package.
+In the cache, grouped queries are folded into the sequence axis, (kv_heads, group·n, head_dim), so that keys and values
+are never repeated. Nothing here needs flash-attn or any other package.
 """
 
 from __future__ import annotations
@@ -45,36 +45,31 @@ class Attention(Protocol):
 
 
 class MaskedAttention:
-    """Attention over the rows of a pack. `mask` is (rows, L, L) bool, True = may attend (`TrainingLayout.mask`)."""
+    """Attention over the rows of a pack by PyTorch's SDPA.
+
+    Args:
+        layout: the pack.
+        mask: (rows, L, L) bool, True = may attend, as `TrainingLayout.mask` makes it.
+    """
 
     def __init__(self, layout: TrainingLayout, mask: Tensor | None = None) -> None:
-        self.rows, self.und_len, self.gen_len = layout.rows, layout.und_len, layout.gen_len
+        self.rows, self.und_len = layout.rows, layout.und_len
         self.mask = (layout.mask() if mask is None else mask)[:, None]  # (rows, 1, L, L)
 
     def for_layer(self, layer: int) -> Attend:
         return self
 
     def __call__(self, query: Pair, key: Pair, value: Pair) -> Pair:
-        return masked_attention(self.rows, self.mask, query, key, value)
+        def by_row(pair: Pair) -> Tensor:  # -> (rows, heads, L, head_dim)
+            return torch.cat([part.view(self.rows, -1, *part.shape[1:]) for part in pair], dim=1).transpose(1, 2)
 
+        out = self.attend(by_row(query), by_row(key), by_row(value)).transpose(1, 2)
+        return out[:, : self.und_len].flatten(0, 1), out[:, self.und_len :].flatten(0, 1)
 
-def masked_attention(rows: int, mask: Tensor, query: Pair, key: Pair, value: Pair) -> Pair:
-    """SDPA over rows under a (rows, 1, L, L) mask."""
-    heads, dim = query[0].shape[1:]
-    kv_heads = key[0].shape[1]
-    group = heads // kv_heads
-
-    def by_row(pair: Pair) -> Tensor:  # -> (rows, L, heads, head_dim)
-        return torch.cat([part.view(rows, -1, *part.shape[1:]) for part in pair], dim=1)
-
-    q, k, v = by_row(query), by_row(key), by_row(value)
-    length = q.shape[1]
-    q = q.view(rows, length, kv_heads, group, dim).permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, group * length, dim)
-    mask = mask.repeat(1, 1, group, 1) if group > 1 else mask
-    out = F.scaled_dot_product_attention(q, k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-    out = out.view(rows, kv_heads, group, length, dim).permute(0, 3, 1, 2, 4).reshape(rows, length, heads, dim)
-    und_len = query[0].shape[0] // rows
-    return out[:, :und_len].flatten(0, 1), out[:, und_len:].flatten(0, 1)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Queries (rows, heads, L, head_dim), keys and values (rows, kv_heads, L, head_dim) -> as queries."""
+        grouped = query.shape[1] > key.shape[1]
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, enable_gqa=grouped)
 
 
 # --------------------------------------------------------------------------------------------------------- inference

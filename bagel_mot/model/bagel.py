@@ -23,7 +23,7 @@ from bagel_mot.model.vit import Connector, VisionTransformer
 from bagel_mot.sequence import Layout, Values
 
 _TIME_FREQUENCIES = 256
-# Fewer rows take another kernel on the CPU, which rounds otherwise: an image would depend on how many are drawn with it.
+# Fewer rows take another kernel on the CPU, which rounds otherwise: an image would depend on its neighbours in a batch.
 _FEWEST_ROWS = 16
 
 

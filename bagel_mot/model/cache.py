@@ -13,17 +13,31 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
-from bagel_mot.config import DecoderConfig
 from bagel_mot.sequence import Segment
 
 _SMALLEST_CHUNK = 64
 
-Devices = tuple[torch.device, ...]  # where each layer computes
+
+class CacheSpec(NamedTuple):
+    """The shape and place of a decoder's keys and values: `bagel_mot.model.decoder.Decoder.cache_spec`.
+
+    Attributes:
+        kv_heads: the number of KV heads computed in this process.
+        head_dim: numbers in a key or value.
+        dtype: the precision of keys and values.
+        devices: the device of each layer.
+    """
+
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    devices: tuple[torch.device, ...]
 
 
 class Chunk:
@@ -31,15 +45,15 @@ class Chunk:
     stand where their layer computes. Layers of one device share one block.
     """
 
-    def __init__(self, config: DecoderConfig, capacity: int, dtype: torch.dtype, devices: Devices) -> None:
+    def __init__(self, spec: CacheSpec, capacity: int) -> None:
         self.capacity = capacity
         self.views: WeakSet[View] = WeakSet()
-        shape = (2, config.num_kv_heads, capacity, config.head_dim)
+        shape = (2, spec.kv_heads, capacity, spec.head_dim)
         blocks = {
-            device: iter(torch.empty(count, *shape, dtype=dtype, device=device).unbind())
-            for device, count in Counter(devices).items()
+            device: iter(torch.empty(count, *shape, dtype=spec.dtype, device=device).unbind())
+            for device, count in Counter(spec.devices).items()
         }
-        self.layers: tuple[Tensor, ...] = tuple(next(blocks[device]) for device in devices)
+        self.layers: tuple[Tensor, ...] = tuple(next(blocks[device]) for device in spec.devices)
 
     @property
     def nbytes(self) -> int:
@@ -107,18 +121,15 @@ class Context:
         position: the rotary position of what comes next.
     """
 
-    def __init__(
-        self, config: DecoderConfig, dtype: torch.dtype, device: torch.device | Devices, reserve: int = 0
-    ) -> None:
+    def __init__(self, spec: CacheSpec, reserve: int = 0) -> None:
         """
         Args:
-            device: of all layers, or one for each of them.
-            reserve: tokens that are expected in all.
+            spec: the shape and place of keys and values.
+            reserve: the number of tokens expected in all.
         """
-        self._config, self._dtype = config, dtype
-        self._devices = (device,) * config.num_layers if isinstance(device, torch.device) else device
+        self._spec = spec
         self._reserve = reserve  # expected total length: the first chunk is made this large
-        self._most: int | None = None  # no longer than this in all
+        self._most: int | None = None  # upper limit of the total length
         self._views: tuple[View, ...] = ()
         self.entries: tuple[Entry, ...] = ()
         self.length = 0
@@ -126,7 +137,7 @@ class Context:
 
     def fork(self, entries: int | None = None) -> Context:
         """A context that shares this one's memory: all of it, or only its first `entries` segments."""
-        other = Context(self._config, self._dtype, self._devices, self._reserve)
+        other = Context(self._spec, self._reserve)
         if entries is None:
             other._views, other.entries = self._views, self.entries
             other.length, other.position = self.length, self.position
@@ -170,7 +181,7 @@ class Context:
         spare = 0 if scratch else max(self.length, self._reserve - self.length, _SMALLEST_CHUNK)
         if self._most is not None:
             spare = min(spare, self._most - self.length)
-        chunk = Chunk(self._config, max(tokens, spare), self._dtype, self._devices)
+        chunk = Chunk(self._spec, max(tokens, spare))
         return KVReservation(self._views, chunk, 0, tokens)
 
     def commit(self, tail: KVReservation, segments: tuple[Segment, ...], *, record: bool = True) -> None:

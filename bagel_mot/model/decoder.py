@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bagel_mot.config import DecoderConfig
 from bagel_mot.model.attention import Attend, Attention
+from bagel_mot.model.cache import CacheSpec
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (T, 1, head_dim) float32 each
 
@@ -30,9 +31,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed * self.weight.float()).to(x.dtype)
+        """(…, size) -> (…, size), in the precision of x."""
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)  # the fused kernel takes one type alone
+        return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 
 
 def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
@@ -57,7 +58,7 @@ class Expert(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         hidden, dim = config.hidden_size, config.head_dim
-        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, dim
+        self.head_dim = dim
         self.input_norm = RMSNorm(hidden, config.rms_norm_eps)
         self.q = nn.Linear(hidden, config.num_heads * dim)
         self.k = nn.Linear(hidden, config.num_kv_heads * dim)
@@ -70,12 +71,17 @@ class Expert(nn.Module):
         self.up = nn.Linear(hidden, config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, hidden, bias=False)
 
+    @property
+    def kv_heads(self) -> int:
+        """The number of KV heads computed in this process: under tensor parallelism a share of them."""
+        to_local = getattr(getattr(self.k, "weight", None), "to_local", None)
+        rows = to_local().shape[0] if to_local else self.k.out_features
+        return int(rows) // self.head_dim
+
     def project(self, x: Tensor, cos_sin: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """(T, hidden) -> queries (T, heads, head_dim), keys and values (T, kv_heads, head_dim)."""
         normed = self.input_norm(x)
-        q = self.q(normed).unflatten(-1, (self.heads, self.head_dim))
-        k = self.k(normed).unflatten(-1, (self.kv_heads, self.head_dim))
-        v = self.v(normed).unflatten(-1, (self.kv_heads, self.head_dim))
+        q, k, v = (projection(normed).unflatten(-1, (-1, self.head_dim)) for projection in (self.q, self.k, self.v))
         return rotate(self.q_norm(q), cos_sin), rotate(self.k_norm(k), cos_sin), v
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -128,6 +134,12 @@ class Decoder(nn.Module):
     def devices(self) -> tuple[torch.device, ...]:
         """Where each layer computes."""
         return tuple(cast(DecoderLayer, layer).device for layer in self.layers)
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """The shape and place of the keys and values that these layers compute."""
+        kv_heads = cast(DecoderLayer, self.layers[0]).und.kv_heads
+        return CacheSpec(kv_heads, self.config.head_dim, self.norm.weight.dtype, self.devices)
 
     def forward(
         self, und: Tensor, gen: Tensor, positions: tuple[Tensor, Tensor], attend: Attention

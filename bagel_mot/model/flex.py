@@ -10,41 +10,65 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from bagel_mot.model.attention import Attend, Pair
-from bagel_mot.sequence import TrainingLayout
+from bagel_mot.model.attention import MaskedAttention
+from bagel_mot.sequence import TrainingLayout, may_attend
+
+_BLOCK = 128  # tokens, of queries and of keys
+_BLOCKS_AT_ONCE = 4
 
 
-class FlexMaskedAttention:
-    """As `MaskedAttention`, for a pack of the same mask."""
+class FlexMaskedAttention(MaskedAttention):
+    """`MaskedAttention` with a mask that is computed where it is needed and never stands in memory as a whole."""
 
     def __init__(self, layout: TrainingLayout) -> None:
-        mask = layout.mask()  # (rows, L, L)
-        self.rows, length = mask.shape[0], mask.shape[1]
+        self.rows, self.und_len = layout.rows, layout.und_len
+        self.blocks = block_mask(layout)
 
-        def may_attend(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            return mask[row, query, key]
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        grouped = query.shape[1] > key.shape[1]
+        return _attend(query.device.type)(query, key, value, block_mask=self.blocks, enable_gqa=grouped)
 
-        self.blocks = create_block_mask(may_attend, self.rows, None, length, length, device=str(mask.device))
 
-    def for_layer(self, layer: int) -> Attend:
-        return self
+def block_mask(layout: TrainingLayout) -> BlockMask:
+    """The blocks of a pack's (rows, L, L) mask that are seen in part or as a whole, and the rule inside the former.
 
-    def __call__(self, query: Pair, key: Pair, value: Pair) -> Pair:
-        def by_row(pair: Pair) -> Tensor:  # -> (rows, heads, L, head_dim)
-            parts = [part.view(self.rows, -1, *part.shape[1:]) for part in pair]
-            return torch.cat(parts, dim=1).transpose(1, 2)
+    It is found a few blocks of queries at a time from the O(L) numbers that decide who sees whom.
+    """
+    length = layout.place.shape[1]
+    spare = -length % _BLOCK
+    alone = torch.arange(-length - spare, -length, device=layout.place.device)  # padding sees itself alone
+    place, sample, segment, mode = (F.pad(part, (0, spare), value=-1) for part in layout.visibility)
+    sample[:, length:] = alone
+    fields = place, sample, segment, mode
+    partial, full = [], []
+    for start in range(0, length, _BLOCK * _BLOCKS_AT_ONCE):
+        queries = [part[:, start : start + _BLOCK * _BLOCKS_AT_ONCE, None] for part in fields]
+        seen = may_attend(queries, [part[:, None] for part in fields])
+        seen = seen.unflatten(2, (-1, _BLOCK)).unflatten(1, (-1, _BLOCK))  # (rows, q blocks, q, k blocks, k)
+        whole = seen.all(4).all(2)
+        full.append(whole)
+        partial.append(seen.any(4).any(2) & ~whole)
 
-        und_len = query[0].shape[0] // self.rows
-        out = _attend(query[0].device.type)(
-            by_row(query), by_row(key), by_row(value), block_mask=self.blocks, enable_gqa=True
-        ).transpose(1, 2)
-        return out[:, :und_len].flatten(0, 1), out[:, und_len:].flatten(0, 1)
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return may_attend([part[row, query] for part in fields], [part[row, key] for part in fields])
+
+    made: BlockMask = BlockMask.from_kv_blocks(
+        *_numbered(partial), *_numbered(full), BLOCK_SIZE=_BLOCK, mask_mod=rule, seq_lengths=(length, length)
+    )
+    return made
+
+
+def _numbered(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Blocks (rows, q blocks, k blocks) bool as counts (rows, 1, q blocks) and indices, the chosen ones first."""
+    chosen = torch.cat(parts, dim=1)[:, None]
+    return chosen.sum(-1, dtype=torch.int32), chosen.int().argsort(dim=-1, descending=True, stable=True).int()
 
 
 @cache
 def _attend(device: str) -> Any:
-    """Compiled where that pays: elsewhere, as written, it holds all scores at once."""
+    """FlexAttention, compiled where that pays: elsewhere, as written, it holds all scores at once."""
     return torch.compile(flex_attention, dynamic=False) if device == "cuda" else flex_attention

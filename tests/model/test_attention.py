@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
 from bagel_mot.model import attention
 from bagel_mot.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_parts
-from bagel_mot.model.cache import Context
-from bagel_mot.model.flex import FlexMaskedAttention
+from bagel_mot.model.cache import CacheSpec, Context
+from bagel_mot.model.flex import FlexMaskedAttention, block_mask
 from bagel_mot.sequence import (
     PackSpec,
     Sample,
@@ -24,6 +29,9 @@ from bagel_mot.sequence import (
 )
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+SPEC = PackSpec(SpecialTokens(1, 2, 3, 4), vit_side=30, latent_side=30, patch_dim=12, latent_dim=8)
 
 
 def reference(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
@@ -147,7 +155,7 @@ def test_cached_equals_masked() -> None:
     query, key, value = draw(4), draw(2), draw(2)
     expected = MaskedAttention(whole).for_layer(0)(query, key, value)
 
-    contexts = [Context(decoder, torch.float32, torch.device("cpu")) for _ in samples]
+    contexts = [Context(CacheSpec(2, 8, torch.float32, (torch.device("cpu"),))) for _ in samples]
     for step in range(max(map(len, samples))):
         active = [i for i, s in enumerate(samples) if step < len(s)]
         part = pack([[Sample((samples[i][step],), contexts[i].position) for i in active]], spec)
@@ -187,3 +195,46 @@ def test_flex_attention_equals_masked() -> None:
     found = FlexMaskedAttention(packed).for_layer(0)(query, key, value)
     for ours, theirs in zip(found, wanted, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_the_blocks_of_flex_attention_are_those_of_the_mask() -> None:
+    """Of a long row: blocks seen as a whole, in part and not at all, and a rest that fills no block."""
+    row = [Sample((TextSegment((1,) * n), VaeSegment(None, (9, 20), noised=True))) for n in (300, 40, 500)]
+    layout = pack([row], SPEC, und_len=900, gen_len=600)
+    blocks, mask = block_mask(layout), layout.mask()[0]
+    spare = -mask.shape[0] % 128
+    tiles = torch.nn.functional.pad(mask, (0, spare, 0, spare)).unflatten(1, (-1, 128)).unflatten(0, (-1, 128))
+    seen, whole = tiles.any(3).any(1), tiles.all(3).all(1)
+    assert whole.any()
+    assert not seen.all()
+    for chosen, count, index in (
+        (seen & ~whole, blocks.kv_num_blocks, blocks.kv_indices),
+        (whole, blocks.full_kv_num_blocks, blocks.full_kv_indices),
+    ):
+        assert count is not None
+        assert index is not None
+        for line, (n, places) in zip(chosen, zip(count[0, 0], index[0, 0], strict=True), strict=True):
+            assert sorted(places[:n].tolist()) == line.nonzero()[:, 0].tolist()
+    where = torch.randint(0, mask.shape[0], (2, 4000))
+    zero = torch.zeros(4000, dtype=torch.int64)
+    assert torch.equal(blocks.mask_mod(zero, zero, *where), mask[where[0], where[1]])
+
+
+def test_the_mask_of_a_long_pack_takes_megabytes() -> None:
+    """16,384 tokens in one row: the whole mask would be 268 MB, and the block mask made from it took gigabytes."""
+    row = [Sample((TextSegment((1,) * 126), VaeSegment(None, (24, 24), noised=True))) for _ in range(23)]
+    layout = pack([row], replace(SPEC, latent_side=64), und_len=16384 - 13312, gen_len=13312)
+
+    class Largest(TorchDispatchMode):
+        nbytes = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            for made in tree_leaves(result):
+                if isinstance(made, Tensor):
+                    self.nbytes = max(self.nbytes, made.untyped_storage().nbytes())
+            return result
+
+    with Largest() as largest:
+        block_mask(layout)
+    assert largest.nbytes < 10_000_000

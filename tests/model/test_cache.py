@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from bagel_mot.config import DecoderConfig
-from bagel_mot.model.cache import Chunk, Context, KVReservation
+from bagel_mot.model.cache import CacheSpec, Chunk, Context, KVReservation
 from bagel_mot.sequence import DroppedImage, Segment, TextSegment, VitSegment, segment_length
 
 CONFIG = DecoderConfig(hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, intermediate_size=8, vocab_size=9)
 
 
 def new_context(reserve: int = 0) -> Context:
-    return Context(CONFIG, torch.float32, torch.device("cpu"), reserve)
+    return Context(CacheSpec(2, 4, torch.float32, (torch.device("cpu"),) * 2), reserve)
 
 
 def text(tokens: int) -> TextSegment:

@@ -42,7 +42,7 @@ def test_the_same_numbers_as_plain(tokens: int, bias: bool, dtype: torch.dtype) 
 def run(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A text of 5 tokens, then a picture of 7 between its markers, behind it."""
     generator = torch.Generator().manual_seed(0)
-    context = Context(CONFIG, torch.float32, torch.device("cpu"))
+    context = Context(decoder.cache_spec)
     tail = context.allocate(14)
     text = torch.randn(5, 96, generator=generator)
     attend = CachedAttention([CachedSample([SegmentSpan(CAUSAL, (0, 5), (0, 0), 0)], tail)])

@@ -108,7 +108,7 @@ def alive_in_forward(config: BagelConfig, dtype: torch.dtype, rows: list[Sample]
         }
         samples, caches = [], []
         for row, spans in zip(rows, layout.spans, strict=True):
-            context = Context(shallow.decoder, dtype, torch.device("cpu"))
+            context = Context(model.decoder.cache_spec)
             if context_length:
                 behind = context.allocate(context_length, scratch=True)
                 context.commit(behind, (TextSegment((5,) * context_length),))

@@ -17,7 +17,7 @@ from bagel_mot.bench import random_model
 from bagel_mot.config import BagelConfig, DecoderConfig
 from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.model.cache import Context
+from bagel_mot.model.cache import CacheSpec, Context
 from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.model.quant import Int4Matrix, Int8Matrix
 from bagel_mot.model.quant.linear import QuantisedLinear
@@ -52,7 +52,7 @@ def forward(model: BagelModel, context: Context, *segments: Segment) -> tuple[Te
 
 def run(model: BagelModel) -> list[Tensor]:
     """A text, then a picture (which needs the other expert), then a text."""
-    context = Context(CONFIG.decoder, model.dtype, model.decoder.devices)
+    context = Context(model.decoder.cache_spec)
     return [tensor for segment in (TEXT, IMAGE, TEXT) for tensor in forward(model, context, segment)]
 
 
@@ -196,7 +196,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
 def test_layers_come_in_order_and_text_brings_no_expert_for_images(fetched: list[tuple[int, str]]) -> None:
     model = model_in(torch.float32)
     offload.apply(model, spread(5, 0, "host", CPU))
-    context = Context(CONFIG.decoder, model.dtype, model.decoder.devices)
+    context = Context(model.decoder.cache_spec)
     forward(model, context, TEXT)
     around = [(i % 5, "und") for i in range(6)]  # the first layer already comes for the next forward
     assert fetched == around
@@ -222,7 +222,7 @@ def test_the_next_layer_is_asked_for_before_one_computes(
         return forward_of(self, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DecoderLayer, "forward", note)
-    forward(model, Context(CONFIG.decoder, model.dtype, model.decoder.devices), TEXT)
+    forward(model, Context(model.decoder.cache_spec), TEXT)
     assert seen == [1, 2, 3, 4, 0]
 
 
@@ -270,7 +270,7 @@ def test_of_a_mapped_file_two_layers_are_in_memory(tmp_path: Path, monkeypatch: 
         return out
 
     monkeypatch.setattr(DecoderLayer, "forward", note)
-    forward(model, Context(decoder, model.dtype, model.decoder.devices), TEXT)
+    forward(model, Context(model.decoder.cache_spec), TEXT)
     around = 5 * 14 * 2 * (64 << 10)  # on both sides of each weight: pages that the kernel brings along
     assert len(most) == 5
     assert 2 * und + around < 3 * und
@@ -305,7 +305,7 @@ def test_layers_on_several_devices_hand_over_and_come_back(monkeypatch: pytest.M
         return to(self, *args, **kwargs)  # type: ignore[call-overload]
 
     monkeypatch.setattr(Tensor, "to", note)
-    context = Context(CONFIG.decoder, model.dtype, model.decoder.devices)
+    context = Context(model.decoder.cache_spec)
     out = forward(model, context, TEXT)
     assert same(list(out), expected[:2])
     both = 2
@@ -316,7 +316,7 @@ def test_layers_on_several_devices_hand_over_and_come_back(monkeypatch: pytest.M
 
 def test_the_cache_of_each_layer_stands_with_its_layer() -> None:
     devices = (CPU, CPU, torch.device("meta"), torch.device("meta"), CPU)
-    context = Context(CONFIG.decoder, torch.float32, devices)
+    context = Context(CacheSpec(2, 16, torch.float32, devices))
     tail = context.allocate(7)
     assert [block.device.type for block in tail.chunk.layers] == [device.type for device in devices]
     shape = 2, 2, tail.chunk.capacity, 16

@@ -107,7 +107,7 @@ class Engine:
 
     def new_context(self, reserve: int = 0) -> Context:
         """An empty context; `reserve` tokens are expected in all."""
-        return Context(self.model.config.decoder, self.model.dtype, self.model.decoder.devices, reserve)
+        return Context(self.model.decoder.cache_spec, reserve)
 
     def check_image(self, size: tuple[int, int] | None) -> None:
         """Before an image of this width and height is drawn: its last step is often the largest, and the rest of the
