@@ -85,7 +85,7 @@ def test_no_page_is_without_its_commands() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", (*PAGES, "http", "serving"))
+@pytest.mark.parametrize("page", [*PAGES, "http", "serving"])
 def test_the_commands_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, in one folder; Python blocks share their names."""
     (tmp_path / "tests").mkdir()

@@ -45,6 +45,8 @@ IDIOMS = re.compile(
 # A shape such as (N, hidden), (V,) or (rows·columns, 3); or a scalar's unit.
 _SIZE = r"[\w·×²/+−\-*…]+(?: [·×/+−*-] [\w·²]+)*"
 SHAPE = re.compile(rf"\((?:{_SIZE}, )*{_SIZE},(?: {_SIZE})?\)|\bscalar\b|\bshape\b")
+# Names of numbers that say their unit themselves.
+UNIT = re.compile(r"(?:bytes|len|length|tokens|positions|pixels|seconds|advance|mode)$")
 TENSOR_ROOMS = ("model", "sequence", "inference")
 
 
@@ -120,7 +122,7 @@ def test_comments_and_docstrings_use_plain_words(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if where(p).startswith(TENSOR_ROOMS)], ids=where)
-def test_public_functions_on_tensors_say_their_shapes(path: Path) -> None:
+def test_public_functions_say_their_shapes_and_units(path: Path) -> None:
     bad = []
     for name, node in definitions(path):
         if isinstance(node, ast.ClassDef) or any(part.startswith("_") for part in name.split(".")):
@@ -128,6 +130,9 @@ def test_public_functions_on_tensors_say_their_shapes(path: Path) -> None:
         text = ast.get_docstring(node) or ""
         if names_tensors(node) and not SHAPE.search(text):
             bad.append(f"{where(path)}:{node.lineno}: {name} names no shape")
+        number = node.returns is not None and ast.unparse(node.returns) in ("int", "float")
+        if number and not text and not UNIT.search(node.name):
+            bad.append(f"{where(path)}:{node.lineno}: {name} does not say what it counts, or in which unit")
         if node.name == "forward" and not re.search(r"Returns:|->|→", text):
             bad.append(f"{where(path)}:{node.lineno}: {name} does not say what it returns")
     assert not bad, "\n".join(bad)

@@ -65,9 +65,9 @@ class Recorded:
             raise DataError(
                 f"{self.folder} is not a folder; a folder with cases.json and expected.safetensors is expected"
             )
-        document = self._read_cases()
-        self.cases: list[Case] = document["cases"]
-        self.transforms = {name: image_transform(document, f"{name}_transform") for name in ("vae", "vit")}
+        content = self._read_cases()
+        self.cases: list[Case] = content["cases"]
+        self.transforms = {name: image_transform(content, f"{name}_transform") for name in ("vae", "vit")}
         tensors = self.folder / "expected.safetensors"
         try:
             self.tensors: dict[str, Tensor] = load_file(tensors)
@@ -90,10 +90,10 @@ class Recorded:
     def _read_cases(self) -> dict[str, Any]:
         path = self.folder / "cases.json"
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path} could not be read as JSON (missing or damaged?): {error}") from error
-        cases = document.get("cases") if isinstance(document, dict) else None
+        cases = content.get("cases") if isinstance(content, dict) else None
         if not isinstance(cases, list) or not cases:
             raise DataError(f"{path} has no list of cases under the key 'cases'")
         for number, case in enumerate(cases):
@@ -103,7 +103,7 @@ class Recorded:
                 raise DataError(
                     f"{path}: inputs of case {case['name']!r} are not a list of mappings, or an image has no name"
                 )
-        return document
+        return content
 
 
 def _are_inputs(inputs: Any) -> bool:
@@ -121,14 +121,14 @@ def _images_of(case: Case) -> Iterator[str]:
             yield item["value"]
 
 
-def image_transform(document: Mapping[str, Any], key: str) -> ImageTransform:
+def image_transform(content: Mapping[str, Any], key: str) -> ImageTransform:
     """The image transform under `key`, whose numbers have their published names.
 
     Raises:
         DataError: it is missing or incomplete.
     """
     try:
-        raw = document[key]
+        raw = content[key]
         limits = {"max_pixels": raw["max_pixels"]} if "max_pixels" in raw else {}
         return ImageTransform(raw["max_image_size"], raw["min_image_size"], raw["image_stride"], **limits)
     except (KeyError, TypeError) as error:
