@@ -1,4 +1,4 @@
-"""How large blocks are taken from the system: by the C library's allocator, and outside it.
+"""Memory for large blocks: by the C library's allocator, and outside it.
 
 Every operation of a network makes a block for its result and soon frees it. By default glibc takes each block of more
 than 32 MiB from the system (`mmap`) and gives it straight back, and so it does with the end of the heap: the kernel

@@ -1,4 +1,4 @@
-"""What a conversion did to each tensor: the weights of two checkpoints compared, one tensor at a time."""
+"""The weights of two checkpoints compared, one tensor at a time: the error that a conversion made in each."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PIECE = 1 << 22  # values compared at a time, over float64 sums
 
 @dataclass(frozen=True)
 class TensorError:
-    """How far a tensor is from what it was made from.
+    """The error of a converted tensor.
 
     Attributes:
         name: the official one.
-        kind: what it does: q, k, …, down; embedding; norm; bias; or the part of the model it is in.
+        kind: its role: q, k, …, down; embedding; norm; bias; or the part of the model that it is in.
         error: ‖written − original‖ / ‖original‖, of values; infinite where the original is zero and the other is not.
     """
 

@@ -23,7 +23,7 @@ from bagel_mot.checkpoint.precision import PARTS
 from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.side_files import COMPANIONS, MODEL_FILE
 from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor
-from bagel_mot.checkpoint.write import Progress, TensorEntry, counting, is_written_so, write_model
+from bagel_mot.checkpoint.write import ByteProgress, TensorEntry, counting, is_written_so, write_model
 from bagel_mot.checkpoint.write_gguf import GgufEntry, write_gguf
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import check_free_space, check_new, whole_folder
@@ -33,11 +33,11 @@ GGUF_FILE = "ema.gguf"
 _GGUF = "gguf-"
 _PLAIN = "bf16"
 STORED = (_PLAIN, *FORMATS, *(_GGUF + name for name in gguf_writing.TYPES))
-"""What weights can be stored as."""
+"""The formats in which weights can be stored."""
 
 
 def convert(
-    source: Path, folder: Path, stored: str, *, shard_size: int | None = None, progress: Progress | None = None
+    source: Path, folder: Path, stored: str, *, shard_size: int | None = None, progress: ByteProgress | None = None
 ) -> None:
     """Writes a checkpoint folder with the weights of another.
 
@@ -80,7 +80,7 @@ def convert(
 
 
 def check_request(source: Path | None, folder: Path, stored: str, shard_size: int | None) -> None:
-    """What can be said against a conversion before anything is read, or is there. Errors as `convert`."""
+    """Refuses a conversion that cannot be made, before anything is read or even there. Errors as `convert`."""
     if stored not in STORED:
         raise SettingError(f"the format is {stored!r}: it must be {', '.join(STORED)}.")
     if stored.startswith(_GGUF):
@@ -134,7 +134,7 @@ def _plain(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
 
 
 def _rounded(source: TensorSource, name: str, kind: type[QuantisedMatrix]) -> QuantisedMatrix:
-    """A matrix in few bits; where the source has it so, it is not rounded again."""
+    """A quantised matrix; where the source has it so, it is not rounded again."""
     found = source.read(name)
     if isinstance(found, kind) and is_written_so(found):
         return found

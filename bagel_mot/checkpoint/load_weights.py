@@ -1,8 +1,8 @@
-"""Modules filled from a source of tensors, one tensor at a time: cast, rounded to few bits, placed.
+"""Modules filled from a source of tensors, one tensor at a time: cast, quantised, placed.
 
 Strictly: a missing, extra or misshapen tensor is an error that names it. Only the two fixed position tables may be
-missing (they are rebuilt from their formula); where they are present they are checked against it. What is quantised is
-so at once, and never stands in memory as it was.
+missing (they are rebuilt from their formula); where they are present they are checked against it. A tensor
+is quantised at once: memory never holds the whole model as it was.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bagel_mot.model.quant import FORMATS, QuantisedMatrix, RowScaledMatrix
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
 
 _AHEAD = 1 << 28  # bytes: the next tensor is read ahead if it is no larger
-_TABLE_TOLERANCE = 8e-3  # of one in bfloat16, which the type does not tell: others are made from such files
-_COARSE_TABLE_TOLERANCE = 0.15  # of a table in 4 to 8 bits
+_TABLE_TOLERANCE = 8e-3  # error of a table in bfloat16, which the type does not tell: others are made from such files
+_COARSE_TABLE_TOLERANCE = 0.15  # error of a table in 4 to 8 bits
 
 DeviceOf = Callable[[str], "torch.device | None"]
-"""By our name of a tensor the device it goes to; None leaves it a view of its file."""
+"""The device that a tensor (our name) goes to; None leaves it a view of its file."""
 
 
 def load_tensors(
@@ -45,12 +45,12 @@ def load_tensors(
     """Fills a module that was built on the meta device, strictly.
 
     Args:
-        module: is filled.
-        source: of the tensors.
-        precision: of its parts; parts go by our names of a `BagelModel`.
-        device: where they go, or a function that tells it for each tensor.
+        module: the module to fill.
+        source: the source of its tensors.
+        precision: the precision of its parts, which go by our names of a `BagelModel`.
+        device: the device that they go to, or a function that tells it for each tensor.
         name_of: our names to those of the source.
-        known: further names that may stand in the source.
+        known: further names that the source may have.
         pack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
 
     Raises:
@@ -70,7 +70,7 @@ def load_tensors(
         table = sincos_table(isqrt(state[wanted[missing]].shape[0]), state[wanted[missing]].shape[1])
         place = device_of(wanted[missing]) or torch.device("cpu")
         _assign(module, wanted[missing], table.to(device=place, dtype=precision.activations))
-    # What takes most memory beside itself comes first: tables, whose formula is worked out in float64, large tensors.
+    # Tensors that take most memory beside themselves come first: tables, whose formula is in float64, and large ones.
     names = sorted(
         (n for n in wanted if n in present),
         key=lambda n: (n not in optional, -source.stored_bytes(n) // _AHEAD, n),
@@ -128,7 +128,7 @@ def _install(
     device: torch.device,
     pack: bool,
 ) -> None:
-    """Puts one tensor in its place, in its precision; a matrix that is stored in few bits brings its own module."""
+    """Puts one tensor in its place, in its precision; a quantised matrix brings its own module."""
     parent_name, _, leaf = name.rpartition(".")
     stored = precision.stored_as(name)
     if stored is None:
@@ -163,11 +163,12 @@ def _install(
 
 
 def check_tensors(source: TensorSource, wanted: Mapping[str, tuple[int, ...]], known: Collection[str] = ()) -> None:
-    """
+    """Compares the tensors of a source with those that are wanted, without reading them.
+
     Args:
-        source: of tensors.
-        wanted: their shapes by official name.
-        known: further names that may stand in the source.
+        source: the source of tensors.
+        wanted: the shapes of the wanted tensors by official name.
+        known: further names that the source may have.
 
     Raises:
         CheckpointError: a tensor is missing (other than a fixed position table), extra or misshapen.
@@ -190,7 +191,11 @@ def _refuse(path: Path, what: str, names: list[str]) -> None:
 
 
 def _checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMatrix) -> Tensor:
-    """A position table, if it is that of the formula; of one stored in few bits the formula's own."""
+    """A position table, if it is that of its formula; the formula's own, if it was stored quantised.
+
+    Raises:
+        CheckpointError: it is another table.
+    """
     rows, width = source.shape(name)
     formula = sincos_table(isqrt(rows), width)
     coarse = source.stored_bytes(name) < 2 * rows * width or isinstance(found, QuantisedMatrix)
@@ -215,7 +220,7 @@ def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def quantise(model: nn.Module, precision: Precision) -> None:
-    """Rounds the matrices of a model, that stands in memory, to the few bits that a precision says."""
+    """Quantises the matrices of a model in memory as a precision says."""
     for name, parameter in list(model.named_parameters()):
         if precision.stored_as(name) is not None:
             _install(model, name, parameter.detach(), precision, parameter.device, False)

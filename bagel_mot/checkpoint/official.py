@@ -5,8 +5,8 @@
     ae.safetensors                                  the autoencoder
     tokenizer.json vocab.json merges.txt tokenizer_config.json
 
-The model may also stand in several files with an index, in a file of another name, or in another layout
-(`bagel_mot.checkpoint.formats`); the rest stands beside it.
+The model may also be in several files with an index, in a file of another name, or in another layout
+(`bagel_mot.checkpoint.formats`), beside the other files.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Checkpoint:
     """Everything a checkpoint folder holds, loaded.
 
     Attributes:
-        config, model, tokenizer: its own.
+        config, model, tokenizer: its configuration, model and tokenizer.
         autoencoder: without values (on the meta device) where images are not drawn.
-        tasks: what it was loaded for, of TASKS.
-        precision: of its parts.
+        tasks: the tasks it was loaded for, of TASKS.
+        precision: the precision of its parts.
     """
 
     config: BagelConfig
@@ -105,13 +105,13 @@ def load_checkpoint(
     tasks: Collection[str] = TASKS,
     pack: bool = False,
 ) -> Checkpoint:
-    """Loads a checkpoint, tensor by tensor: what is quantised is so at once, and never stands in memory as it was.
+    """Loads a checkpoint, tensor by tensor: each is quantised at once, so that memory never holds the whole as it was.
 
     Args:
         where: a folder in the official layout, a file with weights in it, or the opened source of its tensors.
         precision: the precision of its parts. A dtype means all floating-point weights, the autoencoder's too.
-        device: where they go, or a function that tells it for each tensor.
-        tasks: what the model is for. Without "edit", parts that the others do not need are left out.
+        device: the device that they go to, or a function that tells it for each tensor.
+        tasks: the tasks that the model is for. Without "edit", parts that the others do not need are left out.
         pack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
 
     Raises:
@@ -148,7 +148,7 @@ def load_checkpoint(
 def embedding_in_file(
     source: TensorSource, precision: Precision, device: torch.device | str | DeviceOf
 ) -> torch.device | str | DeviceOf:
-    """Leaves a large embedding a view of its file where it is stored as it is wanted and would stand on the CPU: a text
+    """Leaves a large embedding a view of its file where it is stored as it is wanted and would be on the CPU: a text
     takes a few of its rows, and all of them are a gigabyte at the official size.
     """
     place = device(EMBEDDING) if callable(device) else torch.device(device)
@@ -205,7 +205,7 @@ def save_checkpoint(
         model: state of a `BagelModel`, under our names.
         autoencoder: state of an `Autoencoder`.
         tokenizer: written in the official files.
-        dtype: of the weights on disk; None keeps theirs. The autoencoder's are always kept.
+        dtype: the type of the weights on disk; None keeps theirs. The autoencoder's are always kept.
     """
     folder = Path(folder)
     for name, content in dump_config(config).items():

@@ -60,8 +60,8 @@ def open_source(path: Path) -> TensorSource:
         path: a file of safetensors, an index of several (`*.safetensors.index.json`), or a file of GGUF.
 
     Raises:
-        CheckpointError: it is none of these, is damaged, or holds a tensor of an unknown layout; a package that reads
-            the layout is missing.
+        CheckpointError: it is neither of these, is damaged, or holds a tensor of an unknown layout; a package that
+            reads the layout is missing.
     """
     if path.suffix == ".gguf":
         return GgufFile(path)
@@ -96,12 +96,12 @@ def open_files(files: SafetensorsFiles) -> TensorSource:
     return source if stored else files
 
 
-# ------------------------------------------------------------------------------------------- how weights are stored
+# --------------------------------------------------------------------------------------------------- stored weights
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """How the weights of a checkpoint are stored.
+    """The types and sizes in which a checkpoint stores its weights.
 
     Attributes:
         nbytes: bytes of all weights.
@@ -124,7 +124,7 @@ UNKNOWN = StoredWeights()
 
 
 def stored_weights(source: TensorSource) -> StoredWeights:
-    """How the weights of an opened checkpoint are stored."""
+    """The types and sizes in which an opened checkpoint stores its weights."""
     beginning = official_name("decoder.layers.0.und.q.weight").partition("0.")[0]
     formats = {source.format(name) for name in source.names() if is_decoder_matrix(name)}
     types: set[torch.dtype] = set()

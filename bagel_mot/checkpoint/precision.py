@@ -1,6 +1,6 @@
-"""In what precision each part of a model is kept: `"bfloat16"`, `"int8"`, `"int8,head=int8"`, …
+"""The precision of each part of a model: `"bfloat16"`, `"int8"`, `"int8,head=int8"`, …
 
-A name says what the decoder's big matrices are stored in (q, k, v, o, gate, up and down of both experts: nine tenths of
+A name gives the format of the decoder's big matrices (q, k, v, o, gate, up and down of both experts: nine tenths of
 all weights). Everything else stays in the precision of the activations unless a part is named too.
 """
 
@@ -19,11 +19,11 @@ from bagel_mot.model.quant import FORMATS
 PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DYNAMIC = "-dynamic"
 BY_ROWS = ("fp8", "int8")
-"""Those of which a row can be brought back by itself, as an embedding needs it."""
+"""Formats of which a row can be dequantised by itself, as an embedding needs it."""
 QUANTISED = ("fp8", "fp8-dynamic", "int8", "int8-dynamic", "int4", "nf4")
 NAMES = (*PLAIN, *QUANTISED)
 LOSSY: frozenset[str] = frozenset({"int4", "nf4", "gguf-q4_0"})
-"""Those, and formats of files, that cost `mini` more than two points of any ability (docs/precision.md, which a test
+"""Formats, of files too, that cost `mini` more than two points of any ability (docs/precision.md, which a test
 compares).
 """
 PARTS = {
@@ -37,13 +37,13 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Precision:
-    """What a model is kept in.
+    """The precision of a model.
 
     Attributes:
-        activations: of all weights that are not quantised, and of what is computed.
-        parts: quantised parts, by name: how they are stored, one of QUANTISED.
-        autoencoder: of the autoencoder. float32 by default: bfloat16 resolves half a grey level at best, and its many
-            layers add up to several; it is small, and runs once for each image.
+        activations: the type of activations and of all weights that are not quantised.
+        parts: the formats of quantised parts by name, each one of QUANTISED.
+        autoencoder: the type of the autoencoder. float32 by default: bfloat16 resolves half a grey level at best, and
+            its many layers add up to several; it is small, and runs once for each image.
     """
 
     activations: torch.dtype = torch.bfloat16
@@ -52,7 +52,7 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """As it would be typed."""
+        """The precision as it would be typed."""
         plain = dtype_name(self.activations)
         named = [self.parts.get("decoder", plain)]
         named += [f"{part}={stored}" for part, stored in self.parts.items() if part != "decoder"]
@@ -63,7 +63,7 @@ class Precision:
         return ",".join(named)
 
     def stored_as(self, name: str) -> str | None:
-        """How a tensor (our name) is stored: one of QUANTISED, or None where it is not quantised."""
+        """The format of a tensor (our name): one of QUANTISED, or None where it is not quantised."""
         return next((stored for part, stored in self.parts.items() if PARTS[part].fullmatch(name)), None)
 
 
@@ -77,7 +77,7 @@ def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> 
 
     Args:
         text: one of NAMES for the decoder's big matrices, then for parts `part=name`, comma-separated.
-        activations: where the text does not say it.
+        activations: the type of activations where the text does not say it.
 
     Raises:
         DeviceError: a name or part is unknown.
@@ -109,9 +109,10 @@ def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> 
 
 
 def check_hardware(precision: Precision, device: torch.device) -> None:
-    """
+    """Checks that a device can compute in a precision.
+
     Raises:
-        DeviceError: the device cannot compute in this precision.
+        DeviceError: it cannot.
     """
     for stored in precision.parts.values():
         if stored == "fp8-dynamic":

@@ -1,5 +1,5 @@
-"""Checkpoints of any size with random weights, to measure and test with: everything is as in a trained one but what
-the numbers say.
+"""Checkpoints of any size with random weights, to measure and test with: everything but the numbers is as in a trained
+one.
 
 Weights are normal, of deviation 1/√fan_in, and smaller by √(2·layers) where they write into the residual stream (o,
 down), so that activations stay of a sane size through all layers. Embeddings have deviation 0.5, biases 0.02; norms are
@@ -26,7 +26,7 @@ from bagel_mot.checkpoint.names import kind_of, official_name
 from bagel_mot.checkpoint.official import save_checkpoint
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE
-from bagel_mot.checkpoint.write import Progress, TensorEntry, counting, write_model, write_safetensors
+from bagel_mot.checkpoint.write import ByteProgress, TensorEntry, counting, write_model, write_safetensors
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space, whole_folder
@@ -45,15 +45,15 @@ def write_random_checkpoint(
     *,
     seed: int = 0,
     shard_size: int | None = None,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
 ) -> None:
     """Writes a checkpoint folder in the official layout: the model in bfloat16, the autoencoder in float32.
 
     Args:
         folder: new or empty.
-        config: of the model.
-        tokenizer: put beside it; may have fewer tokens than the embedding has rows.
-        seed: of the weights.
+        config: the model's configuration.
+        tokenizer: the tokenizer to put beside it; may have fewer tokens than the embedding has rows.
+        seed: the seed of all weights.
         shard_size: bytes in a file; by default all weights are in one.
         progress: told bytes written and bytes in all.
 

@@ -1,4 +1,4 @@
-"""Where tensors come from: a file, or several with an index, read one tensor at a time under the official names.
+"""Sources of tensors: a file, or several with an index, read one tensor at a time under the official names.
 
 A source may yield a quantised matrix as it is stored (`QuantisedMatrix`); everything else is a plain tensor. Other
 rooms never ask which file layout it was. Sources are opened by `bagel_mot.checkpoint.opening`.
@@ -93,7 +93,7 @@ class StoredBytes:
         file: the file.
         dtype: the tensor's type, one of DTYPES.
         shape: the tensor's shape.
-        offset: where its bytes begin in the file.
+        offset: the place in the file at which its bytes begin.
     """
 
     file: Path
@@ -112,7 +112,8 @@ class SafetensorsFiles:
     """
 
     def __init__(self, where: Path, files: Iterable[Path]) -> None:
-        """
+        """Reads the headers of files.
+
         Raises:
             CheckpointError: a file is missing, damaged or truncated, or a name is in two of them.
         """
@@ -125,7 +126,7 @@ class SafetensorsFiles:
     def _add(self, found: dict[str, StoredBytes]) -> None:
         for name, stored in found.items():
             if name in self._stored:
-                raise CheckpointError(f"{name} stands in {self._stored[name].file} and in {stored.file}")
+                raise CheckpointError(f"{name} is in {self._stored[name].file} and in {stored.file}")
             self._stored[name] = stored
 
     def add(self, other: SafetensorsFiles) -> None:

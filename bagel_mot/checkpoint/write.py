@@ -4,7 +4,7 @@ A file is eight bytes (little-endian length of the header), the header (JSON, pa
 bytes) and the tensors' bytes one after the other (https://huggingface.co/docs/safetensors). Names, types and shapes are
 known beforehand, so the header can be written before the first tensor is made.
 
-A matrix in few bits becomes several tensors, for a weight `X.weight` of (out, in):
+A quantised matrix becomes several tensors, for a weight `X.weight` of (out, in):
 
     int8   X.weight I8 (out, in), X.SCB F32 (out,)                     as bitsandbytes: a weight is value · SCB / 127
     fp8    X.weight F8_E4M3 (out, in), X.weight_scale F32 (out, 1)     a weight is value · scale
@@ -42,7 +42,7 @@ _NF4_STATE = 256  # bytes of its JSON, spaces at the end included: one number's 
 
 Advance = Callable[[int], None]
 """Called with the number of bytes that were written since the last call."""
-Progress = Callable[[int, int], None]
+ByteProgress = Callable[[int, int], None]
 """Called with bytes done, and bytes in all."""
 
 
@@ -51,10 +51,10 @@ class TensorEntry:
     """A tensor that is to be written.
 
     Attributes:
-        name: in the file; that of a matrix in few bits ends in `.weight`.
-        shape: as the model has it.
-        stored: its type; of a matrix in few bits, the name of its format.
-        make: gives it, when its turn comes.
+        name: the name in the file; that of a quantised matrix ends in `.weight`.
+        shape: the shape that it has in the model.
+        stored: the type; for a quantised matrix, the name of its format.
+        make: makes it when its turn comes.
     """
 
     name: str
@@ -64,12 +64,12 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in a file."""
+        """Its bytes in a file."""
         return sum(part.nbytes for part in parts_of(self))
 
 
-class Part(NamedTuple):
-    """What stands in the file under one name."""
+class StoredPart(NamedTuple):
+    """One tensor of a file: a quantised matrix consists of several."""
 
     name: str
     dtype: torch.dtype
@@ -86,32 +86,35 @@ def entry_of(name: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Ten
     return TensorEntry(name, tuple(tensor.shape), stored, lambda: tensor.detach().to(device="cpu", dtype=stored))
 
 
-def parts_of(entry: TensorEntry) -> list[Part]:
-    """What an entry consists of in the file."""
+def parts_of(entry: TensorEntry) -> list[StoredPart]:
+    """The parts of an entry in the file."""
     if isinstance(entry.stored, torch.dtype):
-        return [Part(entry.name, entry.stored, entry.shape)]
+        return [StoredPart(entry.name, entry.stored, entry.shape)]
     out, inner = entry.shape
     name, stem = entry.name, entry.name.removesuffix(".weight")
     if entry.stored == "int8":
-        return [Part(name, torch.int8, entry.shape), Part(f"{stem}.SCB", torch.float32, (out,))]
+        return [StoredPart(name, torch.int8, entry.shape), StoredPart(f"{stem}.SCB", torch.float32, (out,))]
     if entry.stored == "fp8":
-        return [Part(name, torch.float8_e4m3fn, entry.shape), Part(f"{name}_scale", torch.float32, (out, 1))]
+        return [
+            StoredPart(name, torch.float8_e4m3fn, entry.shape),
+            StoredPart(f"{name}_scale", torch.float32, (out, 1)),
+        ]
     if entry.stored == "int4":
         group = group_of(inner)
         assert group is not None
         return [
-            Part(name, torch.uint8, (out // 64, inner, 32)),
-            Part(f"{name}_scale_and_middle", torch.bfloat16, (inner // group, out, 2)),
+            StoredPart(name, torch.uint8, (out // 64, inner, 32)),
+            StoredPart(f"{name}_scale_and_middle", torch.bfloat16, (inner // group, out, 2)),
         ]
     assert entry.stored == "nf4"
     blocks = out * inner // BLOCK
     return [
-        Part(name, torch.uint8, (out * inner // 2, 1)),
-        Part(f"{name}.absmax", torch.uint8, (blocks,)),
-        Part(f"{name}.quant_map", torch.float32, (len(LEVELS),)),
-        Part(f"{name}.nested_absmax", torch.float32, (-(-blocks // SCALE_BLOCK),)),
-        Part(f"{name}.nested_quant_map", torch.float32, (256,)),
-        Part(f"{name}.quant_state.bitsandbytes__nf4", torch.uint8, (_NF4_STATE,)),
+        StoredPart(name, torch.uint8, (out * inner // 2, 1)),
+        StoredPart(f"{name}.absmax", torch.uint8, (blocks,)),
+        StoredPart(f"{name}.quant_map", torch.float32, (len(LEVELS),)),
+        StoredPart(f"{name}.nested_absmax", torch.float32, (-(-blocks // SCALE_BLOCK),)),
+        StoredPart(f"{name}.nested_quant_map", torch.float32, (256,)),
+        StoredPart(f"{name}.quant_state.bitsandbytes__nf4", torch.uint8, (_NF4_STATE,)),
     ]
 
 
@@ -182,10 +185,10 @@ def write_safetensors(path: Path, entries: Sequence[TensorEntry], advance: Advan
     write_atomically(path, write)
 
 
-def _header(parts: Iterable[Part]) -> tuple[bytes, dict[str, int]]:
+def _header(parts: Iterable[StoredPart]) -> tuple[bytes, dict[str, int]]:
     """The bytes before the data, and where in the data each part begins.
 
-    Wide types stand first, so that everything is aligned to its size, as safetensors' own writer has it.
+    Wide types come first, so that everything is aligned to its size, as safetensors' own writer has it.
     """
     content: dict[str, Any] = {"__metadata__": _METADATA}
     places: dict[str, int] = {}
@@ -243,7 +246,7 @@ def write_sharded(
     write_index(folder, files, sum(entry.nbytes for entry in entries))
 
 
-def counting(progress: Progress | None, total: int) -> Advance:
+def counting(progress: ByteProgress | None, total: int) -> Advance:
     """Adds up what is written, for `progress`."""
     done = 0
 

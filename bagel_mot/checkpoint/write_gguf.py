@@ -35,9 +35,9 @@ class GgufEntry:
     """A tensor that is to be written.
 
     Attributes:
-        name, shape: of it.
-        type: one of TYPES.
-        make: gives it, when its turn comes.
+        name, shape: its name and shape.
+        type: its type, one of TYPES.
+        make: makes it when its turn comes.
     """
 
     name: str
@@ -47,7 +47,7 @@ class GgufEntry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in a file."""
+        """Its bytes in a file."""
         values, size = TYPES[self.type]
         return prod(self.shape) // values * size
 
@@ -58,9 +58,10 @@ def fits(type: str, shape: tuple[int, ...]) -> bool:
 
 
 def check_package() -> None:
-    """
+    """Checks that the package gguf is installed.
+
     Raises:
-        CheckpointError: the package gguf is missing.
+        CheckpointError: it is missing.
     """
     try:
         import gguf  # noqa: F401

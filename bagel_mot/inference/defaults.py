@@ -106,10 +106,10 @@ def save_defaults(folder: Path, config: BagelConfig, content: Mapping[str, Mappi
     Args:
         folder: the checkpoint's folder.
         config: the model's configuration.
-        content: what `bagel_defaults.json` is to hold.
+        content: the content of `bagel_defaults.json`.
 
     Raises:
-        CheckpointError: the content is none that could be read again.
+        CheckpointError: the content could not be read again.
         OSError: the folder cannot be written.
     """
     write_json(folder / DEFAULTS_FILE, content)

@@ -57,9 +57,10 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """
+    """The device of a name; "auto" is the best that there is.
+
     Raises:
-        DeviceError: unknown, or not to be had here.
+        DeviceError: it is unknown, or not to be had here.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -91,7 +92,7 @@ def choose_precision(precision: str | torch.dtype, device: torch.device, stored:
     Args:
         precision: "auto", a name as `parse_precision` takes, or a type.
         device: the device that computes.
-        stored: how the checkpoint's weights are stored.
+        stored: the types in which the checkpoint stores its weights.
 
     Raises:
         DeviceError: the precision is unknown, or the device cannot compute in it.
@@ -186,10 +187,10 @@ def load(
 
 
 def _check_arguments(precision: object, device: object, memory: object) -> None:
-    """Before anything is fetched.
+    """Refuses wrong arguments before anything is fetched.
 
     Raises:
-        SettingError: one of them is of a type that it cannot be, or the memory is no size.
+        SettingError: one of them is of a wrong type, or the memory is not a size.
         DeviceError: the precision or the device is unknown, or not to be had here.
     """
     if not isinstance(precision, str | torch.dtype):

@@ -31,9 +31,9 @@ _HEAP_SHARE = 1.5
 """Bytes that a process on the CPU holds for each byte alive in a pass: the C library's heap has gaps between blocks,
 and oneDNN brings images into an order of its own. Measured at the official size: 1.39 to 1.56.
 """
-_CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # of usable memory: all caches; of these: prefixes kept for later requests
+_CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # all caches, of usable memory; prefixes kept for later requests, of caches
 _MAX_CACHE_TOKENS = 1 << 22
-_PROMPT_TOKENS, _ANSWER_TOKENS = 66, 256  # of a reference workload
+_PROMPT_TOKENS, _ANSWER_TOKENS = 66, 256  # tokens of a reference workload
 
 
 # ------------------------------------------------------------------------------------------------- what a pass holds
@@ -249,7 +249,7 @@ def capacity(
     Args:
         config: the model's configuration.
         memory: bytes that may be used beside the weights.
-        activations, autoencoder, on_cpu: as in `memory_estimate`.
+        activations, autoencoder, on_cpu: see `memory_estimate`.
     """
     token = cache_bytes(config.decoder, 1, activations)
     cache = min(int(memory * _CACHE_SHARE) // token, _MAX_CACHE_TOKENS)

@@ -1,8 +1,8 @@
 """Layers that are read from a mapped file whenever they compute, for models larger than memory.
 
 On the CPU the weights are used where the file is mapped: a thread lets the system read the next layer while one
-computes, and what has been used is given back, so that no more than two layers are in memory because of this process.
-(The system keeps what it read as long as nobody else wants the memory: a file that fits is read only once.)
+computes, and layers that have computed are released, so that this process keeps no more than two in memory. (The system
+keeps the pages that it read as long as nobody else wants the memory: a file that fits is read only once.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux 5.14, which Python has no nam
 
 
 class Mapped:
-    """Reads layers one ahead of what is computed, and gives their memory back.
+    """Reads layers one ahead of the layer that computes, and returns their memory.
 
     Args:
         layers: the weights, views of mapped files, in the order in which they compute.

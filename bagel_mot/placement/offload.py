@@ -1,4 +1,4 @@
-"""Where the layers of a decoder stand, and how those that stand elsewhere come to compute.
+"""The places of a decoder's layers, and the ways in which layers that are elsewhere come to compute.
 
 A decoder goes through its layers knowing nothing of it: each layer here is a `DecoderLayer` that first sees to it that
 it can compute, be it by moving its input to its own device or by having its weights brought.
@@ -28,19 +28,19 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where everything stands.
+    """The places of a model's weights.
 
     Attributes:
-        device: of all that is no decoder layer, and where layers compute that stand in no device's memory.
-        layers: for each decoder layer the device that it stands on and computes on; or "host", memory from which it is
-            brought; or "disk", the mapped file.
+        device: the device of everything but the decoder layers, on which layers compute that are in no device's memory.
+        layers: the place of each decoder layer: the device that holds it and computes; or "host", main memory from
+            which it is copied; or "disk", the mapped file.
     """
 
     device: torch.device
     layers: tuple[Place, ...]
 
     def device_of(self, name: str) -> torch.device | None:
-        """Where a tensor (our name) is loaded to; None where it stays in its file."""
+        """The device that a tensor (our name) is loaded to; None where it stays in its file."""
         layer = _LAYER.match(name)
         place = self.layers[int(layer[1])] if layer else self.device
         return torch.device("cpu") if place == "host" else None if place == "disk" else place
@@ -77,10 +77,11 @@ class PlacedLayer(DecoderLayer):
     """A layer on a device of its own, to which its input is moved."""
 
     def __init__(self, layer: DecoderLayer, ropes: Ropes, back: torch.device | None) -> None:
-        """
+        """Takes over the experts of a layer.
+
         Args:
-            layer: where it is to compute.
-            ropes: shared by all layers.
+            layer: the layer, on the device on which it is to compute.
+            ropes: the rotary positions, shared by all layers.
             back: a device to which the result is moved.
         """
         nn.Module.__init__(self)

@@ -52,7 +52,7 @@ def check_memory(needed: int, device: torch.device, plan: Plan | None, others: S
 
     Args:
         needed: bytes that the work takes at the least.
-        device, plan, others: as in `explained`.
+        device, plan, others: see `explained`.
 
     Raises:
         MemoryShortageError: they are not there, even after the process has returned what it had kept.

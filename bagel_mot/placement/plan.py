@@ -35,7 +35,7 @@ _BUS, _DISK = 2e10, 5e8
 # How much of that a precision reaches: multiplying many rows, and reading weights for one.
 _MANY = {"float32": 0.3, "fp8-dynamic": 1.7, "int8-dynamic": 1.2, "int8": 0.8, "fp8": 0.6, "int4": 0.55, "nf4": 0.5}
 _ONE_ON_CPU = {"fp8": 0.2, "nf4": 0.05, "int8-dynamic": 0.5}
-_EVALUATIONS, _IMAGE_TOKENS, _TOKENS = 80, 4096, 100  # of a usual image and answer
+_EVALUATIONS, _IMAGE_TOKENS, _TOKENS = 80, 4096, 100  # a usual image and answer
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def plans(
         machine: the machine to run on.
         tasks: the tasks that the model is for.
         precisions: the precisions to choose from.
-        stored: how the checkpoint's weights are stored.
-        offloads: where layers may be that find no room on the device.
+        stored: the types in which the checkpoint stores its weights.
+        offloads: the places that layers may have which find no room on the device.
     """
     kinds = dict.fromkeys(device.type for device, _ in machine.devices)
     setups = [
@@ -327,7 +327,7 @@ class _Setup:
         return Plan(self.precision, placement, devices, on_device, on_host, seconds, every, some)
 
     def _by_layers(self) -> Iterator[Plan]:
-        """As many layers on each device as find room, in order; the first also has everything else."""
+        """Layers in order, on each device as many as find room; the first device also has everything else."""
         weights, first = self.weights, self.devices[0][0]
         places: list[torch.device] = []
         for device, free in self.devices:

@@ -1,4 +1,4 @@
-"""A ring of buffers on the device that computes, through which the layers pass that stand elsewhere.
+"""A ring of buffers on the device that computes, through which the layers pass that are elsewhere.
 
     host or disk   layer 0  layer 1  layer 2  layer 3 …
                       │        │        │
@@ -27,10 +27,10 @@ class Buffer:
     """Memory for one layer at a time.
 
     Attributes:
-        places: for each layer and each of its experts, a tensor inside this buffer for every weight.
-        layer: the layer that it holds or waits for; None if its content is not to be used.
-        arrivals: of the experts asked for: returns when the weights are there, with a CUDA event or nothing.
-        free: after this event nothing computes with the buffer any more.
+        places: a tensor inside this buffer for every weight, by layer and expert.
+        layer: the index of the layer that it holds or waits for; None if its content is not to be used.
+        arrivals: functions by expert that return when its weights are there, with a CUDA event or nothing.
+        free: the event after which nothing computes with the buffer any more.
     """
 
     def __init__(self, layers: Sequence[Experts], device: torch.device, stream: torch.cuda.Stream | None) -> None:
@@ -51,14 +51,14 @@ class Buffer:
 
 
 class LayerPrefetcher:
-    """Brings layers to a device, one ahead of what is computed.
+    """Copies layers to a device, one ahead of the layer that computes.
 
     Args:
-        layers: the weights of those that pass through, in the order in which they compute.
-        device: the one that computes.
+        layers: the weights of the layers that pass through, in the order in which they compute.
+        device: the device that computes.
         background: fetch in a thread. For weights whose reading takes its time; from pinned memory a stream is enough.
         after_fetch: is called with every weight's tensor once it has been copied.
-        buffers: how many layers are on the device at once.
+        buffers: the number of layers that are on the device at once.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""How much memory is left, on a device and in the machine."""
+"""Free memory, on a device and in the machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The weights of a layer's experts, one by one: where each hangs in its module, and where it stays when it is not used.
+"""The weights of a layer's experts, one by one: the module that each belongs to, and its home while it is not used.
 
-Weights that are used from somewhere else are put in place for the time of one call, and those that stand at home put
+Weights that are used from somewhere else are put in place for the time of one call, and those at home put
 back after it: whatever else looks at the module (a state dictionary, a count of parameters) sees it as it was loaded.
 """
 
@@ -22,8 +22,8 @@ class Weight:
     """A parameter or buffer.
 
     Attributes:
-        module: that has it.
-        name: in the module.
+        module: the module that has it.
+        name: its name in the module.
         home: the tensor that it is while nobody uses it.
     """
 
@@ -41,7 +41,7 @@ class Weight:
             self.module._buffers[self.name] = tensor
 
 
-Experts = dict[str, list[Weight]]  # of one layer: "und" and, where images are drawn, "gen"
+Experts = dict[str, list[Weight]]  # one layer's weights: "und" and, where images are drawn, "gen"
 
 
 def experts_of(layer: DecoderLayer) -> Experts:

@@ -262,7 +262,7 @@ def test_each_reason_has_a_sentence_of_its_own(hub: FakeHub, tmp_path: Path, mon
     assert "there is no repository 'nobody/nothing'" in missing
     assert hub.url in missing
     assert "has no revision 'v9'" in message(revision="v9")
-    assert "'a//b' is no name of a repository" in message("a//b")
+    assert "'a//b' cannot be a repository" in message("a//b")
     hub.gated = True
     assert "owner/name is gated: accept its conditions at" in message()
     monkeypatch.setenv("HF_TOKEN", "right")

@@ -1,1 +1,1 @@
-"""Layouts in which weights are published, one file each: from what stands in a file to tensors under official names."""
+"""Layouts in which weights are published, one module each: from a file to tensors under official names."""

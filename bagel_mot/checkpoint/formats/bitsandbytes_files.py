@@ -9,7 +9,7 @@
                         X.weight.quant_map                                  the 16 levels
                         X.weight.quant_state.bitsandbytes__nf4              JSON in bytes: shape, block sizes, offset
 
-Nothing is rounded on the way: what is read multiplies as it does there.
+Nothing is rounded on the way: a matrix that is read multiplies as it does there.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def _int8(files: SafetensorsFiles, name: str, module: str) -> StoredTensor:
 
 @dataclass(frozen=True)
 class _Nf4State:
-    """What the JSON beside an NF4 matrix says.
+    """The JSON beside an NF4 matrix.
 
     Attributes:
         shape: (out, in).
         block: weights that share a scale.
-        dtype: of the weights before they were quantised.
+        dtype: the type of the weights before they were quantised.
         scale_block: scales that share a scale; 0 where they are not quantised.
         offset: is added to all scales.
     """
@@ -129,7 +129,7 @@ def _nf4(files: SafetensorsFiles, name: str) -> StoredTensor:
         tensors = {"values": values, **_scales(files, name, state)}
         if kept:
             return Nf4Matrix((out, inner), tensors)
-        # Blocks run over the ends of rows: the matrix is brought back as one of a block a row.
+        # Blocks run over the ends of rows: the matrix is dequantised as one of a block a row.
         return Nf4Matrix((blocks, state.block), tensors).dequantise(state.dtype).view(out, inner)
 
     words = "bitsandbytes NF4, scales in 8 bits" if nested else "bitsandbytes NF4"

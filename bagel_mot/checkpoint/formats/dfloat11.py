@@ -1,4 +1,4 @@
-"""DFloat11: bfloat16 without loss in about 11 bits, brought back bit for bit when it is read.
+"""DFloat11: bfloat16 without loss in about 11 bits, decoded bit for bit when it is read.
 
 The exponents of one matrix, or of all the matrices of a layer one behind the other, are in one Huffman code. M is the
 module: the linear map or embedding itself, or the layer.
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bagel_mot.checkpoint.formats.exponents import CHUNK_BYTES, CodeTable, DamagedCodes, join, unpack_gaps
+from bagel_mot.checkpoint.formats.exponents import CHUNK_BYTES, CodeTable, DamagedCodes, join, read_gaps
 from bagel_mot.checkpoint.formats.quantised_layouts import unknown
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.shapes import model_shapes
@@ -80,15 +80,16 @@ class _CodedMatrix:
 
 
 class DFloat11Tensors:
-    """A `TensorSource` that brings back each matrix when it is read, on the GPU where CUDA has one."""
+    """A `TensorSource` that decodes each matrix when it is read, on the GPU where CUDA has one."""
 
     kind = "DFloat11 (bfloat16 without loss in 11 bits)"
 
     def __init__(self, files: SafetensorsFiles, modules: Collection[str]) -> None:
-        """
+        """Finds the matrices of the modules.
+
         Args:
             files: the tensors as they are stored.
-            modules: those with codes.
+            modules: the modules with codes.
 
         Raises:
             CheckpointError: as `open_files`.
@@ -99,7 +100,7 @@ class DFloat11Tensors:
         if settings is None:
             raise CheckpointError(
                 f"{self.where} is in DFloat11, but {self.where.parent / 'config.json'} has no dfloat11_config, "
-                "which says what its codes are of; download it anew"
+                "which says whose codes they are; download it anew"
             )
         self._block, self._patterns = _checked(self.where, settings)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -135,11 +136,11 @@ class DFloat11Tensors:
             return self._decode(piece).view(piece.shape)
         except DamagedCodes as error:
             raise CheckpointError(
-                f"{self.where}: {name} cannot be brought back from DFloat11 (damaged?): it has {error}"
+                f"{self.where}: {name} cannot be decoded from DFloat11 (damaged?): it has {error}"
             ) from error
 
     def format(self, name: str) -> None:
-        """What is read is plain."""
+        """All tensors are read as plain ones."""
 
     def mapped(self, name: str) -> None:
         """Nothing is used from the file as it is."""
@@ -190,7 +191,7 @@ class DFloat11Tensors:
             if len(gaps) != count * 5 // 8:
                 raise DamagedCodes("fewer gaps than blocks")
             codes = F.pad(codes, (0, (count + 1) * CHUNK_BYTES - len(codes))).view(-1, CHUNK_BYTES).to(self._device)
-            exponents, numbers = table.decode(codes, unpack_gaps(gaps.to(self._device)))
+            exponents, numbers = table.decode(codes, read_gaps(gaps.to(self._device)))
             # The last block is filled up with bits that mean nothing; all others must have what they should.
             found = numbers.view(-1, chunks).sum(1).cumsum(0).tolist()
             wanted = [border - borders[block] for border in borders[block + 1 : end + 1]]
@@ -213,7 +214,7 @@ def _settings(folder: Path) -> Any:
 
 
 def _checked(where: Path, settings: Any) -> tuple[int, dict[str, list[str]]]:
-    """Chunks in a block, and by a pattern of module names the maps within it, from `dfloat11_config`."""
+    """The chunks in a block, and the linear maps within modules by a pattern of their names, from `dfloat11_config`."""
     try:
         threads, size = settings["threads_per_block"], int(settings["bytes_per_thread"])
         block = int(threads[0] if isinstance(threads, list) else threads)

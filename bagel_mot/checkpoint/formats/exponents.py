@@ -1,4 +1,4 @@
-"""Exponents of bfloat16 in the Huffman code of DFloat11 (Zhang et al. 2025), brought back many at a time.
+"""Exponents of bfloat16 in the Huffman code of DFloat11 (Zhang et al. 2025), decoded many at a time.
 
 A stream of codes, the first bit of a byte being its highest, is cut into chunks of 64 bits. For each it is known at
 which bit the first code starts that starts within (a gap of 0..31 bits), so that all chunks can be read at once. Not
@@ -103,11 +103,11 @@ class CodeTable:
         return every.masked_select(kept), number.sum(1)
 
 
-def unpack_gaps(packed: Tensor) -> Tensor:
+def read_gaps(gaps: Tensor) -> Tensor:
     """uint8 of 5 bits each, the first bit of a byte being its highest: (5 n,) -> (8 n,) int64."""
-    groups = packed.view(-1, 5).long()
-    word = (groups << torch.tensor([32, 24, 16, 8, 0], device=packed.device)).sum(1, keepdim=True)
-    return (word >> torch.arange(35, -1, -5, device=packed.device) & 31).flatten()
+    groups = gaps.view(-1, 5).long()
+    word = (groups << torch.tensor([32, 24, 16, 8, 0], device=gaps.device)).sum(1, keepdim=True)
+    return (word >> torch.arange(35, -1, -5, device=gaps.device) & 31).flatten()
 
 
 def join(exponents: Tensor, signs_and_mantissas: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def is_marker(files: SafetensorsFiles, name: str) -> bool:
 def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
     """A tensor of float8; None for all others.
 
-    Matrices of linear maps are read as `Fp8Matrix`, unless their scales stand for blocks; everything else (embeddings,
-    norms, biases, tables) as bfloat16.
+    Matrices of linear maps are read as `Fp8Matrix`, unless their scales are those of blocks; everything else
+    (embeddings, norms, biases, tables) as bfloat16.
 
     Raises:
         CheckpointError: it has several scales, or one that does not fit its shape.
@@ -63,10 +63,14 @@ def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
     def load(files: SafetensorsFiles) -> Tensor | QuantisedMatrix:
         values = files.read(name)
         if not _is_finite(values):
-            raise CheckpointError(f"{files.where}: {name} holds infinite numbers or none at all; download it anew")
+            raise CheckpointError(
+                f"{files.where}: {name} holds infinite values or values that are not numbers; download it anew"
+            )
         scales = torch.ones(1) if scale is None else files.read(scale).float()
         if not scales.isfinite().all():
-            raise CheckpointError(f"{files.where}: {scale} holds infinite numbers or none at all; download it anew")
+            raise CheckpointError(
+                f"{files.where}: {scale} holds infinite values or values that are not numbers; download it anew"
+            )
         if words == _BLOCKWISE:
             return _from_blocks(values, scales)
         if len(shape) != 2:
@@ -85,7 +89,9 @@ def _first_scale(files: SafetensorsFiles) -> str | None:
 
 
 def _is_finite(values: Tensor) -> bool:
-    """Of e4m3 the highest code of either sign is no number, of e5m2 the four highest are not."""
+    """Whether all values are finite numbers: the highest code of either sign in e4m3, and the four highest in e5m2, are
+    not.
+    """
     if values.numel() == 0:
         return True
     first = 127 if values.dtype == torch.float8_e4m3fn else 124
@@ -96,7 +102,7 @@ _BLOCKWISE = f"with scales of {_BLOCK}×{_BLOCK} blocks"
 
 
 def _spread(files: SafetensorsFiles, name: str, scale: str | None) -> str:
-    """What the scales stand for, in words."""
+    """The extent of each scale, in words."""
     if scale is None:
         return "without scales"
     shape, found = files.shape(name), files.shape(scale)

@@ -1,6 +1,6 @@
 """GGUF, the format of llama.cpp, through the package gguf: names official or llama.cpp's, for both experts.
 
-Everything is read as plain tensors: F32, F16 and BF16 as they are, all other types brought back to bfloat16, some rows
+Everything is read as plain tensors: F32, F16 and BF16 as they are, all other types dequantised to bfloat16, some rows
 at a time.
 """
 
@@ -20,16 +20,16 @@ from bagel_mot.checkpoint.names import official_of_llama
 from bagel_mot.checkpoint.source import DTYPES, PLAIN_TYPES
 from bagel_mot.errors import CheckpointError
 
-_PIECE = 1 << 20  # values that are brought back at a time, over float32
+_PIECE = 1 << 20  # values dequantised at a time, over float32
 
 
 @dataclass(frozen=True)
 class _GgufTensor:
-    """Where a tensor stands in the file.
+    """A tensor's place in the file.
 
     Attributes:
         type: a `gguf.GGMLQuantizationType`.
-        shape: of its values.
+        shape: the shape of its values.
         offset, size: bytes.
     """
 
@@ -43,7 +43,8 @@ class GgufFile:
     """A `TensorSource` over one file. It is mapped anew for each tensor, so that no pages of it stay."""
 
     def __init__(self, path: Path) -> None:
-        """
+        """Reads the header of a file.
+
         Raises:
             CheckpointError: the package is missing, the file cannot be read or is a part of several, or a tensor in it
                 is of an unknown type.
@@ -56,7 +57,7 @@ class GgufFile:
             ) from error
         try:
             reader = gguf.GGUFReader(path)
-        except Exception as error:  # of many types: it reads whatever stands where a number should
+        except Exception as error:  # it reads whatever is where a number should be, and raises many types
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"{path} could not be read as GGUF (missing, truncated or damaged?): {reason}"
@@ -74,11 +75,11 @@ class GgufFile:
             shape = tuple(int(side) for side in reversed(tensor.shape.tolist()))
             name = official_of_llama(tensor.name)
             if name in self._stored:
-                raise CheckpointError(f"{path}: {name} stands in it twice, under the names of llama.cpp and official")
+                raise CheckpointError(f"{path}: {name} is in it twice, under the names of llama.cpp and official")
             if not _can_be_read(tensor.tensor_type):
                 raise CheckpointError(
                     f"{path}: {tensor.name} ({tensor.tensor_type.name} {list(shape)}) is of a type that is not read; "
-                    "F32, F16, BF16 and the quantised types that the package gguf brings back are"
+                    "F32, F16, BF16 and the quantised types that the package gguf dequantises are"
                 )
             self._stored[name] = _GgufTensor(tensor.tensor_type, shape, int(tensor.data_offset), int(tensor.n_bytes))
             amounts[tensor.tensor_type.name] += self._stored[name].size
@@ -116,7 +117,7 @@ class GgufFile:
         return result
 
     def format(self, name: str) -> None:
-        """What is read is plain."""
+        """All tensors are read as plain ones."""
 
     def mapped(self, name: str) -> None:
         """Nothing is used from the file as it is."""
@@ -126,7 +127,7 @@ class GgufFile:
 
 
 def _can_be_read(kind: Any) -> bool:
-    """Whether values of a type are plain, or brought back by the package: it is asked to, with one block."""
+    """Whether values of a type are plain, or dequantised by the package: it is asked to, with one block."""
     import gguf
 
     if kind.name in PLAIN_TYPES:

@@ -22,12 +22,12 @@ def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
     numbers = f"{name}_scale_and_middle"
     if numbers not in files.names():
         return None
-    packed, found = files.shape(name), files.shape(numbers)
-    shape = (found[1], packed[1]) if len(found) == 3 and len(packed) == 3 else (0, 0)
+    words, found = files.shape(name), files.shape(numbers)
+    shape = (found[1], words[1]) if len(found) == 3 and len(words) == 3 else (0, 0)
     if (
         (files.dtype(name), files.dtype(numbers)) != ("U8", "BF16")
         or 0 in shape
-        or packed != (shape[0] // 64, shape[1], 32)
+        or words != (shape[0] // 64, shape[1], 32)
         or found[2] != 2
         or shape[0] % 64
         or shape[1] % found[0]

@@ -1,7 +1,7 @@
 """Safetensors files in which a tensor of the model may consist of several: values, scales, and how to read them.
 
-What belongs together is told by names and types. What nobody claims is a plain tensor under its own name, if it is of
-a plain type; the rest is an error that says what it looks like.
+Tensors that belong together are told by names and types. A tensor that no layout claims is a plain one under its own
+name, if it is of a plain type; others are an error that describes them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _SHOWN = 6  # neighbours that a message names
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """How one tensor of the model stands in files.
+    """A tensor of the model as it is stored: as one or several tensors in files.
 
     Attributes:
-        layout: in words.
-        shape: of the tensor as the model has it.
-        parts: the tensors in the files that it is made of.
-        load: makes it.
-        format: of the `QuantisedMatrix` that `load` makes; None if it is a plain tensor.
+        layout: its layout in words.
+        shape: the shape that it has in the model.
+        parts: the names of the tensors in the files that it is made of.
+        load: reads it.
+        format: the format of the `QuantisedMatrix` that `load` yields; None if that is a plain tensor.
         idle: tensors beside it that are not needed for it.
     """
 
@@ -45,11 +45,12 @@ class GroupedTensors:
     """A `TensorSource` over files in which some tensors consist of several."""
 
     def __init__(self, files: SafetensorsFiles, stored: Mapping[str, StoredTensor], markers: Collection[str]) -> None:
-        """
+        """Sets apart the tensors that no other one consists of.
+
         Args:
             files: the tensors as they are stored.
-            stored: by official name; all others are plain.
-            markers: tensors in the files that are no tensors of the model.
+            stored: tensors that consist of several, by their official names; all others are plain.
+            markers: tensors in the files that do not belong to the model.
         """
         self.where: Path = files.where
         self._files, self._stored = files, dict(stored)
@@ -94,7 +95,7 @@ class GroupedTensors:
 
 
 def unknown(files: SafetensorsFiles, name: str, reason: str = "") -> CheckpointError:
-    """The error for a tensor that is not understood: what it looks like, and what stands beside it."""
+    """The error for a tensor that is not understood: its looks, and its neighbours in the file."""
     module = name.rpartition(".")[0]
     beside = [n for n in files.names() if n != name and n.startswith(module + ".")] if module else []
     more = [f"{len(beside) - _SHOWN} more"] if len(beside) > _SHOWN else []

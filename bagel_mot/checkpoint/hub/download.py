@@ -23,7 +23,7 @@ from bagel_mot.checkpoint.hub.errors import explained
 from bagel_mot.checkpoint.hub.files import Receiver, RemoteFile, fed, incomplete, opened_alone
 from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, COMPANIONS, MODEL_FILES
 from bagel_mot.checkpoint.source import index_names, is_inside
-from bagel_mot.checkpoint.write import Progress, counting
+from bagel_mot.checkpoint.write import ByteProgress, counting
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space
 
@@ -37,15 +37,15 @@ def download(
     revision: str | None = None,
     stored: str | None = None,
     check: bool = False,
-    progress: Progress | None = None,
+    progress: ByteProgress | None = None,
 ) -> Path:
     """Fetches what is needed of a repository and is not here yet.
 
     Args:
         repository: "owner/name".
-        folder: to put the files in; by default the cache of huggingface_hub.
+        folder: the folder to put the files in; by default the cache of huggingface_hub.
         revision: branch, tag or commit; by default the main branch.
-        stored: which file to take where there are several of GGUF, such as "gguf-q8_0".
+        stored: the file to take where there are several of GGUF, such as "gguf-q8_0".
         check: compare the checksums of files that are here already, too; those that are wrong are fetched anew.
         progress: told bytes received and bytes in all.
 
@@ -65,7 +65,7 @@ def download(
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise explained(error, repository, revision) from error
-    except Exception as error:  # no network, a mirror that is down: of many types
+    except Exception as error:  # no network, a mirror that is down: there are many types
         cached = None if folder else _cached(repository, revision)
         if cached is None or not _is_whole(repository, cached, stored):
             raise explained(error, repository, revision, partly=cached is not None) from error
@@ -141,7 +141,8 @@ class _Fetch:
         return Path(HF_HUB_CACHE) / folder / "blobs" / file.etag
 
     def refuse_others(self, folder: Path, listed: dict[str, RemoteFile]) -> None:
-        """
+        """Refuses a folder that holds another checkpoint.
+
         Raises:
             CheckpointError: a folder holds weights that are not of the repository, which might be taken for its own, or
                 another checkpoint's settings, which would be lost.
@@ -156,7 +157,7 @@ class _Fetch:
         if others:
             raise CheckpointError(f"{folder} holds another {others[0]} than {self.repository}: give another folder.")
 
-    def get(self, files: Sequence[RemoteFile], progress: Progress | None) -> Path:
+    def get(self, files: Sequence[RemoteFile], progress: ByteProgress | None) -> Path:
         """Receives what is missing, and returns the folder that the files are in."""
         files = [self.known(file) for file in files]
         missing = [file for file in files if not self._is_here(file)]
@@ -280,12 +281,12 @@ def _beside(config: Path, listed: dict[str, RemoteFile]) -> list[str]:
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:
-    """What the cache has of a repository."""
+    """The folder of a repository in the cache; None without one."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
-    except Exception:  # of many types: there is none
+    except Exception:  # there is none, which has many types
         return None
     return folder if any(folder.iterdir()) else None
 
@@ -303,9 +304,10 @@ def _is_whole(repository: str, folder: Path, stored: str | None) -> bool:
 
 
 def _check_cached(repository: str, folder: Path) -> None:
-    """
+    """Compares the large files in the cache with their checksums, which are their names there.
+
     Raises:
-        CheckpointError: a large file of the cache is not what its checksum says, which is its name there.
+        CheckpointError: one of them is damaged.
     """
     for path in folder.rglob("*"):
         sha256 = path.resolve().name

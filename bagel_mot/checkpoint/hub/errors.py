@@ -1,4 +1,4 @@
-"""What to say when a checkpoint cannot be had from the hub."""
+"""Sentences for when a checkpoint cannot be had from the hub."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def explained(
     """One sentence for whatever the package or the system raised.
 
     Args:
-        error: that was raised.
-        repository, revision: that were asked for.
-        folder: that files were being put in; None for the cache.
+        error: the error that was raised.
+        repository, revision: the repository and the revision that were asked for.
+        folder: the folder that files were being put in; None for the cache.
         partly: whether the cache has a part of the repository.
     """
     from huggingface_hub import constants
@@ -46,7 +46,7 @@ def explained(
             "`hf auth login`."
         )
     if isinstance(error, HFValidationError):
-        return CheckpointError(f"{repository!r} is no name of a repository: it must be 'owner/name'.")
+        return CheckpointError(f"{repository!r} cannot be a repository: its name must be 'owner/name'.")
     if isinstance(error, OfflineModeIsEnabled):
         held = f"only a part of {repository} is" if partly else f"{repository} is not"
         return CheckpointError(f"{held} in the cache, and HF_HUB_OFFLINE forbids to download it.")

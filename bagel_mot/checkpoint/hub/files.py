@@ -1,4 +1,4 @@
-"""Files of a repository at the hub: what is known of them, and how they are written while they come."""
+"""Files of a repository at the hub: their sizes and checksums, and writing them while they come."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RemoteFile:
 
     @classmethod
     def of(cls, name: str, size: int | None, sha256: str | None, git_hash: str | None) -> RemoteFile:
-        """A file as a hub lists it. Checksums that are none are left out: they name files in the cache."""
+        """A file as a hub lists it. What cannot be a checksum is left out: checksums name files in the cache."""
         known = ((sha256, r"[0-9a-f]{64}"), (git_hash, r"[0-9a-f]{40}"))
         return cls(name, size, *(text if text and re.fullmatch(pattern, text) else None for text, pattern in known))
 

@@ -32,7 +32,7 @@ def save(tmp_path: Path) -> Save:
 
 @pytest.fixture(scope="session")
 def encode() -> Encode:
-    """DFloat11 of matrices that share a code, code by code: what stands in a file, without the module's name."""
+    """DFloat11 of matrices that share a code, code by code: the tensors of a file, without the module's name."""
     return _encode
 
 

@@ -30,7 +30,7 @@ def four_bits(out: int = 128, inner: int = 192, kind: str = "nf4", nested: bool 
 
 
 def its_own(tensors: dict[str, Tensor]) -> Tensor:
-    """What bitsandbytes brings back from four bits, float32."""
+    """The weights that bitsandbytes dequantises from four bits, float32."""
     parts = {name.removeprefix("q."): t for name, t in tensors.items() if name.startswith("q.weight.")}
     found = bnb.functional.QuantState.from_dict(parts, torch.device("cpu"))
     shape, found.dtype = found.shape, torch.float32

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bagel_mot.checkpoint.formats.exponents import CodeTable, join, unpack_gaps
+from bagel_mot.checkpoint.formats.exponents import CodeTable, join, read_gaps
 from bagel_mot.checkpoint.opening import open_source
 from bagel_mot.errors import CheckpointError
 
@@ -54,7 +54,7 @@ def test_long_codes(encode: Encode, device: str) -> None:
     padded = torch.zeros(len(codes) // 8 * 8 + 16, dtype=torch.uint8, device=device)
     padded[: len(codes)] = codes
     chunks = padded.view(-1, 8)
-    exponents, counts = CodeTable(made["luts"]).decode(chunks, unpack_gaps(made["gaps"])[: len(chunks) - 1])
+    exponents, counts = CodeTable(made["luts"]).decode(chunks, read_gaps(made["gaps"])[: len(chunks) - 1])
     assert int(counts.sum()) == len(exponents) >= len(weights)
     assert same_bits(join(exponents[: len(weights)], made["sign_mantissa"]).cpu(), weights)
 
@@ -137,10 +137,10 @@ def test_damage_is_noticed(folder: Path, parts: dict[str, dict[str, Tensor]]) ->
     head = parts["language_model_lm_head.safetensors"]
     codes, tables = head[f"{HEAD}.encoded_exponent"].clone(), head[f"{HEAD}.luts"].clone()
     codes[100:140] = 0
-    with pytest.raises(CheckpointError, match=r"lm_head.weight cannot be brought back .* another number of codes"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight cannot be decoded .* another number of codes"):
         open_source(broken_file(folder, parts, {"encoded_exponent": codes})).read(f"{HEAD}.weight")
     tables[-1] = 0
-    with pytest.raises(CheckpointError, match=r"lm_head.weight cannot be brought back .* a code that is in no table"):
+    with pytest.raises(CheckpointError, match=r"lm_head.weight cannot be decoded .* a code that is in no table"):
         open_source(broken_file(folder, parts, {"luts": tables})).read(f"{HEAD}.weight")
     gaps = head[f"{HEAD}.gaps"][:-320].clone()
     with pytest.raises(CheckpointError, match="fewer gaps than blocks"):

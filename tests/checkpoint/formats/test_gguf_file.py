@@ -109,7 +109,7 @@ def test_names_of_llama_in_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gguf", {"blk.0.attn_q.weight": (values, "F32"), "llm2vae.weight": (values, "F32")})
     assert set(open_source(path).names()) == {NAME, "llm2vae.weight"}
     path = write(tmp_path / "b.gguf", {"blk.0.attn_q.weight": (values, "F32"), NAME: (values, "F32")})
-    with pytest.raises(CheckpointError, match=r"q_proj.weight stands in it twice"):
+    with pytest.raises(CheckpointError, match=r"q_proj.weight is in it twice"):
         open_source(path)
 
 
