@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import field, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -107,6 +108,19 @@ def _sentence(invalid: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     return f"{key} is missing; {wanted}" if value is None else f"{key} is {value!r}; {wanted}"
+
+
+class Task(StrEnum):
+    """What a request asks for, and whose default settings apply to it."""
+
+    GENERATE = "generate"  # an image from texts
+    EDIT = "edit"  # an image from images and texts
+    ASK = "ask"  # a text from texts and images
+
+    @property
+    def draws(self) -> bool:
+        """Whether the result is an image; images among the inputs then enter as VAE image and as ViT image."""
+        return self is not Task.ASK
 
 
 @dataclass(frozen=True)

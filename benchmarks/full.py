@@ -124,13 +124,13 @@ def generate(folder: Path) -> dict[str, Any]:
     bagel, _ = load(folder, "int8", ("generate",))
     times: list[float] = []
     began = time.perf_counter()
-    items, order = bagel.prepare(
+    bagel.submit(
         [PROMPT],
-        "image",
-        {"size": size(bagel.config), "num_timesteps": TIMESTEPS, "seed": 0},
+        size=size(bagel.config),
+        num_timesteps=TIMESTEPS,
+        seed=0,
         on_step=lambda done, total: times.append(time.perf_counter()),
-    )
-    bagel.engine.run_until([bagel.submit_order(items, "image", order)])
+    ).result()
     # Guidance is on while t > 0.4, the first steps: those have two branches.
     each = min(b - a for a, b in pairwise(times[:4]))
     rows = drawing_rows(bagel.config)
@@ -146,7 +146,8 @@ def generate(folder: Path) -> dict[str, Any]:
 def first_outputs(folder: Path, precision: str, **place: Any) -> dict[str, Tensor]:
     """The first velocity, without guidance, and the first logits of an answer."""
     from bagel_mot import Bagel
-    from bagel_mot.inference.requests import Recorder, noises_of
+    from bagel_mot.inference.request import Recorder
+    from bagel_mot.inference.steps.draw import noises_of
 
     bagel = Bagel.from_pretrained(folder, precision=precision, device="cpu", **{"offload": "none", **place})
     drawn, said = Recorder(), Recorder()
@@ -256,8 +257,7 @@ def wanted_names(bagel: Any) -> list[str]:
 def run(
     bagel: Any, inputs: list[Any], output: str, *, recorder: Any = None, on_text: Any = None, **settings: Any
 ) -> None:
-    items, order = bagel.prepare(inputs, output, settings, recorder=recorder, on_text=on_text)
-    bagel.engine.run_until([bagel.submit_order(items, output, order)])
+    bagel.submit(inputs, output=output, recorder=recorder, on_text=on_text, **settings).result()
 
 
 def seconds_of(call: Callable[[], object]) -> float:

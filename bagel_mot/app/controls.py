@@ -13,9 +13,10 @@ import gradio as gr
 from bagel_mot.app.context import INSTANT_EVENT, PageContext
 from bagel_mot.app.texts.language import LANGUAGES, Language, Spoken, say, text
 from bagel_mot.app.texts.settings import SETTING_TEXTS
+from bagel_mot.config import Task
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import official_defaults
-from bagel_mot.inference.settings import SETTINGS, Setting, Task, parse_settings, resolve, task_settings
+from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings, resolve, task_settings
 
 Size = tuple[int, int]
 Preset = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -32,7 +33,8 @@ _AUTOMATIC = "auto"
 
 def default_size(bagel: Bagel) -> Size:
     """The size of an image that follows no other."""
-    size: Size = bagel.defaults.of("generate").get("size") or official_defaults(bagel.config).of("generate")["size"]
+    own, task = bagel.defaults, Task.GENERATE
+    size: Size = own.of(task).get("size") or official_defaults(bagel.config).of(task)["size"]
     return size
 
 
@@ -68,9 +70,9 @@ def _guidance(text: float, image: float) -> Preset:
 
 
 PRESETS: dict[Task, dict[str, Preset]] = {
-    "generate": {"fast": _steps(0.5), "balanced": _steps(1), "fine": _steps(2)},
-    "edit": {"gentle": _guidance(0.75, 1.5), "balanced": _guidance(1, 1), "strong": _guidance(1.5, 0.75)},
-    "ask": {
+    Task.GENERATE: {"fast": _steps(0.5), "balanced": _steps(1), "fine": _steps(2)},
+    Task.EDIT: {"gentle": _guidance(0.75, 1.5), "balanced": _guidance(1, 1), "strong": _guidance(1.5, 0.75)},
+    Task.ASK: {
         "exact": lambda own: {name: own[name] for name in ("do_sample", "temperature", "top_p")},
         "varied": lambda own: {"do_sample": True, "temperature": 0.7, "top_p": 0.95},
     },
@@ -277,7 +279,7 @@ class Controls:
     def _size(self, setting: Setting) -> Control:
         bagel = self._page.service.bagel
         own_size = shown(default_size(bagel))
-        key = "size_chat" if len(self._tasks) > 1 else "size_default" if self.task == "generate" else "size_picture"
+        key = "size_chat" if len(self._tasks) > 1 else "size_default" if self.task == Task.GENERATE else "size_picture"
         found = [(f"{ratio} · {shown(size)}", shown(size)) for ratio, size in sizes(bagel).items()]
 
         def choices(language: Language) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from bagel_mot.app.tabs.ask import AskTab
 from bagel_mot.app.tabs.chat import ChatTab
 from bagel_mot.app.tabs.image import ImageTab, chosen_path
 from bagel_mot.app.texts.language import LANGUAGES, Labels, Language, say
+from bagel_mot.config import Task
 from bagel_mot.serving.service import Service
 
 PROMPTS = [
@@ -59,10 +60,10 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
         with gr.Tabs(elem_id="tabs") as tabs:
             with labels.make(gr.Tab, label=say("create"), id="create"):
                 keys, actions = ("prompt", "prompt_hint", "draw"), ("to_edit", "to_ask")
-                create = ImageTab(context, "generate", keys=keys, texts=PROMPTS, actions=actions)
+                create = ImageTab(context, Task.GENERATE, keys=keys, texts=PROMPTS, actions=actions)
             with labels.make(gr.Tab, label=say("edit"), id="edit"):
                 keys, actions = ("instruction", "instruction_hint", "change"), ("again", "to_ask")
-                edit = ImageTab(context, "edit", keys=keys, texts=INSTRUCTIONS, actions=actions, example=example)
+                edit = ImageTab(context, Task.EDIT, keys=keys, texts=INSTRUCTIONS, actions=actions, example=example)
             with labels.make(gr.Tab, label=say("ask"), id="ask"):
                 ask = AskTab(context, example)
             with labels.make(gr.Tab, label=say("chat"), id="chat"):

@@ -16,14 +16,13 @@ import gradio as gr
 from PIL import Image
 
 from bagel_mot.errors import PromptError
-from bagel_mot.inference.engine.ops import Handle
-from bagel_mot.inference.history import GIVEN, Turn
+from bagel_mot.inference.engine.ticket import Ticket
+from bagel_mot.inference.history import Turn
+from bagel_mot.inference.request import GIVEN, Listener, Request, TextInput
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.session import Session
-from bagel_mot.inference.tasks import Media, Order
 from bagel_mot.model.cache import Chunk
-from bagel_mot.serving.driver import Job
-from bagel_mot.serving.service import Callbacks, Service
+from bagel_mot.serving.service import Service
 
 MAX_CONVERSATIONS = 12
 """Maximum number of conversations in one tab."""
@@ -62,24 +61,24 @@ class Generation:
         self.count, self.text, self.stopped = count, "", False
         self.size: tuple[int, int] | None = None
         self.progress = [Progress() for _ in range(count)]
-        self._requests: list[Handle[Any] | Job[Any]] = []
+        self._requests: list[Ticket[Any]] = []
         self._futures: list[Future[Any]] = []
         self._news = threading.Event()
         self._first: tuple[float, int] | None = None  # when which number of steps was done
 
     # ---------------------------------------------------------------------------------------------- setting to work
 
-    def start(self, service: Service, inputs: Sequence[Any], output: Media, settings: dict[str, Any]) -> None:
+    def start(self, service: Service, inputs: Sequence[Any], output: str, settings: dict[str, Any]) -> None:
         """Submits `count` requests to a service.
 
         Raises:
             BagelError: they are refused; nothing runs.
         """
         started = service.start(inputs, output=output, n=self.count, listen=self.listen, **settings)
-        self._futures = [job.future for job in started.jobs]
-        self.size = started.order.size
-        for job in started.jobs:
-            self.take(job)
+        self._futures = list(started.tickets)
+        self.size = started.request.size
+        for ticket in started.tickets:
+            self.take(ticket)
         self._announce()
 
     def start_thread(self, work: Callable[[], Result]) -> None:
@@ -96,13 +95,13 @@ class Generation:
         self._announce()
         threading.Thread(target=run, name="bagel-page", daemon=True).start()
 
-    def take(self, request: Handle[Any] | Job[Any]) -> None:
+    def take(self, request: Ticket[Any]) -> None:
         """Adds a request that `stop` cancels."""
         self._requests.append(request)
         if self.stopped:
             request.cancel()
 
-    def listen(self, index: int, order: Order | None = None) -> Callbacks:
+    def listen(self, index: int, request: Request | None = None) -> Listener:
         """Callbacks of result number `index`. They return at once: whoever drives the engine waits for them."""
         progress = self.progress[index]
 
@@ -121,7 +120,7 @@ class Generation:
                 self.text += piece
                 self._news.set()
 
-        return Callbacks(on_step, on_preview, on_text)
+        return Listener(on_step, on_preview, on_text)
 
     def _announce(self) -> None:
         for future in self._futures:
@@ -243,7 +242,7 @@ class TabChat:
         service: Service,
         generation: Generation,
         inputs: Sequence[Image.Image | str],
-        output: Media,
+        output: str,
         settings: dict[str, Any],
     ) -> Result:
         """Adds images and a text to the conversation, and waits for the answer or the image that follows.
@@ -271,15 +270,16 @@ class TabChat:
             checked = [turn.content for turn in self.turns if turn.kind in GIVEN][-1:]
             if not checked or output == "text":
                 raise PromptError("there is nothing to answer: write something, or show a picture.")
-        items, order = service.check(checked, output, settings, Callbacks())
-        generation.size = order.size
+        request = service.check(checked, output, settings)
+        generation.size = request.size
         own: dict[str, Any] = dict(settings)
-        if order.most_text:
-            own["max_new_tokens" if output == "text" else "max_think_tokens"] = order.most_text
+        if request.max_text_tokens:
+            own["max_new_tokens" if output == "text" else "max_think_tokens"] = request.max_text_tokens
         listener = generation.listen(0)
         own |= {"on_text": listener.on_text, "on_submit": generation.take, "return_result": True}
-        given = [content for _, content in items] if inputs else []
-        text = str(given.pop()) if given and isinstance(given[-1], str) else None
+        given = [service.reduced(one) for one in inputs if not isinstance(one, str)]
+        texts = [one.content for one in request.inputs if isinstance(one, TextInput) and one.kind == "text"]
+        text = texts[-1] if inputs and texts else None
         with service.place():
             session = service.bagel.session(think=think) if self.session is None else self.session.fork()
             for image in given:

@@ -193,7 +193,7 @@ class _Inference:
         seen = sum((tokens + 2) * (length + tokens + 2) for length in texts)
         work = ForwardTokens(und=2 * branches, gen=tokens * branches, latents=tokens * branches, attended=seen)
         name = f"denoising step, {tokens} image tokens, {branches} branch{'es' if branches > 1 else ''}"
-        held = sum(tail.chunk.nbytes for tail in run.tails)
+        held = sum(tail.chunk.nbytes for tail in run.scratches)
         return self._measure(name, work, calls, held=held, head=0.0, branches=branches)
 
     def _decode(self, length: int) -> Measured:

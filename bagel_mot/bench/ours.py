@@ -8,25 +8,24 @@ from typing import Any
 from torch import Tensor
 
 from bagel_mot.inference.engine.engine import Engine
-from bagel_mot.inference.engine.ops import Output, Request, Row, Work
+from bagel_mot.inference.engine.ops import ForwardOp, Output, Steps
 from bagel_mot.model.cache import Context
 from bagel_mot.sequence import TextSegment, VaeSegment
 
 
-def run(engine: Engine, work: Sequence[Work]) -> list[Any]:
+def run(engine: Engine, ops: Sequence[ForwardOp]) -> list[Any]:
     """Runs ops in one step of the engine and returns their results."""
 
-    def request() -> Request[list[Any]]:
-        return (yield list(work))
+    def steps() -> Steps[list[Any]]:
+        yield ops
+        return [op.result for op in ops]
 
-    handle = engine.submit(request())
-    engine.run_until([handle])
-    return handle.result()
+    return engine.submit(steps()).result()
 
 
 def read_text(engine: Engine, ids: Sequence[int], context: Context, *, record: bool = True) -> Tensor:
     """Reads text tokens into a context; returns the logits (vocab,) of what follows."""
-    (logits,) = run(engine, [Row(context, (TextSegment(tuple(ids)),), Output.LOGITS, record=record)])
+    (logits,) = run(engine, [ForwardOp(context, (TextSegment(tuple(ids)),), Output.LOGITS, record=record)])
     return logits
 
 
@@ -35,13 +34,13 @@ class Denoising:
 
     def __init__(self, engine: Engine, contexts: Sequence[Context], grid: tuple[int, int]) -> None:
         self.engine, self.contexts, self.grid = engine, contexts, grid
-        self.tails = [context.allocate(grid[0] * grid[1] + 2, scratch=True) for context in contexts]
+        self.scratches = [context.allocate(grid[0] * grid[1] + 2, scratch=True) for context in contexts]
 
     def velocities(self, latents: Tensor, t: float) -> list[Tensor]:
         """The velocity (N, latent_dim) of each branch, for latents (N, latent_dim) at timestep t."""
         segment = VaeSegment(latents, self.grid, noised=True, timestep=t)
-        rows = [
-            Row(context, (segment,), Output.HIDDEN, tail=tail)
-            for context, tail in zip(self.contexts, self.tails, strict=True)
+        ops = [
+            ForwardOp(context, (segment,), Output.VELOCITY, scratch=scratch)
+            for context, scratch in zip(self.contexts, self.scratches, strict=True)
         ]
-        return [self.engine.model.velocity(hidden) for hidden in run(self.engine, rows)]
+        return run(self.engine, ops)

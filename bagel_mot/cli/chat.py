@@ -23,6 +23,7 @@ from bagel_mot.cli.options import (
     notes,
     progress_bar,
 )
+from bagel_mot.config import Task
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.files import make_writable_folder, writing
 from bagel_mot.inference.settings import MAX_SEED, SETTINGS, parse_settings
@@ -68,7 +69,7 @@ def chat(
 
     /help lists the commands; /set changes any setting that `bagel generate --help` or `bagel ask --help` shows.
     """
-    seed = parse_settings("generate", {"seed": seed})["seed"]
+    seed = parse_settings(Task.GENERATE, {"seed": seed})["seed"]
     is_new = not output.exists()
     with writing(output, _ANOTHER):
         make_writable_folder(output)
@@ -136,7 +137,7 @@ class Conversation:
         def show(piece: str) -> None:
             print(piece, end="", flush=True)
 
-        self.session.ask(text, on_text=show, **self._own("ask"))
+        self.session.ask(text, on_text=show, **self._own(Task.ASK))
         _tell("")
         self._count_up()
 
@@ -155,7 +156,7 @@ class Conversation:
         from bagel_mot.inference.result import save_image
 
         with progress_bar("drawing") as progress:
-            result = self.session.generate_image(progress=progress, return_result=True, **self._own("generate"))
+            result = self.session.generate_image(progress=progress, return_result=True, **self._own(Task.GENERATE))
         self._count_up()
         if result.thinking:
             self.notes.print(result.thinking, style="dim", markup=False)
@@ -197,7 +198,7 @@ class Conversation:
             value = yaml.safe_load(raw)
         except yaml.YAMLError:
             value = raw
-        task = SETTINGS[name].tasks[0] if name in SETTINGS else "generate"
+        task = SETTINGS[name].tasks[0] if name in SETTINGS else Task.GENERATE
         if name in SETTINGS and SETTINGS[name].kind == "interval" and isinstance(value, str):
             with contextlib.suppress(ValueError):  # else what was typed is what the error names
                 value = [float(end) for end in value.replace(",", " ").split()]

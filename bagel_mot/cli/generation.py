@@ -23,6 +23,7 @@ from bagel_mot.cli.options import (
     with_settings,
     write_json,
 )
+from bagel_mot.config import Task
 from bagel_mot.errors import PromptError, SettingError
 from bagel_mot.files import check_writable, writing
 
@@ -38,7 +39,7 @@ CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, 
 
 
 @command
-@with_settings("generate")
+@with_settings(Task.GENERATE)
 def generate(
     prompts: Annotated[
         list[str], typer.Argument(help="What to draw; several prompts run as one batch.", metavar="PROMPT")
@@ -65,7 +66,7 @@ def generate(
 
 
 @command
-@with_settings("edit")
+@with_settings(Task.EDIT)
 def edit(
     images: Annotated[list[str], typer.Argument(help="One or more pictures.", metavar="IMAGE")],
     instruction: Annotated[str, typer.Argument(help="What to do with them.", metavar="INSTRUCTION")],
@@ -91,7 +92,7 @@ def edit(
 
 
 @command
-@with_settings("ask")
+@with_settings(Task.ASK)
 def ask(
     *,
     images: Annotated[list[str] | None, typer.Argument(help="Pictures, if any.", metavar="IMAGE")] = None,

@@ -11,7 +11,7 @@ import torch
 from bagel_mot.checkpoint.official import folder_of, read_config
 from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
-from bagel_mot.config import NAMED_CONFIGS, BagelConfig
+from bagel_mot.config import NAMED_CONFIGS, BagelConfig, Task
 from bagel_mot.inference.defaults import official_defaults, read_defaults
 from bagel_mot.inference.loading import find_checkpoint
 from bagel_mot.placement.estimate import cache_bytes
@@ -42,7 +42,7 @@ def describe(name: str) -> dict[str, Any]:
         config = read_config(open_checkpoint(folder))
         defaults = read_defaults(folder_of(folder), config)
     decoder, vit, vae = config.decoder, config.vit, config.vae
-    size = defaults.of("generate").get("size")
+    size = defaults.of(Task.GENERATE).get("size")
     return {
         "name": name,
         "folder": None if folder is None else str(folder),

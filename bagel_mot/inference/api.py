@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
 from numbers import Integral
 from typing import Any
 
@@ -15,20 +15,21 @@ from PIL import Image
 from torch import Tensor
 
 from bagel_mot.checkpoint.official import TASKS, Checkpoint
+from bagel_mot.config import Task
 from bagel_mot.errors import PromptError, SettingError
-from bagel_mot.images import ImageSource, open_image
-from bagel_mot.inference.batch import as_batch, check_stream, naming, opener, pair, spread, with_progress
-from bagel_mot.inference.defaults import Defaults, check_grid, check_size, official_defaults, read_defaults
+from bagel_mot.images import ImageSource
+from bagel_mot.inference.batch import as_batch, check_stream, naming, pair, spread
+from bagel_mot.inference.defaults import Defaults, official_defaults, read_defaults
 from bagel_mot.inference.engine.engine import Engine
-from bagel_mot.inference.engine.ops import Handle
+from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.loading import compile_experts, load
-from bagel_mot.inference.prefixes import PrefixCache
-from bagel_mot.inference.requests import Item, Recorder, Runtime
+from bagel_mot.inference.prepare import Preparer, task_of, with_seeds
+from bagel_mot.inference.request import NOBODY, Listener, Recorder, Request
 from bagel_mot.inference.result import Result
+from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.session import Session
-from bagel_mot.inference.settings import GenerationSettings, Task, resolve
-from bagel_mot.inference.tasks import Media, Order, check_room, cost_of, one_shot
-from bagel_mot.placement.oom import check_memory, explained
+from bagel_mot.inference.steps.respond import respond
+from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.placement.plan import Plan
 
 Progress = Callable[[int, int], None]
@@ -49,12 +50,20 @@ class Bagel:
         plan: how it runs, where that was chosen from several ways.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, defaults: Defaults | None = None, compile: bool = False) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        defaults: Defaults | None = None,
+        compile: bool = False,
+        memory: MemoryGuard | None = None,
+    ) -> None:
         """
         Args:
-            checkpoint: loaded.
-            defaults: the official ones if not given.
+            checkpoint: the loaded checkpoint.
+            defaults: default settings and image sizes; the official ones if not given.
             compile: run `torch.compile` on the experts; the first calls then take minutes, the others less.
+            memory: says what fits into memory; by default everything does.
         """
         self.checkpoint = checkpoint
         self.plan: Plan | None = None
@@ -63,15 +72,20 @@ class Bagel:
         self.defaults = official_defaults(checkpoint.config) if defaults is None else defaults
         if compile:
             compile_experts(checkpoint.model)
-        self.engine = Engine(checkpoint.model, checkpoint.autoencoder, checkpoint.special)
+        self.engine = Engine(
+            checkpoint.model,
+            checkpoint.autoencoder,
+            checkpoint.special,
+            vocab_size=checkpoint.tokenizer.vocab_size,
+            memory=memory,
+        )
         self.runtime = Runtime(
             engine=self.engine,
             config=checkpoint.config,
             tokenizer=checkpoint.tokenizer,
             special=checkpoint.special,
-            vae_transform=self.defaults.vae_transform,
-            vit_transform=self.defaults.vit_transform,
-            preview_images=self.defaults.preview_images,
+            defaults=self.defaults,
+            tasks=[Task.ASK if name == "understand" else Task(name) for name in checkpoint.tasks],
         )
 
     @classmethod
@@ -114,12 +128,9 @@ class Bagel:
         """
         loaded = load(name, precision, device, tasks, offload=offload, memory=memory, pack=not compile)
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
-        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile)
+        guard = MemoryGuard(loaded.checkpoint.model.device, loaded.plan, loaded.alternatives)
+        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=guard)
         bagel.plan = loaded.plan
-        # Nothing of these holds the model: it would wait for a garbage collection when it is dropped.
-        device, plan, alternatives = bagel.device, loaded.plan, loaded.alternatives
-        bagel.engine.check_memory = lambda needed: check_memory(needed, device, plan, alternatives)
-        bagel.engine.explain = lambda error: explained(error, device, plan, alternatives)
         return bagel
 
     @property
@@ -160,7 +171,9 @@ class Bagel:
                 request it is about.
         """
         inputs, single = as_batch(prompt)
-        return self._batch("generate", "image", inputs, single, settings, n, progress, on_text, return_result)
+        return self._batch(
+            Task.GENERATE, inputs, single, settings, n, progress, return_result, listener=Listener(on_text=on_text)
+        )
 
     def edit(
         self,
@@ -187,7 +200,9 @@ class Bagel:
         inputs, single = pair(image, instruction)
         if any(len(own) < 2 for own in inputs):
             raise PromptError("there is no picture to edit: give one, or use generate.")
-        return self._batch("edit", "image", inputs, single, settings, n, progress, on_text, return_result)
+        return self._batch(
+            Task.EDIT, inputs, single, settings, n, progress, return_result, listener=Listener(on_text=on_text)
+        )
 
     def ask(
         self,
@@ -216,13 +231,15 @@ class Bagel:
         if stream:
             check_stream(on_text, return_result)
             return self._stream(inputs, single, settings)
-        return self._batch("ask", "text", inputs, single, settings, 1, None, on_text, return_result)
+        return self._batch(
+            Task.ASK, inputs, single, settings, return_result=return_result, listener=Listener(on_text=on_text)
+        )
 
     def interleave(
         self,
         inputs: Sequence[str | ImageSource],
         *,
-        output: Media = "image",
+        output: str = "image",
         noise: Tensor | None = None,
         recorder: Recorder | None = None,
         progress: Progress | None = None,
@@ -242,9 +259,10 @@ class Bagel:
 
         Raises: as `edit`.
         """
-        task = task_of(inputs, output)
-        extra = {"noise": noise, "recorder": recorder}
-        return self._batch(task, output, [list(inputs)], True, settings, 1, progress, on_text, return_result, extra)
+        listener = Listener(on_text=on_text, recorder=recorder)
+        return self._batch(
+            task_of(inputs, output), [list(inputs)], True, settings, 1, progress, return_result, noise, listener
+        )
 
     # ------------------------------------------------------------------------------------------------------- sessions
 
@@ -263,211 +281,97 @@ class Bagel:
 
     # ------------------------------------------------------------------------------------------------- what they share
 
-    def check_items(self, inputs: Sequence[str | ImageSource], output: Media) -> list[Item]:
-        """Opens and checks what is given, before any work.
-
-        Raises:
-            PromptError, ImageError, SizeError: it cannot be used.
-        """
-        items: list[Item] = []
-        for value in inputs:
-            if isinstance(value, str):
-                if not value.strip():
-                    raise PromptError(f"the text is {value!r}: write something that the model can go by.")
-                items.append(("text", value))
-                continue
-            image = open_image(value)
-            resized = self.runtime.vae_transform.size(*image.size)
-            if output == "image":
-                check_size(resized, self.config, "the picture, resized for the model,")
-            check_grid(self.runtime.vit_transform.size(*resized), self.config, self.config.vit.patch_size)
-            items.append(("image", image))
-        if not items:
-            raise PromptError("there is neither text nor picture: give at least one.")
-        return items
-
-    def check_loaded_for(self, task: Task, *, images: bool = True) -> None:
-        """
-        Args:
-            task: that is to be done.
-            images: whether it reads any.
-
-        Raises:
-            SettingError: the model was loaded without the parts that this takes.
-        """
-        needs: str = "understand" if task == "ask" else task
-        loaded = set(self.checkpoint.tasks)
-        # What reads and draws images has all that edits take.
-        if (
-            "edit" in loaded
-            or {"generate", "understand"} <= loaded
-            or needs in loaded
-            or (needs == "understand" and not images)
-        ):
-            return
-        raise SettingError(
-            f"this model was loaded with tasks={tuple(self.checkpoint.tasks)!r}, "
-            f"which leaves out what {needs!r} takes: load it with tasks=({needs!r},) too, or with all of them."
-        )
-
-    def image_size(self, settings: GenerationSettings, items: Sequence[Item]) -> tuple[int, int]:
-        """Width and height of the image to be drawn: as set, or that of the last image, or the checkpoint's
-            default.
-
-        Raises:
-            SizeError: the model cannot draw that size.
-        """
-        last = next((content for _, content in reversed(items) if isinstance(content, Image.Image)), None)
-        if settings.size is not None:
-            size = settings.size
-        elif last is not None:
-            return self.runtime.vae_transform.size(*last.size)
-        else:
-            size = self.defaults.of("generate").get("size") or official_defaults(self.config).of("generate")["size"]
-        check_size(size, self.config)
-        return size
-
-    def order(self, task: Task, values: dict[str, Any], items: Sequence[Item], **extra: Any) -> Order:
-        """Validates the settings of one request; an image's size is found from `items`.
-
-        Raises:
-            SettingError, SizeError: they cannot be used.
-        """
-        self.check_loaded_for(task, images=any(isinstance(content, Image.Image) for _, content in items))
-        settings = resolve(task, values, self.defaults.of(task))
-        seed = secrets.randbits(32) if settings.seed is None else settings.seed
-        size = None if task == "ask" else self.image_size(settings, items)
-        noise = extra.get("noise")
-        if noise is not None and size is not None:
-            stride = self.config.latent_stride
-            wanted = (size[0] // stride) * (size[1] // stride), self.config.latent_dim
-            if tuple(noise.shape) != wanted:
-                raise SettingError(
-                    f"the noise is {tuple(noise.shape)}: a picture of {size[0]}×{size[1]} needs {wanted}."
-                )
-        return Order(task, settings, seed, size, **extra)
-
     def submit(
         self,
         inputs: Sequence[str | ImageSource],
         *,
-        output: Media = "image",
+        output: str = "image",
+        noise: Tensor | None = None,
         on_step: Progress | None = None,
         on_preview: Callable[[Image.Image], None] | None = None,
         on_text: OnText | None = None,
+        recorder: Recorder | None = None,
         **settings: Any,
-    ) -> Handle[Result]:
+    ) -> Ticket[Result]:
         """`interleave` without waiting: for servers and pages, which have many requests at once.
 
-        It is worked on while some thread drives the engine, such as one in `engine.run_until([handle])`; callbacks come
-        from that thread and should return at once. `handle.cancel()` ends it within a step.
+        The request is worked on while some thread drives the engine, such as one in `ticket.result()`; callbacks come
+        from that thread and should return at once. `ticket.cancel()` ends it within a step.
 
         Args:
-            inputs, output, on_text, **settings: as in `interleave`.
-            on_step: called with the denoising steps done and in all.
-            on_preview: called up to eight times with a small look at the image as it forms.
+            inputs: as in `interleave`, like `output`, `noise`, `on_text`, `recorder` and the settings.
+            on_step: called with the number of denoising steps done and of all.
+            on_preview: called up to eight times with a small preview of the image as it forms.
 
         Raises: as `interleave`, before anything runs.
         """
-        items, order = self.prepare(inputs, output, settings, on_step=on_step, on_preview=on_preview, on_text=on_text)
-        return self.submit_order(items, output, order)
-
-    def prepare(
-        self, inputs: Sequence[str | ImageSource], output: Media, settings: dict[str, Any], **extra: Any
-    ) -> tuple[list[Item], Order]:
-        """Checks a request: what it reads, and what it is to do.
-
-        Raises: as `interleave`.
-        """
         task = task_of(inputs, output)
-        items = self.check_items(inputs, output)
-        order = self.order(task, settings, items, **extra)
-        check_room(self.runtime, items, output, order)
-        return items, order
+        prepare = Preparer(self.runtime)
+        request = prepare.request(task, prepare.inputs(inputs, task), settings, noise=noise)
+        return self.submit_request(request, Listener(on_step, on_preview, on_text, recorder))
 
-    def cost(self, items: Sequence[Item], output: Media, order: Order) -> int:
-        """About how many tokens of cache a request will hold at the most."""
-        return cost_of(self.runtime, items, order, latents=output == "image")
+    def submit_request(self, request: Request, listener: Listener = NOBODY) -> Ticket[Result]:
+        """Takes a prepared request in; see `submit`."""
+        return self.engine.submit(respond(self.runtime, request, listener), request.max_cache_tokens)
 
     def share_prefixes(self, max_tokens: int) -> None:
-        """Lets requests that begin alike (same system prompt, same image) share what they read; 0 ends it.
+        """Keeps what requests begin with (system prompt, image) for requests to come; 0 ends it.
 
         Args:
-            max_tokens: of cache, kept for requests to come.
+            max_tokens: tokens of cache that are kept, at most.
         """
-        prefixes = PrefixCache(max_tokens) if max_tokens else None
-        self.runtime = dataclasses.replace(self.runtime, prefixes=prefixes)
-
-    def submit_order(self, items: list[Item], output: Media, order: Order) -> Handle[Result]:
-        """Takes in a request that `prepare` has checked."""
-        return self.engine.submit(one_shot(self.runtime, items, output, order), self.cost(items, output, order))
+        self.runtime.prefixes.resize(max_tokens)
 
     def _batch(
         self,
         task: Task,
-        output: Media,
         inputs: list[list[Any]],
         single: bool,
         settings: dict[str, Any],
-        n: int,
-        progress: Progress | None,
-        on_text: OnText | None,
-        return_result: bool,
-        extra: dict[str, Any] | None = None,
+        n: int = 1,
+        progress: Progress | None = None,
+        return_result: bool = False,
+        noise: Tensor | None = None,
+        listener: Listener = NOBODY,
     ) -> Any:
         """Checks everything, then runs all requests together."""
         if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
             raise SettingError(f"n is {n!r}: it must be a whole number, at least 1.")
         inputs, values, single = spread(inputs, settings, single)
-        prepared: list[tuple[list[Item], Order]] = []
-        opened = opener()
+        requests: list[Request] = []
+        prepare = Preparer(self.runtime)
         for index, (given, own) in enumerate(zip(inputs, values, strict=True)):
             with naming("request", index, len(inputs)):
-                items = self.check_items(opened(given), output)
-                for i in range(n):
-                    order = self.order(task, own, items, on_text=on_text, **(extra or {}))
-                    if i and own.get("seed") is not None:
-                        own_seed = {**own, "seed": order.seed + i}
-                        order = self.order(task, own_seed, items, on_text=on_text, **(extra or {}))
-                    check_room(self.runtime, items, output, order)
-                    self.engine.check_image(order.size)
-                    prepared.append((items, order))
-        single = single and n == 1
-        if on_text is not None and len(prepared) > 1:
-            raise SettingError(f"on_text follows a single request: this is a batch of {len(prepared)}.")
-        if progress is not None and output == "image":
-            prepared = with_progress(prepared, progress)
-        handles = [self.submit_order(items, output, order) for items, order in prepared]
-        self.engine.run_until(handles)
+                first = prepare.request(task, prepare.inputs(given, task), own, noise=noise)
+                self.engine.check_image(first.size)
+                requests += with_seeds(first, n)
+        if listener.on_text is not None and len(requests) > 1:
+            raise SettingError(f"on_text follows a single request: this is a batch of {len(requests)}.")
+        if progress is not None and task.draws:
+            listener = replace(listener, on_step=_counting(requests, progress))
+        tickets = [self.submit_request(request, listener) for request in requests]
+        self.engine.run_until(tickets)
         results = []
-        for i, handle in enumerate(handles):
+        for i, ticket in enumerate(tickets):
             with naming("request", i // n, len(inputs)):
-                results.append(handle.result())
+                results.append(ticket.result())
         found = results if return_result else [result.value for result in results]
-        return found[0] if single else found
+        return found[0] if single and n == 1 else found
 
     def _stream(self, inputs: list[list[Any]], single: bool, settings: dict[str, Any]) -> Iterator[str]:
         inputs, values, single = spread(inputs, settings, single)
         if not single:
             raise SettingError(f"stream follows a single question: these are {len(inputs)}.")
+        prepare = Preparer(self.runtime)
+        return self._pieces(prepare.request(Task.ASK, prepare.inputs(inputs[0], Task.ASK), values[0]))
+
+    def _pieces(self, request: Request) -> Iterator[str]:
         pieces: deque[str] = deque()
-        items = self.check_items(inputs[0], "text")
-        order = self.order("ask", values[0], items, on_text=pieces.append)
-        check_room(self.runtime, items, "text", order)
-        return self._stream_handle(items, order, pieces)
-
-    def _stream_handle(self, items: list[Item], order: Order, pieces: deque[str]) -> Iterator[str]:
-        yield from self.engine.stream(self.submit_order(items, "text", order), pieces)
+        yield from self.engine.stream(self.submit_request(request, Listener(on_text=pieces.append)), pieces)
 
 
-def task_of(inputs: Sequence[str | ImageSource], output: Media) -> Task:
-    """Whose defaults apply.
-
-    Raises:
-        SettingError: there is no such output.
-    """
-    if output not in ("image", "text"):
-        raise SettingError(f"output is {output!r}: it must be 'image' or 'text'.")
-    if output == "text":
-        return "ask"
-    return "edit" if any(not isinstance(item, str) for item in inputs) else "generate"
+def _counting(requests: Sequence[Request], progress: Progress) -> Progress:
+    """A callback for each request that tells `progress` of the denoising steps of all of them together."""
+    total = sum(request.settings.num_timesteps - 1 for request in requests)
+    done = count(1)
+    return lambda step, steps: progress(next(done), total)

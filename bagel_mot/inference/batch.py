@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bagel_mot.errors import BagelError, PromptError, SettingError
-from bagel_mot.images import open_image
-from bagel_mot.inference.requests import Item
 from bagel_mot.inference.settings import per_request
-from bagel_mot.inference.tasks import Order
 
 
 def _is_list(value: Any) -> bool:
@@ -22,23 +18,26 @@ def _is_list(value: Any) -> bool:
 
 @contextmanager
 def naming(what: str, index: int, count: int) -> Iterator[None]:
-    """Lets errors say which of `count` requests (or what else they are) they are about, where there are several."""
+    """Lets errors say which of `count` requests (or what else they are) they are about, where there are several: a
+    `BagelError` in its message, any other one in a note.
+    """
     try:
         yield
     except Exception as error:
-        if count == 1:
-            raise
-        place = f"{what} {index + 1} of {count} (index {index})"
-        if isinstance(error, BagelError):
-            raise type(error)(f"{place}: {error}") from error
-        error.add_note(f"This was {place}.")
+        if count > 1:
+            place = f"{what} {index + 1} of {count} (index {index})"
+            if isinstance(error, BagelError):
+                error.args = (f"{place}: {error}", *error.args[1:])
+            else:
+                error.add_note(f"This was {place}.")
         raise
 
 
 def check_stream(on_text: object, return_result: bool) -> None:
-    """
+    """Checks that nothing is asked for that does not go with stream=True.
+
     Raises:
-        SettingError: something was asked for that does not go with stream=True.
+        SettingError: something is.
     """
     if on_text is not None or return_result:
         name = "return_result" if on_text is None else "on_text"
@@ -55,7 +54,7 @@ def as_batch(prompt: Any) -> tuple[list[list[Any]], bool]:
     """Inputs of each request for a prompt or a list of prompts, and whether there is just one.
 
     Raises:
-        PromptError: a prompt is no text.
+        PromptError: a prompt is not a text.
     """
     if _is_list(prompt):
         return [[text] for text in _texts(prompt)], False
@@ -66,7 +65,7 @@ def pair(image: Any, text: Any) -> tuple[list[list[Any]], bool]:
     """Inputs of each request, images first, for images and texts given one by one or as lists.
 
     Raises:
-        PromptError: a text is none, or the lists differ in length.
+        PromptError: a text is something else, or the lists differ in length.
     """
     if _is_list(text):
         images = image if _is_list(image) else [image] * len(text)
@@ -117,36 +116,3 @@ def spread(
             raise SettingError(f"{name} is a list of {len(values)}: the batch has {len(inputs)} requests.")
     own = [{**settings, **{name: values[i] for name, values in lists.items()}} for i in range(len(inputs))]
     return inputs, own, single
-
-
-def opener() -> Callable[[list[Any]], list[Any]]:
-    """A function that returns the same inputs with their images opened, one that serves several requests only once.
-
-    The function raises:
-        ImageError: an image cannot be used.
-    """
-    opened: dict[int, tuple[Any, Any]] = {}  # with the image as given: as long as that lives its id is its own
-
-    def once(value: Any) -> Any:
-        if isinstance(value, str):
-            return value
-        if id(value) not in opened:
-            opened[id(value)] = value, open_image(value)
-        return opened[id(value)][1]
-
-    return lambda inputs: [once(value) for value in inputs]
-
-
-def with_progress(
-    prepared: Sequence[tuple[list[Item], Order]], progress: Callable[[int, int], None]
-) -> list[tuple[list[Item], Order]]:
-    """The same orders, telling `progress` of the denoising steps of all of them together."""
-    total = sum(order.settings.num_timesteps - 1 for _, order in prepared)
-    done = 0
-
-    def on_step(step: int, steps: int) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    return [(items, dataclasses.replace(order, on_step=on_step)) for items, order in prepared]

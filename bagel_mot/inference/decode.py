@@ -1,4 +1,4 @@
-"""Text decoding: the choice of the next token, stop texts, and text as it becomes known. Per request, not per batch."""
+"""Text decoding: the choice of the next tokens, stop texts, and text as it becomes known."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bagel_mot.inference.engine.ops import TokenChoice
 from bagel_mot.inference.settings import GenerationSettings
 from bagel_mot.tokenizer import Tokenizer
 
@@ -16,65 +17,93 @@ MIN_TEMPERATURE = 1e-6
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
-def token_probabilities(logits: Tensor, history: Sequence[int], settings: GenerationSettings) -> Tensor:
-    """The probabilities that sampling draws from.
-
-    In this order: repetition penalty, temperature, top-k, top-p, each on what the one before left.
+def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+    """The next token of each text: the likeliest, or one drawn at random. One transfer from the device for all.
 
     Args:
-        logits: (V,) of the next token.
-        history: tokens that this text has so far, which the repetition penalty is about.
-        settings: `repetition_penalty`, `temperature` (at least MIN_TEMPERATURE), `top_k`, `top_p`.
+        logits: (R, V) float32 of the next tokens.
+        choices: for each row how to choose, and the tokens that the text has so far.
 
-    Returns: (V,) float32, summing to 1.
+    Returns: R ids below V.
     """
-    scores = penalised(logits.float(), history, settings.repetition_penalty)
-    scores = (scores - scores.max()) / settings.temperature  # from the likeliest down: what overflows is −∞, never NaN
-    if 0 < settings.top_k < scores.numel():
-        kept = scores.topk(settings.top_k).indices  # by index: of equal scores no more than k stay
-        scores = torch.full_like(scores, float("-inf")).index_copy(0, kept, scores[kept])
+    logits = penalised(logits, [choice.tokens for choice in choices], [c.settings.repetition_penalty for c in choices])
+    chosen = logits.argmax(-1)
+    sampled = [row for row, choice in enumerate(choices) if samples(choice.settings)]
+    if sampled:
+        # Nothing is waited for here, as `torch.multinomial` would; on the CPU both choose the same.
+        probabilities = token_probabilities(logits[sampled], [choices[row].settings for row in sampled])
+        noise = torch.empty_like(probabilities)
+        for row, index in zip(noise, sampled, strict=True):
+            row.exponential_(generator=choices[index].generator)
+        chosen[sampled] = (probabilities / noise).argmax(-1)
+    found: list[int] = chosen.tolist()
+    return found
+
+
+def samples(settings: GenerationSettings) -> bool:
+    """Whether tokens are drawn at random."""
+    return settings.do_sample and settings.temperature >= MIN_TEMPERATURE
+
+
+def token_probabilities(scores: Tensor, settings: Sequence[GenerationSettings]) -> Tensor:
+    """The probabilities that sampling draws from.
+
+    In this order: temperature, top-k, top-p, each on what the one before left.
+
+    Args:
+        scores: (R, V) float32 logits after the repetition penalty.
+        settings: for each row `temperature` (at least MIN_TEMPERATURE), `top_k`, `top_p`.
+
+    Returns: (R, V) float32, each row summing to 1.
+    """
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, device=scores.device, dtype=torch.float32)[:, None]
+
+    # From the likeliest down: what overflows is −∞, never NaN.
+    scores = (scores - scores.amax(-1, keepdim=True)) / column([one.temperature for one in settings])
+    for row, one in enumerate(settings):
+        if 0 < one.top_k < scores.shape[1]:
+            kept = scores[row].topk(one.top_k).indices  # by index: of equal scores no more than k stay
+            scores[row] = torch.full_like(scores[row], float("-inf")).index_copy(0, kept, scores[row, kept])
     probabilities = scores.softmax(-1)
-    if settings.top_p < 1:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered
+    limited = [row for row, one in enumerate(settings) if one.top_p < 1]
+    if limited:
+        ordered, order = probabilities[limited].sort(descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered
         # The likeliest has nothing before it: it stays, also where float32 takes top_p for 0.
-        ordered = ordered.masked_fill(before >= max(settings.top_p, torch.finfo(torch.float32).tiny), 0.0)
-        probabilities = torch.zeros_like(probabilities).index_copy(0, order, ordered / ordered.sum())
+        tiny = torch.finfo(torch.float32).tiny
+        ordered = ordered.masked_fill(before >= column([max(settings[row].top_p, tiny) for row in limited]), 0.0)
+        kept_share = ordered / ordered.sum(-1, keepdim=True)
+        probabilities[limited] = torch.zeros_like(kept_share).scatter(-1, order, kept_share)
     return probabilities
 
 
-def penalised(logits: Tensor, history: Sequence[int], penalty: float) -> Tensor:
-    """Logits (V,) with those of tokens in `history` divided by `penalty` where positive, multiplied where negative.
+def penalised(logits: Tensor, used: Sequence[Sequence[int]], penalties: Sequence[float]) -> Tensor:
+    """Logits with those of used tokens divided by a penalty where positive, multiplied where negative.
 
     Source: Keskar et al. 2019 (CTRL).
-    """
-    if penalty == 1 or not history:
-        return logits
-    used = torch.tensor(sorted(set(history)), device=logits.device)
-    scores = logits[used]
-    changed = torch.where(scores > 0, scores / penalty, scores * penalty)
-    largest = torch.finfo(changed.dtype).max  # a tiny penalty would make infinities, which no softmax takes
-    return logits.index_copy(0, used, changed.clamp(max=largest))
-
-
-def choose_token(
-    logits: Tensor, history: Sequence[int], settings: GenerationSettings, generator: torch.Generator, vocab_size: int
-) -> int:
-    """The next token: the likeliest, or one drawn at random.
 
     Args:
-        logits: (V,) of the next token. The embedding may have more rows than there are tokens: the rest is never
-            chosen.
-        history: tokens that this text has so far.
-        settings: how to choose.
-        generator: the request's own, on the CPU.
-        vocab_size: the number of tokens.
+        logits: (R, V) float32.
+        used: for each row the tokens that its text has so far.
+        penalties: one for each row; 1 changes nothing.
+
+    Returns: (R, V) float32.
     """
-    logits = logits[:vocab_size].float()
-    if not settings.do_sample or settings.temperature < MIN_TEMPERATURE:
-        return int(penalised(logits, history, settings.repetition_penalty).argmax())
-    probabilities = token_probabilities(logits.cpu(), history, settings)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    places = [
+        (row, token, penalty)
+        for row, (tokens, penalty) in enumerate(zip(used, penalties, strict=True))
+        if penalty != 1
+        for token in sorted(set(tokens))
+    ]
+    if not places:
+        return logits
+    rows, tokens, factors = (torch.tensor(values, device=logits.device) for values in zip(*places, strict=True))
+    scores = logits[rows, tokens]
+    changed = torch.where(scores > 0, scores / factors, scores * factors)
+    largest = torch.finfo(changed.dtype).max  # a tiny penalty would make infinities, which no softmax takes
+    return logits.index_put((rows, tokens), changed.clamp(max=largest))
 
 
 class TextStream:

@@ -33,10 +33,10 @@ from PIL import Image
 
 from bagel_mot.checkpoint.official import write_json
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE
-from bagel_mot.config import BagelConfig
+from bagel_mot.config import BagelConfig, Task
 from bagel_mot.errors import CheckpointError, ImageError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image
-from bagel_mot.inference.settings import TASKS, Task, parse_settings, resolve
+from bagel_mot.inference.settings import TASKS, parse_settings, resolve
 
 _OFFICIAL_SIZE = 1024
 _GENERATION = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
@@ -67,7 +67,7 @@ def official_defaults(config: BagelConfig) -> Defaults:
         vit_transform=ImageTransform(
             min(VIT_TRANSFORM.max_size, vit_largest), min(VIT_TRANSFORM.min_size, vit_largest), patch
         ),
-        tasks={"generate": {"size": (side, side)}, "edit": {}, "ask": {}},
+        tasks={Task.GENERATE: {"size": (side, side)}, Task.EDIT: {}, Task.ASK: {}},
     )
 
 
@@ -86,7 +86,7 @@ def read_defaults(folder: Path, config: BagelConfig) -> Defaults:
     for place, raw in ((None, _shared(folder)), (path, own)):
         try:
             tasks = {task: {**defaults.of(task), **parse_settings(task, raw.get(task, {}))} for task in TASKS}
-            if (size := tasks["generate"].get("size")) is not None:
+            if (size := tasks[Task.GENERATE].get("size")) is not None:
                 check_size(size, config)
             defaults = dataclasses.replace(
                 defaults,
@@ -116,7 +116,7 @@ def save_defaults(folder: Path, config: BagelConfig, content: Mapping[str, Mappi
     for name in (GENERATION_FILE, PREPROCESSOR_FILE):
         (folder / name).unlink(missing_ok=True)
     defaults = read_defaults(folder, config)
-    vit, settings = defaults.vit_transform, resolve("ask", {}, defaults.of("ask"))
+    vit, settings = defaults.vit_transform, resolve(Task.ASK, {}, defaults.of(Task.ASK))
     generation = {name: getattr(settings, name) for name in _GENERATION}
     preprocessor = {
         "do_convert_rgb": True,

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from PIL import Image
 
+from bagel_mot.inference.request import GIVEN, IMAGES, Kind
 from bagel_mot.inference.sampler import Role
 from bagel_mot.model.cache import Chunk, Context
-from bagel_mot.sequence import Segment
-
-Kind = Literal["system", "text", "image", "thought", "answer", "drawing"]
-GIVEN: tuple[Kind, ...] = ("text", "image")
-IMAGES: tuple[Kind, ...] = ("image", "drawing")
+from bagel_mot.sequence import Segment, VaeSegment
 
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """One thing said or shown.
+    """One text or image of a conversation.
 
     Attributes:
         kind: "system" (the prompt for thinking), "text" and "image" (given), "thought", "answer" and "drawing"
             (generated).
         content: the text, or the image as it was before any resizing.
-        segments: as which it stands in the context.
+        segments: the segments in the context that hold it.
     """
 
     kind: Kind
@@ -36,43 +32,50 @@ class History:
     """Turns and the context that holds them. Copies share the cache.
 
     Attributes:
-        turns: in order.
-        context: all of them as keys and values.
-        lasting: whether more turns will follow, as in a session.
-        text_only: in a lasting one the without-image context of the last image drawn: the next one goes on from it.
+        turns: the turns, oldest first.
+        context: keys and values of all turns.
+        keeps_growing: whether more turns will follow, as in a session.
+        without_image: where it keeps growing, the cached context for image guidance; the next image extends it instead
+            of reading the texts again.
     """
 
-    def __init__(self, context: Context, *, lasting: bool = False) -> None:
+    def __init__(self, context: Context, *, keeps_growing: bool = False) -> None:
         self.turns: tuple[Turn, ...] = ()
-        self.context, self.lasting = context, lasting
-        self.text_only: Context | None = None
+        self.context, self.keeps_growing = context, keeps_growing
+        self.without_image: Context | None = None
 
     def copy(self, turns: int | None = None) -> History:
         """The same history, or its first `turns` turns; nothing is computed or copied."""
         kept = self.turns if turns is None else self.turns[:turns]
-        other = History(self.context.fork(_entries(kept)), lasting=self.lasting)
-        other.turns, other.text_only = kept, self.text_only
+        other = History(self.context.fork(len(_segments(kept))), keeps_growing=self.keeps_growing)
+        other.turns, other.without_image = kept, self.without_image
         return other
 
     def append(self, turn: Turn) -> None:
-        """Notes a turn whose segments have just become part of the context."""
+        """Adds a turn whose segments have just become part of the context."""
         self.turns = (*self.turns, turn)
 
     @property
     def chunks(self) -> set[Chunk]:
-        """The memory of the cache that it keeps."""
-        return self.context.chunks | (set() if self.text_only is None else self.text_only.chunks)
+        """The chunks of cache that it keeps alive."""
+        return self.context.chunks | (set() if self.without_image is None else self.without_image.chunks)
 
     @property
     def has_image(self) -> bool:
         return any(turn.kind in IMAGES for turn in self.turns)
+
+    @property
+    def last_grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of latent tokens of the last image that was read as VAE image; None without one."""
+        grids = [segment.grid for segment in _segments(self.turns) if isinstance(segment, VaeSegment)]
+        return grids[-1] if grids else None
 
     def guidance(self) -> dict[Role, tuple[Segment, ...]]:
         """The segments of each guidance context.
 
         *Without text* is the full context just before the latest text given, or, where the last thing given or drawn is
         an image, just after it. *Without image* is the system prompt, the texts given and the answers. Thoughts about
-        the image to be drawn come last and stand in the full context alone; those about earlier images stand in
+        the image to be drawn come last and are part of the full context alone; those about earlier images are part of
         the one without text, too.
         """
         relevant = [i for i, turn in enumerate(self.turns) if turn.kind in GIVEN + IMAGES]
@@ -80,7 +83,7 @@ class History:
         if relevant:
             last = relevant[-1]
             before = last + 1 if self.turns[last].kind in IMAGES else last
-        texts = [turn for turn in self.turns if turn.kind in ("system", "text", "answer")]
+        texts = tuple(turn for turn in self.turns if turn.kind in ("system", "text", "answer"))
         return {
             Role.FULL: _segments(self.turns),
             Role.WITHOUT_TEXT: _segments(self.turns[:before]),
@@ -89,15 +92,11 @@ class History:
 
     def closest(self, segments: tuple[Segment, ...]) -> tuple[Context, tuple[Segment, ...]]:
         """A fork of the known context that shares most with `segments`, and the segments that it lacks."""
-        known = [self.context] if self.text_only is None else [self.context, self.text_only]
+        known = [self.context] if self.without_image is None else [self.context, self.without_image]
         best = max(known, key=lambda context: context.shared_entries(segments))
         shared = best.shared_entries(segments)
         return best.fork(shared), segments[shared:]
 
 
-def _segments(turns: tuple[Turn, ...] | list[Turn]) -> tuple[Segment, ...]:
+def _segments(turns: tuple[Turn, ...]) -> tuple[Segment, ...]:
     return tuple(segment for turn in turns for segment in turn.segments)
-
-
-def _entries(turns: tuple[Turn, ...]) -> int:
-    return sum(len(turn.segments) for turn in turns)

@@ -1,94 +1,132 @@
-"""Beginnings that requests have in common: a system prompt, the same image. Read once, then shared.
+"""Beginnings that requests have in common: a system prompt, the same image, the whole prompt. Read once, then shared.
 
-What is kept of a request is what it read up to and with its last image or system prompt; the texts after that are
-seldom alike, and short. Sharing copies nothing: a request that begins alike goes on from a fork of the same cache.
+Sharing copies nothing: a request that begins alike goes on from a fork of the same cache. There are three ways to it:
+
+- while one request **reads** a beginning, others that begin alike wait for it instead of reading it, too. If it fails
+  or is cancelled, the next one reads;
+- what a request has read is there for others as long as that request is **at work**;
+- with a budget, beginnings are **kept** for requests to come: up to the last image or system prompt, since the texts
+  after that are seldom alike, and short.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakValueDictionary
 
-from PIL import Image
-
-from bagel_mot.inference.history import IMAGES, History
-
-if TYPE_CHECKING:
-    from bagel_mot.inference.requests import Item
+from bagel_mot.inference.engine.ops import PendingRead
+from bagel_mot.inference.history import History
+from bagel_mot.inference.request import IMAGES, Input
+from bagel_mot.model.cache import Context
 
 Keys = tuple[Any, ...]
 
 
 class PrefixCache:
-    """Histories by what stands in them, the least recently used forgotten first.
+    """What requests have read, by what it is.
 
     Attributes:
-        max_tokens: most tokens of cache that it holds in all.
-        hits, misses: requests that found something of their beginning here, and those that could have.
+        max_tokens: tokens of cache that are kept for requests to come, at most. The least recently used beginning is
+            forgotten first.
+        hits: requests that found some of their beginning here.
+        misses: requests that did not, and could have.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int = 0) -> None:
         self.max_tokens = max_tokens
         self.hits = self.misses = 0
         self._kept: OrderedDict[Keys, History] = OrderedDict()
+        self._at_work: WeakValueDictionary[Keys, History] = WeakValueDictionary()
+        self._pending: dict[Keys, PendingRead] = {}
+        # Contexts without images, by the ids of their segments, which they keep alive; and those that are being read.
+        self.contexts: WeakValueDictionary[Hashable, Context] = WeakValueDictionary()
+        self.pending_contexts: dict[Hashable, PendingRead] = {}
 
     @property
     def tokens(self) -> int:
-        """Tokens of cache held; what two histories share counts twice."""
+        """Tokens of cache that are kept; what two kept histories share counts twice."""
         return sum(history.context.length for history in self._kept.values())
 
+    def resize(self, max_tokens: int) -> None:
+        """Sets a new budget of tokens, and forgets what is beyond it."""
+        self.max_tokens = max_tokens
+        self._forget()
+
+    def pending(self, keys: Keys) -> PendingRead | None:
+        """The read under way that has most in common with `keys`; None if waiting for it would gain nothing."""
+        known = max((_common(own, keys) for own in (*self._kept, *self._at_work)), default=0)
+        shared, read = max(
+            ((_common(own, keys), read) for own, read in self._pending.items()),
+            key=lambda found: found[0],
+            default=(0, None),
+        )
+        return read if shared > known else None
+
+    @contextmanager
+    def reading(self, keys: Keys) -> Iterator[None]:
+        """Lets others that begin alike wait until this is left."""
+        with announced(self._pending, keys):
+            yield
+
     def find(self, keys: Keys) -> History | None:
-        """A copy of the longest history here that `keys` begin with, or None."""
-        best, shared = None, 0
-        for known in self._kept:
-            count = _shared(known, keys)
-            if count > shared:
-                best, shared = known, count
-        if best is None:
-            self.misses += 1
+        """A copy of the longest history here that `keys` begin with; None without one."""
+        known = {**self._kept, **self._at_work}
+        best = max(known, key=lambda own: _common(own, keys), default=())
+        shared = _common(best, keys)
+        if not shared:
+            self.misses += worth_keeping(keys) > 0
             return None
         self.hits += 1
-        self._kept.move_to_end(best)
-        return self._kept[best].copy(shared)
+        if best in self._kept:
+            self._kept.move_to_end(best)
+        return known[best].copy(shared)
+
+    def lend(self, keys: Keys, history: History) -> None:
+        """Shares what a request has read for as long as it holds `history`."""
+        self._at_work[keys] = history
 
     def keep(self, keys: Keys, history: History) -> None:
-        """Keeps what has been read so far, unless it alone is too much."""
+        """Keeps what has been read so far for requests to come, unless it alone is beyond the budget."""
         if history.context.length > self.max_tokens:
             return
-        # What it begins with is part of it.
-        for known in [known for known in self._kept if _shared(known, keys) == len(known)]:
+        # A history that the new one begins with is part of it.
+        for known in [known for known in self._kept if known == keys[: len(known)]]:
             del self._kept[known]
         self._kept[keys] = history.copy()
+        self._forget()
+
+    def _forget(self) -> None:
         while self.tokens > self.max_tokens:
             self._kept.popitem(last=False)
 
-    def clear(self) -> None:
-        self._kept.clear()
+
+@contextmanager
+def announced(pending: dict[Any, PendingRead], key: Hashable) -> Iterator[None]:
+    """Notes a read under way, which ends when this is left, however that happens."""
+    pending[key] = PendingRead()
+    try:
+        yield
+    finally:
+        pending.pop(key).over = True
 
 
-def shareable(items: Sequence[Item]) -> int:
-    """How many of the first `items` are worth keeping: up to the last image or system prompt."""
-    marks = [i for i, (kind, _) in enumerate(items) if kind in (*IMAGES, "system")]
+def keys_of(inputs: Sequence[Input]) -> Keys:
+    """Values that are equal where inputs are read alike."""
+    return tuple(one.key for one in inputs)
+
+
+def worth_keeping(keys: Keys) -> int:
+    """How many of the first inputs are worth keeping: up to the last image or system prompt."""
+    marks = [i for i, key in enumerate(keys) if key[0] in (*IMAGES, "system")]
     return marks[-1] + 1 if marks else 0
 
 
-def keys_of(items: Sequence[Item], *, latents: bool) -> Keys:
-    """What tells items apart: kind, and text or pixels; and whether images stand as VAE images, too."""
-    return tuple((kind, _fingerprint(content, latents)) for kind, content in items)
-
-
-def _fingerprint(content: str | Image.Image, latents: bool) -> Any:
-    if isinstance(content, str):
-        return content
-    return content.size, content.mode, hashlib.sha256(content.tobytes()).digest(), latents
-
-
-def _shared(known: Keys, keys: Keys) -> int:
-    count = 0
-    for a, b in zip(known, keys, strict=False):
-        if a != b:
-            break
-        count += 1
-    return count
+def _common(known: Keys, keys: Keys) -> int:
+    """How many of the first inputs are alike, as far as going on from them is worth it: a whole prompt, or up to an
+    image or system prompt. A few words alone are read faster than they are waited for.
+    """
+    count = next((i for i, (a, b) in enumerate(zip(known, keys, strict=False)) if a != b), min(len(known), len(keys)))
+    return count if count == len(keys) else worth_keeping(keys[:count])

@@ -25,7 +25,7 @@ class Result:
         text: the answer without its thinking, or "".
         thinking: what was thought before, without its tags; "" if nothing.
         raw_text: the text as the model wrote it, tags and all: the answer, or the thinking before an image.
-        written: tokens that this text took, its end token included.
+        completion_tokens: tokens that this text took, its end token included.
         complete: whether it ended by itself or at a stop text, not at a limit.
         prompt: the texts given, joined by line breaks.
         seed: of all randomness.
@@ -38,7 +38,7 @@ class Result:
     text: str = ""
     thinking: str = ""
     raw_text: str = ""
-    written: int = 0
+    completion_tokens: int = 0
     complete: bool = True
     prompt: str = ""
     seed: int = 0

@@ -7,19 +7,13 @@ Guidance extrapolates away from the velocities of poorer contexts, and brings th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from enum import Enum
-from itertools import pairwise
-from math import factorial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from bagel_mot.inference.settings import GenerationSettings
-
-Ask = TypeVar("Ask")
-Answer = TypeVar("Answer")
 
 
 class Role(Enum):
@@ -86,83 +80,26 @@ def guide(v: Tensor, v_without_text: Tensor, v_without_image: Tensor | None, set
     return guided
 
 
-def sample(
-    velocity: Callable[[Tensor, float], Generator[Ask, Answer, Tensor]],
-    noises: Iterator[Tensor],
-    num_timesteps: int,
-    shift: float,
-    eta: float = 0.0,
-    fresh: int | None = None,
-) -> Generator[Ask, Answer, Tensor]:
-    """Goes from noise to data in `num_timesteps` − 1 steps.
+def step(x: Tensor, v: Tensor, t: float, following: float, eta: float = 0.0, fresh: Tensor | None = None) -> Tensor:
+    """One step from time `t` to the time `following`.
 
     A velocity v at (x, t) says which data and noise x is a mixture of: x − t·v and x + (1 − t)·v. A step mixes them
-    anew for the next time, which with `eta` 0 is Euler's step. Otherwise the noise n gives way to
+    anew for the next time, which without fresh noise is Euler's step. Otherwise the noise n gives way to
     √(1 − eta²)·n + eta·z with z fresh, as in DDIM (Song et al. 2021, equation 12, with σ a share of the noise at the
     next time): what one step decided wrongly, later ones can decide again.
 
     Args:
-        velocity: of (x, t). A generator function, so that what computes it may wait in between; whatever it yields and
-            is sent passes through.
-        noises: float32, of any shape: the one to start from, then the fresh ones.
-        num_timesteps: points of time, both ends included.
-        shift: of the schedule.
-        eta: in [0, 1].
-        fresh: how many of the first steps `eta` acts in; all if not given.
+        x: (N, C) float32, the image at time `t`.
+        v: (N, C) float32, its velocity.
+        t: the time of `x`.
+        following: the time to go to, less than `t`.
+        eta: the share of fresh noise, in [0, 1].
+        fresh: (N, C) float32 fresh noise, or None for Euler's step.
 
-    Returns: the data, of the shape of the noise.
+    Returns: (N, C) float32, the image at the time `following`.
     """
-    x = next(noises)
-    for step, (t, following) in enumerate(pairwise(timesteps(num_timesteps, shift).tolist())):
-        v = yield from velocity(x, t)
-        stepped = x - v * (t - following)
-        if eta and following and (fresh is None or step < fresh):
-            noise = x + (1 - t) * v
-            stepped = stepped + following * ((math.sqrt(1 - eta**2) - 1) * noise + eta * next(noises))
-        x = stepped
-    return x
-
-
-class TaylorSeer:
-    """Extrapolates a quantity that changes smoothly from one evaluation to the next (Liu et al. 2025, TaylorSeer).
-
-    The first five evaluations are computed, then every third. At a computed one, finite differences of rising order are
-    taken against the last computed one; in between the value is their Taylor series.
-    """
-
-    WARM_UP = 5
-    SMOOTH_AFTER = WARM_UP - 2  # steps; from then on differences are taken, which fresh noise would spoil
-    EVERY = 3
-    MAX_ORDER = 6
-
-    def __init__(self) -> None:
-        self._count = 0  # evaluations so far
-        self._last = -1  # the last computed one
-        self._differences: list[Tensor] = []  # of order 0, 1, …, at the last computed one
-
-    @property
-    def must_compute(self) -> bool:
-        """Whether the next evaluation cannot be extrapolated."""
-        beyond = self._count - (self.WARM_UP - 1)
-        return beyond <= 0 or beyond % self.EVERY == 0
-
-    def update(self, value: Tensor) -> Tensor:
-        """Takes the computed value of this evaluation, and returns it."""
-        differences = [value.float()]
-        if self._count >= self.WARM_UP - 1:
-            distance = self._count - self._last
-            for before in self._differences[: self.MAX_ORDER]:
-                differences.append((differences[-1] - before) / distance)
-        self._differences = differences
-        self._last = self._count
-        self._count += 1
-        return value
-
-    def predict(self) -> Tensor:
-        """The extrapolated value of this evaluation, in float32."""
-        x = self._count - self._last
-        self._count += 1
-        total = self._differences[0].clone()
-        for order, difference in enumerate(self._differences[1:], start=1):
-            total += difference * (x**order / factorial(order))
-        return total
+    stepped = x - v * (t - following)
+    if fresh is None:
+        return stepped
+    noise = x + (1 - t) * v
+    return stepped + following * ((math.sqrt(1 - eta**2) - 1) * noise + eta * fresh)

@@ -5,27 +5,36 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from dataclasses import replace
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 from PIL import Image
 
+from bagel_mot.config import Task
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.images import ImageSource
 from bagel_mot.inference.batch import check_stream, naming
-from bagel_mot.inference.engine.ops import Handle, Request
+from bagel_mot.inference.engine.ops import Steps
+from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.history import History, Turn
-from bagel_mot.inference.requests import Item, read, tokens_of
+from bagel_mot.inference.prepare import Preparer, check_loaded_for
+from bagel_mot.inference.request import NOBODY, Input, Listener, Request, TextInput
 from bagel_mot.inference.result import Result
+from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.session_store import SavedSession, read_session, write_session
-from bagel_mot.inference.settings import Task
-from bagel_mot.inference.tasks import Media, Order, cost_of, make_image, make_text, system_prompt
+from bagel_mot.inference.steps.read import read
+from bagel_mot.inference.steps.respond import follow
 from bagel_mot.model.cache import Chunk
 
-if TYPE_CHECKING:
-    from bagel_mot.inference.api import Bagel
-
 T = TypeVar("T")
-OnSubmit = Callable[[Handle[Any]], None]
+OnSubmit = Callable[[Ticket[Any]], None]
+Turned = tuple[History, Result]  # a history that has taken a turn, and what the turn resulted in
+
+
+class LoadedModel(Protocol):
+    """A loaded model, such as a `Bagel`."""
+
+    runtime: Runtime
 
 
 class Session:
@@ -45,7 +54,7 @@ class Session:
     refused, fails, or is broken off leaves the session as it was.
     """
 
-    def __init__(self, bagel: Bagel, *, think: bool = False, understanding: bool = False) -> None:
+    def __init__(self, bagel: LoadedModel, *, think: bool = False, understanding: bool = False) -> None:
         """
         Args:
             bagel: the model.
@@ -53,13 +62,13 @@ class Session:
                 for answering), and images and answers are thought about by default.
             understanding: no images will be drawn.
         """
-        bagel.check_loaded_for("ask" if understanding else "edit")
-        self.bagel, self.think, self.understanding = bagel, think, understanding
-        self._history = History(bagel.engine.new_context(), lasting=True)
+        self.runtime, self.think, self.understanding = bagel.runtime, think, understanding
+        check_loaded_for(self.runtime, self._reads_for)
+        self._history = History(self.runtime.engine.new_context(), keeps_growing=True)
         self._marks: list[int] = []  # number of turns before each add and generate
         self._streaming = False
         if think:
-            self._read([system_prompt("text" if understanding else "image")])
+            self._add((self.runtime.system_prompt(self._reads_for),))
 
     # ------------------------------------------------------------------------------------------------------- turns
 
@@ -91,9 +100,8 @@ class Session:
             CancelledError: it was cancelled.
         """
         self._check_free()
-        items = self.bagel.check_items([item], self._output)
-        before = len(self.history)
-        self._read(items, on_submit)
+        inputs, before = self._prepare(item), len(self.history)
+        self._add(inputs, on_submit)
         self._marks.append(before)
 
     def generate_image(
@@ -118,7 +126,7 @@ class Session:
             progress: called with the denoising steps done and in all.
             on_preview: called up to eight times with a small look at the image as it forms.
             on_text: called with the pieces of the thinking.
-            on_submit: is given the handle before anything runs. `handle.cancel()`, from any thread, ends the turn
+            on_submit: is given the ticket before anything runs. `ticket.cancel()`, from any thread, ends the turn
                 within a step and leaves the session as it was.
             return_result: give a `Result` instead of the image.
             **settings: by name; defaults are those of "edit" once there is an image. The size is that of the last one.
@@ -130,9 +138,9 @@ class Session:
             BagelError: a stream of this session is open.
             CancelledError: it was cancelled.
         """
-        added = [] if text is None else self.bagel.check_items([text], self._output)
-        order = self._drawing_order(settings, added, on_step=progress, on_preview=on_preview, on_text=on_text)
-        result = self._accept(self._run(self._submit_drawing(order, added), on_submit), len(added))
+        request = self._drawing_request(settings, self._prepare(*([] if text is None else [text])))
+        ticket = self._submit(request, Listener(progress, on_preview, on_text))
+        result = self._accept(self._run(ticket, on_submit), request)
         return result if return_result else result.image
 
     @overload
@@ -170,7 +178,7 @@ class Session:
             BagelError: a stream of this session is open.
             CancelledError: it was cancelled.
         """
-        return self._write([], stream, on_text, on_submit, return_result, settings)
+        return self._write((), stream, on_text, on_submit, return_result, settings)
 
     @overload
     def ask(
@@ -195,13 +203,12 @@ class Session:
 
         `undo` takes back the answer alone; once more, the question.
         """
-        items = self.bagel.check_items([question], self._output)
-        return self._write(items, stream, on_text, on_submit, return_result, settings)
+        return self._write(self._prepare(question), stream, on_text, on_submit, return_result, settings)
 
     def fork(self) -> Session:
         """A second session that goes on from here. It shares the cache: nothing is computed or copied."""
         other = Session.__new__(Session)
-        other.bagel, other.think, other.understanding = self.bagel, self.think, self.understanding
+        other.runtime, other.think, other.understanding = self.runtime, self.think, self.understanding
         other._history, other._marks = self._history.copy(), list(self._marks)
         other._streaming = False
         return other
@@ -233,7 +240,7 @@ class Session:
         write_session(folder, SavedSession(self.think, self.understanding, self._marks, items))
 
     @classmethod
-    def load(cls, bagel: Bagel, folder: str | os.PathLike[str]) -> Session:
+    def load(cls, bagel: LoadedModel, folder: str | os.PathLike[str]) -> Session:
         """Reads what `save` wrote, and computes its cache anew in one go.
 
         Raises:
@@ -244,97 +251,96 @@ class Session:
         saved = read_session(folder)
         session = cls(bagel, understanding=saved.understanding)
         session.think, session._marks = saved.think, list(saved.marks)
-        if saved.items:
-            session._read(saved.items)
+        preparer = Preparer(session.runtime, keep_originals=True)
+        inputs = [
+            TextInput(kind, content, session.runtime.text(content))
+            if isinstance(content, str)
+            else preparer.image(content, session._reads_for, kind)
+            for kind, content in saved.items
+        ]
+        if inputs:
+            session._add(tuple(inputs))
         return session
 
     # ----------------------------------------------------------------------------------------------- how it runs
 
     @property
-    def _output(self) -> Media:
-        """What images are read for."""
-        return "text" if self.understanding else "image"
+    def _reads_for(self) -> Task:
+        """The task that images are prepared for."""
+        return Task.ASK if self.understanding else Task.EDIT
 
-    @property
-    def _latents(self) -> bool:
-        """Whether images enter as VAE image, too."""
-        return not self.understanding
+    def _prepare(self, *values: str | ImageSource) -> tuple[Input, ...]:
+        """Texts and images, prepared to be read."""
+        return Preparer(self.runtime, keep_originals=True).inputs(values, self._reads_for) if values else ()
 
     def _check_free(self) -> None:
-        """
+        """Checks that no stream is open.
+
         Raises:
-            BagelError: a stream is open.
+            BagelError: one is.
         """
         if self._streaming:
             raise BagelError("a stream of this session is open: read it to its end, or close it, before going on.")
 
-    def _order(self, task: Task, settings: dict[str, Any], added: Sequence[Item] = (), **callbacks: Any) -> Order:
+    def _request(self, task: Task, settings: dict[str, Any], added: tuple[Input, ...]) -> Request:
         """What is to be generated after `added`, checked for all that can be known beforehand."""
         self._check_free()
-        items = [*((turn.kind, turn.content) for turn in self.history), *added]
-        if not any(kind != "system" for kind, _ in items):
+        if not any(turn.kind != "system" for turn in (*self.history, *added)):
             raise PromptError("the session is empty: add a text or a picture first.")
-        order = self.bagel.order(task, {"think": self.think, **settings}, items, **callbacks)
-        if order.settings.think and not self.think:
+        grid, stride = self._history.last_grid, self.runtime.config.latent_stride
+        request = Preparer(self.runtime).request(
+            task,
+            added,
+            {"think": self.think, **settings},
+            last_size=None if grid is None else (grid[1] * stride, grid[0] * stride),
+            position=self._history.context.position,
+        )
+        if request.settings.think and not self.think:
             raise SettingError("think is true, but the session began without it: open one with think=True.")
-        self._check_room(added, order.least_room)
-        return order
+        return request
 
-    def _drawing_order(self, settings: dict[str, Any], added: Sequence[Item] = (), **callbacks: Any) -> Order:
+    def _drawing_request(self, settings: dict[str, Any], added: tuple[Input, ...] = ()) -> Request:
         if self.understanding:
             raise SettingError("this session is for understanding: open one with understanding=False to draw.")
-        order = self._order("edit" if self._history.has_image else "generate", settings, added, **callbacks)
-        self.bagel.engine.check_image(order.size)
-        return order
+        request = self._request(Task.EDIT if self._history.has_image else Task.GENERATE, settings, added)
+        self.runtime.engine.check_image(request.size)
+        return request
 
-    def _check_room(self, added: Sequence[Item], more: int = 0) -> None:
-        runtime = self.bagel.runtime
-        more += runtime.positions(added, latents=self._latents)
-        runtime.check_room(self._history.context.position, more)
-
-    def _read(self, items: Sequence[Item], on_submit: OnSubmit | None = None) -> None:
-        self._check_room(items)
+    def _add(self, inputs: tuple[Input, ...], on_submit: OnSubmit | None = None) -> None:
+        """Reads inputs, which become part of the conversation."""
+        self.runtime.check_room(self._history.context.position, sum(one.positions for one in inputs))
         history = self._history.copy()
-        cost = tokens_of(self.bagel.runtime, items, latents=self._latents)
-        self._run(self.bagel.engine.submit(self._reading(history, items), cost), on_submit)
+        steps = read(self.runtime, history, inputs)
+        self._run(self.runtime.engine.submit(steps, sum(one.tokens for one in inputs)), on_submit)
         self._history = history
 
-    def _run(self, handle: Handle[T], on_submit: OnSubmit | None) -> T:
-        _tell(handle, on_submit)
-        self.bagel.engine.run_until([handle])
-        return handle.result()
+    def _submit(self, request: Request, listener: Listener) -> Ticket[Turned]:
+        return self.runtime.engine.submit(self._turn(request, listener), request.max_cache_tokens)
 
-    def _reading(self, history: History, items: Sequence[Item]) -> Request[None]:
-        yield from read(self.bagel.runtime, history, items, latents=self._latents)
-
-    def _drawing(self, order: Order, added: Sequence[Item]) -> Request[tuple[History, Result]]:
+    def _turn(self, request: Request, listener: Listener) -> Steps[Turned]:
+        """Reads the inputs of a request, generates what follows, and reads that, all on a copy of the history."""
         history = self._history.copy()
-        if added:
-            yield from self._reading(history, added)
-        result = yield from make_image(self.bagel.runtime, history, order)
-        assert result.image is not None
-        yield from self._reading(history, [("drawing", result.image)])
+        if request.inputs:
+            yield from read(self.runtime, history, request.inputs)
+        result, answer = yield from follow(self.runtime, history, request, listener)
+        if result.image is not None:
+            preparer = Preparer(self.runtime, keep_originals=True)
+            prepared = preparer.image(result.image, self._reads_for, "drawing")
+            generated: Input = replace(prepared, content=result.image)
+        else:
+            assert answer is not None, "what is not drawn is written"
+            generated = answer
+        yield from read(self.runtime, history, [generated])
         return history, result
 
-    def _submit_drawing(self, order: Order, added: Sequence[Item] = ()) -> Handle[tuple[History, Result]]:
-        cost = cost_of(self.bagel.runtime, added, order, latents=True)
-        return self.bagel.engine.submit(self._drawing(order, added), cost)
-
-    def _answer(self, added: Sequence[Item], order: Order) -> Request[tuple[History, Result]]:
-        history = self._history.copy()
-        if added:
-            yield from self._reading(history, added)
-        result = yield from make_text(self.bagel.runtime, history, order)
-        yield from self._reading(history, [("answer", result.raw_text)])
-        return history, result
-
-    def _submit_answer(self, added: Sequence[Item], order: Order) -> Handle[tuple[History, Result]]:
-        cost = cost_of(self.bagel.runtime, added, order, latents=self._latents)
-        return self.bagel.engine.submit(self._answer(added, order), cost)
+    def _run(self, ticket: Ticket[T], on_submit: OnSubmit | None) -> T:
+        _tell(ticket, on_submit)
+        self.runtime.engine.run_until([ticket])
+        return ticket.result()
 
     def _write(
         self,
-        added: Sequence[Item],
+        added: tuple[Input, ...],
         stream: bool,
         on_text: Callable[[str], None] | None,
         on_submit: OnSubmit | None,
@@ -344,49 +350,42 @@ class Session:
         """Reads `added` and writes an answer: at once, or as a stream."""
         if stream:
             check_stream(on_text, return_result)
-            pieces: deque[str] = deque()
-            order = self._order("ask", settings, added, on_text=pieces.append)
-            return self._stream(added, order, pieces, on_submit, self._history)
-        order = self._order("ask", settings, added, on_text=on_text)
-        result = self._accept(self._run(self._submit_answer(added, order), on_submit), len(added))
+        request = self._request(Task.ASK, settings, added)
+        if stream:
+            return self._stream(request, on_submit, self._history)
+        result = self._accept(self._run(self._submit(request, Listener(on_text=on_text)), on_submit), request)
         return result if return_result else result.text
 
-    def _stream(
-        self,
-        added: Sequence[Item],
-        order: Order,
-        pieces: deque[str],
-        on_submit: OnSubmit | None,
-        history: History,
-    ) -> Generator[str, None, None]:
-        """`order` was made for `history`."""
+    def _stream(self, request: Request, on_submit: OnSubmit | None, history: History) -> Generator[str, None, None]:
+        """The pieces of an answer. The request was made for `history`."""
         self._check_free()
         if self._history is not history:
             raise BagelError("the session has changed since this stream was made: make it when it is to be read.")
         self._streaming = True
+        pieces: deque[str] = deque()
         try:
-            handle = self._submit_answer(added, order)
-            _tell(handle, on_submit)
-            yield from self.bagel.engine.stream(handle, pieces)
-            self._accept(handle.result(), len(added))
+            ticket = self._submit(request, Listener(on_text=pieces.append))
+            _tell(ticket, on_submit)
+            yield from self.runtime.engine.stream(ticket, pieces)
+            self._accept(ticket.result(), request)
         finally:
             self._streaming = False
 
-    def _accept(self, outcome: tuple[History, Result], added: int = 0) -> Result:
-        """Takes over what a request led to, which first read `added` turns."""
-        before = len(self.history)
+    def _accept(self, outcome: Turned, request: Request) -> Result:
+        """Takes over what a request led to."""
+        before, added = len(self.history), len(request.inputs)
         self._marks += [before, before + added] if added else [before]
         self._history, result = outcome
         return result
 
 
-def _tell(handle: Handle[Any], on_submit: OnSubmit | None) -> None:
-    """Hands a request to whoever wants it; if that fails, nobody waits for it."""
+def _tell(ticket: Ticket[Any], on_submit: OnSubmit | None) -> None:
+    """Hands a ticket to whoever wants it; if that fails, nobody waits for it."""
     if on_submit is not None:
         try:
-            on_submit(handle)
+            on_submit(ticket)
         except BaseException:
-            handle.cancel()
+            ticket.cancel()
             raise
 
 
@@ -407,18 +406,21 @@ def draw_together(sessions: Sequence[Session], *, seed: Sequence[int | None], **
     count = len(sessions)
     if len(seed) != count:
         raise SettingError(f"seed is a list of {len(seed)}: there are {count} sessions.")
-    if len(set(map(id, sessions))) < count or len({id(session.bagel) for session in sessions}) > 1:
+    if len(set(map(id, sessions))) < count or len({id(session.runtime) for session in sessions}) > 1:
         raise SettingError(f"these {count} sessions cannot draw together: they must be different ones of one model.")
-    orders = []
+    requests = []
     for i, (session, own_seed) in enumerate(zip(sessions, seed, strict=True)):
         with naming("session", i, count):
-            orders.append(session._drawing_order({**settings, "seed": own_seed}))
-    handles = [session._submit_drawing(order) for session, order in zip(sessions, orders, strict=True)]
-    if handles:
-        sessions[0].bagel.engine.run_until(handles)
+            requests.append(session._drawing_request({**settings, "seed": own_seed}))
+    tickets = [session._submit(request, NOBODY) for session, request in zip(sessions, requests, strict=True)]
+    if tickets:
+        sessions[0].runtime.engine.run_until(tickets)
     outcomes = []
-    for i, handle in enumerate(handles):
+    for i, ticket in enumerate(tickets):
         with naming("session", i, count):
-            outcomes.append(handle.result())
-    results = [session._accept(outcome) for session, outcome in zip(sessions, outcomes, strict=True)]
+            outcomes.append(ticket.result())
+    results = [
+        session._accept(outcome, request)
+        for session, outcome, request in zip(sessions, outcomes, requests, strict=True)
+    ]
     return [result.image for result in results if result.image is not None]

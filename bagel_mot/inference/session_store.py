@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from PIL import Image
+
 from bagel_mot.errors import BagelError, DataError
 from bagel_mot.files import write_text
 from bagel_mot.images import open_image
-from bagel_mot.inference.history import GIVEN, IMAGES, Kind
-from bagel_mot.inference.requests import Item
+from bagel_mot.inference.request import GIVEN, IMAGES, Kind
 
+SavedTurn = tuple[Kind, str | Image.Image]
 _FILE = "session.json"
 _VERSION = 1
 
@@ -35,7 +37,7 @@ class SavedSession:
     think: bool
     understanding: bool
     marks: Sequence[int]
-    items: Sequence[Item]
+    items: Sequence[SavedTurn]
 
 
 def write_session(folder: str | os.PathLike[str], saved: SavedSession) -> None:
@@ -144,7 +146,7 @@ def _flag(path: Path, document: dict[str, object], name: str) -> bool:
     return flag
 
 
-def _item(folder: Path, turn: dict[str, object]) -> Item:
+def _item(folder: Path, turn: dict[str, object]) -> SavedTurn:
     """A turn, whose kind says whether it has a text or an image."""
     path, kind = folder / _FILE, turn["kind"]
     if kind not in get_args(Kind):

@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
+from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 
-Task = Literal["generate", "edit", "ask"]
-TASKS: tuple[Task, ...] = ("generate", "edit", "ask")
-DRAWING: tuple[Task, ...] = ("generate", "edit")
+TASKS = tuple(Task)
+DRAWING = tuple(task for task in Task if task.draws)
 MAX_SEED = 2**63 - 1
 _MAX_SIDE = 10**9  # pixels; far beyond any model, and small enough for arithmetic and messages
 _SHOWN = 60  # characters of a wrong value in a message
@@ -268,7 +268,7 @@ class GenerationSettings:
         1024, "int",
         "The most tokens of an answer, its thinking included.",
         "Lower it to bound the time; raise it when answers break off.",
-        tasks=("ask",), low=1, high=32768,
+        tasks=(Task.ASK,), low=1, high=32768,
     )  # fmt: skip
     do_sample: bool = _setting(
         False, "bool",
@@ -303,7 +303,7 @@ class GenerationSettings:
         (), "texts",
         "Ends the answer before the first of these texts to appear.",
         "Set it when an answer has a known end, such as a line break.",
-        tasks=("ask",),
+        tasks=(Task.ASK,),
     )  # fmt: skip
     seed: int | None = _setting(
         None, "int",
@@ -322,9 +322,9 @@ SETTINGS: dict[str, Setting] = {
 }
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}
 TASK_DEFAULTS: dict[Task, dict[str, Any]] = {
-    "generate": {},
-    "edit": {"cfg_image_scale": 2.0, "cfg_interval": (0.0, 1.0), "cfg_renorm_type": "text_channel"},
-    "ask": {},
+    Task.GENERATE: {},
+    Task.EDIT: {"cfg_image_scale": 2.0, "cfg_interval": (0.0, 1.0), "cfg_renorm_type": "text_channel"},
+    Task.ASK: {},
 }
 
 
@@ -350,7 +350,8 @@ def parse_settings(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
             )
             raise SettingError(f"there is no setting {_shown(name)}: {hint}")
         if task not in setting.tasks:
-            raise SettingError(f"{name} is no setting of {task!r}: only of {' and '.join(map(repr, setting.tasks))}.")
+            of = " and ".join(repr(one.value) for one in setting.tasks)
+            raise SettingError(f"{name} is no setting of {str(task)!r}: only of {of}.")
         parsed[name] = setting.parse(value)
     return parsed
 

@@ -12,6 +12,7 @@ fork, a finished answer or a cancelled request had appended is free again withou
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakSet
@@ -184,14 +185,20 @@ class Context:
         chunk = Chunk(self._spec, max(tokens, spare))
         return KVReservation(self._views, chunk, 0, tokens)
 
-    def commit(self, tail: KVReservation, segments: tuple[Segment, ...], *, record: bool = True) -> None:
+    def commit(
+        self,
+        tail: KVReservation,
+        segments: Sequence[Segment],
+        names: Sequence[Segment | None] | None = None,
+    ) -> None:
         """Makes a tail, whose keys and values have been written, part of this context.
 
         Args:
             tail: from `allocate` of this very context as it stands.
             segments: what the tail holds, in order.
-            record: keep an entry for each segment, to which the context can be cut back. Without, as for the single
-                tokens of an answer being written, it grows by an unnamed stretch.
+            names: for each segment the one that an entry is kept for, to which the context can be cut back: by default
+                itself. With None, as for the single tokens of an answer being written or the first part of a text, the
+                context grows by an unnamed stretch.
 
         Raises:
             RuntimeError: the tail belongs to another context or an earlier state, or holds another number of tokens.
@@ -202,14 +209,14 @@ class Context:
         if total != tail.stop - tail.start:
             raise RuntimeError(f"the tail holds {tail.stop - tail.start} tokens, its segments {total}")
         done = 0
-        for segment in segments:
+        for segment, name in zip(segments, segments if names is None else names, strict=True):
             tokens = segment.und_len + segment.gen_len
             done += tokens
             self.length += tokens
             self.position += segment.advance
-            if record:
+            if name is not None:
                 views = (*tail.views_after[:-1], View(tail.chunk, tail.start + done)) if done else self._views
-                self.entries = (*self.entries, Entry(segment, views, self.length, self.position))
+                self.entries = (*self.entries, Entry(name, views, self.length, self.position))
         if total:
             self._views = tail.views_after
 

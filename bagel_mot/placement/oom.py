@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import OutOfMemoryError
@@ -17,6 +17,44 @@ from bagel_mot.placement.system_memory import free_memory, room_for_work
 _SMALL = 64 << 20
 """Bytes from which it is worth the time to ask the system whether they are free."""
 _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+class MemoryGuard:
+    """What an engine asks about memory: how much is held between requests, whether a batch fits, and what to say when
+    it did not.
+
+    Attributes:
+        holders: functions that tell the tokens of cache that are held between requests, such as by sessions.
+    """
+
+    def __init__(
+        self, device: torch.device | None = None, plan: Plan | None = None, others: Sequence[Plan] = ()
+    ) -> None:
+        """
+        Args:
+            device: the device that computes; without one everything is taken to fit, and errors stay as they are.
+            plan, others: as in `explained`.
+        """
+        self.holders: list[Callable[[], int]] = []
+        self._device, self._plan, self._others = device, plan, others
+
+    @property
+    def idle_tokens(self) -> int:
+        """Tokens of cache that are held between requests."""
+        return sum(tokens() for tokens in self.holders)
+
+    def check(self, needed: int) -> None:
+        """Refuses work that takes `needed` bytes at the least where they are not there.
+
+        Raises:
+            MemoryShortageError: they are not there.
+        """
+        if self._device is not None:
+            check_memory(needed, self._device, self._plan, self._others)
+
+    def explain(self, error: Exception) -> Exception:
+        """The error with its explanation and advice, if memory ran out; any other one as it is."""
+        return error if self._device is None else explained(error, self._device, self._plan, self._others)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

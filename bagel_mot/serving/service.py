@@ -7,12 +7,11 @@ those of sessions, by the threads that wait for their results in a `place`.
 
 from __future__ import annotations
 
-import dataclasses
-import secrets
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,69 +19,46 @@ from typing import Any
 
 from PIL import Image
 
+from bagel_mot.config import Task
+from bagel_mot.errors import SettingError
 from bagel_mot.images import ImageSource, open_image
-from bagel_mot.inference.api import Bagel, task_of
-from bagel_mot.inference.requests import Item, tokens_of
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.engine.ticket import Ticket
+from bagel_mot.inference.prepare import Preparer, task_of, with_seeds
+from bagel_mot.inference.request import NOBODY, ImageInput, Listener, Request
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.settings import MAX_SEED, GenerationSettings, Task
-from bagel_mot.inference.tasks import Media, Order, noised_tokens, one_shot, system_prompt
+from bagel_mot.inference.settings import MAX_SEED, GenerationSettings
+from bagel_mot.inference.steps.respond import respond
 from bagel_mot.placement.estimate import MARGIN, Capacity, capacity
 from bagel_mot.placement.system_memory import free_memory
-from bagel_mot.serving.driver import Driver, Job
+from bagel_mot.serving.driver import Driver
 from bagel_mot.serving.limits import BusyError, ClosedError, LimitError, Limits, without_special_tokens
 
-__all__ = [
-    "BusyError",
-    "Callbacks",
-    "ClosedError",
-    "LimitError",
-    "Limits",
-    "Service",
-    "Started",
-    "TokenCount",
-]
+__all__ = ["BusyError", "ClosedError", "LimitError", "Limits", "Listen", "Service", "SubmittedBatch"]
 
+Listen = Callable[[int, Request], Listener]
+"""Chooses the listener for the result of a number, from its request."""
 _LEAST_RETRY, _MOST_RETRY = 1, 120  # seconds
 
 
-@dataclass(frozen=True)
-class Callbacks:
-    """Whom to tell on the way; see `Bagel.submit`. They are called from whichever thread drives the engine."""
-
-    on_step: Callable[[int, int], None] | None = None
-    on_preview: Callable[[Image.Image], None] | None = None
-    on_text: Callable[[str], None] | None = None
+_services: weakref.WeakKeyDictionary[Bagel, weakref.ref[Service]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class TokenCount:
-    """Tokens by what they stand for, the markers of texts and images included."""
-
-    text: int = 0
-    image: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.text + self.image
-
-
-@dataclass(frozen=True)
-class Started:
+class SubmittedBatch:
     """Requests at work that differ in their seeds alone.
 
     Attributes:
-        jobs: one for each result; cancel those that are no longer wanted.
-        order: of the first.
-        prompt: tokens that each of them reads before it writes or draws.
+        tickets: one for each result; cancel those that are no longer wanted.
+        request: the first request.
     """
 
-    jobs: list[Job[Result]]
-    order: Order
-    prompt: TokenCount
+    tickets: list[Ticket[Result]]
+    request: Request
 
     def cancel(self) -> None:
-        for job in self.jobs:
-            job.cancel()
+        for ticket in self.tickets:
+            ticket.cancel()
 
 
 class Service:
@@ -97,11 +73,17 @@ class Service:
     def __init__(self, bagel: Bagel, *, limits: Limits | None = None, memory: int | None = None) -> None:
         """
         Args:
-            bagel: the model. From now on its requests share what they begin with, and the engine's passes are bounded
-                by the memory there is: by what the last service made of it says, so make one.
-            limits: of each request.
+            bagel: the model. From now on what its requests begin with is kept for others, and the engine's batches are
+                bounded by the memory there is.
+            limits: what one request may ask for.
             memory: bytes that requests may take; most of what is free if not given.
+
+        Raises:
+            SettingError: the model has a service that is open.
         """
+        other = _services.get(bagel)
+        if other is not None and (service := other()) is not None and service.open:
+            raise SettingError("this model has a service already: use that one, or close it first.")
         self.bagel = bagel
         self.limits = limits or Limits()
         usable = int(free_memory(bagel.device) * (1 - MARGIN)) if memory is None else memory
@@ -109,17 +91,15 @@ class Service:
         self.capacity: Capacity = capacity(bagel.config, usable, bagel.dtype, image_dtype, on_cpu=on_cpu)
         bagel.share_prefixes(self.capacity.prefix_tokens)
         engine = bagel.engine
-        engine.max_active_cost = self.capacity.cache_tokens
-        engine.max_step_tokens = self.capacity.step_tokens
-        engine.max_step_pixels = max(1, self.capacity.step_pixels)
-        self._lock = threading.Lock()
+        engine.scheduler.max_active_cost = self.capacity.cache_tokens
+        engine.tokens.limit = self.capacity.step_tokens
+        engine.pixels.limit = max(1, self.capacity.step_pixels)
+        self._lock = threading.RLock()
         self._present = 0  # requests submitted and not over
         self._closed = False
-        self._empty = threading.Condition(self._lock)
         self._durations: deque[float] = deque(maxlen=32)  # seconds of the last requests
         self._driver = Driver(engine)
-        self._sessions: list[Callable[[], int]] = []
-        engine.idle_cost = lambda: self.session_tokens
+        _services[bagel] = weakref.ref(self)
 
     # ------------------------------------------------------------------------------------------------------- requests
 
@@ -127,18 +107,18 @@ class Service:
         self,
         inputs: Sequence[str | ImageSource],
         *,
-        output: Media = "image",
+        output: str = "image",
         n: int = 1,
-        listen: Callable[[int, Order], Callbacks] | None = None,
+        listen: Listen | None = None,
         **settings: Any,
-    ) -> Started:
+    ) -> SubmittedBatch:
         """Takes in a request for `n` results and returns at once; the service's own thread works on it. Each result
         takes a place in the queue and gives it back when it is there, or cancelled.
 
         Args:
-            inputs, output, **settings: as in `Bagel.interleave`.
+            inputs: as in `Bagel.interleave`, like `output` and the settings.
             n: results, with seeds counting up from the one given.
-            listen: says whom to tell on the way, for the result of that number.
+            listen: chooses the listener for the result of that number.
 
         Raises:
             BusyError: try again later.
@@ -147,27 +127,23 @@ class Service:
         """
         self.check_n(n)
         self._take(n)
-        began, places = time.monotonic(), n  # places that no job gives back yet
-        jobs: list[Job[Result]] = []
+        began, places = time.monotonic(), n  # places that no ticket gives back yet
+        tickets: list[Ticket[Result]] = []
         try:
-            items, order = self.check(inputs, output, settings, Callbacks())
-            given = order.settings.seed
+            request = self.check(inputs, output, settings)
+            given = request.settings.seed
             if given is not None and given + n - 1 > MAX_SEED:
                 raise LimitError(f"seed is {given}: with n {n} the last one would be above {MAX_SEED}.")
-            for index in range(n):
-                seed = order.seed + index if given is not None or not index else secrets.randbits(32)
-                told = listen(index, order) if listen is not None else Callbacks()
-                own = dataclasses.replace(
-                    order, seed=seed, on_step=told.on_step, on_preview=told.on_preview, on_text=told.on_text
-                )
-                request = one_shot(self.bagel.runtime, items, output, own)
-                jobs.append(self._driver.submit(request, self.bagel.cost(items, output, own)))
+            for index, own in enumerate(with_seeds(request, n)):
+                listener = NOBODY if listen is None else listen(index, own)
+                steps = respond(self.bagel.runtime, own, listener)
+                tickets.append(self._driver.submit(steps, own.max_cache_tokens))
                 places -= 1
-                jobs[-1].future.add_done_callback(partial(self._give_back_after, began))
-            return Started(jobs, order, self.count(items, output, order))
+                tickets[-1].add_done_callback(partial(self._give_back_after, began))
+            return SubmittedBatch(tickets, request)
         except BaseException:
-            for job in jobs:
-                job.cancel()
+            for ticket in tickets:
+                ticket.cancel()
             raise
         finally:
             self._give_back(places)
@@ -187,7 +163,8 @@ class Service:
             self._give_back_after(began)
 
     def check_place(self, count: int = 1) -> None:
-        """
+        """Checks that places in the queue are free.
+
         Raises:
             ClosedError: the service is shutting down.
             BusyError: fewer than `count` places are free now.
@@ -210,46 +187,39 @@ class Service:
     def _give_back(self, count: int) -> None:
         with self._lock:
             self._present -= count
-            self._empty.notify_all()
 
     def _give_back_after(self, began: float, _: object = None) -> None:
-        self._durations.append(time.monotonic() - began)
-        self._give_back(1)
+        with self._lock:
+            self._durations.append(time.monotonic() - began)
+            self._present -= 1
 
     def count_sessions(self, tokens: Callable[[], int]) -> None:
-        """From now on requests have the room that sessions leave which keep so many tokens between their turns."""
-        self._sessions.append(tokens)
+        """Adds a function that tells how many tokens of cache sessions keep between their turns: requests have the room
+        that these leave.
+        """
+        self.bagel.engine.memory.holders.append(tokens)
 
     @property
     def session_tokens(self) -> int:
-        """Of cache, that sessions keep between their turns."""
-        return sum(tokens() for tokens in self._sessions)
+        """Tokens of cache that sessions keep between their turns."""
+        return self.bagel.engine.memory.idle_tokens
 
-    def check(
-        self, inputs: Sequence[str | ImageSource], output: Media, settings: dict[str, Any], callbacks: Callbacks
-    ) -> tuple[list[Item], Order]:
-        """Checks a request against the model, the limits and the memory.
+    def check(self, inputs: Sequence[str | ImageSource], output: str, settings: Mapping[str, Any]) -> Request:
+        """Prepares a request, and checks it against the model, the limits and the memory.
 
         Raises:
             LimitError, BagelError: it cannot be run.
             BusyError: there is no room beside what sessions keep now.
         """
         self._check_counts(inputs)
-        inputs = [without_special_tokens(item) if isinstance(item, str) else self.reduced(item) for item in inputs]
-        given = dict(settings)
-        name = "max_new_tokens" if output == "text" else "max_think_tokens"
-        if given.get(name) is None:
-            given[name] = self._default_tokens(name, task_of(inputs, output))
-        items, order = self.bagel.prepare(
-            inputs,
-            output,
-            given,
-            on_step=callbacks.on_step,
-            on_preview=callbacks.on_preview,
-            on_text=callbacks.on_text,
+        task = task_of(inputs, output)
+        prepare = Preparer(self.bagel.runtime, max_pixels=self.limits.image_pixels)
+        prepared = prepare.inputs(
+            [without_special_tokens(one) if isinstance(one, str) else one for one in inputs], task
         )
-        self.check_order(order)
-        cost = self.bagel.cost(items, output, order)
+        request = prepare.request(task, prepared, self._with_default_tokens(task, settings))
+        self.check_request(request)
+        cost = request.max_cache_tokens
         if cost > self.capacity.cache_tokens:
             raise LimitError(
                 f"the request needs {cost} tokens of cache, this service has memory for {self.capacity.cache_tokens}: "
@@ -262,54 +232,53 @@ class Service:
                 f"{self.capacity.cache_tokens}: try again later.",
                 self._retry_after(),
             )
-        self._check_passes(items, output, order)
-        return items, order
+        return request
 
-    def _check_passes(self, items: Sequence[Item], output: Media, order: Order) -> None:
-        """
+    def _with_default_tokens(self, task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with a limit of tokens, where none is given, that this service takes."""
+        name = "max_think_tokens" if task.draws else "max_new_tokens"
+        default = int(self.bagel.defaults.of(task).get(name, getattr(GenerationSettings(), name)))
+        if settings.get(name) is not None:
+            return dict(settings)
+        return {**settings, name: min(default, self.limits.new_tokens)}
+
+    def check_request(self, request: Request) -> None:
+        """Checks that a request asks for no more than the service gives.
+
         Raises:
-            LimitError: a pass that cannot be divided is larger than the memory holds.
+            LimitError: it asks for more.
         """
-        runtime = self.bagel.runtime
-        # What is given is read in one pass, and so is what was written, where something follows it.
-        read = max(tokens_of(runtime, items, latents=output == "image"), order.most_text)
-        tokens = max(read, noised_tokens(runtime, order))
-        most_tokens, most_pixels = self.capacity.step_tokens, self.capacity.step_pixels
-        if tokens > most_tokens:
-            raise LimitError(
-                f"the request needs a pass of {tokens} tokens, this service has memory for {most_tokens}: "
-                "shorten it, or ask for a smaller picture or fewer tokens."
-            )
-        if output == "text":
-            return
-        for _, content in items:
-            width, height = (0, 0) if isinstance(content, str) else runtime.vae_transform.size(*content.size)
+        settings, most_tokens, most_pixels = request.settings, self.capacity.step_tokens, self.capacity.step_pixels
+        if request.size is not None:
+            if settings.num_timesteps > self.limits.timesteps:
+                raise LimitError(
+                    f"num_timesteps is {settings.num_timesteps}: this service takes at most {self.limits.timesteps}."
+                )
+            width, height = request.size
+            if width * height > most_pixels:
+                raise LimitError(
+                    f"a picture of {width}×{height} has {width * height} pixels, this service has memory for "
+                    f"{most_pixels}: ask for a smaller one."
+                )
+        images = [one for one in request.inputs if isinstance(one, ImageInput)]
+        for image in images if request.task.draws else ():
+            width, height = image.image.size
             if width * height > most_pixels:
                 raise LimitError(
                     f"a picture given is read at {width}×{height}, {width * height} pixels, this service has memory "
                     f"for {most_pixels}: give a smaller one."
                 )
-
-    def check_order(self, order: Order) -> None:
-        """
-        Raises:
-            LimitError: what is to be generated is more than the service gives.
-        """
-        settings: GenerationSettings = order.settings
-        if order.size is not None:
-            if settings.num_timesteps > self.limits.timesteps:
-                raise LimitError(
-                    f"num_timesteps is {settings.num_timesteps}: this service takes at most {self.limits.timesteps}."
-                )
-            pixels = order.size[0] * order.size[1]
-            if pixels > self.capacity.step_pixels:
-                raise LimitError(
-                    f"a picture of {order.size[0]}×{order.size[1]} has {pixels} pixels, this service has memory for "
-                    f"{self.capacity.step_pixels}: ask for a smaller one."
-                )
-        if order.most_text > self.limits.new_tokens:
+        # Texts are read in parts where they are long; an image has to be read, and drawn, in one pass.
+        tokens = max([request.noised_tokens, *(max(image.vae_tokens, image.vit_tokens) for image in images)])
+        if tokens > most_tokens:
             raise LimitError(
-                f"{order.most_text} tokens of text are asked for: this service writes at most {self.limits.new_tokens}."
+                f"the request needs a pass of {tokens} tokens, this service has memory for {most_tokens}: "
+                "give or ask for a smaller picture."
+            )
+        if request.max_text_tokens > self.limits.new_tokens:
+            raise LimitError(
+                f"{request.max_text_tokens} tokens of text are asked for: this service writes at most "
+                f"{self.limits.new_tokens}."
             )
         # Every token is compared with all of them, while everybody waits.
         characters, most = sum(map(len, settings.stop)), self.limits.stop_characters
@@ -317,18 +286,20 @@ class Service:
             raise LimitError(f"the stop texts have {characters} characters: this service takes at most {most}.")
 
     def check_n(self, n: int) -> None:
-        """
+        """Checks how many results are asked for.
+
         Raises:
-            LimitError: there are too many results asked for.
+            LimitError: they are too many.
         """
         most = min(self.limits.n, self.limits.queue)
         if not 1 <= n <= most:
             raise LimitError(f"n is {n}: it must be from 1 to {most}.")
 
     def check_images(self, count: int) -> None:
-        """
+        """Checks how many images are given.
+
         Raises:
-            LimitError: there are too many images given.
+            LimitError: they are too many.
         """
         if count > self.limits.images:
             raise LimitError(f"there are {count} pictures: this service takes at most {self.limits.images}.")
@@ -347,29 +318,16 @@ class Service:
             )
 
     def reduced(self, source: ImageSource) -> Image.Image:
-        """An image as the model will see it: those of waiting requests would else be kept at full size, and resized by
-        the thread that everybody waits for.
+        """An image as the model will see it, for conversations, which would else keep it at full size.
 
         Raises:
             ImageError: it cannot be used, or has more pixels than the service takes.
         """
         image = open_image(source, self.limits.image_pixels)
-        transform = self.bagel.runtime.vae_transform
-        size = transform.size(*image.size)
+        transform = self.bagel.defaults.vae_transform
+        resized = transform.resize(image)
         # The model resizes what it is given, which must change nothing any more.
-        return transform.resize(image) if transform.size(*size) == size else image
-
-    def _default_tokens(self, name: str, task: Task) -> int:
-        default = self.bagel.defaults.of(task).get(name, getattr(GenerationSettings(), name))
-        return min(int(default), self.limits.new_tokens, self.capacity.step_tokens)
-
-    def count(self, items: Sequence[Item], output: Media, order: Order) -> TokenCount:
-        """The tokens that a request reads before it writes or draws."""
-        read = [system_prompt(output), *items] if order.settings.think else list(items)
-        latents, runtime = output == "image", self.bagel.runtime
-        texts = [item for item in read if isinstance(item[1], str)]
-        images = [item for item in read if not isinstance(item[1], str)]
-        return TokenCount(tokens_of(runtime, texts, latents=latents), tokens_of(runtime, images, latents=latents))
+        return resized if transform.size(*resized.size) == resized.size else image
 
     # ---------------------------------------------------------------------------------------------------- its state
 
@@ -389,9 +347,11 @@ class Service:
 
     def _retry_after(self) -> int:
         """Seconds until a place is likely to be free: the queue's usual pace."""
-        if not self._durations:
+        with self._lock:
+            durations = sorted(self._durations)
+        if not durations:
             return _LEAST_RETRY
-        usual = sorted(self._durations)[len(self._durations) // 2]
+        usual = durations[len(durations) // 2]
         return round(min(max(usual / 2, _LEAST_RETRY), _MOST_RETRY))
 
     def close(self) -> None:
@@ -403,12 +363,3 @@ class Service:
         """Closes, and ends the service's own thread once it has done what it was given."""
         self.close()
         self._driver.stop()
-
-    def drain(self, timeout: float | None = None) -> bool:
-        """Takes no more requests, and waits for those at work.
-
-        Returns: whether all of them ended within `timeout` seconds.
-        """
-        with self._lock:
-            self._closed = True
-            return self._empty.wait_for(lambda: self._present == 0, timeout)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from bagel_mot.config import Task
 from bagel_mot.errors import DataError
-from bagel_mot.inference.requests import Recorder
-from bagel_mot.inference.settings import SETTINGS, Task
-from bagel_mot.inference.tasks import Media
+from bagel_mot.inference.request import Recorder
+from bagel_mot.inference.settings import SETTINGS
 from bagel_mot.verify.parts import Subject
 from bagel_mot.verify.records import Checker
 
@@ -36,7 +36,7 @@ def check_interleave(subject: Subject, check: Checker) -> None:
         inputs.append(subject.recorded.image_path(item["value"]) if image else item["value"])
     recorder = Recorder()
     noise = None if reading else check.given("noise")
-    output: Media = "text" if reading else "image"
+    output = "text" if reading else "image"
     result = subject.bagel.interleave(
         inputs, output=output, noise=noise, recorder=recorder, return_result=True, **settings
     )
@@ -51,7 +51,7 @@ def check_interleave(subject: Subject, check: Checker) -> None:
 
 
 def _our_settings(given: Mapping[str, Any], reading: bool, writing: bool, images: bool) -> dict[str, Any]:
-    task: Task = "ask" if reading else "edit" if images else "generate"
+    task: Task = Task.ASK if reading else Task.EDIT if images else Task.GENERATE
     settings: dict[str, Any] = {"seed": 0}
     for name, value in given.items():
         if name == "image_shapes":

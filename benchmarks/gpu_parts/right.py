@@ -14,7 +14,7 @@ from bagel_mot import Bagel
 from bagel_mot.bench.machine import machine
 from bagel_mot.checkpoint.precision import QUANTISED
 from bagel_mot.errors import BagelError
-from bagel_mot.inference.requests import Recorder
+from bagel_mot.inference.request import Recorder
 from bagel_mot.model import attention
 from bagel_mot.verify import verify
 from gpu_parts.common import failure
@@ -60,15 +60,13 @@ def latent_and_logits(bagel: Bagel, prompts: list[str], steps: int) -> tuple[lis
     from PIL import Image
 
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
-    drawn, said, handles = [Recorder() for _ in prompts], [Recorder() for _ in prompts], []
+    drawn, said, tickets = [Recorder() for _ in prompts], [Recorder() for _ in prompts], []
     for i, prompt in enumerate(prompts):
-        items, order = bagel.prepare([prompt], "image", {"num_timesteps": steps, "seed": i}, recorder=drawn[i])
-        handles.append(bagel.submit_order(items, "image", order))
-        items, order = bagel.prepare([grey, f"{QUESTION} {prompt}"], "text", {"max_new_tokens": 1}, recorder=said[i])
-        handles.append(bagel.submit_order(items, "text", order))
-    bagel.engine.run_until(handles)
-    for handle in handles:
-        handle.result()
+        tickets.append(bagel.submit([prompt], num_timesteps=steps, seed=i, recorder=drawn[i]))
+        asked = [grey, f"{QUESTION} {prompt}"]
+        tickets.append(bagel.submit(asked, output="text", max_new_tokens=1, recorder=said[i]))
+    for ticket in tickets:
+        ticket.result()
     return [r.latent for r in drawn if r.latent is not None], [r.logits[0] for r in said]
 
 

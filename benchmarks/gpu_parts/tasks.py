@@ -17,10 +17,11 @@ import torch
 
 from bagel_mot import Bagel
 from bagel_mot.bench.machine import synchronize
+from bagel_mot.config import Task
 from bagel_mot.inference import sampler as flow
-from bagel_mot.inference.engine.ops import Handle
+from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.settings import Task, resolve
+from bagel_mot.inference.settings import resolve
 from gpu_parts.common import INSTRUCTION, PROMPT, QUESTION, Scale
 
 # Two steps: by this shift one of them is within the interval of a drawing's guidance, the other beyond it, so that both
@@ -66,7 +67,7 @@ def _image(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, 
         _finish(bagel, [bagel.submit(inputs, seed=i, on_step=None if i else note, **steps) for i in range(batch)])
         synchronize(device)
         seconds = time.perf_counter() - began
-    task: Task = "edit" if len(inputs) > 1 else "generate"
+    task = Task.EDIT if len(inputs) > 1 else Task.GENERATE
     settings, default = (resolve(task, values, bagel.defaults.of(task)) for values in (steps, {}))
     by_branches: dict[int, list[float]] = defaultdict(list)
     times = flow.timesteps(scale.steps, settings.timestep_shift)[1:-1].tolist()  # the first one's start is not noted
@@ -91,7 +92,7 @@ def _text(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, b
     """Timed by steps of the engine, of which the first reads and each of the others writes a token: pieces of text are
     not as many, since what is no whole character waits for more."""
 
-    def submit(settings: dict[str, Any]) -> list[Handle[Result]]:
+    def submit(settings: dict[str, Any]) -> list[Ticket[Result]]:
         return [bagel.submit(inputs, output="text", seed=i, **_SAMPLED, **settings) for i in range(batch)]
 
     _finish(bagel, submit(_BRIEF_TEXT))
@@ -110,26 +111,26 @@ def _text(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, b
         "first_token_seconds": ended[1] - began,
         "seconds_per_token": each,
         "tokens_per_second": batch / each if each else 0.0,
-        "tokens": [result.written for result in results],
+        "tokens": [result.completion_tokens for result in results],
         "measured_seconds": ended[-1] - began,
         "peak_memory_bytes": peak[0],
     }
 
 
-def _finish(bagel: Bagel, handles: list[Handle[Result]], after_step: Callable[[], None] | None = None) -> list[Result]:
+def _finish(bagel: Bagel, tickets: list[Ticket[Result]], after_step: Callable[[], None] | None = None) -> list[Result]:
     """Steps until all requests are done.
 
     Raises: what one of them raised.
     """
     try:
-        while not all(handle.done for handle in handles):
+        while not all(ticket.done() for ticket in tickets):
             bagel.engine.step()
             if after_step is not None:
                 after_step()
     finally:
-        for handle in handles:  # none may be left to the next measurement
-            handle.cancel()
-    return [handle.result() for handle in handles]
+        for ticket in tickets:  # none may be left to the next measurement
+            ticket.cancel()
+    return [ticket.result() for ticket in tickets]
 
 
 class _peak:

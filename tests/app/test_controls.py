@@ -17,9 +17,10 @@ from bagel_mot.app.controls import PRESETS, Controls, info_of, sizes
 from bagel_mot.app.texts.language import LANGUAGES, Labels, say
 from bagel_mot.app.texts.page import TEXTS
 from bagel_mot.app.texts.settings import SETTING_TEXTS
+from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.defaults import check_size
-from bagel_mot.inference.settings import SETTINGS, TASKS, Task, parse_settings, task_settings
+from bagel_mot.inference.settings import SETTINGS, TASKS, parse_settings, task_settings
 from bagel_mot.serving.service import Limits, Service
 
 
@@ -117,6 +118,7 @@ def test_the_size_field_takes_words_and_numbers(context: PageContext) -> None:
 
 
 def test_limits_of_the_service_bound_the_controls(service: Service) -> None:
+    service.close()
     bounded = Service(service.bagel, limits=Limits(timesteps=20, new_tokens=100))
     with gr.Blocks(analytics_enabled=False):
         context = PageContext(bounded, None, Labels("en"), gr.Radio())  # type: ignore[arg-type]

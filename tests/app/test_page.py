@@ -40,7 +40,7 @@ def uploads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_image_says_how_it_was_made(service: Service) -> None:
     def drawn(prompt: str, **settings: Any) -> Result:
-        return service.start([prompt], **settings).jobs[0].future.result(30)
+        return service.start([prompt], **settings).tickets[0].result(30)
 
     result = drawn("a yellow sun 太阳", seed=5, num_timesteps=3, size=(64, 48), cfg_text_scale=2.0)
     path = keep(result.image, "bagel-5")

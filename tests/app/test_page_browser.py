@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE
-from bagel_mot.inference.engine.ops import Handle
+from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.serving.service import Service
 from tests.app.conftest import Hold
@@ -133,8 +133,8 @@ def test_stop_ends_the_request_within_a_step(
         draw(page, "a red car")
     forming(page, part)
     made_when_cancelled: list[int] = []
-    cancel = Handle.cancel
-    monkeypatch.setattr(Handle, "cancel", lambda handle: (cancel(handle), made_when_cancelled.append(hold.made)))
+    cancel = Ticket.cancel
+    monkeypatch.setattr(Ticket, "cancel", lambda ticket: (cancel(ticket), made_when_cancelled.append(hold.made)))
     page.click(f"#{part}-stop")
     wait_until(lambda: bool(made_when_cancelled))
     hold.release()

@@ -85,14 +85,13 @@ def test_the_big_matrices_of_the_decoder_and_no_others(plain: Bagel, precision: 
 
 @pytest.mark.parametrize(("precision", "error"), [("int8", 0.03), ("int8-dynamic", 0.06), ("fp8", 0.06), ("int4", 0.2)])
 def test_the_first_logits_are_near(plain: Bagel, precision: str, error: float) -> None:
-    from bagel_mot.inference.requests import Recorder
+    from bagel_mot.inference.request import Recorder
 
     image = plain.generate("a red star", seed=0, num_timesteps=6)
 
     def first(bagel: Bagel) -> torch.Tensor:
         recorder = Recorder()
-        items, order = bagel.prepare([image, ASKED], "text", {"max_new_tokens": 1}, recorder=recorder)
-        bagel.engine.run_until([bagel.submit_order(items, "text", order)])
+        bagel.submit([image, ASKED], output="text", max_new_tokens=1, recorder=recorder).result()
         logits = recorder.logits[0].double()
         return logits - logits.mean()  # what is added to all of them changes nothing
 

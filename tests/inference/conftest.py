@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from bagel_mot.checkpoint.official import Checkpoint, load_checkpoint
 from bagel_mot.images import ImageTransform
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import Defaults
+from bagel_mot.inference.engine.ops import TokenChoice
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -52,14 +53,14 @@ def bagel(checkpoint: Checkpoint, defaults: Defaults) -> Bagel:
 @pytest.fixture
 def spoken(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | list[int]], None]:
     """Makes the model say a given text (or tokens) next, whatever it read, and then the end token."""
-    from bagel_mot.inference import requests
+    from bagel_mot.inference.engine import runner
 
     def say(text: str | list[int]) -> None:
         tokens = [*(bagel.tokenizer.encode(text) if isinstance(text, str) else text), bagel.tokenizer.special.eos]
 
-        def choose(logits: Tensor, history: list[int], *rest: Any) -> int:
-            return tokens[min(len(history), len(tokens) - 1)]
+        def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+            return [tokens[min(len(choice.tokens), len(tokens) - 1)] for choice in choices]
 
-        monkeypatch.setattr(requests, "choose_token", choose)
+        monkeypatch.setattr(runner, "choose_tokens", choose)
 
     return say

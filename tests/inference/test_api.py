@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 
 from bagel_mot.checkpoint.official import Checkpoint, load_checkpoint
+from bagel_mot.checkpoint.opening import open_checkpoint, stored_weights
+from bagel_mot.config import Task
 from bagel_mot.errors import (
     BagelError,
     CheckpointError,
@@ -32,26 +34,21 @@ from bagel_mot.inference import loading
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import Defaults
 from bagel_mot.inference.loading import choose_precision
-from bagel_mot.inference.requests import Recorder
+from bagel_mot.inference.prepare import Preparer
+from bagel_mot.inference.request import Recorder
 from bagel_mot.inference.result import Result, save_image
-from bagel_mot.inference.tasks import one_shot
 from bagel_mot.model.cache import Chunk
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
 
 
 def run_together(bagel: Bagel, jobs: list[tuple[list[Any], dict[str, Any]]]) -> list[tuple[Result, Recorder]]:
     """Runs requests of any kind in one engine; each job is (inputs, arguments of `interleave`)."""
-    prepared = []
-    for inputs, arguments in jobs:
-        settings = dict(arguments)
-        output = settings.pop("output", "image")
-        items = bagel.check_items(inputs, output)
-        task = "ask" if output == "text" else "edit" if any(kind == "image" for kind, _ in items) else "generate"
-        recorder = Recorder()
-        order = bagel.order(task, settings, items, recorder=recorder)
-        prepared.append((bagel.engine.submit(one_shot(bagel.runtime, items, output, order)), recorder))
-    bagel.engine.run_until([handle for handle, _ in prepared])
-    return [(handle.result(), recorder) for handle, recorder in prepared]
+    recorders = [Recorder() for _ in jobs]
+    tickets = [
+        bagel.submit(inputs, recorder=recorder, **arguments)
+        for (inputs, arguments), recorder in zip(jobs, recorders, strict=True)
+    ]
+    return [(ticket.result(), recorder) for ticket, recorder in zip(tickets, recorders, strict=True)]
 
 
 def mixed_jobs(golden: Any) -> list[tuple[list[Any], dict[str, Any]]]:
@@ -199,7 +196,8 @@ def test_one_forward_pass_a_step(bagel: Bagel, golden: Any) -> None:
     """All branches of all requests stand in one pass."""
     bagel.edit([golden.image("wide")] * 3, ["darker", "red", "a hat"], num_timesteps=6, seed=0)
     stats = bagel.engine.stats
-    assert stats.forwards == 1 + 1 + 5  # prefill, prefill of the texts alone, steps
+    # The image with the first text, the other texts behind it, texts alone; then steps, one later for the others.
+    assert stats.forwards == 1 + 1 + 1 + 5
     assert stats.rows == 3 * (1 + 1 + 5 * 3)
 
 
@@ -453,15 +451,15 @@ def test_errors_name_their_request(
 
 
 def test_failures_name_their_request(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel_mot.inference import tasks
+    from bagel_mot.inference.steps import respond
 
-    def failing(runtime: Any, history: Any, order: Any) -> Any:
-        if order.seed == 5:
+    def failing(runtime: Any, history: Any, request: Any, listener: Any) -> Any:
+        if request.seed == 5:
             raise OSError("lost")
-        return (yield from original(runtime, history, order))
+        return (yield from original(runtime, history, request, listener))
 
-    original = tasks.make_image
-    monkeypatch.setattr(tasks, "make_image", failing)
+    original = respond.follow
+    monkeypatch.setattr(respond, "follow", failing)
     with pytest.raises(OSError, match="lost") as caught:
         bagel.generate(["a", "b", "c"], seed=[0, 4, 9], n=2, num_timesteps=2)
     assert caught.value.__notes__ == ["This was request 2 of 3 (index 1)."]
@@ -550,9 +548,10 @@ def test_unknown_devices_and_dtypes(golden: Any) -> None:
 
 
 def test_automatic_precision(golden: Any) -> None:
-    assert choose_precision("auto", torch.device("cpu"), golden.checkpoint).activations is torch.float32
-    assert choose_precision("auto", torch.device("mps"), golden.checkpoint).activations is torch.bfloat16
-    assert choose_precision("float16", torch.device("cpu"), golden.checkpoint).activations is torch.float16
+    stored = stored_weights(open_checkpoint(golden.checkpoint))
+    assert choose_precision("auto", torch.device("cpu"), stored).activations is torch.float32
+    assert choose_precision("auto", torch.device("mps"), stored).activations is torch.bfloat16
+    assert choose_precision("float16", torch.device("cpu"), stored).activations is torch.float16
 
 
 @pytest.mark.parametrize(
@@ -570,7 +569,8 @@ def test_automatic_precision_on_gpus(
     monkeypatch.setattr(loading, "_LARGE", limit)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
-    assert choose_precision("auto", torch.device("cuda"), golden.checkpoint).activations is expected
+    stored = stored_weights(open_checkpoint(golden.checkpoint))
+    assert choose_precision("auto", torch.device("cuda"), stored).activations is expected
 
 
 def test_the_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> None:
@@ -606,7 +606,8 @@ def test_compiled_equals_eager(golden: Any, bagel: Bagel, defaults: Defaults) ->
 
 def test_official_defaults_apply_without_a_file(checkpoint: Checkpoint) -> None:
     bagel = Bagel(checkpoint)
-    assert bagel.order("generate", {}, [("text", "a")]).settings.num_timesteps == 50
+    prepare = Preparer(bagel.runtime)
+    assert prepare.request(Task.GENERATE, prepare.inputs(["a"], Task.GENERATE), {}).settings.num_timesteps == 50
 
 
 def test_a_model_that_is_dropped_is_gone_at_once() -> None:

@@ -9,14 +9,29 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bagel_mot.checkpoint.official import Checkpoint
-from bagel_mot.inference.decode import TextStream, choose_token, split_thinking, token_probabilities
+from bagel_mot.inference.decode import TextStream, choose_tokens, penalised, split_thinking, token_probabilities
+from bagel_mot.inference.engine.ops import TokenChoice
 from bagel_mot.inference.settings import GenerationSettings
 
 
 def settings(**values: Any) -> GenerationSettings:
     return GenerationSettings(do_sample=True, **{"temperature": 1.0, **values})
+
+
+def choose_token(
+    logits: Tensor, tokens: list[int], s: GenerationSettings, generator: torch.Generator, vocab_size: int
+) -> int:
+    """One text alone."""
+    (token,) = choose_tokens(logits[None, :vocab_size], [TokenChoice(s, generator, tokens)])
+    return token
+
+
+def probabilities(logits: Tensor, tokens: list[int], s: GenerationSettings) -> Tensor:
+    """One text alone, its penalty included."""
+    return token_probabilities(penalised(logits[None], [tokens], [s.repetition_penalty]), [s])[0]
 
 
 def brute_force(logits: list[float], history: list[int], s: GenerationSettings) -> list[float]:
@@ -50,14 +65,14 @@ def test_probabilities_against_brute_force(temperature: float, top_k: int, top_p
     s = settings(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
     for _ in range(5):
         logits = torch.randn(12) * 2
-        got = token_probabilities(logits, [3, 3, 7], s)
+        got = probabilities(logits, [3, 3, 7], s)
         expected = torch.tensor(brute_force(logits.double().tolist(), [3, 7], s))
         assert torch.allclose(got, expected, atol=1e-5)
         assert got.sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_top_k_keeps_k_of_equal_scores() -> None:
-    assert (token_probabilities(torch.zeros(10), [], settings(top_k=3)) > 0).sum() == 3
+    assert (probabilities(torch.zeros(10), [], settings(top_k=3)) > 0).sum() == 3
 
 
 def test_sampled_frequencies_follow_the_probabilities() -> None:
@@ -104,7 +119,32 @@ def test_extreme_penalties_and_shares_can_be_sampled() -> None:
     for penalty in (1e-300, 1e-39):  # what was used becomes likelier without end
         s = settings(repetition_penalty=penalty)
         assert {choose_token(logits, [2, 3], s, generator, 4) for _ in range(10)} == {2}
-        assert token_probabilities(logits, [1, 2], s).tolist() == [0.0, 0.5, 0.5, 0.0]
+        assert probabilities(logits, [1, 2], s).tolist() == [0.0, 0.5, 0.5, 0.0]
+
+
+def test_a_batch_chooses_what_its_texts_choose_alone() -> None:
+    """Also what `torch.multinomial` would draw from the same generator, on the CPU."""
+    logits = torch.randn(7, 300) * 3
+    kinds = [
+        settings(),
+        settings(top_k=5),
+        GenerationSettings(),
+        settings(top_p=0.7, temperature=0.4),
+        GenerationSettings(repetition_penalty=1.3),
+        settings(top_k=9, top_p=0.5, repetition_penalty=1.2),
+        settings(temperature=0.0),
+    ]
+    used = [[int(row.argmax()), 3] for row in logits]
+
+    def choices(seed: int = 5) -> list[TokenChoice]:
+        return [TokenChoice(s, torch.Generator().manual_seed(seed), u) for s, u in zip(kinds, used, strict=True)]
+
+    together = choose_tokens(logits, choices())
+    assert together == [choose_tokens(row[None], [own])[0] for row, own in zip(logits, choices(), strict=True)]
+    for row in (0, 1, 3, 5):
+        generator = torch.Generator().manual_seed(5)
+        drawn = torch.multinomial(probabilities(logits[row], used[row], kinds[row]), 1, generator=generator)
+        assert together[row] == int(drawn)
 
 
 def test_same_seed_same_tokens() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bagel_mot.images import open_image, patchify
 from bagel_mot.inference.api import Bagel
-from bagel_mot.inference.engine.ops import Decode, Encode, Request
-from bagel_mot.inference.requests import Recorder
+from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, Steps
+from bagel_mot.inference.request import Recorder
 from bagel_mot.inference.result import Result
 from bagel_mot.sequence import Sample, VitSegment, pack_cached
 
@@ -71,17 +71,17 @@ def test_interleave(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
 
 @of_kind("vae")
 def test_autoencoder_jobs(bagel: Bagel, golden: Any, case: dict[str, Any]) -> None:
-    def both(pixels: Tensor) -> Request[tuple[Tensor, Tensor]]:
-        (latent,) = yield [Encode(pixels)]
-        (decoded,) = yield [Decode(latent)]
-        return latent, decoded
+    def both(pixels: Tensor) -> Steps[tuple[Tensor, Tensor]]:
+        encode = EncodeOp(pixels)
+        yield [encode]
+        decode = DecodeOp(encode.result)
+        yield [decode]
+        return encode.result, decode.result
 
     name = case["name"]
     pixels = bagel.defaults.vae_transform(open_image(golden.image(case["image"])))
     assert golden.error(pixels[None], golden.expected[f"{name}/pixels"]) < TOLERANCE
-    handle = bagel.engine.submit(both(pixels))
-    bagel.engine.run_until([handle])
-    latent, decoded = handle.result()
+    latent, decoded = bagel.engine.submit(both(pixels)).result()
     assert golden.error(latent[None], golden.expected[f"{name}/latent"]) < TOLERANCE
     assert golden.error(decoded[None], golden.expected[f"{name}/decoded"]) < TOLERANCE
 
@@ -93,7 +93,7 @@ def test_images_embedded(bagel: Bagel, golden: Any, case: dict[str, Any]) -> Non
     patch = bagel.config.vit.patch_size
     grid = pixels.shape[1] // patch, pixels.shape[2] // patch
     patches = patchify(pixels, patch)
-    layout = pack_cached([Sample((VitSegment(patches, grid),))], bagel.engine.spec)
+    layout = pack_cached([Sample((VitSegment(patches, grid),))], bagel.engine.runner.spec)
     with torch.inference_mode():
         embeds = bagel.checkpoint.model.embed_images(layout, patches)
     expected = golden.expected

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from bagel_mot.checkpoint.official import Checkpoint
+from bagel_mot.config import Task
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import Defaults
-from bagel_mot.inference.prefixes import keys_of, shareable
+from bagel_mot.inference.prefixes import PrefixCache, keys_of, worth_keeping
+from bagel_mot.inference.prepare import Preparer
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
 
 
@@ -27,8 +29,7 @@ def close(a: Image.Image, b: Image.Image) -> bool:
     return bool(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1)
 
 
-def prefixes(bagel: Bagel) -> Any:
-    assert bagel.runtime.prefixes is not None
+def prefixes(bagel: Bagel) -> PrefixCache:
     return bagel.runtime.prefixes
 
 
@@ -105,16 +106,23 @@ def test_what_is_too_large_is_not_kept(sharing: Bagel, golden: Any) -> None:
     sharing.share_prefixes(3)
     sharing.ask(golden.image("wide"), "What is this?")
     assert prefixes(sharing).tokens == 0
+    sharing.share_prefixes(4096)
+    sharing.ask(golden.image("wide"), "What is this?")
+    assert prefixes(sharing).tokens > 0
     sharing.share_prefixes(0)
-    assert sharing.runtime.prefixes is None
+    assert prefixes(sharing).tokens == 0
 
 
-def test_only_beginnings_are_shared() -> None:
-    image = Image.new("RGB", (4, 4))
-    assert shareable([("text", "a")]) == 0
-    assert shareable([("text", "a"), ("image", image), ("text", "b")]) == 2
-    assert shareable([("system", "s"), ("text", "b")]) == 1
-    other = Image.new("RGB", (4, 4), "red")
-    assert keys_of([("image", image)], latents=True) == keys_of([("image", image.copy())], latents=True)
-    assert keys_of([("image", image)], latents=True) != keys_of([("image", other)], latents=True)
-    assert keys_of([("image", image)], latents=True) != keys_of([("image", image)], latents=False)
+def test_only_beginnings_are_kept(bagel: Bagel) -> None:
+    prepare, image, other = Preparer(bagel.runtime), Image.new("RGB", (40, 40)), Image.new("RGB", (40, 40), "red")
+
+    def keys(*values: Any, task: Task = Task.EDIT) -> Any:
+        return keys_of(prepare.inputs(values, task))
+
+    system = bagel.runtime.system_prompt(Task.ASK)
+    assert worth_keeping(keys("a")) == 0
+    assert worth_keeping(keys("a", image, "b")) == 2
+    assert worth_keeping(keys_of([system, *prepare.inputs(["b"], Task.ASK)])) == 1
+    assert keys(image) == keys(image.copy())
+    assert keys(image) != keys(other)
+    assert keys(image) != keys(image, task=Task.ASK)

@@ -55,9 +55,8 @@ def test_a_look_at_an_encoded_image_is_like_the_image(mini: Bagel) -> None:
 
 def test_looks_come_nearer_to_that_of_the_image(mini: Bagel) -> None:
     looks: list[Image.Image] = []
-    handle = mini.submit(["a red car in the middle, at sea"], on_preview=looks.append, seed=1, num_timesteps=17)
-    mini.engine.run_until([handle])
-    image = handle.result().image
+    ticket = mini.submit(["a red car in the middle, at sea"], on_preview=looks.append, seed=1, num_timesteps=17)
+    image = ticket.result().image
     assert image is not None
     assert len(looks) == 7
     latent = mini.engine.autoencoder.encode(to_pixels(image)[None])[0]
@@ -67,9 +66,8 @@ def test_looks_come_nearer_to_that_of_the_image(mini: Bagel) -> None:
 
 def test_looking_changes_nothing(bagel: Bagel) -> None:
     plain = bagel.generate("a red circle", seed=3)
-    handle = bagel.submit(["a red circle"], on_preview=lambda _: None, seed=3)
-    bagel.engine.run_until([handle])
-    assert handle.result().value.tobytes() == plain.tobytes()  # type: ignore[union-attr]
+    ticket = bagel.submit(["a red circle"], on_preview=lambda _: None, seed=3)
+    assert ticket.result().value.tobytes() == plain.tobytes()  # type: ignore[union-attr]
 
 
 def test_large_images_have_small_previews() -> None:

@@ -1,8 +1,8 @@
-"""The sampler: schedule, guidance against a plain form of its formula, integration and extrapolation of the known."""
+"""The sampler: schedule, guidance against a plain form of its formula, integration of known paths."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -11,19 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel_mot.inference.sampler import Role, TaylorSeer, guidance_on, guide, roles, roles_used, sample, timesteps
+from bagel_mot.inference.sampler import Role, guidance_on, guide, roles, roles_used, step, timesteps
 from bagel_mot.inference.settings import GenerationSettings
 
 
 def settings(**values: Any) -> GenerationSettings:
     return GenerationSettings(**values)
-
-
-def run(steps: Generator[Any, Any, Tensor]) -> Tensor:
-    """Runs a generator that never waits."""
-    with pytest.raises(StopIteration) as stop:
-        next(steps)
-    return stop.value.value
 
 
 def test_timesteps() -> None:
@@ -99,37 +92,37 @@ def test_guided_velocity_is_never_longer() -> None:
         assert guide(v, no_text, no_image, settings(cfg_image_scale=2.0)).norm() <= v.norm() * (1 + 1e-5)
 
 
+def integrate(
+    velocity: Callable[[Tensor, float], Tensor], noises: Iterator[Tensor], n: int, shift: float, eta: float = 0.0
+) -> Tensor:
+    """From noise to data in `n` − 1 steps, with fresh noise in every step but the last."""
+    x = next(noises)
+    for t, following in pairwise(timesteps(n, shift).tolist()):
+        x = step(x, velocity(x, t), t, following, eta, next(noises) if eta and following else None)
+    return x
+
+
 def test_straight_paths_are_integrated_exactly() -> None:
     """With v = noise − data everywhere, any number of steps leads to the data."""
     noise, data = torch.randn(2, 7, 3)
     times: list[float] = []
 
-    def velocity(x: Tensor, t: float) -> Iterator[Any]:
+    def velocity(x: Tensor, t: float) -> Tensor:
         times.append(t)
         assert torch.allclose(x, (1 - t) * data + t * noise, atol=1e-5)
         return noise - data
-        yield
 
     for count in (2, 3, 50):
         times.clear()
-        got = run(sample(velocity, iter([noise]), count, 3.0))  # type: ignore[arg-type]
-        assert torch.allclose(got, data, atol=1e-5)
+        assert torch.allclose(integrate(velocity, iter([noise]), count, 3.0), data, atol=1e-5)
         assert len(times) == count - 1
         assert times[0] == 1.0
 
 
 def test_euler_converges_on_a_curved_path() -> None:
     """dx/dt = x from t = 1 to 0 is a factor of 1/e; the error halves as the steps double."""
-
-    def velocity(x: Tensor, t: float) -> Iterator[Any]:
-        return x
-        yield
-
     start = torch.ones(1)
-    errors = [
-        abs(run(sample(velocity, iter([start]), n + 1, 1.0)).item() - np.exp(-1))  # type: ignore[arg-type]
-        for n in (50, 100, 200)
-    ]
+    errors = [abs(integrate(lambda x, t: x, iter([start]), n + 1, 1.0).item() - np.exp(-1)) for n in (50, 100, 200)]
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.05)
 
@@ -145,109 +138,11 @@ def test_eta_replaces_that_much_of_the_noise_and_keeps_its_size(eta: float) -> N
         while True:
             yield torch.randn(data.shape, generator=generator)
 
-    def velocity(x: Tensor, t: float) -> Iterator[Any]:
+    def velocity(x: Tensor, t: float) -> Tensor:
         seen.append((x - (1 - t) * data) / t)
         return (x - data) / t
-        yield
 
-    got = run(sample(velocity, noises(), 6, 3.0, eta))  # type: ignore[arg-type]
-    assert torch.allclose(got, data, atol=1e-5)
+    assert torch.allclose(integrate(velocity, noises(), 6, 3.0, eta), data, atol=1e-5)
     for before, after in pairwise(seen):
         assert after.std().item() == pytest.approx(1, abs=0.02)
         assert (before * after).mean().item() == pytest.approx(np.sqrt(1 - eta**2), abs=0.03)
-
-
-def test_fresh_noise_ends_where_it_is_told_to() -> None:
-    used = []
-
-    def noises() -> Iterator[Tensor]:
-        for number in range(10):
-            used.append(number)
-            yield torch.full((4,), float(number))
-
-    def velocity(x: Tensor, t: float) -> Iterator[Any]:
-        return x
-        yield
-
-    for fresh, wanted in ((None, 5), (3, 4), (0, 1)):  # that of the start, and one a step but the last
-        used.clear()
-        run(sample(velocity, noises(), 6, 1.0, 0.5, fresh))  # type: ignore[arg-type]
-        assert len(used) == wanted
-
-
-def test_differences_are_taken_of_a_path_without_fresh_noise() -> None:
-    """The last two velocities before the first extrapolation lie on one path."""
-    assert TaylorSeer.SMOOTH_AFTER == TaylorSeer.WARM_UP - 2
-    before = torch.tensor([1.0, 2.0, 3.0])
-    seer = TaylorSeer()
-    for value in (*torch.randn(TaylorSeer.WARM_UP - 2, 3), before, 2 * before):
-        seer.update(value)
-    assert torch.allclose(seer.predict(), 3 * before), "what came before those two does not matter"
-
-
-def test_what_velocity_waits_for_passes_through() -> None:
-    def velocity(x: Tensor, t: float) -> Generator[str, Tensor, Tensor]:
-        answer = yield f"{t:.2f}"
-        return answer
-
-    steps = sample(velocity, iter([torch.zeros(1)]), 3, 1.0)
-    assert next(steps) == "1.00"
-    assert steps.send(torch.ones(1)) == "0.50"
-    with pytest.raises(StopIteration) as stop:
-        steps.send(torch.ones(1) * 3)
-    assert stop.value.value.item() == -2.0
-
-
-def test_taylorseer_computes_the_first_five_then_every_third() -> None:
-    seer = TaylorSeer()
-    computed = []
-    for k in range(20):
-        if seer.must_compute:
-            computed.append(k)
-            seer.update(torch.zeros(1))
-        else:
-            seer.predict()
-    assert computed == [0, 1, 2, 3, 4, 7, 10, 13, 16, 19]
-
-
-def test_taylorseer_returns_what_was_computed() -> None:
-    seer = TaylorSeer()
-    value = torch.randn(3)
-    assert torch.equal(seer.update(value), value)
-
-
-def test_taylorseer_is_exact_on_straight_lines() -> None:
-    seer = TaylorSeer()
-    slope, start = torch.randn(2, 5, dtype=torch.float64).float()
-    for k in range(24):
-        truth = start + slope * k
-        got = seer.update(truth) if seer.must_compute else seer.predict()
-        assert torch.allclose(got, truth, atol=1e-4)
-
-
-def test_taylorseer_differences_by_hand() -> None:
-    """Orders rise by one at each computed evaluation from the fifth on; distances are to the last computed one."""
-    f = [float((k - 6) ** 2) for k in range(12)]
-    seer = TaylorSeer()
-    got = [seer.update(torch.tensor(f[k])).item() if seer.must_compute else seer.predict().item() for k in range(12)]
-    d1_4 = f[4] - f[3]
-    assert got[5] == pytest.approx(f[4] + d1_4)
-    assert got[6] == pytest.approx(f[4] + 2 * d1_4)
-    d1_7 = (f[7] - f[4]) / 3
-    d2_7 = (d1_7 - d1_4) / 3
-    assert got[8] == pytest.approx(f[7] + d1_7 + d2_7 / 2)
-    assert got[9] == pytest.approx(f[7] + 2 * d1_7 + 2 * d2_7)
-    d1_10 = (f[10] - f[7]) / 3
-    d2_10 = (d1_10 - d1_7) / 3
-    d3_10 = (d2_10 - d2_7) / 3
-    assert got[11] == pytest.approx(f[10] + d1_10 + d2_10 / 2 + d3_10 / 6)
-
-
-def test_taylorseer_keeps_at_most_six_orders() -> None:
-    seer = TaylorSeer()
-    for _ in range(60):
-        if seer.must_compute:
-            seer.update(torch.randn(2))
-        else:
-            seer.predict()
-    assert len(seer._differences) == 7

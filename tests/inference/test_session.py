@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bagel_mot.errors import BagelError, ContextLengthError, DataError, ImageError, PromptError, SettingError
 from bagel_mot.inference.api import Bagel
-from bagel_mot.inference.engine.ops import Output, Request, Row
+from bagel_mot.inference.engine.ops import ForwardOp, Output, Steps
 from bagel_mot.inference.sampler import Role
 from bagel_mot.inference.session import Session, draw_together
 
@@ -28,14 +28,13 @@ def same(first: Image.Image, second: Image.Image) -> bool:
 def next_logits(session: Session) -> Tensor:
     """What the model would say next, as a fingerprint of the context."""
 
-    def probe() -> Request[Tensor]:
+    def probe() -> Steps[Tensor]:
         context = session._history.context.fork()
-        (logits,) = yield [Row(context, (session.bagel.runtime.text("?"),), Output.LOGITS, record=False)]
-        return logits
+        op = ForwardOp(context, (session.runtime.text("?"),), Output.LOGITS, record=False)
+        yield [op]
+        return op.result
 
-    handle = session.bagel.engine.submit(probe())
-    session.bagel.engine.run_until([handle])
-    return handle.result()
+    return session.runtime.engine.submit(probe()).result()
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
@@ -261,8 +260,8 @@ def test_failures_leave_the_session_as_it_was(bagel: Bagel) -> None:
 
 def fill(chat: Session, left: int) -> None:
     """Adds a text (every digit is a token) that leaves so many positions."""
-    chat.add("1" * (chat.bagel.runtime.room(chat._history.context) - left - 2))
-    assert chat.bagel.runtime.room(chat._history.context) == left
+    chat.add("1" * (chat.runtime.room(chat._history.context) - left - 2))
+    assert chat.runtime.room(chat._history.context) == left
 
 
 def test_what_finds_no_room_is_refused_before_any_work(bagel: Bagel, spoken: Callable[[str], None]) -> None:
@@ -398,26 +397,26 @@ def test_streams_hold_the_session(bagel: Bagel) -> None:
 
 
 def test_a_question_whose_answer_fails_is_taken_back(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bagel_mot.inference import requests
+    from bagel_mot.inference.engine import runner
 
     chat = bagel.session()
     chat.add("a cat")
     history, expected = chat.history, next_logits(chat)
-    choose, calls = requests.choose_token, 0
+    choose, calls = runner.choose_tokens, 0
 
-    def broken(*args: Any) -> int:
+    def broken(*args: Any) -> list[int]:
         nonlocal calls
         calls += 1
         if calls % 3 == 0:
             raise OSError("lost")
         return choose(*args)
 
-    monkeypatch.setattr(requests, "choose_token", broken)
+    monkeypatch.setattr(runner, "choose_tokens", broken)
     for act in (lambda: chat.ask("What?"), lambda: list(chat.ask("What?", stream=True))):
         with pytest.raises(OSError, match="lost"):
             act()
         assert chat.history == history
-    monkeypatch.setattr(requests, "choose_token", choose)
+    monkeypatch.setattr(runner, "choose_tokens", choose)
     assert relative(next_logits(chat), expected) < 1e-6
     chat.add("x")  # no stream is open
 
@@ -442,20 +441,20 @@ def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.Mo
         chat.add(text)
     alone = [chat.fork().generate_image(seed=seed) for seed, chat in enumerate(chats)]
     histories = [chat.history for chat in chats]
-    make = module.make_image
+    follow = module.follow
 
-    def failing(runtime: Any, history: Any, order: Any) -> Request[Any]:
-        result = yield from make(runtime, history, order)
-        if order.seed == 1:
+    def failing(runtime: Any, history: Any, request: Any, listener: Any) -> Steps[Any]:
+        result = yield from follow(runtime, history, request, listener)
+        if request.seed == 1:
             raise OSError("lost")
         return result
 
-    monkeypatch.setattr(module, "make_image", failing)
+    monkeypatch.setattr(module, "follow", failing)
     with pytest.raises(OSError, match="lost") as caught:
         draw_together(chats, seed=[0, 1, 2])
     assert caught.value.__notes__ == ["This was session 2 of 3 (index 1)."]
     assert [chat.history for chat in chats] == histories
-    monkeypatch.setattr(module, "make_image", make)
+    monkeypatch.setattr(module, "follow", follow)
     images = draw_together(chats, seed=[0, 1, 2])
     assert all(same(got, expected) for got, expected in zip(images, alone, strict=True))
     assert [len(chat.history) for chat in chats] == [2, 2, 2]
@@ -474,7 +473,7 @@ def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.Mo
 
 def test_sessions_wait_for_room(bagel: Bagel) -> None:
     """What a session is about to hold counts, as it does for other requests."""
-    bagel.engine.max_active_cost = 30  # a picture of 48×32 takes two branches of 8 tokens
+    bagel.engine.scheduler.max_active_cost = 30  # a picture of 48×32 takes two branches of 8 tokens
     chats = [bagel.session() for _ in range(3)]
     for chat in chats:
         chat.add("a cat")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bagel_mot.inference.api import Bagel
-from bagel_mot.inference.engine.ops import Handle
+from bagel_mot.inference.engine.ticket import Ticket
 
 
 def test_a_image_is_looked_at_as_it_forms(bagel: Bagel) -> None:
@@ -48,7 +48,7 @@ def _stream(session: Any, **told: Any) -> Any:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_turn_that_cannot_be_handed_over_is_not_worked_on(bagel: Bagel, stream: bool) -> None:
-    def refuse(handle: Handle[Any]) -> None:
+    def refuse(ticket: Ticket[Any]) -> None:
         raise KeyError("not wanted")
 
     session = bagel.session()
@@ -68,18 +68,18 @@ def test_a_cancelled_turn_leaves_the_session_as_it_was(
     session = bagel.session()
     session.add("a cat")
     before, tokens = session.history, session.tokens
-    handles: list[Handle[Any]] = []
+    tickets: list[Ticket[Any]] = []
     said: list[Any] = []
 
     def told(*news: Any) -> None:
         said.append(news)
         if len(said) == 2:
-            handles[0].cancel()
+            tickets[0].cancel()
 
     own = {"progress": told} if generate is _draw else {"on_text": told}
     with pytest.raises(CancelledError):
-        generate(session, on_submit=handles.append, **own)
-    assert len(handles) == 1
+        generate(session, on_submit=tickets.append, **own)
+    assert len(tickets) == 1
     assert len(said) == (0 if generate is _stream else 2), "no step after the one in which it was cancelled"
     assert bagel.engine.idle
     assert (session.history, session.tokens) == (before, tokens)

@@ -49,7 +49,7 @@ def contents(context: Context) -> list[float]:
 def append(context: Context, segments: tuple[Segment, ...], values: Tensor, record: bool = True) -> None:
     tail = context.allocate(sum(map(segment_length, segments)))
     fill(tail, values)
-    context.commit(tail, segments, record=record)
+    context.commit(tail, segments, None if record else [None] * len(segments))
 
 
 @pytest.mark.parametrize("seed", range(6))

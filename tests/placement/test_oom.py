@@ -210,13 +210,13 @@ def test_requests_that_fit_one_by_one_run_one_by_one(system: FakeSystem, monkeyp
     monkeypatch.setattr("bagel_mot.placement.oom._SMALL", 0)
     image = decode_bytes(bagel.config.vae, 64 * 64, torch.float32)
     batches: list[int] = []
-    decode = bagel.engine._decode
+    decode = bagel.engine.runner.decode
 
     def counted(batch: Any) -> None:
         batches.append(len(batch))
         decode(batch)
 
-    monkeypatch.setattr(bagel.engine, "_decode", counted)
+    monkeypatch.setattr(bagel.engine.runner, "decode", counted)
     system.free(int(1.5 * image))
     images = bagel.generate(["a red star", "a blue car"], **settings)
     assert batches == [1, 1]
@@ -229,7 +229,7 @@ def test_requests_that_fit_one_by_one_run_one_by_one(system: FakeSystem, monkeyp
     assert bagel.engine.stats.forwards == forwards  # not after all the steps of drawing
     system.free(int(1.5 * image))
     failed: list[Any] = []
-    monkeypatch.setattr(bagel.engine, "explain", lambda error: failed.append(error) or error)
+    monkeypatch.setattr(bagel.engine.memory, "explain", lambda error: failed.append(error) or error)
     bagel.generate(["a red star", "a blue car"], **settings)
     assert batches == [1, 1, 1, 1]
     assert not failed  # what was too much once is not tried again

@@ -173,14 +173,14 @@ def opened(encoded: str) -> Image.Image:
 @pytest.fixture
 def spoken(monkeypatch: pytest.MonkeyPatch, loaded: Bagel) -> Callable[[str], None]:
     """Makes the model say a given text next, whatever it read, and then the end token."""
-    from bagel_mot.inference import requests
+    from bagel_mot.inference.engine import runner
 
     def say(text: str) -> None:
         tokens = [*loaded.tokenizer.encode(text), loaded.tokenizer.special.eos]
 
-        def choose(logits: Any, history: list[int], *rest: Any) -> int:
-            return tokens[min(len(history), len(tokens) - 1)]
+        def choose(logits: Any, choices: Any) -> list[int]:
+            return [tokens[min(len(choice.tokens), len(tokens) - 1)] for choice in choices]
 
-        monkeypatch.setattr(requests, "choose_token", choose)
+        monkeypatch.setattr(runner, "choose_tokens", choose)
 
     return say

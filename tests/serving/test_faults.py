@@ -25,11 +25,12 @@ import torch
 from PIL import Image
 
 from bagel_mot import Bagel
-from bagel_mot.inference.engine.engine import Engine
-from bagel_mot.inference.engine.ops import Piece
+from bagel_mot.inference.engine.ops import ForwardOp
+from bagel_mot.inference.engine.runner import Runner
+from bagel_mot.inference.engine.scheduler import Scheduler
 from bagel_mot.serving.openai.app import create_app
 from bagel_mot.serving.options import ServerOptions
-from bagel_mot.serving.service import BusyError, Callbacks, LimitError, Limits, Service
+from bagel_mot.serving.service import BusyError, LimitError, Limits, Service
 from tests.serving.conftest import opened, refused, running, same, wait_for
 from tests.serving.coroutines import run_coroutine
 
@@ -40,14 +41,14 @@ MARK = "7" * 30  # in the prompt of the request that is to fail
 @pytest.fixture
 def slowly(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Makes every forward pass take at least so many seconds."""
-    forward = bagel.engine._forward
+    forward = bagel.engine.runner.forward
 
     def set_delay(seconds: float) -> None:
-        def slow(batch: list[Piece]) -> None:
+        def slow(batch: list[ForwardOp]) -> None:
             time.sleep(seconds)
             forward(batch)
 
-        monkeypatch.setattr(bagel.engine, "_forward", slow)
+        monkeypatch.setattr(bagel.engine.runner, "forward", slow)
 
     return set_delay
 
@@ -55,22 +56,21 @@ def slowly(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], N
 @pytest.fixture
 def failing(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception, str], None]:
     """Makes every pass fail that has a row of a request to draw at so many steps."""
-    forward = Engine._forward
+    forward = Runner.forward
 
     def fail(error: Exception, where: str) -> None:
         marked: set[int] = set()
 
-        def broken(engine: Engine, batch: list[Piece]) -> None:
-            for piece in batch:
-                segments = piece.work.segments  # type: ignore[union-attr]
-                if any(getattr(s, "ids", ()) and len(s.ids) > 29 for s in segments):
-                    marked.add(id(piece.owner))
-            late = where == "reading" or any(s.noised for p in batch for s in p.work.segments if hasattr(s, "noised"))  # type: ignore[union-attr]
-            if late and any(id(piece.owner) in marked for piece in batch):
+        def broken(runner: Runner, batch: list[ForwardOp]) -> None:
+            for op in batch:
+                if any(len(getattr(s, "ids", ())) > 29 for s in (*op.context.segments, *op.segments)):
+                    marked.add(id(op.owner))
+            late = where == "reading" or any(getattr(s, "noised", False) for op in batch for s in op.segments)
+            if late and any(id(op.owner) in marked for op in batch):
                 raise error
-            forward(engine, batch)
+            forward(runner, batch)
 
-        monkeypatch.setattr(Engine, "_forward", broken)
+        monkeypatch.setattr(Runner, "forward", broken)
 
     return fail
 
@@ -125,11 +125,11 @@ class Panic(BaseException):
 def test_a_broken_step_does_not_end_the_thread(
     bagel: Bagel, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], status: int
 ) -> None:
-    def broken() -> list[Any]:
+    def broken(*_: Any) -> list[Any]:
         raise kind("no step today")
 
     with running(bagel) as live:
-        monkeypatch.setattr(bagel.engine, "_admit", broken)
+        monkeypatch.setattr(Scheduler, "admit", broken)
         refused(live.post("/v1/images/generations", DRAW), status, "failed at this request" if status == 500 else "")
         monkeypatch.undo()
         assert live.post("/v1/images/generations", DRAW).status_code == 200
@@ -160,7 +160,7 @@ def test_a_client_that_leaves_ends_its_request(
 def test_a_client_that_leaves_before_its_turn_gives_up_its_place(bagel: Bagel, slowly: Callable[[float], None]) -> None:
     slowly(0.02)
     with running(bagel) as live, ThreadPoolExecutor(4) as pool:
-        bagel.engine.max_active_cost = 200  # one such picture
+        bagel.engine.scheduler.max_active_cost = 200  # one such picture
         first = pool.submit(live.post, "/v1/images/generations", {**DRAW, "size": "128x128", "num_timesteps": 60})
         wait_for(lambda: bagel.engine.active == 1)
         with pytest.raises(httpx2.TimeoutException):
@@ -265,8 +265,8 @@ def test_edits_think_as_long_as_the_checkpoint_says(loaded: Bagel, image: Image.
     short = dataclasses.replace(loaded.defaults, tasks={**loaded.defaults.tasks, "edit": edit})
     service = Service(Bagel(loaded.checkpoint, defaults=short), memory=1 << 30)
     for inputs, tokens in (([image, "x"], 4), (["x"], 6)):
-        _, order = service.check(inputs, "image", {"think": True}, Callbacks())
-        assert order.settings.max_think_tokens == tokens
+        request = service.check(inputs, "image", {"think": True})
+        assert request.settings.max_think_tokens == tokens
     service.stop()
 
 
@@ -274,19 +274,16 @@ def test_what_no_pass_holds_is_refused_at_once(bagel: Bagel, image: Image.Image)
     service = Service(bagel, memory=1 << 30)
     whole = service.capacity
     service.capacity = dataclasses.replace(whole, step_pixels=1000)
-    service.check([image, "x"], "text", {}, Callbacks())
+    service.check([image, "x"], "text", {})
     with pytest.raises(LimitError, match="a picture given is read at"):
-        service.check([image, "x"], "image", {"size": (16, 16)}, Callbacks())
+        service.check([image, "x"], "image", {"size": (16, 16)})
     service.capacity = dataclasses.replace(whole, step_tokens=50)
-    for inputs, output, settings in (
-        (["x" * 60], "text", {}),
-        (["x"], "text", {"max_new_tokens": 51}),
-        (["x"], "image", {"size": (128, 128)}),
-    ):
-        with pytest.raises(LimitError, match=r"needs a pass of \d+ tokens, this service has memory for 50"):
-            service.check(inputs, output, settings, Callbacks())  # type: ignore[arg-type]
-    service.capacity = dataclasses.replace(whole, step_tokens=10)
-    assert service.check(["x"], "text", {}, Callbacks())[1].most_text == 10
+    with pytest.raises(LimitError, match="needs a pass of 66 tokens, this service has memory for 50"):
+        service.check(["x"], "image", {"size": (128, 128)})
+    service.capacity = dataclasses.replace(whole, step_tokens=5)
+    with pytest.raises(LimitError, match=r"needs a pass of \d+ tokens, this service has memory for 5"):
+        service.check([image, "x"], "text", {})
+    service.check(["x" * 60], "text", {"max_new_tokens": 51})  # texts are read in parts
 
 
 def test_requests_have_the_room_that_sessions_leave(bagel: Bagel) -> None:
@@ -297,7 +294,7 @@ def test_requests_have_the_room_that_sessions_leave(bagel: Bagel) -> None:
     with pytest.raises(BusyError, match=f"open conversations hold {held} of {room}"):
         service.start(["x"], size="128x128")
     assert service.present == 0
-    bagel.engine.max_active_cost, held = 400, 0
+    bagel.engine.scheduler.max_active_cost, held = 400, 0
     first = service.start(["x"], size="128x128", num_timesteps=100)
     wait_for(lambda: bagel.engine.active == 1)
     second = service.start(["x"], size="128x128", num_timesteps=100)
@@ -307,7 +304,7 @@ def test_requests_have_the_room_that_sessions_leave(bagel: Bagel) -> None:
     wait_for(lambda: bagel.engine.stats.steps > 20)
     assert bagel.engine.waiting == 1
     held = 0
-    third.jobs[0].future.result(30)
+    third.tickets[0].result(30)
     for started in (first, second):
         started.cancel()
     service.stop()
@@ -316,12 +313,12 @@ def test_requests_have_the_room_that_sessions_leave(bagel: Bagel) -> None:
 def test_what_is_over_is_let_go_of_while_earlier_requests_go_on(bagel: Bagel) -> None:
     service = Service(bagel, memory=1 << 30)
     first = service.start(["x"], size="128x128", num_timesteps=250)
-    job = service.start(["x"], size="32x32", num_timesteps=3).jobs[0]
-    job.future.result(30)
+    job = service.start(["x"], size="32x32", num_timesteps=3).tickets[0]
+    job.result(30)
     over = weakref.ref(job)
     del job
     wait_for(lambda: gc.collect() >= 0 and over() is None)
-    assert not first.jobs[0].future.done()
+    assert not first.tickets[0].done()
     first.cancel()
     service.stop()
 
@@ -329,15 +326,15 @@ def test_what_is_over_is_let_go_of_while_earlier_requests_go_on(bagel: Bagel) ->
 def test_first_come_first_served(bagel: Bagel) -> None:
     """Where only one finds room at a time, they end in the order in which they came."""
     service = Service(bagel, memory=1 << 30)
-    bagel.engine.max_active_cost = 200
+    bagel.engine.scheduler.max_active_cost = 200
     ended: list[int] = []
     started = []
     for number in range(4):
         one = service.start(["x"], size="128x128", num_timesteps=3, seed=number)
-        one.jobs[0].future.add_done_callback(lambda _, number=number: ended.append(number))  # type: ignore[misc]
+        one.tickets[0].add_done_callback(lambda _, number=number: ended.append(number))  # type: ignore[misc]
         started.append(one)
     for one in started:
-        one.jobs[0].future.result(30)
+        one.tickets[0].result(30)
     assert ended == [0, 1, 2, 3]
     service.stop()
 
@@ -354,7 +351,7 @@ def test_the_service_and_threads_of_its_users_share_the_engine(bagel: Bagel, ima
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask) for _ in range(3)]
         texts = {future.result(30) for future in asked}
-    images = [job.future.result(30).image for job in started.jobs]
+    images = [job.result(30).image for job in started.tickets]
     alone = Bagel(bagel.checkpoint, defaults=bagel.defaults)
     assert texts == {alone.ask(image, "What?")}
     for image, expected in zip(images, alone.generate("a red car", n=3, seed=1), strict=True):
@@ -371,18 +368,18 @@ def test_prompts_are_counted_as_they_are_read(bagel: Bagel, image: Image.Image, 
     service = Service(bagel, memory=1 << 30)
     settings = {"cfg_text_scale": 1} if output == "image" else {}  # no other branch reads anything
     started = service.start(["Look.", image, "What is it?"], output=output, think=think, **settings)
-    result = started.jobs[0].future.result(30)
+    result = started.tickets[0].result(30)
     thought = 0
     if output == "image" and think:
         thought = bagel.runtime.text(result.raw_text).und_len
-    assert started.prompt.total + thought == bagel.engine.stats.prefill_tokens
-    assert result.written == bagel.engine.stats.written_tokens
+    assert started.request.prompt_tokens + thought == bagel.engine.stats.prefill_tokens
+    assert result.completion_tokens == bagel.engine.stats.written_tokens
     service.stop()
 
 
 def test_limits_of_images(bagel: Bagel, image: Image.Image) -> None:
     service = Service(bagel, limits=Limits(images=1, image_pixels=3000, text_characters=5), memory=1 << 30)
-    service.check([image, "x"], "text", {}, Callbacks())
+    service.check([image, "x"], "text", {})
     for inputs, match in (
         ([image, image, "x"], "2 pictures"),
         ([image.resize((100, 100)), "x"], "at most 3000"),

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bagel_mot.config import Task
 from bagel_mot.inference.decode import split_thinking
+from bagel_mot.inference.request import Request
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import GenerationSettings
-from bagel_mot.inference.tasks import Order
 from bagel_mot.serving.openai.streams import Channel, End, Preview, Text, event
 from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
 from tests.serving.coroutines import run_coroutine
@@ -67,7 +68,7 @@ def test_thinking_is_given_as_it_comes() -> None:
 
 
 def test_a_slow_reader_gets_all_text_and_the_newest_look() -> None:
-    order = Order("generate", GenerationSettings(num_timesteps=50), 0, (32, 32))
+    order = Request(Task.GENERATE, (), GenerationSettings(num_timesteps=50), 0, (32, 32))
 
     async def run() -> tuple[list[Any], int]:
         channel = Channel(previews=3)

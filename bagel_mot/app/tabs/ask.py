@@ -22,6 +22,7 @@ from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import GalleryValue, open_uploads, paths_of
 from bagel_mot.app.tabs.image import upload_field
 from bagel_mot.app.texts.language import Language, say, text
+from bagel_mot.config import Task
 
 PART = "ask"
 QUESTIONS = ["How many cars are there?", "What colour is the car?", "Is there a sun?"]
@@ -42,7 +43,7 @@ class AskTab:
             example: the file of an image to begin with.
         """
         make = page.labels.make
-        self._page, self._controls = page, Controls(page, PART, "ask")
+        self._page, self._controls = page, Controls(page, PART, Task.ASK)
         with three_columns() as (inputs, results, settings):
             with inputs:
                 self.images = upload_field(page, PART, "pictures_optional", example)

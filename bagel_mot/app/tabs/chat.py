@@ -22,8 +22,8 @@ from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import open_uploads
 from bagel_mot.app.state import TabChats, TabState
 from bagel_mot.app.texts.language import Language, say, text
+from bagel_mot.config import Task
 from bagel_mot.errors import BagelError
-from bagel_mot.inference.tasks import Media
 
 PART = "chat"
 MESSAGES = ["a red car on the grass", "change the background to night", "What colour is the car?"]
@@ -36,7 +36,7 @@ class ChatTab:
     def __init__(self, page: PageContext) -> None:
         self._page = page
         make = page.labels.make
-        self._controls = Controls(page, PART, "generate", "ask")
+        self._controls = Controls(page, PART, Task.GENERATE, Task.ASK)
         with gr.Row(elem_classes="bagel-small bagel-switch"):
             self._switch = make(
                 gr.Dropdown,
@@ -131,7 +131,7 @@ class ChatTab:
 
         button.click(change, self._page.language, self._view_outputs, **INSTANT_EVENT)
 
-    def _on_turn(self, triggers: Sequence[Any], output: Media) -> None:
+    def _on_turn(self, triggers: Sequence[Any], output: str) -> None:
         """Makes events begin a turn that writes or draws."""
 
         def turn(request: gr.Request, language: Language, box: Any, *values: Any) -> Iterator[dict[Any, Any]]:
@@ -146,7 +146,7 @@ class ChatTab:
         )
 
     def _turn(
-        self, output: Media, tab: TabState, language: Language, box: Any, values: Sequence[Any]
+        self, output: str, tab: TabState, language: Language, box: Any, values: Sequence[Any]
     ) -> Iterator[dict[Any, Any]]:
         service = self._page.service
         if tab.busy(PART):  # Send and Draw are events of their own, and both may be clicked
@@ -181,14 +181,14 @@ class ChatTab:
                 **self._show_buttons(False),
             }
 
-    def _settings(self, values: Sequence[Any], output: Media, language: Language) -> dict[str, Any]:
+    def _settings(self, values: Sequence[Any], output: str, language: Language) -> dict[str, Any]:
         """The settings of a turn.
 
         Raises:
             SettingError: a value is out of range.
             BagelError: the conversations of all tabs keep too much of the cache for another turn.
         """
-        settings = self._controls.settings(values, "ask" if output == "text" else "generate")
+        settings = self._controls.settings(values, Task.ASK if output == "text" else Task.GENERATE)
         held = self._page.service.session_tokens
         room = int(self._page.service.capacity.cache_tokens * _CACHE_SHARE)
         if held > room:

@@ -22,9 +22,9 @@ from bagel_mot.app.context import (
 from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import GalleryValue, keep, open_uploads, paths_of, read_metadata, uploaded
 from bagel_mot.app.texts.language import Language, say, text
+from bagel_mot.config import Task
 from bagel_mot.errors import BagelError
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.settings import Task
 
 
 class ResultGallery:
@@ -113,7 +113,7 @@ class ImageTab:
             actions: the keys of `actions`.
             example: the file of an image to begin with, on a tab that takes images.
         """
-        self._page, self._part, self._make = page, "create" if task == "generate" else task, page.labels.make
+        self._page, self._part, self._make = page, "create" if task == Task.GENERATE else str(task), page.labels.make
         self._controls = Controls(page, self._part, task)
         with three_columns() as (inputs, results, settings):
             with inputs:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 from bagel_mot.images import to_pixels, to_uint8
 from bagel_mot.inference.session import draw_together
@@ -203,7 +204,7 @@ class _Runner:
     ) -> None:
         self.bagel, self.items, self.seed, self.batch, self.settings = bagel, items, seed, batch, settings
         self.progress = progress or (lambda name, done, total: None)
-        size = bagel.defaults.of("generate").get("size")
+        size = bagel.defaults.of(Task.GENERATE).get("size")
         self.side = size[0] if size else 64
 
     def run(self, name: str) -> Row:

@@ -1,32 +1,37 @@
-"""How large a pass of the engine may be, in tokens or pixels, after memory was short."""
+"""Smaller batches for a while after memory ran out."""
 
 from __future__ import annotations
 
-_CALM = 200  # passes after which more is tried
+_CALM = 200  # batches after which more is tried
 
 
 class BatchBackoff:
-    """How large passes may be after one for which memory was short, so that not every step fails before it is split."""
+    """The limit of a batch's size, lowered when memory runs out, so that not every step fails before it is split."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, limit: int, least: int) -> None:
         """
         Args:
-            least: size below which smaller passes gain nothing.
+            limit: size of a batch, at most.
+            least: size below which smaller batches gain nothing.
         """
+        self.limit = limit
         self._least = least
         self._bound: int | None = None
-        self._calm = 0  # passes since that went well
+        self._calm = 0  # batches since the last shortage
 
-    def of(self, most: int) -> int:
-        """The bound, where passes of `most` are allowed otherwise."""
-        return most if self._bound is None else min(most, self._bound)
+    @property
+    def current(self) -> int:
+        """The limit that holds now."""
+        return self.limit if self._bound is None else min(self.limit, self._bound)
 
-    def shorten(self, size: int, largest: int) -> None:
-        """A pass of this size was too much; its largest piece alone is none to be split."""
-        self._bound, self._calm = max(size // 2, largest, self._least), 0
+    def reduce(self, failed: int, largest_op: int) -> None:
+        """Halves the limit after a batch of size `failed` ran out of memory, but never below its largest single op,
+        which cannot be split.
+        """
+        self._bound, self._calm = max(failed // 2, largest_op, self._least), 0
 
-    def passed(self) -> None:
-        """A pass went well. After many, twice as much is tried: memory may have been short for another's sake."""
+    def succeeded(self) -> None:
+        """Notes a batch that ran. After many, twice as much is tried: others may have held the memory."""
         if self._bound is not None:
             self._calm += 1
             if self._calm == _CALM:

@@ -1,183 +1,201 @@
-"""What requests to the engine are made of: pieces of work, what becomes of them, and the handle of a request."""
+"""The ops that requests hand to the engine. Each holds its own result.
+
+A request is a generator of `Steps`: it yields the ops that it needs next, goes on when all of them have their results,
+and returns the result of the whole.
+"""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Generator
-from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from bagel_mot.inference.settings import GenerationSettings
 from bagel_mot.model.cache import Context, KVReservation
-from bagel_mot.sequence import Segment, segment_length
+from bagel_mot.sequence import Segment, TextSegment, segment_length
 
 T = TypeVar("T")
 
 
-class Output(Enum):
-    """What a row of work results in."""
+@dataclass(eq=False, kw_only=True)
+class Op:
+    """One piece of engine work.
 
-    NONE = "nothing"  # None: the context has grown
-    LOGITS = "logits"  # (vocab,) of what follows the row's last token
-    HIDDEN = "hidden"  # (N, hidden) of the last segment's latents, before the final norm
+    Attributes:
+        owner: whose op it is: the ticket of the request that waits for it.
+        committing: whether its context is being extended just now.
+        settled: whether there is a result or an error.
+        result: what came of it.
+        error: why nothing came of it.
+    """
+
+    owner: object = field(default=None, init=False)
+    committing: bool = field(default=False, init=False)
+    settled: bool = field(default=False, init=False)
+    result: Any = field(default=None, init=False)
+    error: Exception | None = field(default=None, init=False)
+
+    def begin(self, owner: object) -> None:
+        """Hands the op in, for the first time or again."""
+        self.owner, self.settled, self.committing = owner, False, False
+        self.result = self.error = None
+
+    def settle(self, result: Any = None, error: Exception | None = None) -> None:
+        self.result, self.error, self.settled = result, error, True
+
+
+Steps = Generator[Sequence[Op], None, T]
+
+
+class Output(Enum):
+    """What a forward op results in."""
+
+    NONE = "none"  # nothing: the context has grown
+    LOGITS = "logits"  # (vocab,) float32 after the last token
+    TOKEN = "token"  # the id of the next token, chosen as `choice` says
+    VELOCITY = "velocity"  # (N, latent_dim) float32 of the last segment, a noised image
 
 
 @dataclass(eq=False)
-class Row:
+class TokenChoice:
+    """How the next token of a text is chosen.
+
+    Attributes:
+        settings: sampling, penalty and their like.
+        generator: the request's own source of randomness, on the model's device.
+        tokens: the tokens that the text has so far.
+        record: whether the logits are kept, too.
+        logits: (vocab,) float32 on the CPU, where they are kept.
+    """
+
+    settings: GenerationSettings
+    generator: torch.Generator
+    tokens: list[int] = field(default_factory=list)
+    record: bool = False
+    logits: Tensor | None = None
+
+
+@dataclass(eq=False)
+class ForwardOp(Op):
     """Segments to be read behind a context.
 
     Attributes:
-        context: what they follow. Within one step no context may stand in two rows that append.
-        segments: what to read.
+        context: the context that they follow. Within one step no context may be in two ops that append to it.
+        segments: what is read.
         output: what is wanted.
-        tail: scratch to use; the context then stays as it is. None: the segments become part of the context.
+        scratch: a reservation to write keys and values to; the context then stays as it is. Without one, the segments
+            become part of the context.
         record: whether the context keeps an entry for each segment.
+        choice: how a token is chosen.
+        hidden: (N, hidden) of a noised image before the final norm, where the output is its velocity.
+        part: the segments that the next forward pass reads: all, or where they are too many a part of them.
+        names: for each segment of `part` the one of `segments` that is complete with it; None where a cut follows.
     """
 
     context: Context
     segments: tuple[Segment, ...]
     output: Output = Output.NONE
-    tail: KVReservation | None = None
+    scratch: KVReservation | None = None
     record: bool = True
+    choice: TokenChoice | None = None
+    hidden: Tensor | None = field(default=None, init=False)
+    part: tuple[Segment, ...] = field(default=(), init=False)
+    names: tuple[Segment | None, ...] = field(default=(), init=False)
+    _left: tuple[Segment, ...] = field(default=(), init=False)
+
+    def begin(self, owner: object) -> None:
+        super().begin(owner)
+        self._left = self.segments
+        self._take_all()
 
     @property
     def tokens(self) -> int:
-        return sum(segment_length(segment) for segment in self.segments)
+        """Tokens that are read in the next forward pass."""
+        return sum(map(segment_length, self.part))
+
+    @property
+    def appends(self) -> bool:
+        """Whether it reads a prompt or a part of one, which can wait and be cut."""
+        return self.scratch is None and self.record
+
+    @property
+    def ends(self) -> bool:
+        """Whether nothing is left after the next forward pass."""
+        return len(self.part) == len(self._left) and None not in self.names
+
+    def take(self, limit: int) -> None:
+        """Lets the next forward pass read at most `limit` tokens of what is left, but at least one piece. Texts can be
+        cut anywhere, images not at all.
+        """
+        part: list[Segment] = []
+        whole = self.segments[len(self.segments) - len(self._left) :]
+        names: list[Segment | None] = []
+        for segment, name in zip(self._left, whole, strict=True):
+            room = limit - sum(map(segment_length, part))
+            if segment_length(segment) <= room or (not part and not isinstance(segment, TextSegment)):
+                part.append(segment)
+                names.append(name)
+                continue
+            if isinstance(segment, TextSegment) and (room > 0 or not part):
+                part.append(TextSegment(segment.ids[: max(room, 1)]))
+                names.append(None)
+            break
+        self.part, self.names = tuple(part), tuple(names)
+
+    def advance(self) -> bool:
+        """Notes that `part` has been read; returns whether that was all."""
+        complete = len(self.part) - (None in self.names)
+        left = list(self._left[complete:])
+        if complete < len(self.part):
+            cut = left[0]
+            assert isinstance(cut, TextSegment), "only texts are cut"
+            left[0] = TextSegment(cut.ids[segment_length(self.part[-1]) :])
+        self._left = tuple(left)
+        self._take_all()
+        return not left
+
+    def _take_all(self) -> None:
+        self.part, self.names = self._left, self.segments[len(self.segments) - len(self._left) :]
 
 
 @dataclass(eq=False)
-class Encode:
+class VelocityOp(Op):
+    """Hidden states (N, hidden) that were extrapolated instead of computed -> velocity (N, latent_dim) float32."""
+
+    hidden: Tensor
+
+
+@dataclass(eq=False)
+class EncodeOp(Op):
     """Pixels (3, H, W) in [-1, 1] -> scaled latent (z, h, w), float32 on the model's device."""
 
     pixels: Tensor
 
 
 @dataclass(eq=False)
-class Decode:
-    """Scaled latent (z, h, w) -> pixels (3, H, W), float32 on the CPU."""
+class DecodeOp(Op):
+    """Scaled latent (z, h, w) -> pixels (3, H, W) in [-1, 1], float32 on the CPU."""
 
     latent: Tensor
 
 
-Work = Row | Encode | Decode
-Request = Generator[list[Work], list[Any], T]
+@dataclass(eq=False)
+class PendingRead:
+    """A read of another request that is under way.
+
+    Attributes:
+        over: whether it has ended, whether it succeeded or not.
+    """
+
+    over: bool = False
 
 
 @dataclass(eq=False)
-class Piece:
-    """One piece of a request's work, and what became of it."""
+class WaitOp(Op):
+    """Nothing to compute: it is settled when the read of another request is over."""
 
-    owner: Handle[Any]
-    work: Work
-    committing: bool = False  # its context is being extended
-    settled: bool = False  # the result or the error stands
-    result: Any = None
-    error: Exception | None = None
-
-    def settle(self, result: Any = None, error: Exception | None = None) -> None:
-        self.result, self.error, self.settled = result, error, True
-
-
-class Handle(Generic[T]):
-    """A submitted request."""
-
-    def __init__(self, request: Request[T], cost: int, close_cancelled: Callable[[], None]) -> None:
-        """
-        Args:
-            close_cancelled: closes all requests that were cancelled, or leaves it to the thread that has the engine.
-        """
-        self._request = request
-        self._close_cancelled = close_cancelled
-        self.cost = cost
-        self.begun = False
-        self.pieces: list[Piece] = []  # what it waits for
-        self._running = False
-        self.cancelled = False
-        self._value: T | None = None
-        self.error: BaseException | None = None
-        self.done = False
-
-    def result(self) -> T:
-        """What the request returned.
-
-        Raises:
-            RuntimeError: it is not done yet.
-            CancelledError: it was cancelled.
-            Exception: what the request raised.
-        """
-        if not self.done:
-            raise RuntimeError("the request is not done: run the engine first")
-        if self.error is not None:
-            raise self.error
-        return self._value  # type: ignore[return-value]  # set when done without an error
-
-    def cancel(self) -> None:
-        """Ends the request at once; when called from inside it, or while another thread has the engine, by the end of
-        the step. Its memory is free again then. Never waits.
-        """
-        self.cancelled = True
-        self._close_cancelled()
-
-    @property
-    def overdue(self) -> bool:
-        """Whether it was cancelled and only waits to be closed."""
-        return self.cancelled and not self._running and not self.done
-
-    def close_if_cancelled(self) -> None:
-        """For whoever holds the engine's lock."""
-        if self.overdue:
-            self.close()
-
-    def close(self) -> None:
-        """Breaks the request off. For whoever holds the engine's lock."""
-        self._request.close()
-        self._finish(error=CancelledError())
-
-    def _finish(self, value: T | None = None, error: BaseException | None = None) -> None:
-        self.pieces = []
-        self._value, self.error, self.done = value, error, True
-
-    def advance(self) -> None:
-        """Hands the request its results, the first time none, and runs it to its next work or its end.
-
-        What it raises is kept in the handle.
-        """
-        begun, items = self.begun, self.pieces
-        try:
-            self._running = self.begun = True
-            self.pieces = []  # whatever happens from here on, nothing is handed over twice
-            error = next((item.error for item in items if item.error is not None), None)
-            if error is not None:
-                work = self._request.throw(error)
-            elif begun:
-                work = self._request.send([item.result for item in items])
-            else:
-                work = next(self._request)
-            while not work:
-                work = self._request.send([])
-            self.pieces = [Piece(self, own) for own in work]
-        except StopIteration as stop:
-            self._finish(stop.value)
-        except BaseException as raised:
-            self._finish(error=_without_frames(raised))
-            if not isinstance(raised, Exception):  # an interrupt ends this request, and everybody's step
-                raise
-        finally:
-            self._running = False
-        self.close_if_cancelled()
-
-
-def _without_frames(error: BaseException) -> BaseException:
-    """An error that no longer holds what the request held, such as its cache, which would stay for as long as the error
-    is told. Where it was raised can still be read from it.
-    """
-    # The first frame is that of `Handle.advance`, which is still at work.
-    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__
-    return error
+    read: PendingRead

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from bagel_mot.inference.request import Request
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.settings import Task
-from bagel_mot.serving.service import Service, TokenCount
+from bagel_mot.serving.service import Service
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
@@ -49,14 +49,15 @@ class Metrics:
         )
         self.registry.register(_State(service))
 
-    def count(self, task: Task, prompt: TokenCount, result: Result, drawn: int) -> None:
-        """Counts one result; `drawn` are the tokens of its image."""
+    def count(self, request: Request, result: Result) -> None:
+        """Counts one result."""
+        task = request.task
         self.results.labels(task).inc()
         self.result_seconds.labels(task).observe(result.seconds)
-        self.prompt_tokens.labels(task, "text").inc(prompt.text)
-        self.prompt_tokens.labels(task, "image").inc(prompt.image)
-        self.completion_tokens.labels(task, "text").inc(result.written)
-        self.completion_tokens.labels(task, "image").inc(drawn)
+        self.prompt_tokens.labels(task, "text").inc(request.text_tokens)
+        self.prompt_tokens.labels(task, "image").inc(request.image_tokens)
+        self.completion_tokens.labels(task, "text").inc(result.completion_tokens)
+        self.completion_tokens.labels(task, "image").inc(request.noised_tokens)
 
     def text(self) -> bytes:
         """In the format that Prometheus reads."""
@@ -90,9 +91,8 @@ class _State(Collector):
             "bagel_engine_decoded_pictures": ("Pictures decoded.", stats.decoded),
         }
         prefixes = service.bagel.runtime.prefixes
-        if prefixes is not None:
-            counters["bagel_prefix_hits"] = ("Requests that found their beginning read already.", prefixes.hits)
-            counters["bagel_prefix_misses"] = ("Requests that did not.", prefixes.misses)
+        counters["bagel_prefix_hits"] = ("Requests that found their beginning read already.", prefixes.hits)
+        counters["bagel_prefix_misses"] = ("Requests that did not.", prefixes.misses)
         for name, (about, value) in gauges.items():
             yield GaugeMetricFamily(name, about, value=value)
         for name, (about, value) in counters.items():

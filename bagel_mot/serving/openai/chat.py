@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Request
 from starlette.responses import Response
 
-from bagel_mot.inference.api import task_of
+from bagel_mot.inference.prepare import task_of
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import SETTINGS
-from bagel_mot.inference.tasks import Media, Order
 from bagel_mot.serving.openai.errors import ApiError
 from bagel_mot.serving.openai.fields import parse_extra
 from bagel_mot.serving.openai.image_data import to_data_uri
@@ -35,7 +34,7 @@ from bagel_mot.serving.openai.schemas import (
 )
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
 from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
-from bagel_mot.serving.service import Callbacks, Started
+from bagel_mot.serving.service import Listen, SubmittedBatch
 
 router = APIRouter(tags=["chat"])
 
@@ -78,16 +77,14 @@ async def chat(
             )
             for index, (result, own) in enumerate(zip(results, images, strict=True))
         ],
-        usage=_usage(desk, started, results),
+        usage=_usage(started, results),
     )
 
 
 # ---------------------------------------------------------------------------------------------------------- the way in
 
 
-async def _start(
-    body: ChatRequest, request: Request, desk: Desk, listen: Callable[[int, Order], Callbacks] | None = None
-) -> Started:
+async def _start(body: ChatRequest, request: Request, desk: Desk, listen: Listen | None = None) -> SubmittedBatch:
     output = output_of(body)
     with Images(desk) as images:
         inputs = await read_messages(body.messages, desk, images)
@@ -95,7 +92,7 @@ async def _start(
         return await desk.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
 
 
-def output_of(body: ChatRequest) -> Media:
+def output_of(body: ChatRequest) -> str:
     """
     Raises:
         ApiError: `modalities` asks for nothing, or `stream_options` stands without `stream`.
@@ -148,7 +145,7 @@ def _check_count(messages: Sequence[Message], desk: Desk) -> None:
     desk.service.check_images(images)
 
 
-def settings_of(body: ChatRequest, output: Media, inputs: Sequence[str | bytes]) -> dict[str, Any]:
+def settings_of(body: ChatRequest, output: str, inputs: Sequence[str | bytes]) -> dict[str, Any]:
     """The settings that a body asks for, in our terms.
 
     As OpenAI's clients expect, a temperature above 0 samples and 0 does not, and `top_p` alone samples at temperature
@@ -208,15 +205,14 @@ def _finish_reason(result: Result) -> Literal["stop", "length"]:
     return "stop" if result.complete or result.image is not None else "length"
 
 
-def _usage(desk: Desk, started: Started, results: Sequence[Result]) -> Usage:
-    text = sum(result.written for result in results)
-    image = sum(desk.drawn_tokens(result) for result in results)
-    prompt = started.prompt
+def _usage(started: SubmittedBatch, results: Sequence[Result]) -> Usage:
+    text = sum(result.completion_tokens for result in results)
+    prompt, image = started.request, started.request.noised_tokens * len(results)
     return Usage(
-        prompt_tokens=prompt.total,
+        prompt_tokens=prompt.prompt_tokens,
         completion_tokens=text + image,
-        total_tokens=prompt.total + text + image,
-        prompt_tokens_details=PromptDetails(text_tokens=prompt.text, image_tokens=prompt.image),
+        total_tokens=prompt.prompt_tokens + text + image,
+        prompt_tokens_details=PromptDetails(text_tokens=prompt.text_tokens, image_tokens=prompt.image_tokens),
         completion_tokens_details=CompletionDetails(text_tokens=text, image_tokens=image),
     )
 
@@ -224,29 +220,29 @@ def _usage(desk: Desk, started: Started, results: Sequence[Result]) -> Usage:
 class _Chunks:
     """The chunks of one streamed completion."""
 
-    def __init__(self, desk: Desk, started: Started, body: ChatRequest) -> None:
+    def __init__(self, desk: Desk, started: SubmittedBatch, body: ChatRequest) -> None:
         self._desk, self._started = desk, started
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
         self._head = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
         self._head["model"] = desk.options.model_name
         self._thought_name = "content" if "text" in (body.modalities or ()) else "reasoning_content"
-        count = len(started.jobs)
-        self._draws, self._thinks = started.order.size is not None, started.order.settings.think
+        count = len(started.tickets)
+        self._draws, self._thinks = started.request.task.draws, started.request.settings.think
         self._thoughts = [ThoughtStream() for _ in range(count)]
         self._answers = [ThinkingStream() for _ in range(count)]
         self._results: list[Result] = []
 
     async def stream(self, request: Request, channel: Channel) -> AsyncGenerator[bytes, None]:
         complete = False
-        for index in range(len(self._started.jobs)):
+        for index in range(len(self._started.tickets)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
         async for chunk in self._desk.stream(request, self._started, channel, self._encode):
             yield chunk
-            complete = len(self._results) == len(self._started.jobs)
+            complete = len(self._results) == len(self._started.tickets)
         if not complete:  # an error was the last that was said
             return
         if self._with_usage:
-            usage = _usage(self._desk, self._started, self._results).model_dump()
+            usage = _usage(self._started, self._results).model_dump()
             yield event({**self._head, "choices": [], "usage": usage})
         yield event("[DONE]")
 

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
-from bagel_mot.inference.settings import SETTINGS, Setting, Task, parse_settings
+from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings
 from bagel_mot.serving.openai.errors import ApiError
 
 # Fields of OpenAI's that say nothing about the result: taken, and left alone.

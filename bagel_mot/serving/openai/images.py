@@ -13,8 +13,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from bagel_mot.config import Task
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.settings import Task
 from bagel_mot.serving.openai.errors import ApiError, from_validation
 from bagel_mot.serving.openai.fields import from_form, parse_extra, setting_schemas
 from bagel_mot.serving.openai.image_data import Format, to_base64
@@ -31,7 +31,7 @@ from bagel_mot.serving.openai.schemas import (
     ImageUsage,
 )
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
-from bagel_mot.serving.service import Started
+from bagel_mot.serving.service import SubmittedBatch
 
 router = APIRouter(tags=["images"])
 _MOST_FIELDS, _MOST_FIELD_BYTES = 100, 1 << 20
@@ -42,7 +42,7 @@ def _edit_schema() -> dict[str, Any]:
     properties = {
         **EDIT_SCHEMA["properties"],
         **own,
-        **{k: v for k, v in setting_schemas("edit").items() if k not in own},
+        **{k: v for k, v in setting_schemas(Task.EDIT).items() if k not in own},
     }
     return {**EDIT_SCHEMA, "properties": properties}
 
@@ -56,7 +56,7 @@ async def generations(
     desk: Annotated[Desk, Depends(desk_of)],
 ) -> ImagesResponse | Response:
     """Draws `n` images, as base64. With `stream`, events come as the images form."""
-    return await _draw(request, desk, body, [body.prompt], "generate")
+    return await _draw(request, desk, body, [body.prompt], Task.GENERATE)
 
 
 @router.post(
@@ -81,7 +81,7 @@ async def edits(request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> Im
         body = ImageRequest.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error.errors()) from error
-    return await _draw(request, desk, body, [*images, body.prompt], "edit")
+    return await _draw(request, desk, body, [*images, body.prompt], Task.EDIT)
 
 
 async def _read_form(form: FormData) -> tuple[dict[str, Any], list[bytes]]:
@@ -134,7 +134,7 @@ async def _draw(
     if body.stream:
         channel = Channel(body.partial_images or 0)
         started = await desk.start(request, inputs, "image", n, settings, channel.listen)
-        events = _Events(desk, started, "image_generation" if task == "generate" else "image_edit", form, encode)
+        events = _Events(desk, started, "image_generation" if task is Task.GENERATE else "image_edit", form, encode)
         return EventStream(desk.stream(request, started, channel, events.encode), started.cancel)
     started = await desk.start(request, inputs, "image", n, settings)
     results = await desk.results(request, started)
@@ -150,33 +150,32 @@ async def _draw(
             )
             for result in results
         ],
-        usage=_usage(desk, started, results),
+        usage=_usage(started, results),
     )
 
 
-def _size(started: Started) -> str:
-    assert started.order.size is not None, "a picture has a size"
-    width, height = started.order.size
+def _size(started: SubmittedBatch) -> str:
+    assert started.request.size is not None, "a picture has a size"
+    width, height = started.request.size
     return f"{width}x{height}"
 
 
-def _usage(desk: Desk, started: Started, results: list[Result]) -> ImageUsage:
-    text = sum(result.written for result in results)
-    image = sum(desk.drawn_tokens(result) for result in results)
-    prompt = started.prompt
+def _usage(started: SubmittedBatch, results: list[Result]) -> ImageUsage:
+    text = sum(result.completion_tokens for result in results)
+    prompt, image = started.request, started.request.noised_tokens * len(results)
     return ImageUsage(
-        input_tokens=prompt.total,
-        input_tokens_details=ImageTokens(text_tokens=prompt.text, image_tokens=prompt.image),
+        input_tokens=prompt.prompt_tokens,
+        input_tokens_details=ImageTokens(text_tokens=prompt.text_tokens, image_tokens=prompt.image_tokens),
         output_tokens=text + image,
         output_tokens_details=ImageTokens(text_tokens=text, image_tokens=image),
-        total_tokens=prompt.total + text + image,
+        total_tokens=prompt.prompt_tokens + text + image,
     )
 
 
 class _Events:
     """The events of one streamed request."""
 
-    def __init__(self, desk: Desk, started: Started, name: str, form: Format, encode: Any) -> None:
+    def __init__(self, desk: Desk, started: SubmittedBatch, name: str, form: Format, encode: Any) -> None:
         self._desk, self._started, self._name, self._encode = desk, started, name, encode
         self._facts = {
             "background": "opaque",
@@ -194,7 +193,7 @@ class _Events:
         elif isinstance(news, End):
             result = news.result()
             data = await self._desk.in_thread(partial(self._encode, result.image))
-            usage = _usage(self._desk, self._started, [result]).model_dump()
+            usage = _usage(self._started, [result]).model_dump()
             thinking = {"thinking": result.thinking} if result.thinking else {}
             yield self._event("completed", news.index, data, {"usage": usage, "seed": result.seed, **thinking})
 

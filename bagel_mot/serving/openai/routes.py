@@ -16,14 +16,13 @@ from anyio.to_thread import run_sync
 from fastapi import Request
 
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.tasks import Media, Order
 from bagel_mot.serving.edge.fetch import MAX_BYTES, fetch
 from bagel_mot.serving.edge.metrics import Metrics
 from bagel_mot.serving.openai.errors import ApiError, ClientGone, as_api_error, log_failure, no_such_model
 from bagel_mot.serving.openai.image_data import from_data_uri
 from bagel_mot.serving.openai.streams import PING, Channel, End, Preview, Text, event
 from bagel_mot.serving.options import ServerOptions
-from bagel_mot.serving.service import Callbacks, Service, Started
+from bagel_mot.serving.service import Listen, Service, SubmittedBatch
 
 T = TypeVar("T")
 _log = logging.getLogger("bagel_mot.serving")
@@ -100,11 +99,11 @@ class Desk:
         self,
         request: Request,
         inputs: Sequence[str | bytes],
-        output: Media,
+        output: str,
         n: int,
         settings: dict[str, Any],
-        listen: Callable[[int, Order], Callbacks] | None = None,
-    ) -> Started:
+        listen: Listen | None = None,
+    ) -> SubmittedBatch:
         """Checks a request and takes it in.
 
         Raises: as `Service.start`.
@@ -114,14 +113,14 @@ class Desk:
         call = partial(self.service.start, inputs, output=output, n=n, listen=listen, **settings)
         return await self.in_thread(call)
 
-    async def results(self, request: Request, started: Started) -> list[Result]:
+    async def results(self, request: Request, started: SubmittedBatch) -> list[Result]:
         """Waits for all results; if the client leaves, or one of them fails, the others are cancelled.
 
         Raises:
             ClientGone: the client has left.
             Exception: what a request raised.
         """
-        waiting = asyncio.gather(*(asyncio.wrap_future(job.future) for job in started.jobs))
+        waiting = asyncio.gather(*(asyncio.wrap_future(ticket) for ticket in started.tickets))
         gone = asyncio.create_task(_disconnected(request))
         try:
             both: set[asyncio.Future[Any]] = {waiting, gone}
@@ -142,15 +141,15 @@ class Desk:
         return results
 
     async def stream(
-        self, request: Request, started: Started, channel: Channel, encode: Callable[[Text | Preview | End], Any]
+        self, request: Request, started: SubmittedBatch, channel: Channel, encode: Callable[[Text | Preview | End], Any]
     ) -> AsyncGenerator[bytes, None]:
         """Events as they come, encoded by an asynchronous generator, until all results are there.
 
         An error ends the stream, as an event with OpenAI's error object. So does the client, by leaving.
         """
-        for index, job in enumerate(started.jobs):
-            job.future.add_done_callback(partial(channel.end, index))
-        left = len(started.jobs)
+        for index, ticket in enumerate(started.tickets):
+            ticket.add_done_callback(partial(channel.end, index))
+        left = len(started.tickets)
         try:
             while left:
                 news = await channel.next()
@@ -169,15 +168,9 @@ class Desk:
             started.cancel()
             self.metrics.dropped_previews.inc(channel.dropped)
 
-    def count(self, started: Started, result: Result) -> None:
+    def count(self, started: SubmittedBatch, result: Result) -> None:
         """Counts a result for the metrics."""
-        self.metrics.count(started.order.task, started.prompt, result, self.drawn_tokens(result))
-
-    def drawn_tokens(self, result: Result) -> int:
-        """Tokens of a result's image, its markers included."""
-        if result.image is None:
-            return 0
-        return result.image.width * result.image.height // self.service.bagel.config.latent_stride**2 + 2
+        self.metrics.count(started.request, result)
 
 
 async def _disconnected(request: Request) -> None:

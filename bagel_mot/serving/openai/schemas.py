@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bagel_mot.config import Task
 from bagel_mot.serving.openai.fields import with_settings
 
 Role = Literal["system", "developer", "user", "assistant"]
@@ -78,7 +79,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="allow",
-        json_schema_extra=with_settings("ask", "generate", "edit"),
+        json_schema_extra=with_settings(Task.ASK, Task.GENERATE, Task.EDIT),
     )
 
     model: str | None = None
@@ -167,7 +168,7 @@ class ImageRequest(BaseModel):
 class GenerationRequest(ImageRequest):
     """An image to be drawn. Besides these fields it takes the generation settings by name."""
 
-    model_config = ConfigDict(extra="allow", json_schema_extra=with_settings("generate"))
+    model_config = ConfigDict(extra="allow", json_schema_extra=with_settings(Task.GENERATE))
 
 
 class ImageTokens(BaseModel):

@@ -21,9 +21,8 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from bagel_mot.inference.preview import due
+from bagel_mot.inference.request import Listener, Request
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.tasks import Order
-from bagel_mot.serving.service import Callbacks
 
 PING_SECONDS = 15.0
 """A comment goes out after this much silence, so that nothing on the way takes the connection for dead."""
@@ -81,9 +80,9 @@ class Channel:
         self._waiting: deque[Event] = deque()
         self._news = asyncio.Event()
 
-    def listen(self, index: int, order: Order) -> Callbacks:
+    def listen(self, index: int, request: Request) -> Listener:
         """Callbacks of one result, for the thread that drives the engine."""
-        wanted = chosen_previews(order.settings.num_timesteps, self._previews) if order.size is not None else []
+        wanted = chosen_previews(request.settings.num_timesteps, self._previews) if request.task.draws else []
         seen = 0
 
         def on_preview(image: Image.Image) -> None:
@@ -92,9 +91,7 @@ class Channel:
                 self._post(Preview(index, wanted.index(seen), image))
             seen += 1
 
-        return Callbacks(
-            on_text=lambda piece: self._post(Text(index, piece)), on_preview=on_preview if wanted else None
-        )
+        return Listener(on_text=lambda piece: self._post(Text(index, piece)), on_preview=on_preview if wanted else None)
 
     def end(self, index: int, future: Future[Result]) -> None:
         """For `Future.add_done_callback`."""

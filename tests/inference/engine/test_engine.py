@@ -6,7 +6,6 @@ import gc
 import threading
 import traceback
 import weakref
-from collections.abc import Generator
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch import Tensor
 from bagel_mot.errors import MemoryShortageError
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.engine.engine import Engine
-from bagel_mot.inference.engine.ops import Decode, Encode, Handle, Output, Request, Row
+from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Output, Steps
+from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.model.cache import Context
 from bagel_mot.sequence import TextSegment, VaeSegment
 
@@ -26,20 +26,22 @@ def text(bagel: Bagel, content: str) -> TextSegment:
     return bagel.runtime.text(content)
 
 
-def read_texts(bagel: Bagel, contents: list[str]) -> Request[list[Tensor]]:
+def read_texts(bagel: Bagel, contents: list[str]) -> Steps[list[Tensor]]:
     """Reads texts one after the other; the logits after each."""
     context = bagel.engine.new_context()
     found = []
     for content in contents:
-        (logits,) = yield [Row(context, (text(bagel, content),), Output.LOGITS)]
+        op = ForwardOp(context, (text(bagel, content),), Output.LOGITS)
+        yield [op]
+        logits = op.result
         found.append(logits)
     return found
 
 
-def finish(bagel: Bagel, *requests: Request[Any]) -> list[Any]:
-    handles = [bagel.engine.submit(request) for request in requests]
-    bagel.engine.run_until(handles)
-    return [handle.result() for handle in handles]
+def finish(bagel: Bagel, *requests: Steps[Any]) -> list[Any]:
+    tickets = [bagel.engine.submit(request) for request in requests]
+    bagel.engine.run_until(tickets)
+    return [ticket.result() for ticket in tickets]
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
@@ -53,10 +55,10 @@ def test_requests_join_and_leave_between_steps(bagel: Bagel) -> None:
     engine.step()
     short = engine.submit(read_texts(bagel, ["x"]))
     engine.step()
-    assert short.done
-    assert not long.done
+    assert short.done()
+    assert not long.done()
     engine.step()
-    assert long.done
+    assert long.done()
     assert engine.idle
     assert engine.stats.forwards == engine.stats.steps == 4
     assert engine.stats.rows == 5
@@ -68,9 +70,11 @@ def test_requests_join_and_leave_between_steps(bagel: Bagel) -> None:
 def test_one_text_at_once_or_in_pieces(bagel: Bagel) -> None:
     """A context built piece by piece is that of one prefill."""
 
-    def at_once() -> Request[Tensor]:
+    def at_once() -> Steps[Tensor]:
         segments = tuple(text(bagel, content) for content in ("one", "two two", "three"))
-        (logits,) = yield [Row(bagel.engine.new_context(), segments, Output.LOGITS)]
+        op = ForwardOp(bagel.engine.new_context(), segments, Output.LOGITS)
+        yield [op]
+        logits = op.result
         return logits
 
     pieces, whole = finish(bagel, read_texts(bagel, ["one", "two two", "three"]), at_once())
@@ -78,33 +82,33 @@ def test_one_text_at_once_or_in_pieces(bagel: Bagel) -> None:
 
 
 def test_a_failing_request_fails_alone(bagel: Bagel) -> None:
-    def failing() -> Request[None]:
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+    def failing() -> Steps[None]:
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
         raise KeyError("mine")
 
-    def impossible() -> Request[None]:  # the model itself fails on it
-        yield [Row(bagel.engine.new_context(), (TextSegment((10**6,)),))]
+    def impossible() -> Steps[None]:  # the model itself fails on it
+        yield [ForwardOp(bagel.engine.new_context(), (TextSegment((10**6,)),))]
 
-    def too_wide() -> Request[None]:  # and so does the autoencoder
-        yield [Encode(torch.zeros(3, 17, 32))]
+    def too_wide() -> Steps[None]:  # and so does the autoencoder
+        yield [EncodeOp(torch.zeros(3, 17, 32))]
 
     requests = [failing(), read_texts(bagel, ["a", "b", "c"]), impossible(), too_wide()]
-    handles: list[Handle[Any]] = [bagel.engine.submit(request) for request in requests]
-    bagel.engine.run_until(handles)
+    tickets: list[Ticket[Any]] = [bagel.engine.submit(request) for request in requests]
+    bagel.engine.run_until(tickets)
     with pytest.raises(KeyError, match="mine"):
-        handles[0].result()
+        tickets[0].result()
     with pytest.raises(IndexError):
-        handles[2].result()
+        tickets[2].result()
     with pytest.raises(ValueError, match="17"):
-        handles[3].result()
+        tickets[3].result()
     (alone,) = finish(bagel, read_texts(bagel, ["a", "b", "c"]))
-    assert relative(handles[1].result()[-1], alone[-1]) < 1e-5
+    assert relative(tickets[1].result()[-1], alone[-1]) < 1e-5
 
 
 def test_a_request_may_recover(bagel: Bagel) -> None:
-    def recovering() -> Request[str]:
+    def recovering() -> Steps[str]:
         try:
-            yield [Row(bagel.engine.new_context(), (TextSegment((10**6,)),))]
+            yield [ForwardOp(bagel.engine.new_context(), (TextSegment((10**6,)),))]
         except IndexError:
             return "recovered"
         return "no error"
@@ -115,55 +119,55 @@ def test_a_request_may_recover(bagel: Bagel) -> None:
 def test_cancel(bagel: Bagel) -> None:
     ended = []
 
-    def endless() -> Request[None]:
+    def endless() -> Steps[None]:
         context = bagel.engine.new_context()
         try:
             while True:
-                yield [Row(context, (text(bagel, "x"),))]
+                yield [ForwardOp(context, (text(bagel, "x"),))]
         finally:
             ended.append(True)
 
     engine = bagel.engine
-    handle = engine.submit(endless())
+    ticket = engine.submit(endless())
     waiting = engine.submit(endless())
     waiting.cancel()
     engine.step()
-    assert not handle.done
-    with pytest.raises(RuntimeError, match="not done"):
-        handle.result()
-    handle.cancel()
-    assert handle.done
+    assert not ticket.done()
+    with pytest.raises(TimeoutError):
+        ticket.result(timeout=0)
+    ticket.cancel()
+    assert ticket.done()
     assert ended == [True]
     assert engine.idle  # at once, not only after another step
-    for cancelled in (handle, waiting):
+    for cancelled in (ticket, waiting):
         with pytest.raises(CancelledError):
             cancelled.result()
 
 
 def test_a_request_can_cancel_itself_and_others(bagel: Bagel) -> None:
-    handles: list[Handle[Any]] = []
+    tickets: list[Ticket[Any]] = []
 
-    def killer() -> Request[None]:
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
-        for handle in handles:
-            handle.cancel()
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+    def killer() -> Steps[None]:
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
+        for ticket in tickets:
+            ticket.cancel()
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
 
-    handles += [bagel.engine.submit(killer()), bagel.engine.submit(read_texts(bagel, ["a", "b", "c"]))]
-    bagel.engine.run_until(handles)
-    assert all(handle.done and isinstance(handle.error, CancelledError) for handle in handles)
+    tickets += [bagel.engine.submit(killer()), bagel.engine.submit(read_texts(bagel, ["a", "b", "c"]))]
+    bagel.engine.run_until(tickets)
+    assert all(ticket.cancelled() for ticket in tickets)
 
 
 def test_an_interrupt_cancels_what_was_waited_for(bagel: Bagel) -> None:
-    def interrupted() -> Request[None]:
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+    def interrupted() -> Steps[None]:
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
         raise KeyboardInterrupt
 
     other = bagel.engine.submit(read_texts(bagel, ["a", "b", "c"]))
-    handle = bagel.engine.submit(interrupted())
+    ticket = bagel.engine.submit(interrupted())
     with pytest.raises(KeyboardInterrupt):
-        bagel.engine.run_until([handle])
-    assert handle.done
+        bagel.engine.run_until([ticket])
+    assert ticket.done()
     bagel.engine.run_until([other])  # the other one goes on unharmed
     (alone,) = finish(bagel, read_texts(bagel, ["a", "b", "c"]))
     assert relative(other.result()[-1], alone[-1]) < 1e-5
@@ -172,15 +176,15 @@ def test_an_interrupt_cancels_what_was_waited_for(bagel: Bagel) -> None:
 def test_an_interrupt_hands_nothing_over_twice(bagel: Bagel) -> None:
     """Requests behind the interrupted one have been computed in the same step: they must not be computed again."""
 
-    def interrupted() -> Request[None]:
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+    def interrupted() -> Steps[None]:
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
         raise KeyboardInterrupt
 
-    handle = bagel.engine.submit(interrupted())
+    ticket = bagel.engine.submit(interrupted())
     behind = bagel.engine.submit(read_texts(bagel, ["a", "b", "c"]))
     with pytest.raises(KeyboardInterrupt):
-        bagel.engine.run_until([handle])
-    assert not behind.done
+        bagel.engine.run_until([ticket])
+    assert not behind.done()
     bagel.engine.run_until([behind])
     assert bagel.engine.stats.rows == 1 + 3
     (alone,) = finish(bagel, read_texts(bagel, ["a", "b", "c"]))
@@ -191,7 +195,7 @@ def test_an_interrupt_hands_nothing_over_twice(bagel: Bagel) -> None:
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_an_interrupt_while_contexts_grow(bagel: Bagel, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     """Of three rows the second one's commit is broken off: it alone is lost, in whatever state its context is."""
-    handles = [bagel.engine.submit(read_texts(bagel, [f"text {i}", "b"])) for i in range(3)]
+    tickets = [bagel.engine.submit(read_texts(bagel, [f"text {i}", "b"])) for i in range(3)]
     original, calls = Context.commit, 0
 
     def commit(*args: Any, **kwargs: Any) -> None:
@@ -205,16 +209,16 @@ def test_an_interrupt_while_contexts_grow(bagel: Bagel, monkeypatch: pytest.Monk
     monkeypatch.setattr(Context, "commit", commit)
     with pytest.raises(KeyboardInterrupt):
         bagel.engine.step()
-    bagel.engine.run_until(handles)
-    assert isinstance(handles[1].error, CancelledError)
+    bagel.engine.run_until(tickets)
+    assert tickets[1].cancelled()
     for i in (0, 2):
         (alone,) = finish(bagel, read_texts(bagel, [f"text {i}", "b"]))
-        assert relative(handles[i].result()[-1], alone[-1]) < 1e-5
+        assert relative(tickets[i].result()[-1], alone[-1]) < 1e-5
 
 
 def test_a_failed_attempt_is_gone_before_the_next(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
     """What did not fit into memory together may fit one by one, but only once the memory of the attempt is free."""
-    original, alive, seen = bagel.engine._forward, weakref.WeakSet[Tensor](), []
+    original, alive, seen = bagel.engine.runner.forward, weakref.WeakSet[Tensor](), []
 
     def forward(batch: list[Any]) -> None:
         seen.append((len(batch), len(alive)))
@@ -224,7 +228,7 @@ def test_a_failed_attempt_is_gone_before_the_next(bagel: Bagel, monkeypatch: pyt
             raise torch.OutOfMemoryError("CUDA out of memory")
         original(batch)
 
-    monkeypatch.setattr(bagel.engine, "_forward", forward)
+    monkeypatch.setattr(bagel.engine.runner, "forward", forward)
     finish(bagel, *[read_texts(bagel, [content]) for content in ("a", "b")])
     assert seen == [(2, 0), (1, 0), (1, 0)]
 
@@ -234,34 +238,36 @@ def test_steps_are_split_at_the_token_limit(bagel: Bagel) -> None:
     small = Engine(checkpoint.model, checkpoint.autoencoder, checkpoint.special, max_step_tokens=8)
     contents = ["a", "a red circle on the left", "b", "c"]
 
-    def one(content: str) -> Request[Tensor]:
-        (logits,) = yield [Row(small.new_context(), (text(bagel, content),), Output.LOGITS)]
+    def one(content: str) -> Steps[Tensor]:
+        op = ForwardOp(small.new_context(), (text(bagel, content),), Output.LOGITS)
+        yield [op]
+        logits = op.result
         return logits
 
-    handles = [small.submit(one(content)) for content in contents]
-    small.run_until(handles)
+    tickets = [small.submit(one(content)) for content in contents]
+    small.run_until(tickets)
     assert small.stats.steps == 1
     assert small.stats.forwards == 3
     together = finish(bagel, *[read_texts(bagel, [content]) for content in contents])
     assert bagel.engine.stats.forwards == 1
-    for handle, (expected,) in zip(handles, together, strict=True):
-        assert relative(handle.result(), expected) < 1e-5
+    for ticket, (expected,) in zip(tickets, together, strict=True):
+        assert relative(ticket.result(), expected) < 1e-5
 
 
 def test_requests_wait_for_room(bagel: Bagel) -> None:
     engine = Engine(bagel.checkpoint.model, bagel.checkpoint.autoencoder, bagel.checkpoint.special, max_active_cost=100)
     active: list[int] = []
 
-    def counting() -> Request[None]:
+    def counting() -> Steps[None]:
         active.append(1)
-        yield [Row(engine.new_context(), (text(bagel, "x"),))]
+        yield [ForwardOp(engine.new_context(), (text(bagel, "x"),))]
         active.pop()
 
-    handles = [engine.submit(counting(), cost=40) for _ in range(5)] + [engine.submit(counting(), cost=10**6)]
+    tickets = [engine.submit(counting(), cost=40) for _ in range(5)] + [engine.submit(counting(), cost=10**6)]
     engine.step()
-    assert [handle.done for handle in handles] == [True, True, False, False, False, False]
-    engine.run_until(handles)
-    assert all(handle.error is None for handle in handles)
+    assert [ticket.done() for ticket in tickets] == [True, True, False, False, False, False]
+    engine.run_until(tickets)
+    assert all(ticket.exception() is None for ticket in tickets)
     assert engine.stats.steps == 4  # 2, 2, 1, and the one that is too large for company
 
 
@@ -276,8 +282,10 @@ def test_images_of_one_size_run_together(bagel: Bagel, monkeypatch: pytest.Monke
     monkeypatch.setattr(bagel.checkpoint.autoencoder, "encode", encode)
     images = [torch.rand(3, *size) for size in ((32, 48), (48, 32), (32, 48), (32, 48))]
 
-    def two(first: Tensor, second: Tensor) -> Request[list[Tensor]]:
-        return (yield [Encode(first), Encode(second)])
+    def two(first: Tensor, second: Tensor) -> Steps[list[Tensor]]:
+        ops = [EncodeOp(first), EncodeOp(second)]
+        yield ops
+        return [op.result for op in ops]
 
     first, second = finish(bagel, two(*images[:2]), two(*images[2:]))
     found = [*first, *second]
@@ -292,45 +300,49 @@ def test_pixels_of_one_pass_are_limited(bagel: Bagel) -> None:
     checkpoint = bagel.checkpoint
     engine = Engine(checkpoint.model, checkpoint.autoencoder, checkpoint.special, max_step_pixels=2 * 32 * 32)
     sizes: list[int] = []
-    engine._decode = lambda batch, run=engine._decode: (sizes.append(len(batch)), run(batch))[1]  # type: ignore[method-assign]
+    engine.runner.decode = lambda batch, run=engine.runner.decode: (sizes.append(len(batch)), run(batch))[1]  # type: ignore[method-assign]
 
-    def one() -> Request[Tensor]:
-        (pixels,) = yield [Decode(torch.zeros(4, 4, 4))]
+    def one() -> Steps[Tensor]:
+        op = DecodeOp(torch.zeros(4, 4, 4))
+        yield [op]
+        pixels = op.result
         return pixels
 
-    handles = [engine.submit(one()) for _ in range(5)]
-    engine.run_until(handles)
+    tickets = [engine.submit(one()) for _ in range(5)]
+    engine.run_until(tickets)
     assert sizes == [2, 2, 1]
-    assert all(handle.result().shape == (3, 32, 32) for handle in handles)
+    assert all(ticket.result().shape == (3, 32, 32) for ticket in tickets)
 
 
 def test_scratch_leaves_the_context_alone(bagel: Bagel) -> None:
-    def denoise() -> Request[list[Tensor]]:
+    def denoise() -> Steps[list[Tensor]]:
         context = bagel.engine.new_context()
-        yield [Row(context, (text(bagel, "a cat"),))]
+        yield [ForwardOp(context, (text(bagel, "a cat"),))]
         length, found = context.length, []
-        tail = context.allocate(6, scratch=True)
+        scratch = context.allocate(6, scratch=True)
         for value in (1.0, 2.0, 1.0):
             segment = VaeSegment(torch.full((4, 16), value), (2, 2), noised=True, timestep=0.5)
-            (hidden,) = yield [Row(context, (segment,), Output.HIDDEN, tail=tail)]
+            op = ForwardOp(context, (segment,), Output.VELOCITY, scratch=scratch)
+            yield [op]
+            hidden = op.result
             found.append(hidden)
         assert context.length == length
         return found
 
     ((first, second, third),) = finish(bagel, denoise())
-    assert first.shape == (4, bagel.config.decoder.hidden_size)
+    assert first.shape == (4, bagel.config.latent_dim)
     assert torch.equal(first, third)
     assert relative(second, first) > 1e-3
 
 
 def test_empty_work_is_passed_over(bagel: Bagel) -> None:
-    def idle() -> Request[str]:
-        assert (yield []) == []
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+    def idle() -> Steps[str]:
+        yield []
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
         yield []
         return "done"
 
-    def at_once() -> Request[str]:
+    def at_once() -> Steps[str]:
         return "at once"
         yield []
 
@@ -338,26 +350,26 @@ def test_empty_work_is_passed_over(bagel: Bagel) -> None:
 
 
 def test_a_request_cannot_run_its_own_engine(bagel: Bagel) -> None:
-    def nested() -> Request[None]:
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+    def nested() -> Steps[None]:
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
         bagel.engine.step()
 
-    def nested_at_once() -> Request[None]:
+    def nested_at_once() -> Steps[None]:
         bagel.engine.step()
         yield []
 
     for request in (nested(), nested_at_once()):
-        handle = bagel.engine.submit(request)
-        bagel.engine.run_until([handle])
+        ticket = bagel.engine.submit(request)
+        bagel.engine.run_until([ticket])
         with pytest.raises(RuntimeError, match="cannot run the engine"):
-            handle.result()
+            ticket.result()
 
 
-def test_a_foreign_handle_is_refused(bagel: Bagel, checkpoint: Any) -> None:
+def test_a_foreign_ticket_is_refused(bagel: Bagel, checkpoint: Any) -> None:
     other = Bagel(checkpoint)
-    handle = other.engine.submit(read_texts(other, ["a"]))
+    ticket = other.engine.submit(read_texts(other, ["a"]))
     with pytest.raises(RuntimeError, match="not submitted"):
-        bagel.engine.run_until([handle])
+        bagel.engine.run_until([ticket])
 
 
 def test_threads_share_steps(bagel: Bagel) -> None:
@@ -379,13 +391,13 @@ def test_threads_share_steps(bagel: Bagel) -> None:
         assert relative(found[i][-1], alone[-1]) < 1e-5
 
 
-def slow_request(bagel: Bagel, entered: threading.Event, go_on: threading.Event) -> Request[str]:
+def slow_request(bagel: Bagel, entered: threading.Event, go_on: threading.Event) -> Steps[str]:
     """Holds up the engine in its first step until it is told to go on."""
     context = bagel.engine.new_context()
-    yield [Row(context, (text(bagel, "x"),))]
+    yield [ForwardOp(context, (text(bagel, "x"),))]
     entered.set()
     assert go_on.wait(timeout=30)
-    yield [Row(context, (text(bagel, "y"),))]
+    yield [ForwardOp(context, (text(bagel, "y"),))]
     return "done"
 
 
@@ -397,31 +409,31 @@ def test_neither_submitting_nor_cancelling_waits_for_a_step(bagel: Bagel) -> Non
     assert entered.wait(timeout=30)
     late = bagel.engine.submit(read_texts(bagel, ["a"]))  # both while the other thread is in the middle of a step
     late.cancel()
-    assert not late.done
+    assert not late.done()
     assert bagel.engine.waiting == 1
     go_on.set()
     thread.join(timeout=30)
     assert slow.result() == "done"
-    assert isinstance(late.error, CancelledError)
+    assert late.cancelled()
     assert bagel.engine.idle
 
 
 def test_what_is_cancelled_at_the_very_end_of_a_step_is_closed(bagel: Bagel) -> None:
     """No later step is needed to give its memory back."""
-    handles: list[Handle[Any]] = []
+    tickets: list[Ticket[Any]] = []
     engine = bagel.engine
 
-    def last() -> Request[None]:
-        yield [Row(engine.new_context(), (text(bagel, "x"),))]
-        canceller = threading.Thread(target=handles[0].cancel)  # another thread: it finds the engine taken
+    def last() -> Steps[None]:
+        yield [ForwardOp(engine.new_context(), (text(bagel, "x"),))]
+        canceller = threading.Thread(target=tickets[0].cancel)  # another thread: it finds the engine taken
         canceller.start()
         canceller.join(timeout=30)
 
-    handles.append(engine.submit(read_texts(bagel, ["a", "b", "c", "d"])))
-    handle = engine.submit(last())
-    engine.run_until([handle])
-    assert handle.done
-    assert isinstance(handles[0].error, CancelledError)
+    tickets.append(engine.submit(read_texts(bagel, ["a", "b", "c", "d"])))
+    ticket = engine.submit(last())
+    engine.run_until([ticket])
+    assert ticket.done()
+    assert tickets[0].cancelled()
     assert engine.idle
 
 
@@ -429,11 +441,11 @@ def test_what_is_cancelled_while_another_is_being_closed_is_closed(bagel: Bagel)
     closing, cancelled = threading.Event(), threading.Event()
     engine = bagel.engine
 
-    def slow_to_close() -> Request[None]:
+    def slow_to_close() -> Steps[None]:
         context = engine.new_context()
         try:
             while True:
-                yield [Row(context, (text(bagel, "x"),))]
+                yield [ForwardOp(context, (text(bagel, "x"),))]
         finally:
             closing.set()
             assert cancelled.wait(30)
@@ -444,11 +456,11 @@ def test_what_is_cancelled_while_another_is_being_closed_is_closed(bagel: Bagel)
     thread.start()
     assert closing.wait(30)
     other.cancel()  # finds the engine taken
-    assert not other.done
+    assert not other.done()
     cancelled.set()
     thread.join(30)
-    assert isinstance(slow.error, CancelledError)
-    assert isinstance(other.error, CancelledError)
+    assert slow.cancelled()
+    assert other.cancelled()
     assert engine.idle
 
 
@@ -462,36 +474,36 @@ def test_a_failed_request_lets_go_of_what_it_held(
     def no_memory(batch: Any) -> None:
         raise MemoryError
 
-    def failing() -> Request[None]:
+    def failing() -> Steps[None]:
         context = bagel.engine.new_context()
         held.append(weakref.ref(context))
-        yield [Row(context, (text(bagel, "x"),))]
+        yield [ForwardOp(context, (text(bagel, "x"),))]
         if error is KeyError:
             raise KeyError("mine")
-        monkeypatch.setattr(bagel.engine, "_forward", no_memory)
-        monkeypatch.setattr(bagel.engine, "explain", lambda error: MemoryShortageError("there is none left"))
-        yield [Row(context, (text(bagel, "x"),))]
+        monkeypatch.setattr(bagel.engine.runner, "forward", no_memory)
+        monkeypatch.setattr(bagel.engine.memory, "explain", lambda error: MemoryShortageError("there is none left"))
+        yield [ForwardOp(context, (text(bagel, "x"),))]
 
-    handle = bagel.engine.submit(failing())
+    ticket = bagel.engine.submit(failing())
     gc.disable()
     try:
-        bagel.engine.run_until([handle])
-        assert isinstance(handle.error, error)
+        bagel.engine.run_until([ticket])
+        assert isinstance(ticket.exception(), error)
         assert held[0]() is None
     finally:
         gc.enable()
-    assert "in failing" in "".join(traceback.format_exception(handle.error))
+    assert "in failing" in "".join(traceback.format_exception(ticket.exception()))
 
 
 def test_a_callback_cannot_run_the_engine(bagel: Bagel) -> None:
-    def within() -> Request[None]:
-        yield [Row(bagel.engine.new_context(), (text(bagel, "x"),))]
+    def within() -> Steps[None]:
+        yield [ForwardOp(bagel.engine.new_context(), (text(bagel, "x"),))]
         bagel.engine.run_until([bagel.engine.submit(read_texts(bagel, ["a"]))])
 
-    handle = bagel.engine.submit(within())
-    bagel.engine.run_until([handle])
+    ticket = bagel.engine.submit(within())
+    bagel.engine.run_until([ticket])
     with pytest.raises(RuntimeError, match="cannot run the engine"):
-        handle.result()
+        ticket.result()
 
 
 def test_threads_wait_asleep_while_one_drives(bagel: Bagel) -> None:
@@ -517,7 +529,3 @@ def test_threads_wait_asleep_while_one_drives(bagel: Bagel) -> None:
         thread.join(timeout=60)
     assert len(found) == count
     assert bagel.engine.stats.steps <= 2 + 6
-
-
-def test_requests_are_plain_generators(bagel: Bagel) -> None:
-    assert isinstance(read_texts(bagel, ["a"]), Generator)

@@ -1,0 +1,192 @@
+"""The runner: batches of ops through the model and the autoencoder."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bagel_mot.inference.decode import choose_tokens
+from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Op, Output, VelocityOp
+from bagel_mot.model.attention import CachedAttention, CachedSample
+from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
+from bagel_mot.sequence import Layout, PackSpec, Sample, VaeSegment, Values, pack_cached
+from bagel_mot.tokenizer import SpecialTokens
+
+_MAX_LAYOUTS = 16  # of denoising steps, kept for the next ones
+
+
+@dataclass
+class EngineStats:
+    """What an engine has done since it was made.
+
+    Attributes:
+        steps: steps in which something was computed.
+        forwards: forward passes of the model.
+        rows: forward ops that were run.
+        prefill_tokens: tokens that were read into contexts.
+        written_tokens: tokens of texts being written, one per forward pass.
+        noised_tokens: tokens of denoising steps, image markers included.
+        encoded: images encoded.
+        decoded: images decoded.
+    """
+
+    steps: int = 0
+    forwards: int = 0
+    rows: int = 0
+    prefill_tokens: int = 0
+    written_tokens: int = 0
+    noised_tokens: int = 0
+    encoded: int = 0
+    decoded: int = 0
+
+
+class Runner:
+    """Runs batches and settles their ops.
+
+    Attributes:
+        model: the model, in evaluation mode; its layers may be on several devices.
+        autoencoder: the autoencoder, in evaluation mode.
+        vocab_size: ids from here on are never chosen.
+        spec: how the model's sequences are packed.
+        stats: counts what was done.
+    """
+
+    def __init__(self, model: BagelModel, autoencoder: Autoencoder, special: SpecialTokens, vocab_size: int) -> None:
+        self.model, self.autoencoder, self.vocab_size = model, autoencoder, vocab_size
+        self.stats = EngineStats()
+        self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
+        self.spec = PackSpec.of(model.config, special)
+
+    def forward(self, batch: Sequence[ForwardOp]) -> None:
+        """One forward pass over the parts of all ops. The heads, too, run once for all."""
+        samples = [Sample(op.part, op.context.position) for op in batch]
+        layout, values = self._layout(samples), Values.of(samples, self.spec)
+        reservations = [op.scratch or op.context.allocate(op.tokens) for op in batch]
+        attend = CachedAttention([CachedSample(s, r) for s, r in zip(layout.spans, reservations, strict=True)])
+        und, gen = self.model(layout, values.to(self.model.device), attend)
+        texts = [
+            (op, spans[-1].und[1] - 1)
+            for op, spans in zip(batch, layout.spans, strict=True)
+            if op.output in (Output.LOGITS, Output.TOKEN) and op.ends
+        ]
+        results = self._text_results([op for op, _ in texts], und[[slot for _, slot in texts]]) if texts else {}
+        images = [
+            (op, slice(*spans[-1].gen))
+            for op, spans in zip(batch, layout.spans, strict=True)
+            if op.output is Output.VELOCITY
+        ]
+        if images:
+            results |= self._velocities([op for op, _ in images], [gen[slots] for _, slots in images])
+        self.stats.forwards += 1
+        for op, reservation in zip(batch, reservations, strict=True):
+            tokens = op.tokens
+            if op.scratch is not None:
+                self.stats.noised_tokens += tokens
+            elif op.record:
+                self.stats.prefill_tokens += tokens
+            else:
+                self.stats.written_tokens += tokens
+            if op.scratch is None:
+                op.committing = True
+                op.context.commit(reservation, op.part, op.names if op.record else [None] * len(op.part))
+            if op.advance():
+                op.settle(results.get(op))
+            op.committing = False
+            self.stats.rows += 1
+
+    def _layout(self, samples: Sequence[Sample]) -> Layout:
+        """The layout of samples on the model's device. Denoising steps of the same images share one."""
+        shapes = tuple(
+            (sample.position, segment.grid)
+            for sample in samples
+            for segment in sample.segments
+            if isinstance(segment, VaeSegment) and segment.noised
+        )
+        if len(shapes) < len(samples):  # texts differ from step to step
+            return pack_cached(samples, self.spec).to(self.model.device)
+        if shapes not in self._layouts:
+            self._layouts[shapes] = pack_cached(samples, self.spec).to(self.model.device)
+        self._layouts.move_to_end(shapes)
+        if len(self._layouts) > _MAX_LAYOUTS:
+            self._layouts.popitem(last=False)
+        return self._layouts[shapes]
+
+    def _text_results(self, ops: Sequence[ForwardOp], hidden: torch.Tensor) -> dict[Op, object]:
+        """Logits or chosen tokens after `hidden` (R, hidden), the last token of each op."""
+        logits = self.model.logits(hidden).float()
+        found: dict[Op, object] = dict(zip(ops, logits, strict=True))
+        choosing = [(row, op, op.choice) for row, op in enumerate(ops) if op.choice is not None]
+        if choosing:
+            rows = logits if len(choosing) == len(ops) else logits[[row for row, _, _ in choosing]]
+            choices = [choice for _, _, choice in choosing]
+            tokens = choose_tokens(rows[:, : self.vocab_size], choices)
+            for (row, op, choice), token in zip(choosing, tokens, strict=True):
+                found[op] = token
+                if choice.record:
+                    choice.logits = logits[row].cpu()
+        return found
+
+    def velocities(self, batch: Sequence[VelocityOp]) -> None:
+        """The velocity head on states that were extrapolated."""
+        for op, velocity in self._velocities(batch, [op.hidden for op in batch]).items():
+            op.settle(velocity)
+
+    def _velocities(self, ops: Sequence[Op], hidden: Sequence[torch.Tensor]) -> dict[Op, object]:
+        """Velocities (N, latent_dim) float32 of several images, from their hidden states (N, hidden)."""
+        lengths = [states.shape[0] for states in hidden]
+        found = self.model.velocity(torch.cat(list(hidden))).float().split(lengths)
+        for op, states in zip(ops, hidden, strict=True):
+            if isinstance(op, ForwardOp):
+                op.hidden = states
+        return dict(zip(ops, found, strict=True))
+
+    def encode(self, batch: Sequence[EncodeOp]) -> None:
+        """Images of one size through the encoder."""
+        pixels = torch.stack([op.pixels for op in batch])
+        latents = self.autoencoder.encode(pixels.to(self.model.device, self._image_dtype)).float()
+        for op, latent in zip(batch, latents, strict=True):
+            op.settle(latent)
+        self.stats.encoded += len(batch)
+
+    def decode(self, batch: Sequence[DecodeOp]) -> None:
+        """Latents of one size through the decoder."""
+        latents = torch.stack([op.latent for op in batch])
+        pixels = self.autoencoder.decode(latents.to(self.model.device, self._image_dtype)).float().cpu()
+        for op, image in zip(batch, pixels, strict=True):
+            op.settle(image)
+        self.stats.decoded += len(batch)
+
+    # ------------------------------------------------------------------------------------------------------- memory
+
+    def forward_bytes(self, batch: Sequence[ForwardOp]) -> int:
+        """Bytes that a forward pass takes at the least."""
+        decoder, dtype = self.model.config.decoder, self.model.dtype
+        segments = [segment for op in batch for segment in op.part]
+        und, gen = sum(segment.und_len for segment in segments), sum(segment.gen_len for segment in segments)
+        new = sum(op.tokens for op in batch if op.scratch is None)
+        return forward_bytes(decoder, und, gen, dtype) + cache_bytes(decoder, new, dtype)
+
+    def image_bytes(self, pixels: int, *, decode: bool) -> int:
+        """Bytes that a pass of the autoencoder over so many pixels takes at the least."""
+        needs = decode_bytes if decode else encode_bytes
+        return needs(self.model.config.vae, pixels, self._image_dtype)
+
+    def pixels(self, op: EncodeOp | DecodeOp) -> int:
+        """Pixels of the image of an op."""
+        *_, height, width = shape_of(op)
+        scale = self.model.config.vae.downsample if isinstance(op, DecodeOp) else 1
+        return height * width * scale**2
+
+    @property
+    def _image_dtype(self) -> torch.dtype:
+        return self.autoencoder.encoder.conv_in.weight.dtype
+
+
+def shape_of(op: EncodeOp | DecodeOp) -> tuple[int, ...]:
+    """The shape of what an op encodes or decodes."""
+    return tuple(op.pixels.shape if isinstance(op, EncodeOp) else op.latent.shape)

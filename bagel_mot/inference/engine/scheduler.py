@@ -1,0 +1,116 @@
+"""The scheduler: which requests are at work, and which of their ops run together."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from bagel_mot.inference.engine.ops import ForwardOp
+from bagel_mot.inference.engine.ticket import Ticket
+
+T = TypeVar("T")
+_CHUNK = 1024
+"""Tokens of prompts that are read in a step beside what others generate, so that these need not wait long."""
+
+
+class Scheduler:
+    """Requests in order of their arrival. First come, first served: one that finds no room waits, and so do those
+    behind it.
+
+    Attributes:
+        max_active_cost: requests wait while those at work have this much cost (tokens of cache) in all.
+    """
+
+    def __init__(self, max_active_cost: int) -> None:
+        self.max_active_cost = max_active_cost
+        self._tickets: list[Ticket[Any]] = []  # those at work, then those that wait for room
+        self._arrivals: deque[Ticket[Any]] = deque()  # submitted since; taken in by whoever has the engine
+
+    def submit(self, ticket: Ticket[Any]) -> None:
+        """Takes a request in. Never waits."""
+        self._arrivals.append(ticket)
+
+    @property
+    def tickets(self) -> list[Ticket[Any]]:
+        """All requests that are not done."""
+        return [ticket for ticket in [*self._tickets, *self._arrivals] if not ticket.done()]
+
+    def take_arrivals(self) -> None:
+        """Lets in what was submitted, and closes what was cancelled. For whoever holds the engine's lock."""
+        while self._arrivals:
+            self._tickets.append(self._arrivals.popleft())
+        for ticket in self._tickets:
+            if ticket.overdue:
+                ticket.close()
+
+    def forget_done(self) -> None:
+        self._tickets = [ticket for ticket in self._tickets if not ticket.done()]
+
+    def admit(self, idle_tokens: Callable[[], int]) -> list[Ticket[Any]]:
+        """Lets those begin for whom there is room; returns all that are at work.
+
+        Args:
+            idle_tokens: tells the tokens of cache that are held between requests.
+        """
+        self.take_arrivals()
+        self.forget_done()
+        cost = sum(ticket.cost for ticket in self._tickets if ticket.begun)
+        active: list[Ticket[Any]] = []
+        for ticket in list(self._tickets):
+            if ticket.done():  # cancelled by one that has just begun
+                continue
+            if not ticket.begun:
+                if active and cost + ticket.cost + idle_tokens() > self.max_active_cost:
+                    break
+                cost += ticket.cost
+                ticket.advance()
+                if ticket.done():
+                    cost -= ticket.cost
+            elif any(op.committing and not op.settled for op in ticket.ops):
+                # A step was broken off just there: whether its context holds the segments or not nobody knows.
+                ticket.close()
+            if not ticket.done():
+                active.append(ticket)
+        return active
+
+
+def forward_batches(ops: Sequence[ForwardOp], limit: int) -> Iterator[list[ForwardOp]]:
+    """The forward passes of one step: as few as `limit` tokens per pass allow.
+
+    Tokens and images that are being generated come first. Beside them no more than a chunk of the prompts is read, so
+    that a long prompt does not hold them up; without them, prompts are cut where a pass would be too large.
+    """
+    generating = [op for op in ops if not op.appends]
+    reading = [op for op in ops if op.appends]
+    if generating and sum(op.tokens for op in reading) > _CHUNK:
+        reading = list(_chunk(reading, min(_CHUNK, limit)))
+    for op in reading:
+        if op.tokens > limit:
+            op.take(limit)
+    together = set(map(id, generating)) | set(map(id, reading))
+    yield from batches([op for op in ops if id(op) in together], lambda op: op.tokens, limit)
+
+
+def _chunk(ops: Iterable[ForwardOp], room: int) -> Iterator[ForwardOp]:
+    """The first of `ops`, cut so that they have about `room` tokens in all; at least one piece of one."""
+    for op in ops:
+        if room <= 0:
+            return
+        op.take(room)
+        room -= op.tokens
+        yield op
+
+
+def batches(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Neighbours together, as many as have no more than `limit` in all; at least one."""
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        if batch and total + size(item) > limit:
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size(item)
+    if batch:
+        yield batch

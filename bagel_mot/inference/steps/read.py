@@ -1,0 +1,91 @@
+"""Reading: texts and images become part of a history, in one prefill, and what others have read is gone on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bagel_mot.images import to_pixels
+from bagel_mot.inference.engine.ops import EncodeOp, ForwardOp, Steps, WaitOp
+from bagel_mot.inference.history import History, Turn
+from bagel_mot.inference.prefixes import announced, keys_of, worth_keeping
+from bagel_mot.inference.request import ImageInput, Input, TextInput
+from bagel_mot.inference.runtime import Runtime
+from bagel_mot.model.cache import Context
+from bagel_mot.sequence import Segment, segment_length, vae_segment, vit_segment
+
+
+def read(runtime: Runtime, history: History, inputs: Sequence[Input]) -> Steps[None]:
+    """Adds texts and images to a history, all in one prefill.
+
+    An image is encoded once, however often it comes; it becomes a clean VAE image, unless it enters as ViT image alone,
+    and a ViT image.
+    """
+    encoded = [one for one in inputs if isinstance(one, ImageInput) and one.vae_tokens]
+    encodings = {id(one): EncodeOp(to_pixels(one.image)) for one in encoded}
+    if encodings:
+        yield list(encodings.values())
+    turns = []
+    for one in inputs:
+        segments: list[Segment] = []
+        if isinstance(one, TextInput):
+            segments.append(one.segment)
+        else:
+            if id(one) in encodings:
+                segments.append(vae_segment(encodings[id(one)].result, runtime.config.latent_patch_size))
+            segments.append(vit_segment(to_pixels(one.vit_image), runtime.config.vit.patch_size))
+        turns.append(Turn(one.kind, one.content, tuple(segments)))
+    yield [ForwardOp(history.context, tuple(segment for turn in turns for segment in turn.segments))]
+    for turn in turns:
+        history.append(turn)
+
+
+def begin(runtime: Runtime, inputs: Sequence[Input], expected: int) -> Steps[History]:
+    """A history that has read `inputs`, going on from what other requests have read, or are reading, where they begin
+    alike.
+
+    Args:
+        runtime: the loaded model.
+        inputs: the prompt.
+        expected: tokens that the context will hold in all, about.
+    """
+    prefixes, keys = runtime.prefixes, keys_of(inputs)
+    while (pending := prefixes.pending(keys)) is not None:
+        yield [WaitOp(pending)]
+    with prefixes.reading(keys):
+        history = prefixes.find(keys)
+        common = worth_keeping(keys) if prefixes.max_tokens else 0
+        if common and (history is None or len(history.turns) < common):
+            # What is kept has no memory to spare: it stays when this request is over.
+            history = history or History(runtime.engine.new_context(sum(one.tokens for one in inputs[:common])))
+            yield from read(runtime, history, inputs[len(history.turns) : common])
+            prefixes.keep(keys[:common], history)
+            history = history.copy()
+        history = history or History(runtime.engine.new_context(expected))
+        history.context.expect(expected)
+        if len(history.turns) < len(inputs):
+            yield from read(runtime, history, inputs[len(history.turns) :])
+    return history
+
+
+def read_alone(runtime: Runtime, context: Context, segments: tuple[Segment, ...], room: int) -> Steps[Context]:
+    """A context that has read `segments` behind `context`, of which it holds none yet: that of another request that has
+    read the same segments, if there is one.
+
+    Args:
+        runtime: the loaded model.
+        context: what precedes the segments; an empty one is replaced by one of the right size.
+        segments: what is read; none of them is an image.
+        room: tokens that are to follow in one piece.
+    """
+    prefixes = runtime.prefixes
+    key = tuple(map(id, (*context.segments, *segments)))
+    while key in prefixes.pending_contexts:
+        yield [WaitOp(prefixes.pending_contexts[key])]
+    if (known := prefixes.contexts.get(key)) is not None:
+        return known.fork()
+    with announced(prefixes.pending_contexts, key):
+        if not context.length:  # memory for this branch alone, not for the whole conversation
+            context = runtime.engine.new_context(sum(map(segment_length, segments)) + room)
+        yield [ForwardOp(context, segments)]
+        prefixes.contexts[key] = context
+    return context
