@@ -39,7 +39,7 @@ COMMENT_OPENING = re.compile(r"#\s*(of|what|whose|whom|that is)\b", re.IGNORECAS
 # In the toy world things do stand in places; quoted texts may say what they like.
 IDIOMS = re.compile(
     r"\bfew bits\b|\bbr(?:ought|ings?) back\b|\bgives? out\b|(?<!there )\b(?:is|are) none\b"
-    r"|\bof what (?:is|was|were|are|has)\b|\bis no (?:image|size|number|text|name)\b|\b[Pp]ictures?\b"
+    r"|\bof what (?:is|was|were|are|has)\b|\bis no (?:image|size|number|text|name)\b|\b[Pp]ictures?\b|\b[Aa] image\b"
     r"|\bstands? (?:in|on|for|beside|behind|before|first|there)\b"
 )
 # A shape such as (N, hidden), (V,) or (rows·columns, 3); or a scalar's unit.

@@ -16,7 +16,7 @@ from bagel_mot.cli import app
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel_mot.tokenizer import Tokenizer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MINI = ROOT / "bagel_mot" / "worlds" / "mini" / "weights"
 SMALL = BagelConfig(
     decoder=DecoderConfig(hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, intermediate_size=64),

@@ -26,7 +26,7 @@ from bagel_mot.evaluation.benchmarks.mini import Row
 from bagel_mot.inference.settings import SETTINGS, TASKS, task_settings
 from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecipe, PackRecipe, ScheduleRecipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 COMMANDS = (
     "generate",
@@ -201,7 +201,7 @@ def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str,
     refused(*arguments, "-c", tiny, match=match)
 
 
-def test_an_edit_needs_a_image_and_an_instruction() -> None:
+def test_an_edit_needs_an_image_and_an_instruction() -> None:
     refused("edit", "make it dark", match="missing argument 'IMAGE'; `.*edit --help`")
 
 
@@ -214,7 +214,7 @@ def test_an_unknown_checkpoint_or_option_is_refused() -> None:
 
 @pytest.mark.parametrize("command", [("generate", "x"), ("edit", "missing.png", "make it dark")])
 @pytest.mark.parametrize("place", ["file/out.png", "folder.png", "/proc/nope/x.png"])
-def test_a_image_that_cannot_be_written_is_refused_before_anything_is_loaded(
+def test_an_image_that_cannot_be_written_is_refused_before_anything_is_loaded(
     command: tuple[str, ...], place: str
 ) -> None:
     Path("file").write_text("")
