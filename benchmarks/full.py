@@ -290,12 +290,13 @@ def matmul_flops(config: BagelConfig, rows: int) -> float:
 
 def matmul_rate(config: BagelConfig, rows: int) -> float:
     """Operations per second of one layer's matmuls in bfloat16, weights packed for the processor."""
-    from bagel_mot.model.prepacked import PackedLinear, can_pack
+    from bagel_mot.model.kernels import can_prepack
+    from bagel_mot.model.prepacked import PrepackedLinear
 
     flops = seconds = 0.0
     for out, inner in shapes(config):
         linear: Any = torch.nn.Linear(inner, out, bias=False, dtype=torch.bfloat16)
-        linear = PackedLinear(linear) if can_pack(torch.bfloat16) else linear
+        linear = PrepackedLinear(linear) if can_prepack(torch.bfloat16) else linear
         x = torch.randn(rows, inner, dtype=torch.bfloat16)
         with torch.inference_mode():
             linear(x)

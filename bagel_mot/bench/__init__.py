@@ -30,7 +30,7 @@ from bagel_mot.config import BagelConfig, VaeConfig, VitConfig
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
-from bagel_mot.model.prepacked import pack_weights
+from bagel_mot.model.prepacked import prepack_weights
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import table_index
 
@@ -82,7 +82,7 @@ def bench(
     where = torch.device(device)
     model = random_model(shallow, dtype, where)
     weights = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
-    pack_weights(model)
+    prepack_weights(model)
     reference = random_model(shallow, dtype, where) if settings.compare else None
     stub = VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels)
     engine = Engine(model, Autoencoder(stub).to(where, dtype), SPECIAL)

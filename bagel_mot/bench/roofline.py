@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer, Expert
-from bagel_mot.model.prepacked import PackedLinear
+from bagel_mot.model.prepacked import PrepackedLinear
 
-Linear = nn.Linear | PackedLinear
+Linear = nn.Linear | PrepackedLinear
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bagel_mot.checkpoint.precision import DYNAMIC, PARTS, Precision, format_of
 from bagel_mot.checkpoint.source import TensorSource, as_tensor
 from bagel_mot.errors import CheckpointError, DeviceError
 from bagel_mot.model.bagel import sincos_table
-from bagel_mot.model.prepacked import pack_linear
+from bagel_mot.model.prepacked import prepack_linear
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix, RowScaledMatrix
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
 
@@ -40,7 +40,7 @@ def load_tensors(
     *,
     name_of: Callable[[str], str] = str,
     known: Collection[str] = (),
-    pack: bool = False,
+    prepack: bool = False,
 ) -> None:
     """Fills a module that was built on the meta device, strictly.
 
@@ -51,7 +51,7 @@ def load_tensors(
         device: the device that they go to, or a function that tells it for each tensor.
         name_of: our names to those of the source.
         known: further names that the source may have.
-        pack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
+        prepack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
 
     Raises:
         CheckpointError: a tensor is missing, extra or misshapen, or a position table is not that of its formula.
@@ -84,7 +84,7 @@ def load_tensors(
             found = _checked_table(source, theirs, found)
         target = device_of(ours)
         assert target is not None
-        _install(module, ours, found, precision, target, pack)
+        _install(module, ours, found, precision, target, prepack)
         del found
 
 
@@ -126,15 +126,15 @@ def _install(
     found: Tensor | QuantisedMatrix,
     precision: Precision,
     device: torch.device,
-    pack: bool,
+    prepack: bool,
 ) -> None:
     """Puts one tensor in its place, in its precision; a quantised matrix brings its own module."""
     parent_name, _, leaf = name.rpartition(".")
     stored = precision.stored_as(name)
     if stored is None:
         _assign(module, name, as_tensor(found, precision.activations).to(device))
-        if pack and leaf == "weight":
-            pack_linear(module, parent_name)
+        if prepack and leaf == "weight":
+            prepack_linear(module, parent_name)
         return
     kind = FORMATS[format_of(stored)]
     if not isinstance(found, kind):

@@ -103,7 +103,7 @@ def load_checkpoint(
     precision: Precision | torch.dtype = torch.bfloat16,
     device: torch.device | str | DeviceOf = "cpu",
     tasks: Collection[str] = TASKS,
-    pack: bool = False,
+    prepack: bool = False,
 ) -> Checkpoint:
     """Loads a checkpoint, tensor by tensor: each is quantised at once, so that memory never holds the whole as it was.
 
@@ -112,7 +112,7 @@ def load_checkpoint(
         precision: the precision of its parts. A dtype means all floating-point weights, the autoencoder's too.
         device: the device that they go to, or a function that tells it for each tensor.
         tasks: the tasks that the model is for. Without "edit", parts that the others do not need are left out.
-        pack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
+        prepack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor missing, extra or misshapen.
@@ -132,9 +132,9 @@ def load_checkpoint(
     known = {official_name(name) for name in model_shapes(config)}
     reads, draws = needed(tasks)
     model.drop(pictures_in=not reads, pictures_out=not draws)
-    if pack:
+    if prepack:
         device = embedding_in_file(source, precision, device)
-    load_tensors(model, source, precision, device, name_of=official_name, known=known, pack=pack)
+    load_tensors(model, source, precision, device, name_of=official_name, known=known, prepack=prepack)
     if draws:
         place = device("autoencoder") if callable(device) else device
         assert place is not None

@@ -126,7 +126,7 @@ class Bagel:
             CheckpointError: there is no such checkpoint, or it is damaged.
             DeviceError: the device or precision is unknown, or not to be had here, or there is not enough memory.
         """
-        loaded = load(name, precision, device, tasks, offload=offload, memory=memory, pack=not compile)
+        loaded = load(name, precision, device, tasks, offload=offload, memory=memory, prepack=not compile)
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         guard = MemoryGuard(loaded.checkpoint.model.device, loaded.plan, loaded.alternatives)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=guard)

@@ -141,12 +141,12 @@ def load(
     *,
     offload: str = "auto",
     memory: int | str | None = None,
-    pack: bool = True,
+    prepack: bool = True,
 ) -> Loaded:
     """Loads a checkpoint for inference. Arguments and errors as `Bagel.from_pretrained`.
 
-    On the CPU the weights of the model are packed where that pays, unless `pack` is false: what is packed cannot be
-    compiled.
+    On the CPU the weights of the model are prepacked where that pays, unless `prepack` is false, as for a model that is
+    to be compiled.
     """
     _check_arguments(precision, device, memory)
     if offload not in OFFLOADS:
@@ -173,7 +173,7 @@ def load(
             precision=chosen,
             device=computes if plan is None else plan.placement.device_of,
             tasks=tasks,
-            pack=pack and computes.type == "cpu",
+            prepack=prepack and computes.type == "cpu",
         )
         if plan is not None and (plan.offload != "none" or len(plan.devices) > 1):
             apply(checkpoint.model, plan.placement)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bagel_mot.model import kernels
 from bagel_mot.model.cache import KVReservation
 from bagel_mot.sequence import CAUSAL, SegmentSpan, TrainingLayout
 
@@ -142,20 +143,17 @@ def attend_parts(query: Tensor, parts: list[tuple[Tensor, Tensor]], *, causal: b
     mask = None
     if causal:
         mask = torch.ones(n, last, dtype=torch.bool, device=query.device).tril(last - n).repeat(group, 1)[None, None]
-    if len(parts) == 1 and mask is None and n <= _FEW and query.device.type == "cuda":
-        # PyTorch would take cuDNN's kernel on newer GPUs, which builds a plan for every new length: for each token.
-        out = _few_on_cuda(folded, parts[0][0][None], parts[0][1][None])
-    elif len(parts) == 1:
-        out = F.scaled_dot_product_attention(folded, parts[0][0][None], parts[0][1][None], attn_mask=mask)
-    else:
+    (key, value), *others = ((k[None], v[None]) for k, v in parts)
+    if others:
         out = _attend_and_merge(folded, parts, mask)
+    elif (
+        n <= _FEW and query.device.type == "cuda" and kernels.has_flash_attention(folded, key, value, mask is not None)
+    ):
+        # PyTorch would take cuDNN's kernel on newer GPUs, which builds a plan for every new length: for each token.
+        out = kernels.flash_attention(folded, key, value)[0]
+    else:
+        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
     return out.view(kv_heads, group, n, dim).permute(2, 0, 1, 3).reshape(n, heads, dim)
-
-
-def _few_on_cuda(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    if _flash_takes(query, key, value):
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
-    return F.scaled_dot_product_attention(query, key, value)
 
 
 def _attend_and_merge(query: Tensor, parts: list[tuple[Tensor, Tensor]], last_mask: Tensor | None) -> Tensor:
@@ -169,26 +167,12 @@ def _attend_and_merge(query: Tensor, parts: list[tuple[Tensor, Tensor]], last_ma
 
 def _partial(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """One part's attention (float or half) and its log-sum-exp (1, heads, n) in float32: by PyTorch's flash kernel
-    where the device has one that gives both, else by matmuls.
+    where the device has one that yields both, else by matmuls.
     """
-    if query.device.type == "cpu":
-        bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
-        return out, lse
-    if query.device.type == "cuda" and mask is None and _flash_takes(query, key, value):
-        result = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
-        return result[0], result[1]
-    return _partial_by_matmul(query, key, value, mask)
-
-
-def _flash_takes(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether this GPU has PyTorch's flash kernel for such tensors: it wants half precision, compute capability 8, and
-    heads of a size that it knows. Heads whose size is no multiple of 8 it would take only padded.
-    """
-    from torch.backends.cuda import SDPAParams, can_use_flash_attention
-
-    params = SDPAParams(query, key, value, None, 0.0, False, False)
-    return query.shape[-1] % 8 == 0 and can_use_flash_attention(params)
+    if not kernels.has_flash_attention(query, key, value, mask is not None):
+        return _partial_by_matmul(query, key, value, mask)
+    bias = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    return kernels.flash_attention(query, key, value, bias)
 
 
 def _partial_by_matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

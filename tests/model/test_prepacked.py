@@ -10,14 +10,15 @@ from torch import nn
 
 from bagel_mot import Bagel
 from bagel_mot.config import DecoderConfig
-from bagel_mot.model import prepacked as packed_module
+from bagel_mot.model import prepacked as prepacked_module
 from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.cache import Context
 from bagel_mot.model.decoder import Decoder
-from bagel_mot.model.prepacked import PackedLinear, can_pack, pack_weights
+from bagel_mot.model.kernels import can_prepack
+from bagel_mot.model.prepacked import PrepackedLinear, prepack_weights
 from bagel_mot.sequence import CAUSAL, FULL, SegmentSpan
 
-PACKABLE = [dtype for dtype in (torch.float32, torch.bfloat16) if can_pack(dtype)]
+PACKABLE = [dtype for dtype in (torch.float32, torch.bfloat16) if can_prepack(dtype)]
 CONFIG = DecoderConfig(hidden_size=96, num_layers=2, num_heads=6, num_kv_heads=2, intermediate_size=176, vocab_size=200)
 
 pytestmark = pytest.mark.skipif(not PACKABLE, reason="this processor or PyTorch packs no weights")
@@ -31,7 +32,7 @@ def test_the_same_numbers_as_plain(tokens: int, bias: bool, dtype: torch.dtype) 
     x = torch.randn(tokens, 72).to(dtype)
     exact = nn.functional.linear(x.double(), linear.to(dtype).weight.double(), linear.bias.double() if bias else None)
     with torch.no_grad():
-        got = PackedLinear(linear)(x)
+        got = PrepackedLinear(linear)(x)
     assert got.dtype == dtype
     assert got.shape == (tokens, 130)
     tolerance = 1e-6 if dtype == torch.float32 else 4e-3
@@ -54,11 +55,11 @@ def run(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_a_decoder_computes_the_same_and_saves_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_module, "_SMALLEST_FLOAT32", 0)
+    monkeypatch.setattr(prepacked_module, "_SMALLEST_FLOAT32", 0)
     torch.manual_seed(0)
     decoder = Decoder(CONFIG).eval()
     packed = copy.deepcopy(decoder)
-    assert pack_weights(packed) == 2 * 2 * 7 + 1
+    assert prepack_weights(packed) == 2 * 2 * 7 + 1
     assert not any(isinstance(module, nn.Linear) for module in packed.modules())
     for mine, plain in zip(run(packed), run(decoder), strict=True):
         torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
@@ -70,20 +71,20 @@ def test_a_decoder_computes_the_same_and_saves_the_same(monkeypatch: pytest.Monk
 
 
 def test_gradients_are_refused() -> None:
-    packed = PackedLinear(nn.Linear(8, 8))
+    packed = PrepackedLinear(nn.Linear(8, 8))
     with pytest.raises(RuntimeError, match="for inference"):
         packed(torch.randn(2, 8, requires_grad=True))
 
 
 def test_what_is_left_as_it_is() -> None:
     sizes = nn.Sequential(nn.Linear(256, 256), nn.Linear(512, 512))
-    assert pack_weights(sizes) == 1
-    assert isinstance(sizes[1], PackedLinear)
+    assert prepack_weights(sizes) == 1
+    assert isinstance(sizes[1], PrepackedLinear)
     elsewhere = nn.Sequential(nn.Linear(8, 8, device="meta"), nn.Linear(8, 8, dtype=torch.float64))
     tied = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8, bias=False))
     tied[1].weight = tied[0].weight
-    assert pack_weights(elsewhere) == pack_weights(tied) == 0
-    assert not can_pack(torch.float64)
+    assert prepack_weights(elsewhere) == prepack_weights(tied) == 0
+    assert not can_prepack(torch.float64)
 
 
 @pytest.mark.skipif(torch.bfloat16 not in PACKABLE, reason="no bfloat16 here")
@@ -92,7 +93,7 @@ def test_users_get_packed_weights_unless_they_compile(compile: bool) -> None:
     bagel = Bagel.from_pretrained("mini", precision="bfloat16", device="cpu", compile=compile)
     decoder = bagel.checkpoint.model.decoder
     plain = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
-    packed = [module for module in decoder.modules() if isinstance(module, PackedLinear)]
+    packed = [module for module in decoder.modules() if isinstance(module, PrepackedLinear)]
     assert bool(plain) == compile
     assert bool(packed) != compile
     if not compile:

@@ -232,7 +232,7 @@ from bagel_mot.config import BagelConfig, NAMED_CONFIGS
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.model.prepacked import pack_weights
+from bagel_mot.model.prepacked import prepack_weights
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.tokenizer import Tokenizer
 
@@ -248,7 +248,7 @@ for module, kind in ((model, dtype), (autoencoder, torch.float32)):
                 if tensor is not None:
                     filled = torch.full(tensor.shape, 0.01, dtype=kind)
                     tensors[name] = nn.Parameter(filled, requires_grad=False)
-pack_weights(model)
+prepack_weights(model)
 bagel = Bagel(Checkpoint(config, model, autoencoder, Tokenizer.from_folder(MINI_FOLDER)))
 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of loading
 image, text = Image.new("RGB", (side, side), "red"), "x " * 60

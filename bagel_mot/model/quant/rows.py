@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel_mot.allocator import on_own_pages
+from bagel_mot.model import kernels
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
 
 _KERNEL_WIDTH = 16
@@ -84,14 +84,14 @@ class Int8Matrix(RowScaledMatrix):
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
         # The kernel reads past the end of rows that are not of its width.
-        if self.shape[1] % _KERNEL_WIDTH or not has_int8_kernel(x.device.type, x.dtype):
+        if self.shape[1] % _KERNEL_WIDTH or not kernels.has_int8_kernel(x.device.type, x.dtype):
             return None
-        return torch.ops.aten._weight_int8pack_mm(x, self.tensors["values"], self.tensors["scale"].to(x.dtype))
+        return kernels.int8_weight_matmul(x, self.tensors["values"], self.tensors["scale"].to(x.dtype))
 
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in 8 bits too, a scale for each row of them."""
         scale = (x.float().abs().amax(1, keepdim=True) / self.largest).clamp_(min=torch.finfo(torch.float32).tiny)
-        sums = _int_mm((x / scale).round_().to(torch.int8), self.tensors["values"].t())
+        sums = kernels.int8_matmul((x / scale).round_().to(torch.int8), self.tensors["values"].t())
         return (sums.float() * scale * self.tensors["scale"]).to(x.dtype)
 
 
@@ -116,33 +116,5 @@ class Fp8Matrix(RowScaledMatrix):
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in float8 too, a scale for each row of them."""
         scale = (x.float().abs().amax(1, keepdim=True) / self.largest).clamp_(min=1e-12)
-        return torch._scaled_mm(
-            (x / scale).to(self.dtype),
-            self.tensors["values"].t(),
-            scale_a=scale,
-            scale_b=self.tensors["scale"][None],
-            out_dtype=x.dtype,
-        )
-
-
-def _int_mm(x: Tensor, weight: Tensor) -> Tensor:
-    """int8 (T, in) and (in, out) -> int32 (T, out). CUDA's kernel wants more than 16 rows."""
-    rows = x.shape[0]
-    if x.device.type == "cuda" and rows <= 16:
-        return torch._int_mm(F.pad(x, (0, 0, 0, 17 - rows)), weight)[:rows]
-    return torch._int_mm(x, weight)
-
-
-@cache
-def has_int8_kernel(device: str, dtype: torch.dtype) -> bool:
-    """Whether PyTorch multiplies INT8 weights as they are, on such a device and with such activations, and rightly."""
-    if device != "cpu" or dtype == torch.float16:  # in which the scales of small rows are rounded away
-        return False
-    generator = torch.Generator().manual_seed(0)
-    matrix = Int8Matrix.quantise(torch.randn(96, 64, generator=generator))
-    x, scale = torch.randn(3, 64, generator=generator).to(dtype), matrix.tensors["scale"].to(dtype)
-    try:
-        got = torch.ops.aten._weight_int8pack_mm(x, matrix.tensors["values"], scale)
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return False
-    return torch.allclose(got.float(), F.linear(x.float(), matrix.dequantise(torch.float32)), rtol=0.02, atol=0.1)
+        values, weight_scale = self.tensors["values"].t(), self.tensors["scale"][None]
+        return kernels.float8_matmul((x / scale).to(self.dtype), values, scale, weight_scale, x.dtype)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.errors import CheckpointError
+from bagel_mot.model.kernels import join_nibbles, split_nibbles
 from bagel_mot.model.quant import FORMATS, Fp8Matrix, Int4Matrix, Int8Matrix, Nf4Matrix, QuantisedMatrix
 from bagel_mot.model.quant.linear import QuantisedLinear
 from bagel_mot.model.quant.nf4 import LEVELS, dynamic_levels, nearest_level
@@ -100,12 +101,12 @@ def test_zeros_and_constants_survive() -> None:
             assert torch.allclose(got, torch.tensor(value), rtol=0.03), kind
 
 
-def test_whole_numbers_of_int4_are_packed_and_unpacked() -> None:
+def test_whole_numbers_of_int4_are_joined_and_split() -> None:
     q = torch.randint(0, 16, (128, 96), dtype=torch.uint8)
-    matrix = Int4Matrix.quantise(weight(128, 96))
-    matrix.tensors["values"] = Int4Matrix.pack(q)
-    assert torch.equal(matrix.unpack(), q)
-    assert torch.equal(matrix.unpack(64, 128), q[64:])
+    joined = join_nibbles(q)
+    assert joined.shape == (2, 96, 32)
+    assert torch.equal(split_nibbles(joined), q)
+    assert torch.equal(split_nibbles(joined[1:]), q[64:])
 
 
 def test_int4_takes_four_bits_and_a_half_a_weight() -> None:
@@ -138,7 +139,7 @@ def test_small_weights_beside_a_large_one_become_0_in_int4() -> None:
 def test_weights_of_one_sign_use_all_levels_of_int4(sign: int) -> None:
     w = sign * (5 + torch.rand(64, 64, generator=torch.Generator().manual_seed(4)))
     matrix = Int4Matrix.quantise(w)
-    assert matrix.unpack().unique().tolist() == list(range(16))
+    assert split_nibbles(matrix.tensors["values"]).unique().tolist() == list(range(16))
     assert ((matrix.dequantise(torch.float32) - w).abs() < 0.05).all()
 
 
@@ -147,7 +148,7 @@ def test_int4_is_in_the_order_of_the_kernel() -> None:
         pytest.skip("the kernel's order is another one on this processor")
     q = torch.randint(0, 16, (128, 256), dtype=torch.int32)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
-    assert torch.equal(Int4Matrix.pack(q.to(torch.uint8)).flatten(), packed.view(torch.uint8).flatten())
+    assert torch.equal(join_nibbles(q.to(torch.uint8)).flatten(), packed.view(torch.uint8).flatten())
 
 
 def test_float8_is_widened_bit_by_bit() -> None:

@@ -1,0 +1,175 @@
+"""PyTorch's private operations, each behind a probe.
+
+They are not part of PyTorch's public interface and may change with any version, so each is tried on a small example
+before it is trusted. Nothing else in the package calls a private operation.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INT4_ROWS = 64  # rows of an INT4 matrix that are stored together
+
+
+def _works(run: Callable[[], Tensor], expected: Tensor, atol: float) -> bool:
+    """Whether an operation exists, accepts such tensors, and computes what it should."""
+    try:
+        found = run()
+    except (RuntimeError, AttributeError, NotImplementedError, TypeError):
+        return False
+    return torch.allclose(found.float(), expected.float(), rtol=0.02, atol=atol)
+
+
+def _example(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+# ------------------------------------------------------------------------------------------------------- oneDNN weights
+
+
+def prepack(weight: Tensor) -> Tensor:
+    """A weight (out, in) in the order in which oneDNN multiplies it: opaque to all operations but a few."""
+    made: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return made
+
+
+def prepacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(T, in) -> (T, out) by a weight of `prepack`."""
+    products: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return products
+
+
+@cache
+def can_prepack(dtype: torch.dtype) -> bool:
+    """Whether this processor and this PyTorch multiply prepacked weights of a precision, and do it right."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    x, weight, bias = _example(4, 48).to(dtype), _example(80, 48).to(dtype), _example(80).to(dtype)
+    with torch.no_grad():
+        return _works(lambda: prepacked_linear(x, prepack(weight), bias), F.linear(x, weight, bias), 0.02)
+
+
+# ----------------------------------------------------------------------------------------------------- integer matrices
+
+
+def int8_weight_matmul(x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+    """(T, in) by int8 `values` (out, in) with a `scale` (out,) in the precision of x -> (T, out)."""
+    products: Tensor = torch.ops.aten._weight_int8pack_mm(x, values, scale)
+    return products
+
+
+@cache
+def has_int8_kernel(device: str, dtype: torch.dtype) -> bool:
+    """Whether PyTorch multiplies INT8 weights as they are stored, on such a device and with such activations."""
+    if device != "cpu" or dtype == torch.float16:  # in which the scales of small rows are rounded away
+        return False
+    values, scale = (40 * _example(96, 64)).to(torch.int8), (_example(96).abs() / 40).to(dtype)
+    x = _example(3, 64).to(dtype)
+    expected = F.linear(x.float(), values.float() * scale.float()[:, None])
+    return _works(lambda: int8_weight_matmul(x, values, scale), expected, 0.1)
+
+
+def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """int8 (T, in) and (in, out) -> int32 (T, out). CUDA's kernel wants more than 16 rows."""
+    rows = x.shape[0]
+    if x.device.type == "cuda" and rows <= 16:
+        return torch._int_mm(F.pad(x, (0, 0, 0, 17 - rows)), weight)[:rows]
+    return torch._int_mm(x, weight)
+
+
+def float8_matmul(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float8 (T, in) and (in, out), scales (T, 1) and (1, out) -> (T, out) in `dtype`."""
+    return torch._scaled_mm(x, weight, scale_a=x_scale, scale_b=weight_scale, out_dtype=dtype)
+
+
+def join_nibbles(q: Tensor) -> Tensor:
+    """Whole numbers 0..15, uint8 (out, in), as the INT4 kernel for AVX-512 reads them: (out/64, in, 32).
+
+    Of 64 rows, byte r of a column holds row r in its low half and row r + 32 in its high half.
+    """
+    halves = q.view(-1, 2, INT4_ROWS // 2, q.shape[1])
+    return (halves[:, 0] | halves[:, 1] << 4).transpose(1, 2).contiguous()
+
+
+def split_nibbles(values: Tensor) -> Tensor:
+    """The inverse of `join_nibbles`: (out/64, in, 32) -> (out, in)."""
+    return torch.stack([values & 15, values >> 4], 1).permute(0, 1, 3, 2).reshape(-1, values.shape[1])
+
+
+def int4_weight_matmul(x: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
+    """(T, in) by an INT4 matrix -> (T, out).
+
+    Args:
+        x: activations.
+        values: of `join_nibbles`.
+        numbers: bfloat16 (in/group, out, 2), the scale and the middle of each group of neighbours in a row.
+    """
+    blocks, inner, _ = values.shape
+    rows = values.view(blocks * INT4_ROWS, inner // 2)
+    products: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x, rows, inner // numbers.shape[0], numbers)
+    return products
+
+
+@cache
+def has_int4_kernel(device: str, dtype: torch.dtype) -> bool:
+    """Whether PyTorch multiplies INT4 weights in the order of `join_nibbles`, which depends on the processor."""
+    if device != "cpu":
+        return False
+    q = torch.randint(0, 16, (128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    numbers = (0.2 * _example(2, 128, 2)).to(torch.bfloat16)
+    scale, middle = (part.float().T.repeat_interleave(64, 1) for part in numbers.unbind(-1))
+    x = _example(3, 128).to(dtype)
+    expected = F.linear(x.float(), (q.float() - 8) * scale + middle)
+    return _works(lambda: int4_weight_matmul(x, join_nibbles(q), numbers), expected, 0.5)
+
+
+# ----------------------------------------------------------------------------------------------------- flash attention
+
+
+def flash_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention (1, heads, n, head_dim) of queries over keys and values, and its log-sum-exp (1, heads, n) float32.
+
+    Args:
+        query, key, value: (1, heads, tokens, head_dim).
+        bias: (1, 1, n, tokens), added to the scores; on the CPU alone.
+    """
+    if query.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=bias)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+    return out, lse
+
+
+def has_flash_attention(query: Tensor, key: Tensor, value: Tensor, masked: bool) -> bool:
+    """Whether `flash_attention` takes such tensors.
+
+    CUDA's kernel wants half precision, compute capability 8, heads of a size that it knows, and no mask. Heads whose
+    size is no multiple of 8 it would take only padded.
+    """
+    if query.device.type == "cpu":
+        return _flash_works_on_cpu(query.dtype)
+    if query.device.type != "cuda" or masked or query.shape[-1] % 8:
+        return False
+    from torch.backends.cuda import SDPAParams, can_use_flash_attention
+
+    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, False))
+
+
+@cache
+def _flash_works_on_cpu(dtype: torch.dtype) -> bool:
+    query, key, value = (_example(1, 2, n, 16).to(dtype) for n in (3, 5, 5))
+    bias = torch.zeros(1, 1, 3, 5, dtype=dtype)
+    scores = (query.float() / 4) @ key.float().mT
+    lse = scores.logsumexp(-1)
+    return _works(lambda: flash_attention(query, key, value, bias)[0], scores.softmax(-1) @ value.float(), 0.05) and (
+        _works(lambda: flash_attention(query, key, value, bias)[1], lse, 0.05)
+    )
