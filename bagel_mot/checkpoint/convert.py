@@ -24,7 +24,7 @@ from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.side_files import COMPANIONS, MODEL_FILE
 from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor
 from bagel_mot.checkpoint.write import ByteProgress, TensorEntry, counting, is_written_so, write_model
-from bagel_mot.checkpoint.write_gguf import GgufEntry, write_gguf
+from bagel_mot.checkpoint.write_gguf import write_gguf
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import check_free_space, check_new, whole_folder
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix
@@ -57,13 +57,8 @@ def convert(
     tensors = open_checkpoint(source)
     shapes = _shapes(tensors)
     companions = [path for path in (tensors.where.parent / name for name in COMPANIONS) if path.is_file()]
-    if stored.startswith(_GGUF):
-        gguf_entries = _gguf_entries(tensors, shapes, stored.removeprefix(_GGUF))
-        total = sum(entry.nbytes for entry in gguf_entries)
-    else:
-        entries = _entries(tensors, shapes, stored)
-        total = sum(entry.nbytes for entry in entries)
-    total += sum(path.stat().st_size for path in companions)
+    entries = [_entry(tensors, ours, shape, stored) for ours, shape in shapes.items()]
+    total = sum(entry.nbytes for entry in entries) + sum(path.stat().st_size for path in companions)
     check_free_space(folder, total)
     advance = counting(progress, total)
     try:
@@ -72,7 +67,7 @@ def convert(
                 shutil.copyfile(path, staging / path.name)
                 advance(path.stat().st_size)
             if stored.startswith(_GGUF):
-                write_gguf(staging / GGUF_FILE, gguf_entries, advance)
+                write_gguf(staging / GGUF_FILE, entries, advance)
             else:
                 write_model(staging / MODEL_FILE, entries, shard_size, advance)
     finally:
@@ -107,26 +102,16 @@ def is_big(name: str) -> bool:
     return PARTS["decoder"].fullmatch(name) is not None
 
 
-def _entries(source: TensorSource, shapes: dict[str, tuple[int, ...]], stored: str) -> list[TensorEntry]:
-    entries = []
-    for ours, shape in shapes.items():
-        name = official_name(ours)
-        if is_big(ours) and stored != _PLAIN and FORMATS[stored].fits((shape[0], shape[1])):
-            entries.append(TensorEntry(name, shape, stored, partial(_rounded, source, name, FORMATS[stored])))
-        else:
-            entries.append(TensorEntry(name, shape, torch.bfloat16, partial(_plain, source, name, torch.bfloat16)))
-    return entries
-
-
-def _gguf_entries(source: TensorSource, shapes: dict[str, tuple[int, ...]], type: str) -> list[GgufEntry]:
-    entries = []
-    for ours, shape in shapes.items():
-        name = official_name(ours)
-        if is_big(ours) and gguf_writing.fits(type, shape):
-            entries.append(GgufEntry(name, shape, type, partial(_plain, source, name, torch.float32)))
-        else:
-            entries.append(GgufEntry(name, shape, _PLAIN, partial(_plain, source, name, torch.bfloat16)))
-    return entries
+def _entry(source: TensorSource, ours: str, shape: tuple[int, ...], stored: str) -> TensorEntry:
+    """The entry of a tensor; a matrix that the format does not take is in bfloat16."""
+    name = official_name(ours)
+    if is_big(ours):
+        type = stored.removeprefix(_GGUF)
+        if stored.startswith(_GGUF) and gguf_writing.fits(type, shape):
+            return TensorEntry(name, shape, gguf_writing.TYPES[type], partial(_plain, source, name, torch.float32))
+        if stored in FORMATS and FORMATS[stored].fits((shape[0], shape[1])):
+            return TensorEntry(name, shape, stored, partial(_rounded, source, name, FORMATS[stored]))
+    return TensorEntry(name, shape, torch.bfloat16, partial(_plain, source, name, torch.bfloat16))
 
 
 def _plain(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from bagel_mot.checkpoint.formats import bitsandbytes_files, dfloat11, float8, int4
 from bagel_mot.checkpoint.formats.gguf_file import GgufFile
-from bagel_mot.checkpoint.formats.quantised_layouts import GroupedTensors, StoredTensor, unknown
+from bagel_mot.checkpoint.formats.quantised_layouts import GroupedTensors, unknown
 from bagel_mot.checkpoint.names import is_decoder_matrix, official_name
 from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE, MODEL_FILES
 from bagel_mot.checkpoint.source import PLAIN_TYPES, SafetensorsFiles, TensorSource, safetensors_files
@@ -74,17 +74,18 @@ def open_source(path: Path) -> TensorSource:
         raise CheckpointError(f"{path} is missing")
     files = SafetensorsFiles(path, safetensors_files(path))
     dfloat11.add_further_files(files)
-    return dfloat11.open_files(files) or open_files(files)
+    return open_files(files)
 
 
 def open_files(files: SafetensorsFiles) -> TensorSource:
-    """The tensors of the model in safetensors files, of any layout but DFloat11.
+    """The tensors of the model in safetensors files, of any layout.
 
     Raises:
         CheckpointError: a tensor is of a layout that nobody here knows; the first is named.
     """
+    if stored := dfloat11.recognise(files):
+        return GroupedTensors(files, stored, ())
     markers = [name for name in files.names() if float8.is_marker(files, name)]
-    stored: dict[str, StoredTensor] = {}
     for name in files.names():
         for recognise in (float8.recognise, bitsandbytes_files.recognise, int4.recognise):
             if name not in markers and (found := recognise(files, name)) is not None:

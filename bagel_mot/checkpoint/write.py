@@ -37,6 +37,8 @@ from bagel_mot.model.quant.nf4 import BLOCK, LEVELS, SCALE_BLOCK
 
 INDEX_FILE = "model.safetensors.index.json"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BLOCKS = {"q8_0": (32, 34), "q4_0": (32, 18)}
+"""Quantised types of GGUF: the values in a block (neighbours in a row), and its bytes."""
 _METADATA = {"format": "pt"}
 _NF4_STATE = 256  # bytes of its JSON, spaces at the end included: one number's digits are not known beforehand
 
@@ -53,7 +55,7 @@ class TensorEntry:
     Attributes:
         name: the name in the file; that of a quantised matrix ends in `.weight`.
         shape: the shape that it has in the model.
-        stored: the type; for a quantised matrix, the name of its format.
+        stored: the type; for a quantised matrix the name of its format, of BLOCKS in a file of GGUF.
         make: makes it when its turn comes.
     """
 
@@ -90,6 +92,9 @@ def parts_of(entry: TensorEntry) -> list[StoredPart]:
     """The parts of an entry in the file."""
     if isinstance(entry.stored, torch.dtype):
         return [StoredPart(entry.name, entry.stored, entry.shape)]
+    if entry.stored in BLOCKS:
+        values, size = BLOCKS[entry.stored]
+        return [StoredPart(entry.name, torch.uint8, (prod(entry.shape) // values * size,))]
     out, inner = entry.shape
     name, stem = entry.name, entry.name.removesuffix(".weight")
     if entry.stored == "int8":

@@ -19,9 +19,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel_mot.checkpoint.formats.exponents import CHUNK_BYTES, CodeTable, DamagedCodes, join, read_gaps
-from bagel_mot.checkpoint.formats.quantised_layouts import unknown
+from bagel_mot.checkpoint.formats.quantised_layouts import StoredTensor, unknown
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.source import SafetensorsFiles
@@ -40,6 +38,7 @@ from bagel_mot.errors import CheckpointError
 
 _CODES = ".encoded_exponent"
 _NUMBER = "#"
+_LAYOUT = "DFloat11 (bfloat16 without loss in 11 bits)"
 _OTHERS = ("sign_mantissa", "luts", "gaps", "output_positions", "split_positions")
 # Chunks of codes that are read at a time: on the CPU their numbers stay in the cache, a GPU wants enough to do.
 _CHUNKS = {"cpu": 1 << 14, "cuda": 1 << 18}
@@ -59,129 +58,101 @@ def add_further_files(files: SafetensorsFiles) -> None:
                 files.add(found)
 
 
-def open_files(files: SafetensorsFiles) -> DFloat11Tensors | None:
-    """The tensors in files of DFloat11; None if these are not.
+def recognise(files: SafetensorsFiles) -> dict[str, StoredTensor]:
+    """The matrices that are in DFloat11, by official name; none if the files are of another layout.
 
     Raises:
-        CheckpointError: they are, but something of them is missing, or does not fit.
+        CheckpointError: something of them is missing, or does not fit.
     """
     modules = [name.removesuffix(_CODES) for name in files.names() if name.endswith(_CODES)]
-    return DFloat11Tensors(files, modules) if modules else None
+    if not modules:
+        return {}
+    folder = files.where.parent
+    settings, shapes = _settings(folder), _shapes(folder)
+    if settings is None:
+        raise CheckpointError(
+            f"{files.where} is in DFloat11, but {folder / 'config.json'} has no dfloat11_config, "
+            "which says whose codes they are; download it anew"
+        )
+    block, patterns = _checked(files.where, settings)
+    decoder = _WeightDecoder(files, block)
+    found: dict[str, StoredTensor] = {}
+    for module in modules:
+        found |= _matrices(files, module, patterns, shapes, decoder)
+    return found
 
 
-@dataclass(frozen=True)
-class _CodedMatrix:
-    """A matrix among the weights of a module: those from start to stop."""
-
-    module: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-class DFloat11Tensors:
-    """A `TensorSource` that decodes each matrix when it is read, on the GPU where CUDA has one."""
-
-    kind = "DFloat11 (bfloat16 without loss in 11 bits)"
-
-    def __init__(self, files: SafetensorsFiles, modules: Collection[str]) -> None:
-        """Finds the matrices of the modules.
-
-        Args:
-            files: the tensors as they are stored.
-            modules: the modules with codes.
-
-        Raises:
-            CheckpointError: as `open_files`.
-        """
-        self.where = files.where
-        self._files = files
-        settings = _settings(self.where.parent)
-        if settings is None:
+def _matrices(
+    files: SafetensorsFiles,
+    module: str,
+    patterns: dict[str, list[str]],
+    shapes: dict[str, tuple[int, ...]],
+    decoder: _WeightDecoder,
+) -> dict[str, StoredTensor]:
+    """The matrices of a module by official name."""
+    parts = (module + _CODES, *(f"{module}.{other}" for other in _OTHERS))
+    missing = next((part for part in parts if part not in files.names()), None)
+    if missing is not None:
+        raise CheckpointError(f"{files.where} lacks {missing}, which DFloat11 needs; download it anew")
+    names = [f"{module}.weight"]
+    if names[0] not in shapes:
+        inner = patterns.get(module) or patterns.get(re.sub(r"\d+", _NUMBER, module), [])
+        names = [f"{module}.{path}.weight" for path in inner]
+    count = files.shape(f"{module}.sign_mantissa")[0]
+    borders = [0, *files.read(f"{module}.split_positions").tolist(), count]
+    if len(names) != len(borders) - 1 or any(name not in shapes for name in names):
+        reason = f"it is of {len(borders) - 1} matrices, which dfloat11_config does not name"
+        raise unknown(files, module + _CODES, reason)
+    found = {}
+    for name, start, stop in zip(names, borders, borders[1:], strict=False):
+        if stop - start != prod(shapes[name]):
             raise CheckpointError(
-                f"{self.where} is in DFloat11, but {self.where.parent / 'config.json'} has no dfloat11_config, "
-                "which says whose codes they are; download it anew"
+                f"{files.where}: {name} has {stop - start} weights; the configuration makes it {list(shapes[name])}"
             )
-        self._block, self._patterns = _checked(self.where, settings)
+        load = partial(_load, decoder, module, start, stop, name, shapes[name])
+        size = stop - start + (stop - start) * files.stored_bytes(module + _CODES) // count
+        found[name] = StoredTensor(_LAYOUT, shapes[name], parts, load, None, nbytes=size)
+    return found
+
+
+def _load(
+    decoder: _WeightDecoder,
+    module: str,
+    start: int,
+    stop: int,
+    name: str,
+    shape: tuple[int, ...],
+    files: SafetensorsFiles,
+) -> Tensor:
+    try:
+        return decoder.decode(module, start, stop).view(shape)
+    except DamagedCodes as error:
+        raise CheckpointError(
+            f"{files.where}: {name} cannot be decoded from DFloat11 (damaged?): it has {error}"
+        ) from error
+
+
+class _WeightDecoder:
+    """Decodes weights, on the GPU where CUDA has one.
+
+    Args:
+        files: the tensors as they are stored.
+        block: the number of chunks in a block.
+    """
+
+    def __init__(self, files: SafetensorsFiles, block: int) -> None:
+        self._files, self._block = files, block
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._table = lru_cache(maxsize=64)(lambda module: CodeTable(files.read(f"{module}.luts").to(self._device)))
-        shapes = _shapes(self.where.parent)
-        self._pieces: dict[str, _CodedMatrix] = {}
-        taken: set[str] = set()
-        for module in modules:
-            self._pieces |= dict(self._split(module, shapes))
-            taken |= {module + _CODES, *(f"{module}.{other}" for other in _OTHERS)}
-        self._names = [*self._pieces, *(name for name in files.names() if name not in taken)]
 
-    def names(self) -> Collection[str]:
-        return self._names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        piece = self._pieces.get(name)
-        return self._files.shape(name) if piece is None else piece.shape
-
-    def stored_bytes(self, name: str) -> int:
-        piece = self._pieces.get(name)
-        if piece is None:
-            return self._files.stored_bytes(name)
-        whole = self._files.shape(f"{piece.module}.sign_mantissa")[0]
-        part = (piece.stop - piece.start) / whole
-        return piece.stop - piece.start + int(part * self._files.stored_bytes(piece.module + _CODES))
-
-    def read(self, name: str) -> Tensor:
-        piece = self._pieces.get(name)
-        if piece is None:
-            return self._files.read(name)
-        try:
-            return self._decode(piece).view(piece.shape)
-        except DamagedCodes as error:
-            raise CheckpointError(
-                f"{self.where}: {name} cannot be decoded from DFloat11 (damaged?): it has {error}"
-            ) from error
-
-    def format(self, name: str) -> None:
-        """All tensors are read as plain ones."""
-
-    def mapped(self, name: str) -> None:
-        """Nothing is used from the file as it is."""
-
-    def close(self) -> None:
-        self._files.close()
-
-    def _split(self, module: str, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, _CodedMatrix]]:
-        """The matrices of a module: official names, and where they are."""
-        for other in _OTHERS:
-            if f"{module}.{other}" not in self._files.names():
-                raise CheckpointError(f"{self.where} lacks {module}.{other}, which DFloat11 needs; download it anew")
-        names = [f"{module}.weight"]
-        if names[0] not in shapes:
-            inner = self._patterns.get(module) or self._patterns.get(re.sub(r"\d+", _NUMBER, module), [])
-            names = [f"{module}.{path}.weight" for path in inner]
-        splits = self._files.read(f"{module}.split_positions").tolist()
-        borders = [0, *splits, self._files.shape(f"{module}.sign_mantissa")[0]]
-        if len(names) != len(borders) - 1 or any(name not in shapes for name in names):
-            raise unknown(
-                self._files,
-                module + _CODES,
-                f"it is of {len(borders) - 1} matrices, which dfloat11_config does not name",
-            )
-        pieces = []
-        for name, start, stop in zip(names, borders, borders[1:], strict=False):
-            if stop - start != prod(shapes[name]):
-                raise CheckpointError(
-                    f"{self.where}: {name} has {stop - start} weights; the configuration makes it {list(shapes[name])}"
-                )
-            pieces.append((name, _CodedMatrix(module, shapes[name], start, stop)))
-        return pieces
-
-    def _decode(self, piece: _CodedMatrix) -> Tensor:
-        """The weights of a matrix, (n,) bfloat16 on the CPU."""
-        files, module, chunks = self._files, piece.module, self._block
+    def decode(self, module: str, start: int, stop: int) -> Tensor:
+        """The weights start..stop of a module, (n,) bfloat16 on the CPU."""
+        files, chunks = self._files, self._block
         borders = files.read(f"{module}.output_positions").view(torch.uint8).view(torch.int32).tolist()
         borders = [border & 0xFFFFFFFF for border in borders]
-        first, last = bisect_right(borders, piece.start) - 1, bisect_left(borders, piece.stop)
+        first, last = bisect_right(borders, start) - 1, bisect_left(borders, stop)
         table = self._table(module)
-        result = torch.empty(piece.stop - piece.start, dtype=torch.bfloat16)
+        result = torch.empty(stop - start, dtype=torch.bfloat16)
         blocks = max(1, _CHUNKS[self._device.type] // chunks)
         for block in range(first, last, blocks):
             end = min(last, block + blocks)
@@ -197,10 +168,10 @@ class DFloat11Tensors:
             wanted = [border - borders[block] for border in borders[block + 1 : end + 1]]
             if found[:-1] != wanted[:-1] or found[-1] < wanted[-1] or (end < len(borders) - 1 and found != wanted):
                 raise DamagedCodes("another number of codes than it should")
-            start, stop = max(borders[block], piece.start), min(borders[end], piece.stop)
-            others = files.read_part(f"{module}.sign_mantissa", start, stop).to(self._device)
-            exponents = exponents[start - borders[block] : stop - borders[block]]
-            result[start - piece.start : stop - piece.start] = join(exponents, others)
+            one, other = max(borders[block], start), min(borders[end], stop)
+            others = files.read_part(f"{module}.sign_mantissa", one, other).to(self._device)
+            exponents = exponents[one - borders[block] : other - borders[block]]
+            result[one - start : other - start] = join(exponents, others)
         return result
 
 

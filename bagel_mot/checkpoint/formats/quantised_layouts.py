@@ -31,6 +31,7 @@ class StoredTensor:
         load: reads it.
         format: the format of the `QuantisedMatrix` that `load` yields; None if that is a plain tensor.
         idle: tensors beside it that are not needed for it.
+        nbytes: the bytes that are read for it; all of its parts if not given.
     """
 
     layout: str
@@ -39,6 +40,7 @@ class StoredTensor:
     load: Callable[[SafetensorsFiles], Tensor | QuantisedMatrix]
     format: str | None
     idle: tuple[str, ...] = ()
+    nbytes: int | None = None
 
 
 class GroupedTensors:
@@ -77,6 +79,8 @@ class GroupedTensors:
 
     def stored_bytes(self, name: str) -> int:
         entry = self._stored.get(name)
+        if entry is not None and entry.nbytes is not None:
+            return entry.nbytes
         return sum(self._files.stored_bytes(part) for part in ([name] if entry is None else entry.parts))
 
     def read(self, name: str) -> Tensor | QuantisedMatrix:
