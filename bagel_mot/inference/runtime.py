@@ -46,15 +46,10 @@ class Runtime:
         """The map from latents to previews, fitted when it is first asked for."""
         return Previewer(self.engine.autoencoder, self.defaults.preview_images)
 
-    @cached_property
-    def _system_prompts(self) -> dict[bool, TextInput]:
-        """The system prompts for thinking, by whether an image is to be drawn."""
-        prompts = {True: SYSTEM_PROMPT_GENERATE, False: SYSTEM_PROMPT_UNDERSTAND}
-        return {draws: TextInput("system", prompt, self.text(prompt)) for draws, prompt in prompts.items()}
-
     def system_prompt(self, task: Task) -> TextInput:
         """The input that comes first where the model is to think."""
-        return self._system_prompts[task.draws]
+        prompt = SYSTEM_PROMPT_GENERATE if task.draws else SYSTEM_PROMPT_UNDERSTAND
+        return TextInput("system", prompt, self.text(prompt))
 
     def text(self, text: str) -> TextSegment:
         """A text, tokenized, between its start and its end token."""
