@@ -134,11 +134,26 @@ class BagelModel(nn.Module):
         und = und.index_copy(0, layout.text_slots, text)
         if layout.vit_grids:
             und = und.index_copy(0, layout.vit_slots, self.embed_images(layout, values.vit_patches).to(und.dtype))
+        elif torch.is_grad_enabled():
+            und = und + self._nothing_seen(und)
         gen = text.new_zeros(layout.rows * layout.gen_len, hidden)
         if layout.latent_grids:
             latents = self.embed_latents(values.latents, values.timesteps, layout.latent_image, layout.latent_index)
             gen = gen.index_copy(0, layout.latent_slots, latents.to(gen.dtype))
+        elif torch.is_grad_enabled():
+            und = und + self._nothing_drawn(und)
         return und, gen
+
+    # In training every rank must gather and reduce the same parameters, whatever its pack holds: a pack without images
+    # adds zero, computed through the weights that it would not use.
+
+    def _nothing_seen(self, like: Tensor) -> Tensor:
+        patch, index = like.new_zeros(1, self.config.vit.patch_dim), like.new_zeros(1, dtype=torch.int64)
+        return 0 * self.connector(self.vit(patch, index, ((1, 1),))).sum().to(like.dtype)
+
+    def _nothing_drawn(self, like: Tensor) -> Tensor:
+        latent, index = like.new_zeros(1, self.config.latent_dim), like.new_zeros(1, dtype=torch.int64)
+        return 0 * self.embed_latents(latent, like.new_zeros(1), index, index).sum().to(like.dtype)
 
     def forward(self, layout: Layout, values: Values, attend: Attention) -> tuple[Tensor, Tensor]:
         """Hidden states before the final norms: und (S, hidden) and gen (G, hidden) slots."""

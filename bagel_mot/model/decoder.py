@@ -90,6 +90,15 @@ class Expert(nn.Module):
         normed = self.mlp_norm(x)
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
+    def nothing(self, like: Tensor) -> Tensor:
+        """Zero, computed through all weights.
+
+        In training every rank must gather and reduce the same parameters, whatever its pack holds.
+        """
+        x = like.new_zeros(1, like.shape[-1])
+        q, k, v = self.project(x, rope(x.new_zeros(1), self.head_dim, 1.0))
+        return 0 * (self.finish(x, q).sum() + k.sum() + v.sum())
+
 
 class DecoderLayer(nn.Module):
     """Two experts and the attention they share."""
@@ -107,12 +116,21 @@ class DecoderLayer(nn.Module):
     def forward(
         self, und: Tensor, gen: Tensor, und_rope: Rope, gen_rope: Rope, attend: Attend
     ) -> tuple[Tensor, Tensor]:
-        """Residual streams of und (S, hidden) and gen (G, hidden) slots."""
+        """One layer.
+
+        Args:
+            und, gen: the residual streams of the slots, (S, hidden) and (G, hidden).
+            und_rope, gen_rope: their rotary embeddings.
+            attend: the layer's attention.
+
+        Returns: the residual streams behind the layer, as `und` and `gen`.
+        """
         und_q, und_k, und_v = self.und.project(und, und_rope)
-        if gen.shape[0] == 0:  # text is being read or written: the other expert rests
+        if gen.shape[0] == 0:  # text is being read or written: the other expert is idle
             nothing = und_q[:0], und_k[:0], und_v[:0]
             und_out, _ = attend((und_q, nothing[0]), (und_k, nothing[1]), (und_v, nothing[2]))
-            return self.und.finish(und, und_out), gen
+            und = self.und.finish(und, und_out)
+            return (und + self.gen.nothing(und), gen) if torch.is_grad_enabled() else (und, gen)
         gen_q, gen_k, gen_v = self.gen.project(gen, gen_rope)
         und_out, gen_out = attend((und_q, gen_q), (und_k, gen_k), (und_v, gen_v))
         return self.und.finish(und, und_out), self.gen.finish(gen, gen_out)
@@ -150,6 +168,8 @@ class Decoder(nn.Module):
             und, gen: embedded slots, (S, hidden) and (G, hidden).
             positions: rotary positions of und and gen slots, (S,) and (G,).
             attend: who sees whom.
+
+        Returns: the slots' hidden states, (S, hidden) and (G, hidden).
         """
         und_rope, gen_rope = (rope(p, self.config.head_dim, self.config.rope_theta) for p in positions)
         for index, layer in enumerate(self.layers):
