@@ -38,9 +38,9 @@ TEXT              say something; the model answers
 /draw [TEXT]      draw what TEXT says, or what follows from the conversation
 /set NAME=VALUE   change a setting from now on, such as /set num_timesteps=25 or /set cfg_interval=0.2 0.9;
                   /set alone lists what is set, `bagel generate --help` and `bagel ask --help` what there is
-/undo             take the last turn back
+/undo             undo the last turn
 /save FOLDER      keep the conversation
-/load FOLDER      go on with a kept one
+/load FOLDER      continue a kept one
 /help             this list
 /quit             leave"""
 
@@ -48,7 +48,7 @@ _ANOTHER = "start with another --output folder"
 
 
 def _tell(text: str) -> None:
-    """A line, at once: whoever reads along through a pipe waits for it."""
+    """Prints a line at once: whoever reads along through a pipe waits for it."""
     print(text, flush=True)
 
 
@@ -58,7 +58,9 @@ def chat(
         Path, typer.Option("--output", "-o", help="Folder for the pictures drawn.", metavar="FOLDER")
     ] = Path("bagel-chat"),
     think: Annotated[bool, typer.Option("--think/--no-think", help="Think before each picture and answer.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of the first thing generated; counts up with each.", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the first thing generated; counts up with each.", min=0)
+    ] = None,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -75,15 +77,15 @@ def chat(
         make_writable_folder(output)
     try:
         bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
-        Conversation(bagel, output, think=think, seed=seed).run()
+        TerminalChat(bagel, output, think=think, seed=seed).run()
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # images were drawn
                 output.rmdir()
 
 
-class Conversation:
-    """One session at the terminal."""
+class TerminalChat:
+    """A session at the terminal: its commands, the settings of its turns, and where its images go."""
 
     def __init__(self, bagel: Bagel, output: Path, *, think: bool = False, seed: int | None = None) -> None:
         self.bagel, self.output, self.seed = bagel, output, seed
@@ -119,7 +121,7 @@ class Conversation:
                 self._turn(line)
 
     def _turn(self, line: str) -> None:
-        """One line. What fails leaves the conversation as it was."""
+        """Does what one line says. A line that fails leaves the conversation as it was."""
         word, _, rest = line.partition(" ")
         try:
             if not line.startswith("/"):
@@ -142,21 +144,14 @@ class Conversation:
         self._count_up()
 
     def _draw(self, text: str) -> None:
-        """A text, if there is one, and its image: both become part of the conversation, or neither."""
-        kept = self.session.fork()
-        try:
-            if text:
-                self.session.add(text)
-            self._draw_image()
-        except BaseException:
-            self.session = kept
-            raise
-
-    def _draw_image(self) -> None:
+        """Draws on a fork, which becomes the session once the image is saved."""
         from bagel_mot.inference.result import save_image
 
+        session = self.session.fork()
         with progress_bar("drawing") as progress:
-            result = self.session.generate_image(progress=progress, return_result=True, **self._own(Task.GENERATE))
+            result = session.generate_image(
+                text or None, progress=progress, return_result=True, **self._own(Task.GENERATE)
+            )
         self._count_up()
         if result.thinking:
             self.notes.print(result.thinking, style="dim", markup=False)
@@ -164,17 +159,18 @@ class Conversation:
         path = self.output / f"{max(taken, default=0) + 1:03d}.png"
         with writing(path, _ANOTHER):
             save_image(result.image, path)
+        self.session = session
         _tell(f"{path}  seed {result.seed}  {result.seconds:.1f} s")
 
     def _own(self, task: Any) -> dict[str, Any]:
-        """What was set, of the settings that a task takes, and the next seed."""
+        """The settings from /set that a task takes, and the next seed."""
         own = {name: value for name, value in self.settings.items() if task in SETTINGS[name].tasks}
         if self.seed is not None:
             own["seed"] = self.seed
         return own
 
     def _count_up(self) -> None:
-        """The next seed, after something was generated."""
+        """Moves on to the next seed, after something was generated."""
         if self.seed is not None:
             self.seed = min(self.seed + 1, MAX_SEED)
 
