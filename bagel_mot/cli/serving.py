@@ -1,4 +1,4 @@
-"""`bagel serve`."""
+"""`bagel serve`: the HTTP server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serve(
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "auto",
     model_name: Annotated[
-        str | None, typer.Option(help="By which clients ask for the model; the checkpoint's name if not given.")
+        str | None, typer.Option(help="The name by which clients ask for the model; the checkpoint's if not given.")
     ] = None,
     api_key: Annotated[
         list[str] | None,
@@ -72,21 +72,21 @@ def serve(
         bool, typer.Option("--log-prompts", help="Write what is asked into the log.", rich_help_panel="Security")
     ] = False,
     max_queue: Annotated[
-        int, typer.Option(help="Most requests at work and waiting; more get 429.", min=1, rich_help_panel="Limits")
+        int, typer.Option(help="Maximum requests at work and waiting; more get 429.", min=1, rich_help_panel="Limits")
     ] = 64,
-    max_n: Annotated[int, typer.Option(help="Most results of one request.", min=1, rich_help_panel="Limits")] = 8,
+    max_n: Annotated[int, typer.Option(help="Maximum results of one request.", min=1, rich_help_panel="Limits")] = 8,
     max_images: Annotated[
-        int, typer.Option(help="Most pictures given with one request.", min=1, rich_help_panel="Limits")
+        int, typer.Option(help="Maximum pictures in one request.", min=1, rich_help_panel="Limits")
     ] = 8,
     max_image_pixels: Annotated[
-        int, typer.Option(help="Most pixels of a picture given.", min=1, rich_help_panel="Limits")
+        int, typer.Option(help="Maximum pixels of a picture in a request.", min=1, rich_help_panel="Limits")
     ] = 32_000_000,
-    max_body: Annotated[int, typer.Option(help="Most MiB of a request.", min=1, rich_help_panel="Limits")] = 64,
+    max_body: Annotated[int, typer.Option(help="Maximum MiB of a request.", min=1, rich_help_panel="Limits")] = 64,
     max_timesteps: Annotated[
-        int, typer.Option(help="Most num_timesteps.", min=2, max=1000, rich_help_panel="Limits")
+        int, typer.Option(help="Maximum num_timesteps.", min=2, max=1000, rich_help_panel="Limits")
     ] = 250,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Most tokens written, thinking included.", min=1, rich_help_panel="Limits")
+        int, typer.Option(help="Maximum tokens written, thinking included.", min=1, rich_help_panel="Limits")
     ] = 4096,
     memory: Annotated[
         float | None,
@@ -150,5 +150,5 @@ def serve(
 
 
 def name_of(checkpoint: str) -> str:
-    """What a checkpoint is called to clients: a hub id as it is, of a folder its name alone."""
+    """The name of a checkpoint for clients: a hub id as it is, or the last part of a folder's path."""
     return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint

@@ -1,4 +1,4 @@
-"""What one request may ask for, and what is said to one that asks for more."""
+"""Limits of one request, and the errors for requests that exceed them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class BusyError(BagelError):
     """Too many requests are waiting: try again later.
 
     Attributes:
-        retry_after: seconds after which it may be worth while.
+        retry_after: seconds after which to try again.
     """
 
     def __init__(self, message: str, retry_after: int) -> None:
@@ -30,18 +30,18 @@ class LimitError(BagelError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may ask for, and how many may wait.
+    """Limits of each request, and of how many may wait.
 
     Attributes:
-        queue: most requests in all, at work and waiting.
-        images: most images given in one request.
-        items: most texts and images given in one request; each costs time beside its tokens.
-        image_pixels: most pixels of an image given, before it is resized.
-        text_characters: most characters of all texts given.
-        stop_characters: most characters of all stop texts.
-        n: most results for one prompt.
-        timesteps: most `num_timesteps`.
-        new_tokens: most tokens written, thinking included. Where a request says nothing, this is the limit, too.
+        queue: maximum number of requests at work and waiting.
+        images: maximum number of input images.
+        items: maximum number of input texts and images; each costs time beside its tokens.
+        image_pixels: maximum number of pixels of an input image, before it is resized.
+        text_characters: maximum number of characters of all input texts.
+        stop_characters: maximum number of characters of all stop texts.
+        n: maximum number of results for one prompt.
+        timesteps: maximum `num_timesteps`.
+        new_tokens: maximum number of tokens written, thinking included; also where a request names none.
     """
 
     queue: int = 64
@@ -56,9 +56,9 @@ class Limits:
 
 
 def without_special_tokens(text: str) -> str:
-    """A text without special tokens written out, by which strangers could end a turn or begin an image."""
+    """Removes special tokens that are written out, with which strangers could end a turn or begin an image."""
     found = True
-    while found:  # what is left of two may be one again
+    while found:  # the ends of two may form another one
         found = False
         for token in SPECIAL_TOKENS:
             if token in text:

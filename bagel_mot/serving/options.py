@@ -1,4 +1,4 @@
-"""How a server is to behave, beyond what its service allows."""
+"""Options of the HTTP server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """
+    """Options of the HTTP server, beside the limits of its service.
+
     Attributes:
-        model_name: by which clients ask for the model.
-        api_keys: of which a client must show one; none: everybody may ask.
-        allowed_urls: hosts (`example.org`, `example.org:8443`) from which images are fetched; none: from nowhere.
+        model_name: the name by which clients ask for the model.
+        api_keys: a client must show one of these keys; without any, everybody may ask.
+        allowed_urls: hosts (`example.org`, `example.org:8443`) whose images are fetched; without any, none are.
         cors_origins: origins of web pages that may ask (`https://example.org`, or `*` for all).
-        allowed_hosts: names by which the server may be addressed (the `Host` header); None: by any.
-        max_body_bytes: most bytes of a request.
-        log_prompts: write what is asked into the log.
+        allowed_hosts: names by which the server may be addressed (the `Host` header); None allows all.
+        max_body_bytes: maximum bytes of a request.
+        log_prompts: whether prompts are written into the log.
     """
 
     model_name: str = "bagel"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from bagel_mot.app.state import TabStates
 from bagel_mot.app.style import page_options
 from bagel_mot.app.texts.language import Labels
 from bagel_mot.inference.api import Bagel
-from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.serving.service import Service
+from tests.holding import Hold, held_engines
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "artifacts" / "screenshots"
@@ -125,40 +123,10 @@ def _note(elsewhere: list[str], url: str, own: str) -> None:
         elsewhere.append(url)
 
 
-class Hold:
-    """Stops the engine after some steps, so that a test, or a slow browser, sees what is shown meanwhile."""
-
-    def __init__(self) -> None:
-        self._left, self._changed = sys.maxsize, threading.Condition()
-        self.made = 0
-
-    def after(self, steps: int) -> None:
-        """Lets the engine make so many more steps before it waits."""
-        with self._changed:
-            self._left = steps
-            self._changed.notify_all()
-
-    def release(self) -> None:
-        self.after(sys.maxsize)
-
-    def before_step(self) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self._left > 0, 120), "the engine was never released"
-            self._left -= 1
-            self.made += 1
-
-
 @pytest.fixture
 def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
-    hold, step = Hold(), Engine.step
-
-    def held(engine: Engine) -> None:
-        hold.before_step()
-        step(engine)
-
-    monkeypatch.setattr(Engine, "step", held)
-    yield hold
-    hold.release()
+    with held_engines(monkeypatch) as hold:
+        yield hold
 
 
 @pytest.fixture

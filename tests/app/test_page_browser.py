@@ -16,8 +16,8 @@ from bagel_mot.checkpoint.side_files import DEFAULTS_FILE
 from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.serving.service import Service
-from tests.app.conftest import Hold
 from tests.app.visiting import Open, Shot, answered, draw, drawn, forming, go, sentence, steps, wait_until
+from tests.holding import Hold
 
 BALANCED = json.loads((MINI_FOLDER / DEFAULTS_FILE).read_text(encoding="utf-8"))["generate"]["num_timesteps"]
 FAST, FINE = round(BALANCED / 2), 2 * BALANCED

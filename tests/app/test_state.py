@@ -20,8 +20,8 @@ from bagel_mot.inference.preview import PREVIEWS
 from bagel_mot.inference.session import Session
 from bagel_mot.serving.limits import BusyError, ClosedError
 from bagel_mot.serving.service import Service
-from tests.app.conftest import Hold
 from tests.app.visiting import wait_until
+from tests.holding import Hold
 
 FEW: dict[str, Any] = {"num_timesteps": 4}
 

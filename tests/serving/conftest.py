@@ -26,6 +26,7 @@ from bagel_mot.serving.edge.run import Server, address_of, listen
 from bagel_mot.serving.openai.app import create_app
 from bagel_mot.serving.options import ServerOptions
 from bagel_mot.serving.service import Limits, Service
+from tests.holding import Hold, held_engines
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -106,7 +107,7 @@ def refused(response: httpx2.Response, status: int, match: str) -> dict[str, Any
     return error
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"
@@ -137,6 +138,12 @@ def running(bagel: Bagel, options: ServerOptions | None = None, **limits: Any) -
 def bagel(loaded: Bagel) -> Bagel:
     """A fresh engine on the loaded weights."""
     return Bagel(loaded.checkpoint, defaults=loaded.defaults)
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    with held_engines(monkeypatch) as hold:
+        yield hold
 
 
 @pytest.fixture

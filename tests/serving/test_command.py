@@ -148,4 +148,4 @@ def test_it_ends_when_it_is_told_to(mini: tuple[subprocess.Popen[str], str]) -> 
     process, url = mini
     assert httpx2.get(f"{url}/health").status_code == 200
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0

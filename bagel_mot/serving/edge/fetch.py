@@ -1,8 +1,8 @@
-"""Pictures from addresses on the web, for servers that allow some hosts.
+"""Images from addresses on the web, for servers that allow some hosts.
 
-Clients choose these addresses, so each is suspect: only allowed hosts, only http and https, no redirects, and only to
-addresses that belong to the public internet. The name is resolved once, what it resolves to is checked, and that very
-address is connected to, so that a name cannot change its mind in between.
+Clients choose these addresses, so each is suspect: only allowed hosts, only http and https, no redirects, and only
+addresses of the public internet. The name is resolved once, the resolved address is checked, and that very address is
+connected to, so that a name cannot resolve to another one in between.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def allowed_url(url: str, hosts: Sequence[str]) -> httpx2.URL:
     """Checks an address against the hosts allowed: `example.org` at the usual ports, `example.org:8443` at this one.
 
     Raises:
-        ImageError: it is not to be fetched.
+        ImageError: it must not be fetched.
     """
     if not hosts:
         raise ImageError("this server fetches no pictures: send a data URI, data:image/png;base64,….")
@@ -59,7 +59,7 @@ async def fetch(url: str, hosts: Sequence[str]) -> bytes:
     """The bytes at an address.
 
     Raises:
-        ImageError: it is not to be fetched, or cannot be.
+        ImageError: it must not be fetched, or cannot be.
     """
     parsed = allowed_url(url, hosts)
     try:
@@ -72,7 +72,7 @@ async def fetch(url: str, hosts: Sequence[str]) -> bytes:
 
 
 async def _resolve(url: httpx2.URL) -> str:
-    """An address of the host; all that it has must be public."""
+    """An address of the host, all of whose addresses must be public."""
     port = url.port or _PORTS[url.scheme]
     found = [str(entry[4][0]) for entry in await anyio.getaddrinfo(url.host, port, type=socket.SOCK_STREAM)]
     if not found or not all(is_public(address) for address in found):
@@ -81,7 +81,7 @@ async def _resolve(url: httpx2.URL) -> str:
 
 
 async def _read(url: httpx2.URL, address: str) -> bytes:
-    """What is there, from this very address, with the certificate of the name."""
+    """The bytes behind a URL, from this very address, with the certificate of the name."""
     headers = {"Host": url.netloc.decode("ascii"), "Accept": "image/*", "Accept-Encoding": "identity"}
     # Without trust_env a proxy named there would resolve the name anew.
     async with (

@@ -1,4 +1,4 @@
-"""What Prometheus is told: requests by route and outcome, tokens, the queue, and what the engine did."""
+"""Metrics for Prometheus: requests by route and outcome, tokens, the queue, and the work of the engine."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class Metrics:
         self.completion_tokens.labels(task, "image").inc(request.noised_tokens)
 
     def text(self) -> bytes:
-        """In the format that Prometheus reads."""
+        """All metrics in the format that Prometheus reads."""
         return generate_latest(self.registry)
 
 
 class _State(Collector):
-    """Reads service and engine when it is asked."""
+    """Reads the state of service and engine whenever metrics are collected."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

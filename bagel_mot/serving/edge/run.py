@@ -18,7 +18,7 @@ from bagel_mot.serving.edge.security import STALLED_SECONDS
 from bagel_mot.serving.service import Service
 
 _log = logging.getLogger("bagel_mot.serving")
-_LAST_WORDS = 30  # seconds for clients to fetch what is ready, once all requests are done
+_GRACE_SECONDS = 30  # for clients to fetch their results, once all requests are done
 
 
 def is_loopback(host: str) -> bool:
@@ -30,7 +30,8 @@ def is_loopback(host: str) -> bool:
 
 
 def check_exposure(host: str, keys: tuple[str, ...], no_auth: bool) -> None:
-    """
+    """Checks that only those may use the server who are meant to.
+
     Raises:
         SettingError: strangers could reach the server, and nothing would keep them from using it.
     """
@@ -45,11 +46,13 @@ def listen(host: str, port: int, stalled: float = STALLED_SECONDS) -> socket.soc
     """A socket at this address; port 0 takes a free one.
 
     Args:
-        stalled: seconds after which a connection is closed whose client takes nothing of what is sent (on Linux): the
+        host: the name or address to listen at.
+        port: the port.
+        stalled: seconds after which a connection is closed whose client takes nothing that is sent (on Linux): the
             system keeps an answer that is not fetched, and would keep it as long as the client likes.
 
     Raises:
-        BagelError: the address is not to be had.
+        BagelError: the address cannot be used.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -71,7 +74,7 @@ def listen(host: str, port: int, stalled: float = STALLED_SECONDS) -> socket.soc
 
 
 def address_of(listening: socket.socket) -> str:
-    """As a client writes it."""
+    """The URL of a socket, as a client writes it."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
 
@@ -87,7 +90,7 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=_LAST_WORDS,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         super().__init__(config)
         self._service, self._on_start = service, on_start
@@ -117,6 +120,9 @@ def serve(app: FastAPI, service: Service, listening: socket.socket, on_start: Ca
     """Serves until SIGTERM or SIGINT, and returns when the requests at work then are done.
 
     Args:
-        on_start: is called when requests are taken.
+        app: the app.
+        service: the queue that is drained at the end.
+        listening: a socket from `listen`.
+        on_start: called as soon as requests are accepted.
     """
     Server(app, service, on_start).run([listening])

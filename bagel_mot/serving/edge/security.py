@@ -1,4 +1,4 @@
-"""What stands before all routes: a number for each request, its line in the log, keys, hosts, and a full queue.
+"""Middleware before all routes: a number for each request, its line in the log, keys, hosts, and a full queue.
 
 All of it is plain ASGI, so that streams pass through untouched.
 """
@@ -25,29 +25,29 @@ PROTECTED = ("/v1", "/metrics")
 """Paths that need a key where there are any."""
 _CLIENT_GONE = 499
 _METHODS = ("GET", "POST", "OPTIONS", "HEAD", "PUT", "PATCH", "DELETE")
-"""That are counted by name: a client may make up others, and each would be kept."""
+"""Methods that are counted by name: a client may make up others, and each would be kept."""
 _BODIES = 8
-"""Bodies of all requests present may have this many times the bytes that one may have."""
+"""The bodies of all present requests may hold this many times the bytes of one."""
 STALLED_SECONDS = 60
-"""After which a client is given up that sends nothing of the body it announced."""
+"""Seconds after which a client is given up that sends nothing of the body it announced."""
 _STALLED = ApiError(408, "the rest of the request did not come.", code="request_timeout")
 
 
 def is_key(shown: str, keys: Sequence[str]) -> bool:
-    """Compares with every key in full, so that the time it takes tells nothing of them."""
+    """Compares with every key in full, so that the time it takes reveals nothing."""
     matches = [hmac.compare_digest(shown.encode(errors="replace"), key.encode()) for key in keys]
     return any(matches)
 
 
 class Gate:
-    """Refuses what has no business here, before its body is read."""
+    """Refuses requests that must not or cannot be answered, before their body is read."""
 
     def __init__(
         self, app: ASGIApp, service: Service, keys: Sequence[str], hosts: Sequence[str] | None, max_body_bytes: int
     ) -> None:
         self.app, self.service, self.keys, self.max_body_bytes = app, service, keys, max_body_bytes
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
-        self._held = 0  # bytes of the bodies of requests present
+        self._held = 0  # bytes in the bodies of all present requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -55,7 +55,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         given = headers.get("content-length", "")
-        # One that does not say is stopped while it is read.
+        # A body of unknown length is stopped while it is read.
         length = int(given) if given.isdigit() else self.max_body_bytes if scope["method"] == "POST" else 0
         refusal = self._refusal(scope, headers, length)
         if refusal is not None:
@@ -103,8 +103,8 @@ class Gate:
 
 
 class _Body:
-    """What a client sends, and what it is answered. For the app, one that stops in the middle of its body has left:
-    else it would take what all bodies share for as long as it likes.
+    """The two directions of one request. For the app, a client that stops in the middle of its body has left: it would
+    hold its share of the bytes that all bodies may have for as long as it likes.
 
     Attributes:
         stalled: whether it has stopped so.
@@ -116,7 +116,7 @@ class _Body:
         self._complete = self.stalled = self.answered = False
 
     async def receive(self) -> Message:
-        if self._complete:  # what comes now is that the client leaves, whenever that may be
+        if self._complete:  # the only message to come is that the client leaves, whenever that may be
             return await self._receive()
         try:
             async with asyncio.timeout(STALLED_SECONDS):
@@ -128,14 +128,14 @@ class _Body:
         return message
 
     async def send(self, message: Message) -> None:
-        # Of a body that did not come whole the app has nothing true to say.
+        # About an incomplete body the app has nothing true to say.
         if self.answered or not self.stalled:
             self.answered = True
             await self._send(message)
 
 
 class Observe:
-    """Numbers requests, counts and logs them, and answers for whatever failed unexpectedly."""
+    """Numbers requests, counts and logs them, and responds to unexpected errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, log_prompts: bool) -> None:
         self.app, self.metrics, self.log_prompts = app, metrics, log_prompts

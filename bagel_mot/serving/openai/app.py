@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -21,10 +20,9 @@ from starlette.middleware.cors import CORSMiddleware
 
 from bagel_mot.serving.edge.metrics import Metrics
 from bagel_mot.serving.edge.security import Gate, Observe
-from bagel_mot.serving.openai import chat
-from bagel_mot.serving.openai import images as drawing
+from bagel_mot.serving.openai import chat, images
 from bagel_mot.serving.openai.errors import ApiError, install, no_such_model
-from bagel_mot.serving.openai.routes import Desk, desk_of
+from bagel_mot.serving.openai.routes import AppState, CurrentState
 from bagel_mot.serving.openai.schemas import ErrorResponse, Model, ModelList
 from bagel_mot.serving.options import ServerOptions
 from bagel_mot.serving.service import Service
@@ -38,8 +36,8 @@ _STARTED = int(time.time())
 router = APIRouter()
 
 
-class Status(BaseModel):
-    """How the server is."""
+class ServerStatus(BaseModel):
+    """The state of the server."""
 
     status: str
     model: str
@@ -47,20 +45,20 @@ class Status(BaseModel):
 
 
 def create_app(service: Service, options: ServerOptions | None = None) -> FastAPI:
-    """An app that asks a service. Pages can be mounted into it, and then share its queue.
+    """An app on a service. Pages can be mounted into it, and then share its queue.
 
-    Only `/v1` and `/metrics` ask for a key: what is mounted elsewhere has to guard itself.
+    Only `/v1` and `/metrics` ask for a key: a page mounted elsewhere has to guard itself.
     """
     options = options or ServerOptions()
     metrics = Metrics(service)
-    desk = Desk(service, options, metrics)
+    state = AppState(service, options, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await desk.in_thread(service.warm_up)
-        desk.ready = True
+        await state.in_thread(service.warm_up)
+        state.ready = True
         yield
-        desk.ready = False
+        state.ready = False
 
     app = FastAPI(
         title="BAGEL",
@@ -69,12 +67,12 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
         lifespan=lifespan,
         responses=_ERRORS,
     )
-    app.state.desk = desk
+    app.state.bagel = state
     install(app)
     app.include_router(router)
     app.include_router(chat.router)
-    app.include_router(drawing.router)
-    # The last one added stands first.
+    app.include_router(images.router)
+    # The last one added is the outermost.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=options.max_body_bytes)
     app.add_middleware(
         Gate,
@@ -96,40 +94,40 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
 
 
 @router.get("/v1/models", tags=["models"], summary="What models there are")
-async def models(desk: Annotated[Desk, Depends(desk_of)]) -> ModelList:
-    return ModelList(data=[_model(desk)])
+async def models(state: CurrentState) -> ModelList:
+    return ModelList(data=[_model(state)])
 
 
 @router.get("/v1/models/{model:path}", tags=["models"], summary="One model")
-async def model(model: str, desk: Annotated[Desk, Depends(desk_of)]) -> Model:
-    if model != desk.options.model_name:
-        raise no_such_model(model, desk.options.model_name)
-    return _model(desk)
+async def model(model: str, state: CurrentState) -> Model:
+    if model != state.options.model_name:
+        raise no_such_model(model, state.options.model_name)
+    return _model(state)
 
 
-def _model(desk: Desk) -> Model:
-    return Model(id=desk.options.model_name, created=_STARTED)
+def _model(state: AppState) -> Model:
+    return Model(id=state.options.model_name, created=_STARTED)
 
 
 @router.get("/health", tags=["state"], summary="Whether the process lives")
-async def health(desk: Annotated[Desk, Depends(desk_of)]) -> Status:
-    return _status(desk, "ok")
+async def health(state: CurrentState) -> ServerStatus:
+    return _status(state, "ok")
 
 
 @router.get("/ready", tags=["state"], summary="Whether requests are taken")
-async def ready(desk: Annotated[Desk, Depends(desk_of)]) -> Status:
+async def ready(state: CurrentState) -> ServerStatus:
     """503 while the server warms up or shuts down."""
-    if not desk.service.open:
+    if not state.service.open:
         raise ApiError(503, "the server is shutting down.", kind="server_error", code="shutting_down")
-    if not desk.ready:
+    if not state.ready:
         raise ApiError(503, "the server is warming up.", kind="server_error", code="warming_up", retry_after=1)
-    return _status(desk, "ready")
+    return _status(state, "ready")
 
 
-def _status(desk: Desk, status: str) -> Status:
-    return Status(status=status, model=desk.options.model_name, requests=desk.service.present)
+def _status(state: AppState, status: str) -> ServerStatus:
+    return ServerStatus(status=status, model=state.options.model_name, requests=state.service.present)
 
 
 @router.get("/metrics", tags=["state"], summary="Metrics for Prometheus", response_class=Response)
-async def metrics(desk: Annotated[Desk, Depends(desk_of)]) -> Response:
-    return Response(await desk.in_thread(partial(desk.metrics.text)), media_type=CONTENT_TYPE_LATEST)
+async def metrics(state: CurrentState) -> Response:
+    return Response(await state.in_thread(state.metrics.text), media_type=CONTENT_TYPE_LATEST)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Request
 from starlette.responses import Response
 
 from bagel_mot.inference.prepare import task_of
@@ -17,7 +17,7 @@ from bagel_mot.inference.settings import SETTINGS
 from bagel_mot.serving.openai.errors import ApiError
 from bagel_mot.serving.openai.fields import parse_extra
 from bagel_mot.serving.openai.image_data import to_data_uri
-from bagel_mot.serving.openai.routes import Desk, Images, desk_of
+from bagel_mot.serving.openai.routes import AppState, CurrentState, ImageInputs
 from bagel_mot.serving.openai.schemas import (
     CHAT_EXAMPLES,
     EVENT_STREAM,
@@ -25,11 +25,9 @@ from bagel_mot.serving.openai.schemas import (
     ChatCompletion,
     ChatRequest,
     Choice,
-    CompletionDetails,
     ImageUrl,
     IndexedImage,
     Message,
-    PromptDetails,
     Usage,
 )
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
@@ -48,26 +46,26 @@ router = APIRouter(tags=["chat"])
 async def chat(
     body: Annotated[ChatRequest, Body(openapi_examples=CHAT_EXAMPLES)],
     request: Request,
-    desk: Annotated[Desk, Depends(desk_of)],
+    state: CurrentState,
 ) -> ChatCompletion | Response:
     """Texts and images of all messages are read in order, then a text is written or an image drawn.
 
     `modalities` says which: `["text"]` (the default), `["image"]`, or both, where with `think` the thinking is the
-    text. Images stand in `message.images` as data URIs.
+    text. Images are in `message.images` as data URIs.
     """
-    desk.check_model(body.model)
+    state.check_model(body.model)
     if body.stream:
         channel = Channel()
-        started = await _start(body, request, desk, channel.listen)
-        chunks = _Chunks(desk, started, body)
+        started = await _start(body, request, state, channel.listen)
+        chunks = _Chunks(state, started, body)
         return EventStream(chunks.stream(request, channel), started.cancel)
-    started = await _start(body, request, desk)
-    results = await desk.results(request, started)
-    images = [await desk.in_thread(partial(_images, result)) for result in results]
+    started = await _start(body, request, state)
+    results = await state.results(request, started)
+    images = [await state.in_thread(partial(_images, result)) for result in results]
     return ChatCompletion(
         id=_new_id(),
         created=int(time.time()),
-        model=desk.options.model_name,
+        model=state.options.model_name,
         choices=[
             Choice(
                 index=index,
@@ -77,25 +75,26 @@ async def chat(
             )
             for index, (result, own) in enumerate(zip(results, images, strict=True))
         ],
-        usage=_usage(started, results),
+        usage=Usage.of(started.request, results),
     )
 
 
 # ---------------------------------------------------------------------------------------------------------- the way in
 
 
-async def _start(body: ChatRequest, request: Request, desk: Desk, listen: Listen | None = None) -> SubmittedBatch:
+async def _start(body: ChatRequest, request: Request, state: AppState, listen: Listen | None = None) -> SubmittedBatch:
     output = output_of(body)
-    with Images(desk) as images:
-        inputs = await read_messages(body.messages, desk, images)
+    with ImageInputs(state) as images:
+        inputs = await read_messages(body.messages, state, images)
         settings = settings_of(body, output, inputs)
-        return await desk.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
+        return await state.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
 
 
 def output_of(body: ChatRequest) -> str:
-    """
+    """The kind of output that `modalities` asks for: "text" or "image".
+
     Raises:
-        ApiError: `modalities` asks for nothing, or `stream_options` stands without `stream`.
+        ApiError: `modalities` asks for nothing, or `stream_options` is there without `stream`.
     """
     if body.modalities == []:
         raise ApiError(400, 'modalities is empty: it must be ["text"], ["image"] or both.', param="modalities")
@@ -104,7 +103,7 @@ def output_of(body: ChatRequest) -> str:
     return "image" if "image" in (body.modalities or ()) else "text"
 
 
-async def read_messages(messages: Sequence[Message], desk: Desk, images: Images) -> list[str | bytes]:
+async def read_messages(messages: Sequence[Message], state: AppState, images: ImageInputs) -> list[str | bytes]:
     """The texts and images of a conversation in the order in which the model reads them.
 
     They are those of the messages, except that where a message ends with an image its texts come after its images:
@@ -112,17 +111,17 @@ async def read_messages(messages: Sequence[Message], desk: Desk, images: Images)
 
     Raises:
         ApiError: the conversation does not end with the user, or a message is empty.
-        ImageError: an image cannot be had.
+        ImageError: an image cannot be read.
     """
     if messages[-1].role != "user":
         sentence = f"the last message is from {messages[-1].role!r}: it must be the user's, which is to be answered."
         raise ApiError(400, sentence, param=f"messages.{len(messages) - 1}.role")
-    _check_count(messages, desk)
+    _check_count(messages, state)
     inputs: list[str | bytes] = []
     for number, message in enumerate(messages):
         content = [message.content] if isinstance(message.content, str) else list(message.content or ())
         parts = [part if isinstance(part, str) else part.text if part.type == "text" else part for part in content]
-        if message.role == "assistant":  # an answer that was a image alone, or thinking that did not come to an end
+        if message.role == "assistant":  # an answer that was an image alone, or thinking that did not end
             parts = [part for part in parts if not isinstance(part, str) or part.strip()]
         parts += message.images or ()
         if not parts and message.role == "assistant":
@@ -136,17 +135,17 @@ async def read_messages(messages: Sequence[Message], desk: Desk, images: Images)
     return inputs
 
 
-def _check_count(messages: Sequence[Message], desk: Desk) -> None:
-    """Before any image is fetched or decoded."""
+def _check_count(messages: Sequence[Message], state: AppState) -> None:
+    """Checks the number of images, before any is fetched or decoded."""
     images = sum(len(message.images or ()) for message in messages)
     for message in messages:
         if isinstance(message.content, list):
             images += sum(part.type == "image_url" for part in message.content)
-    desk.service.check_images(images)
+    state.service.check_images(images)
 
 
 def settings_of(body: ChatRequest, output: str, inputs: Sequence[str | bytes]) -> dict[str, Any]:
-    """The settings that a body asks for, in our terms.
+    """The generation settings that a body asks for.
 
     As OpenAI's clients expect, a temperature above 0 samples and 0 does not, and `top_p` alone samples at temperature
     1, where 0 leaves the likeliest token alone. Where neither is given, the checkpoint's default holds (the likeliest
@@ -169,7 +168,7 @@ def settings_of(body: ChatRequest, output: str, inputs: Sequence[str | bytes]) -
         raise ApiError(400, f"{' and '.join(most)} differ: give one of them.", param=next(iter(most)))
     if most:
         count = next(iter(most.values()))
-        # Of a image it bounds the thinking alone: there, more than may be thought is no mistake.
+        # For an image it bounds the thinking alone, where more than the maximum is not a mistake.
         settings[own] = count if output == "text" else min(count, int(SETTINGS[own].high or count))
     if greedy:
         settings.setdefault("do_sample", False)
@@ -205,26 +204,14 @@ def _finish_reason(result: Result) -> Literal["stop", "length"]:
     return "stop" if result.complete or result.image is not None else "length"
 
 
-def _usage(started: SubmittedBatch, results: Sequence[Result]) -> Usage:
-    text = sum(result.completion_tokens for result in results)
-    prompt, image = started.request, started.request.noised_tokens * len(results)
-    return Usage(
-        prompt_tokens=prompt.prompt_tokens,
-        completion_tokens=text + image,
-        total_tokens=prompt.prompt_tokens + text + image,
-        prompt_tokens_details=PromptDetails(text_tokens=prompt.text_tokens, image_tokens=prompt.image_tokens),
-        completion_tokens_details=CompletionDetails(text_tokens=text, image_tokens=image),
-    )
-
-
 class _Chunks:
-    """The chunks of one streamed completion."""
+    """Encodes the chunks of one streamed completion."""
 
-    def __init__(self, desk: Desk, started: SubmittedBatch, body: ChatRequest) -> None:
-        self._desk, self._started = desk, started
+    def __init__(self, state: AppState, started: SubmittedBatch, body: ChatRequest) -> None:
+        self._state, self._started = state, started
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
         self._head = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
-        self._head["model"] = desk.options.model_name
+        self._head["model"] = state.options.model_name
         self._thought_name = "content" if "text" in (body.modalities or ()) else "reasoning_content"
         count = len(started.tickets)
         self._draws, self._thinks = started.request.task.draws, started.request.settings.think
@@ -236,13 +223,13 @@ class _Chunks:
         complete = False
         for index in range(len(self._started.tickets)):
             yield self._chunk(index, {"role": "assistant", "content": ""})
-        async for chunk in self._desk.stream(request, self._started, channel, self._encode):
+        async for chunk in self._state.stream(request, self._started, channel, self._encode):
             yield chunk
             complete = len(self._results) == len(self._started.tickets)
-        if not complete:  # an error was the last that was said
+        if not complete:  # the last event was an error
             return
         if self._with_usage:
-            usage = _usage(self._started, self._results).model_dump()
+            usage = Usage.of(self._started.request, self._results).model_dump()
             yield event({**self._head, "choices": [], "usage": usage})
         yield event("[DONE]")
 
@@ -257,13 +244,13 @@ class _Chunks:
             if rest:
                 yield self._chunk(news.index, rest)
             if result.image is not None:
-                images = await self._desk.in_thread(partial(_images, result)) or []
+                images = await self._state.in_thread(partial(_images, result)) or []
                 yield self._chunk(news.index, {"images": [image.model_dump() for image in images]})
             self._results.append(result)
             yield self._chunk(news.index, {}, finish_reason=_finish_reason(result), seed=result.seed)
 
     def _delta(self, index: int, piece: str | None) -> dict[str, str]:
-        """What a piece of text adds to the message; None: there will be no more."""
+        """The fields that a piece of text adds to the message; None ends the text."""
         if self._draws:
             thoughts = self._thoughts[index]
             text = thoughts.finish() if piece is None else thoughts.add(piece)

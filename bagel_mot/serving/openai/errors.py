@@ -22,15 +22,15 @@ _OUT_OF_MEMORY_RETRY = 5  # seconds
 
 
 class ApiError(Exception):
-    """An answer that is none.
+    """An HTTP error response in OpenAI's format.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         message: one sentence for the client.
         kind: OpenAI's `type`.
         param: the field that it is about, if one.
-        code: for programs, if any.
-        retry_after: seconds after which it may be worth while to try again.
+        code: a name that programs understand, if any.
+        retry_after: seconds after which to try again, if that may help.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        # Escaped, since what is quoted from a request need not be valid Unicode.
+        # Escaped, since text quoted from a request need not be valid Unicode.
         body = json.dumps(self.content, ensure_ascii=True).encode()
         return Response(body, self.status, headers, media_type="application/json")
 
@@ -64,11 +64,11 @@ TOO_LARGE = ApiError(413, "the request is too large: send fewer or smaller pictu
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has left: nobody waits for the answer."""
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of an error; of unexpected ones nothing but that they happened."""
+    """The response to an error; about unexpected ones it says nothing but that they happened."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ClosedError):
@@ -90,11 +90,12 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def log_failure(error: BaseException, what: str, log_prompts: bool) -> None:
-    """Writes an unexpected error into the log, and lets go of what its traceback holds in memory.
+    """Writes an unexpected error into the log, and frees the memory that its traceback holds.
 
     Args:
-        what: failed, such as the request of this number.
-        log_prompts: whether its message may be written, which may quote the request.
+        error: any error; expected ones are not logged.
+        what: a name for the thing that failed, such as the number of a request.
+        log_prompts: whether the message may be written, which may quote the request.
     """
     if as_api_error(error).status >= 500 and not isinstance(error, ApiError | ClosedError):
         message = f": {error}" if log_prompts or is_out_of_memory(error) else ""
@@ -138,7 +139,7 @@ def install(app: FastAPI) -> None:
 
 
 def from_validation(errors: Sequence[Any]) -> ApiError:
-    """One sentence about what pydantic found wrong first; where a value could be one of several kinds, about the one
+    """One sentence about the first error that pydantic found; for a value of several possible kinds, about the kind
     that it came closest to.
     """
     error = max(errors, key=lambda found: len(found["loc"]))
@@ -148,7 +149,7 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
     if error["type"] == "missing" and param:
         return ApiError(400, f"{param} is missing.", param=param)
     if error["type"] in ("json_invalid", "missing"):
-        return ApiError(400, "the body is no JSON object: send one with Content-Type: application/json.")
+        return ApiError(400, "the body is not a JSON object: send one with Content-Type: application/json.")
     return ApiError(
         400, f"{param}: {message[:1].lower()}{message[1:]}." if param else f"{message}.", param=param or None
     )

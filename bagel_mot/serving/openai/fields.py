@@ -11,7 +11,7 @@ from bagel_mot.errors import SettingError
 from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings
 from bagel_mot.serving.openai.errors import ApiError
 
-# Fields of OpenAI's that say nothing about the result: taken, and left alone.
+# OpenAI's fields that say nothing about the result: accepted and ignored.
 WITHOUT_EFFECT = (
     "user",
     "metadata",
@@ -21,7 +21,7 @@ WITHOUT_EFFECT = (
     "prompt_cache_key",
     "prompt_cache_retention",
 )
-# Fields of OpenAI's that are not offered, by the values that ask for nothing.
+# OpenAI's fields that are not offered, with the values that ask for nothing and so are accepted.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -78,7 +78,7 @@ def parse_extra(extra: Mapping[str, Any], task: Task) -> dict[str, Any]:
 
 
 def from_form(name: str, values: list[str]) -> Any:
-    """The value of a field that came as text, for the setting of that name."""
+    """Converts a form field, which is text, for the setting of that name."""
     kind = SETTINGS[name].kind if name in SETTINGS else "text"
     if kind == "texts":
         return values
@@ -92,7 +92,7 @@ def from_form(name: str, values: list[str]) -> Any:
 
 
 def _number(text: str) -> Any:
-    """A number as JSON has it; anything else as it is, for the setting to refuse."""
+    """A number in JSON's syntax; any other text as it is, for the setting to refuse."""
     try:
         number = json.loads(text)
     except (ValueError, RecursionError):
@@ -112,7 +112,7 @@ def setting_schemas(*tasks: Task) -> dict[str, dict[str, Any]]:
 
 
 def with_settings(*tasks: Task) -> Callable[[dict[str, Any]], None]:
-    """For `json_schema_extra`: adds the settings of these tasks to a body's own fields."""
+    """A value for `json_schema_extra` that adds the settings of these tasks to a body's own fields."""
 
     def add(schema: dict[str, Any]) -> None:
         schema["properties"] = {**setting_schemas(*tasks), **schema["properties"]}

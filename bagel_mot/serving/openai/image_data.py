@@ -1,4 +1,4 @@
-"""Pictures in and out of HTTP: data URIs, base64, file formats."""
+"""Images in and out of HTTP: data URIs, base64, file formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def from_data_uri(uri: str) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ImageError: it is no data URI of an image in base64.
+        ImageError: it is not the data URI of an image in base64.
     """
     head, comma, data = uri.partition(",")
     scheme, _, kind = head.partition(":")
@@ -34,12 +34,12 @@ def from_data_uri(uri: str) -> bytes:
 
 
 def encode(image: Image.Image, form: Format = "png", quality: int = 100) -> bytes:
-    """An image as a file; into a PNG goes also what `image.info` says of how it was made.
+    """An image as a file; a PNG also keeps the metadata in `image.info`.
 
     Args:
-        image: RGB.
-        form: of the file.
-        quality: of JPEG and WebP, up to 100.
+        image: the image, RGB.
+        form: the format of the file.
+        quality: the quality of JPEG and WebP, up to 100.
     """
     options: dict[str, Any] = {}
     if form == "png":

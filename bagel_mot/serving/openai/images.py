@@ -7,18 +7,17 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Request
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from bagel_mot.config import Task
-from bagel_mot.inference.result import Result
 from bagel_mot.serving.openai.errors import ApiError, from_validation
 from bagel_mot.serving.openai.fields import from_form, parse_extra, setting_schemas
 from bagel_mot.serving.openai.image_data import Format, to_base64
-from bagel_mot.serving.openai.routes import Desk, desk_of
+from bagel_mot.serving.openai.routes import AppState, CurrentState
 from bagel_mot.serving.openai.schemas import (
     EDIT_SCHEMA,
     EVENT_STREAM,
@@ -27,14 +26,13 @@ from bagel_mot.serving.openai.schemas import (
     ImageData,
     ImageRequest,
     ImagesResponse,
-    ImageTokens,
     ImageUsage,
 )
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
 from bagel_mot.serving.service import SubmittedBatch
 
 router = APIRouter(tags=["images"])
-_MOST_FIELDS, _MOST_FIELD_BYTES = 100, 1 << 20
+_MAX_FIELDS, _MAX_FIELD_BYTES = 100, 1 << 20
 
 
 def _edit_schema() -> dict[str, Any]:
@@ -53,10 +51,10 @@ def _edit_schema() -> dict[str, Any]:
 async def generations(
     body: Annotated[GenerationRequest, Body(openapi_examples=GENERATION_EXAMPLES)],
     request: Request,
-    desk: Annotated[Desk, Depends(desk_of)],
+    state: CurrentState,
 ) -> ImagesResponse | Response:
     """Draws `n` images, as base64. With `stream`, events come as the images form."""
-    return await _draw(request, desk, body, [body.prompt], Task.GENERATE)
+    return await _draw(request, state, body, [body.prompt], Task.GENERATE)
 
 
 @router.post(
@@ -66,11 +64,11 @@ async def generations(
     summary="Draw pictures from pictures and a text",
     openapi_extra={"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _edit_schema()}}}},
 )
-async def edits(request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> ImagesResponse | Response:
+async def edits(request: Request, state: CurrentState) -> ImagesResponse | Response:
     """Changes an image, or makes one from several, as the prompt says. Fields are those of generations."""
     try:
         async with request.form(
-            max_files=desk.service.limits.images, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES
+            max_files=state.service.limits.images, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
         ) as form:
             fields, images = await _read_form(form)
     except HTTPException as error:
@@ -81,14 +79,14 @@ async def edits(request: Request, desk: Annotated[Desk, Depends(desk_of)]) -> Im
         body = ImageRequest.model_validate(fields)
     except ValidationError as error:
         raise from_validation(error.errors()) from error
-    return await _draw(request, desk, body, [*images, body.prompt], Task.EDIT)
+    return await _draw(request, state, body, [*images, body.prompt], Task.EDIT)
 
 
 async def _read_form(form: FormData) -> tuple[dict[str, Any], list[bytes]]:
     """The fields of a form, and the images in it.
 
     Raises:
-        ApiError: there is no image, or it is no file; or there is a mask.
+        ApiError: the image is missing or not a file, or there is a mask.
     """
     texts: dict[str, list[str]] = {}
     images = []
@@ -113,9 +111,9 @@ async def _read_form(form: FormData) -> tuple[dict[str, Any], list[bytes]]:
 
 
 async def _draw(
-    request: Request, desk: Desk, body: ImageRequest, inputs: list[str | bytes], task: Task
+    request: Request, state: AppState, body: ImageRequest, inputs: list[str | bytes], task: Task
 ) -> ImagesResponse | Response:
-    desk.check_model(body.model)
+    state.check_model(body.model)
     if body.response_format not in (None, "b64_json"):
         message = "pictures are not kept here, so there are no addresses of them: response_format must be b64_json."
         raise ApiError(400, message, param="response_format")
@@ -133,24 +131,24 @@ async def _draw(
     encode = partial(to_base64, form=form, quality=quality)
     if body.stream:
         channel = Channel(body.partial_images or 0)
-        started = await desk.start(request, inputs, "image", n, settings, channel.listen)
-        events = _Events(desk, started, "image_generation" if task is Task.GENERATE else "image_edit", form, encode)
-        return EventStream(desk.stream(request, started, channel, events.encode), started.cancel)
-    started = await desk.start(request, inputs, "image", n, settings)
-    results = await desk.results(request, started)
+        started = await state.start(request, inputs, "image", n, settings, channel.listen)
+        events = _Events(state, started, "image_generation" if task is Task.GENERATE else "image_edit", form, encode)
+        return EventStream(state.stream(request, started, channel, events.encode), started.cancel)
+    started = await state.start(request, inputs, "image", n, settings)
+    results = await state.results(request, started)
     return ImagesResponse(
         created=int(time.time()),
         output_format=form,
         size=_size(started),
         data=[
             ImageData(
-                b64_json=await desk.in_thread(partial(encode, result.image)),
+                b64_json=await state.in_thread(partial(encode, result.image)),
                 seed=result.seed,
                 thinking=result.thinking or None,
             )
             for result in results
         ],
-        usage=_usage(started, results),
+        usage=ImageUsage.of(started.request, results),
     )
 
 
@@ -160,23 +158,11 @@ def _size(started: SubmittedBatch) -> str:
     return f"{width}x{height}"
 
 
-def _usage(started: SubmittedBatch, results: list[Result]) -> ImageUsage:
-    text = sum(result.completion_tokens for result in results)
-    prompt, image = started.request, started.request.noised_tokens * len(results)
-    return ImageUsage(
-        input_tokens=prompt.prompt_tokens,
-        input_tokens_details=ImageTokens(text_tokens=prompt.text_tokens, image_tokens=prompt.image_tokens),
-        output_tokens=text + image,
-        output_tokens_details=ImageTokens(text_tokens=text, image_tokens=image),
-        total_tokens=prompt.prompt_tokens + text + image,
-    )
-
-
 class _Events:
-    """The events of one streamed request."""
+    """Encodes the events of one streamed request."""
 
-    def __init__(self, desk: Desk, started: SubmittedBatch, name: str, form: Format, encode: Any) -> None:
-        self._desk, self._started, self._name, self._encode = desk, started, name, encode
+    def __init__(self, state: AppState, started: SubmittedBatch, name: str, form: Format, encode: Any) -> None:
+        self._state, self._started, self._name, self._encode = state, started, name, encode
         self._facts = {
             "background": "opaque",
             "created_at": int(time.time()),
@@ -187,13 +173,13 @@ class _Events:
 
     async def encode(self, news: Text | Preview | End) -> AsyncIterator[bytes]:
         if isinstance(news, Preview):
-            data = await self._desk.in_thread(partial(self._encode, news.image))
+            data = await self._state.in_thread(partial(self._encode, news.image))
             more = {"partial_image_index": news.number}
             yield self._event("partial_image", news.index, data, more)
         elif isinstance(news, End):
             result = news.result()
-            data = await self._desk.in_thread(partial(self._encode, result.image))
-            usage = _usage(self._started, [result]).model_dump()
+            data = await self._state.in_thread(partial(self._encode, result.image))
+            usage = ImageUsage.of(self._started.request, [result]).model_dump()
             thinking = {"thinking": result.thinking} if result.thinking else {}
             yield self._event("completed", news.index, data, {"usage": usage, "seed": result.seed, **thinking})
 

@@ -1,4 +1,4 @@
-"""From a checked body to results: what all routes share."""
+"""The way from a checked body to results, which all routes share."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import anyio
 from anyio.to_thread import run_sync
-from fastapi import Request
+from fastapi import Depends, Request
 
 from bagel_mot.inference.result import Result
 from bagel_mot.serving.edge.fetch import MAX_BYTES, fetch
@@ -31,13 +31,13 @@ _FETCHES = 8  # images that are fetched at the same time
 _FETCHED = 2 * _FETCHES * MAX_BYTES  # bytes of all requests that still gather their images
 
 
-class Images:
-    """Gathers the images of one request. What was fetched counts until the request is taken in, which keeps them at
-    the size that the model reads; what came with the request was counted before.
+class ImageInputs:
+    """Gathers the images of one request. Fetched bytes count until the request is submitted, which keeps images at the
+    size that the model reads; bytes that came with the request were counted before.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk, self._bytes = desk, 0
+    def __init__(self, state: AppState) -> None:
+        self._state, self._bytes = state, 0
 
     def __enter__(self) -> Self:
         return self
@@ -46,34 +46,44 @@ class Images:
         self._count(-self._bytes)
 
     async def file(self, url: str) -> bytes:
-        """The file behind a data URI or an address.
+        """The image file behind a data URI or an address.
 
         Raises:
-            ImageError: it is neither, or not to be had.
+            ImageError: it is neither, or cannot be fetched.
             ApiError: the requests present have fetched as much as the server takes.
         """
         if url[:5].lower() == "data:":
-            return await self._desk.in_thread(partial(from_data_uri, url))
-        async with self._desk.fetches:
-            if self._desk.fetched_bytes + MAX_BYTES > _FETCHED:
+            return await self._state.in_thread(partial(from_data_uri, url))
+        async with self._state.fetches:
+            if self._state.fetched_bytes + MAX_BYTES > _FETCHED:
                 message = "the requests present have fetched as much as this server takes: try again later."
                 raise ApiError(429, message, kind="rate_limit_error", code="queue_full", retry_after=1)
             self._count(MAX_BYTES)  # it may be as large as that
             data = b""
             try:
-                data = await fetch(url, self._desk.options.allowed_urls)
+                data = await fetch(url, self._state.options.allowed_urls)
                 return data
             finally:
                 self._count(len(data) - MAX_BYTES)
 
     def _count(self, size: int) -> None:
         self._bytes += size
-        self._desk.fetched_bytes += size
+        self._state.fetched_bytes += size
 
 
 @dataclass
-class Desk:
-    """What an app's routes work with."""
+class AppState:
+    """The state of one app, which its routes share.
+
+    Attributes:
+        service: the queue in front of the model.
+        options: the server's options.
+        metrics: the app's metrics.
+        workers: bounds how many images are decoded or encoded at once.
+        fetches: bounds how many images are fetched at once.
+        fetched_bytes: bytes that requests have fetched which still gather their images.
+        ready: whether the warm-up is over.
+    """
 
     service: Service
     options: ServerOptions
@@ -84,13 +94,14 @@ class Desk:
     ready: bool = False
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """Runs what takes long beside the event loop."""
+        """Runs a long call beside the event loop."""
         return await run_sync(call, limiter=self.workers)
 
     def check_model(self, name: str | None) -> None:
-        """
+        """Checks the name of the model that a body asks for.
+
         Raises:
-            ApiError: the model is another than the one here.
+            ApiError: it is another than the one here.
         """
         if name is not None and name != self.options.model_name:
             raise no_such_model(name, self.options.model_name)
@@ -104,7 +115,7 @@ class Desk:
         settings: dict[str, Any],
         listen: Listen | None = None,
     ) -> SubmittedBatch:
-        """Checks a request and takes it in.
+        """Checks a request and submits it.
 
         Raises: as `Service.start`.
         """
@@ -129,7 +140,7 @@ class Desk:
                 raise ClientGone
             try:
                 results: list[Result] = waiting.result()
-            except asyncio.CancelledError as error:  # of a request, not of this task: nothing is awaited here
+            except asyncio.CancelledError as error:  # a request was cancelled, not this task, which awaits nothing here
                 raise CancelledError from error
         finally:
             started.cancel()
@@ -137,7 +148,7 @@ class Desk:
             with suppress(BaseException):
                 waiting.cancel()
         for result in results:
-            self.count(started, result)
+            self.metrics.count(started.request, result)
         return results
 
     async def stream(
@@ -157,7 +168,7 @@ class Desk:
                     yield PING
                     continue
                 if isinstance(news, End):
-                    self.count(started, news.result())
+                    self.metrics.count(started.request, news.result())
                     left -= 1
                 async for chunk in encode(news):
                     yield chunk
@@ -168,18 +179,18 @@ class Desk:
             started.cancel()
             self.metrics.dropped_previews.inc(channel.dropped)
 
-    def count(self, started: SubmittedBatch, result: Result) -> None:
-        """Counts a result for the metrics."""
-        self.metrics.count(started.request, result)
-
 
 async def _disconnected(request: Request) -> None:
-    """Returns when the client has left. The body has been read by then."""
+    """Waits until the client leaves. The body has been read by then."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def desk_of(request: Request) -> Desk:
-    """For `Depends`."""
-    desk: Desk = request.app.state.desk
-    return desk
+def state_of(request: Request) -> AppState:
+    """The app's state, as a dependency of a route."""
+    state: AppState = request.app.state.bagel
+    return state
+
+
+CurrentState = Annotated[AppState, Depends(state_of)]
+"""A route's parameter that receives the app's state."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bagel_mot.config import Task
+from bagel_mot.inference.request import Request
+from bagel_mot.inference.result import Result
 from bagel_mot.serving.openai.fields import with_settings
 
 Role = Literal["system", "developer", "user", "assistant"]
@@ -48,26 +51,26 @@ class ImageUrl(BaseModel):
     url: str = Field(
         description="A data URI, `data:image/png;base64,…`; or an address, where the server allows its host."
     )
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="Taken, and without effect.")
+    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted, without effect.")
 
 
-class TextPart(BaseModel):
+class TextContent(BaseModel):
     type: Literal["text"]
     text: str
 
 
-class ImagePart(BaseModel):
+class ImageContent(BaseModel):
     type: Literal["image_url"] = "image_url"
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Part = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 
 
 class Message(BaseModel):
     role: Role
     content: str | list[Part] | None = None
-    images: list[ImagePart] | None = Field(None, description="Pictures that the assistant drew, as it gave them.")
+    images: list[ImageContent] | None = Field(None, description="Pictures that the assistant drew, as it gave them.")
 
 
 class StreamOptions(BaseModel):
@@ -90,30 +93,47 @@ class ChatRequest(BaseModel):
     )
     n: int | None = Field(None, description="How many answers, with seeds counting up. Default: 1.")
     max_tokens: int | None = Field(None, ge=1, description="The older name of max_completion_tokens.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="Most tokens written, thinking included.")
+    max_completion_tokens: int | None = Field(None, ge=1, description="Maximum tokens written, thinking included.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
 
-class PromptDetails(BaseModel):
+class TokenDetails(BaseModel):
     text_tokens: int
     image_tokens: int
 
+    @property
+    def total(self) -> int:
+        return self.text_tokens + self.image_tokens
 
-class CompletionDetails(BaseModel):
-    text_tokens: int
-    image_tokens: int
+
+def token_details(request: Request, results: Sequence[Result]) -> tuple[TokenDetails, TokenDetails]:
+    """The tokens that a request reads, and those that its results took."""
+    text, image = sum(result.completion_tokens for result in results), request.noised_tokens * len(results)
+    prompt = TokenDetails(text_tokens=request.text_tokens, image_tokens=request.image_tokens)
+    return prompt, TokenDetails(text_tokens=text, image_tokens=image)
 
 
 class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails
-    completion_tokens_details: CompletionDetails
+    prompt_tokens_details: TokenDetails
+    completion_tokens_details: TokenDetails
+
+    @classmethod
+    def of(cls, request: Request, results: Sequence[Result]) -> Self:
+        prompt, completion = token_details(request, results)
+        return cls(
+            prompt_tokens=prompt.total,
+            completion_tokens=completion.total,
+            total_tokens=prompt.total + completion.total,
+            prompt_tokens_details=prompt,
+            completion_tokens_details=completion,
+        )
 
 
-class IndexedImage(ImagePart):
+class IndexedImage(ImageContent):
     index: int = 0
 
 
@@ -121,7 +141,9 @@ class Answer(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
-    reasoning_content: str | None = Field(None, description="What was thought before, where it is not the content.")
+    reasoning_content: str | None = Field(
+        None, description="The thinking before the answer, where it is not the content."
+    )
     images: list[IndexedImage] | None = Field(None, description="Pictures drawn, as data URIs.")
 
 
@@ -130,7 +152,7 @@ class Choice(BaseModel):
     message: Answer
     finish_reason: Literal["stop", "length"]
     logprobs: None = None
-    seed: int = Field(description="Gives the same answer again.")
+    seed: int = Field(description="The seed that yields the same answer again.")
 
 
 class ChatCompletion(BaseModel):
@@ -146,7 +168,7 @@ class ChatCompletion(BaseModel):
 
 
 class ImageRequest(BaseModel):
-    """What drawing from a text and from images have in common."""
+    """The fields that generations and edits have in common."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -161,7 +183,7 @@ class ImageRequest(BaseModel):
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP. Default: 100.")
     stream: bool | None = None
     partial_images: int | None = Field(
-        None, ge=0, le=3, description="With stream: how many small looks at each picture as it forms."
+        None, ge=0, le=3, description="With stream: how many small previews of each picture as it forms."
     )
 
 
@@ -171,22 +193,28 @@ class GenerationRequest(ImageRequest):
     model_config = ConfigDict(extra="allow", json_schema_extra=with_settings(Task.GENERATE))
 
 
-class ImageTokens(BaseModel):
-    text_tokens: int
-    image_tokens: int
-
-
 class ImageUsage(BaseModel):
     input_tokens: int
-    input_tokens_details: ImageTokens
+    input_tokens_details: TokenDetails
     output_tokens: int
-    output_tokens_details: ImageTokens
+    output_tokens_details: TokenDetails
     total_tokens: int
+
+    @classmethod
+    def of(cls, request: Request, results: Sequence[Result]) -> Self:
+        prompt, completion = token_details(request, results)
+        return cls(
+            input_tokens=prompt.total,
+            input_tokens_details=prompt,
+            output_tokens=completion.total,
+            output_tokens_details=completion,
+            total_tokens=prompt.total + completion.total,
+        )
 
 
 class ImageData(BaseModel):
     b64_json: str
-    seed: int = Field(description="Gives the same picture again.")
+    seed: int = Field(description="The seed that yields the same picture again.")
     thinking: str | None = None
 
 
@@ -201,7 +229,7 @@ class ImagesResponse(BaseModel):
 
 # --------------------------------------------------------------------------------------------- streams and examples
 
-# What a 200 may be besides JSON: server-sent events, each described as it is after parsing.
+# A 200 may be server-sent events besides JSON; each is described as it is after parsing.
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {

@@ -1,7 +1,7 @@
-"""What a request tells its client on the way: from the thread that drives the engine to a stream of events.
+"""The events of a request, from the thread that drives the engine to its client.
 
-The thread never waits for a client. What a slow one has not fetched yet is kept, within bounds: a text grows in one
-piece, and of the looks at an image only the newest stays.
+The thread never waits for a client. Events that a slow one has not fetched yet are kept, within bounds: a text grows in
+one piece, and only the newest preview of an image is kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bagel_mot.inference.request import Listener, Request
 from bagel_mot.inference.result import Result
 
 PING_SECONDS = 15.0
-"""A comment goes out after this much silence, so that nothing on the way takes the connection for dead."""
+"""Seconds of silence after which a comment is sent, so that no proxy takes the connection for dead."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Preview:
-    """A look at an image; `number` counts those of this image."""
+    """A preview of an image; `number` counts those of this image."""
 
     index: int
     number: int
@@ -47,13 +47,14 @@ class Preview:
 
 @dataclass(frozen=True)
 class End:
-    """A result is there, or will not come."""
+    """The end of a request: its result or its error."""
 
     index: int
     future: Future[Result]
 
     def result(self) -> Result:
-        """
+        """The result.
+
         Raises: what the request raised.
         """
         return self.future.result()
@@ -63,16 +64,17 @@ Event = Text | Preview | End
 
 
 class Channel:
-    """Events of the results of one request, in order of their arrival. Belongs to the event loop that makes it.
+    """The events of one request's results, in order of arrival. It belongs to the event loop that makes it.
 
     Attributes:
-        dropped: looks that were replaced by newer ones before they were fetched.
+        dropped: previews that were replaced by newer ones before they were fetched.
     """
 
     def __init__(self, previews: int = 0) -> None:
-        """
+        """Begins without events.
+
         Args:
-            previews: most looks at each image.
+            previews: maximum number of previews of each image.
         """
         self.dropped = 0
         self._previews = previews
@@ -94,7 +96,7 @@ class Channel:
         return Listener(on_text=lambda piece: self._post(Text(index, piece)), on_preview=on_preview if wanted else None)
 
     def end(self, index: int, future: Future[Result]) -> None:
-        """For `Future.add_done_callback`."""
+        """Adds the end of a result; a callback of its future."""
         self._post(End(index, future))
 
     async def next(self, timeout: float = PING_SECONDS) -> Event | None:
@@ -107,7 +109,7 @@ class Channel:
         return self._waiting.popleft() if self._waiting else None
 
     def _post(self, event: Event) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+        with suppress(RuntimeError):  # the loop is closed: nobody listens any more
             self._loop.call_soon_threadsafe(self._put, event)
 
     def _put(self, event: Event) -> None:
@@ -125,7 +127,7 @@ class Channel:
 
 
 def chosen_previews(num_timesteps: int, count: int) -> list[int]:
-    """Which of the looks that the engine gives, counted from 0, are sent: up to `count`, evenly spread."""
+    """The numbers of the engine's previews that are sent, counted from 0: up to `count`, evenly spread."""
     steps = num_timesteps - 1
     given = sum(due(done, steps) for done in range(1, steps))
     count = min(count, given)
@@ -133,7 +135,7 @@ def chosen_previews(num_timesteps: int, count: int) -> list[int]:
 
 
 def event(data: Any, name: str | None = None) -> bytes:
-    """One server-sent event; data that is no text becomes JSON."""
+    """One server-sent event; data other than text becomes JSON."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     head = f"event: {name}\n" if name else ""
     return f"{head}data: {text}\n\n".encode(errors="replace")
@@ -148,10 +150,11 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, content: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
-        """
+        """Prepares the response.
+
         Args:
-            content: gives the events.
-            close: is called at the end in any case, even if `content` was never begun.
+            content: a generator that yields the events.
+            close: called at the end in any case, even if `content` was never begun.
         """
         self._generator, self._close = content, close
         # The second header keeps nginx from collecting the events of minutes.
@@ -166,7 +169,7 @@ class EventStream(StreamingResponse):
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(watch)
-                with suppress(OSError):  # how some servers say that the client has left
+                with suppress(OSError):  # some servers raise it when the client has left
                     await self.stream_response(send)
                 tasks.cancel_scope.cancel()
         finally:

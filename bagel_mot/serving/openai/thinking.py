@@ -1,4 +1,4 @@
-"""A text written with thinking, divided into thinking and answer while it comes in."""
+"""Division of a text into thinking and answer while it comes in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Pieces = tuple[str, str]
 
 
 class Stripped:
-    """A text without white space around it, piece by piece: that at an end of what came is held back."""
+    """A text without white space around it, piece by piece: white space at the end so far is held back."""
 
     def __init__(self) -> None:
         self._held = ""
@@ -25,7 +25,7 @@ class Stripped:
 
 
 class ThinkingStream:
-    """Gives (thinking, answer) for each piece; all together they are what `split_thinking` makes of the whole text."""
+    """Yields (thinking, answer) for each piece; together they are what `split_thinking` yields for the whole text."""
 
     def __init__(self) -> None:
         self._held = ""  # may belong to either
@@ -44,14 +44,14 @@ class ThinkingStream:
             self._closed = True
             self._held = ""
             return self._thinking.add(before), self._answer.add(after)
-        if not self._opened:  # without its opening tag, only the closing one tells
+        if not self._opened:  # without an opening tag, only the closing one decides
             return "", ""
         keep = _beginning(self._held, THINK_CLOSE)
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return self._thinking.add(certain), ""
 
     def finish(self) -> Pieces:
-        """No piece will follow: returns the rest."""
+        """The rest, when no piece will follow."""
         rest, self._held = self._held, ""
         if self._opened and not self._closed:
             return self._thinking.add(rest), ""
@@ -59,7 +59,7 @@ class ThinkingStream:
 
 
 class ThoughtStream:
-    """The thinking before an image, where a thought without tags is a thought all the same: as `Result.thinking`."""
+    """The thinking before an image, where text without tags is thinking, too: the same text as `Result.thinking`."""
 
     def __init__(self) -> None:
         self._split, self._all, self._joined = ThinkingStream(), Stripped(), False
@@ -79,5 +79,5 @@ class ThoughtStream:
 
 
 def _beginning(text: str, tag: str) -> int:
-    """How many characters at the end of a text may begin a tag."""
+    """The number of characters at the end of a text that may begin a tag."""
     return next((count for count in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-count:])), 0)
