@@ -298,7 +298,7 @@ def shared(loaded: Bagel) -> Iterator[Live]:
 
 
 def test_nothing_is_read_before_the_door(shared: Live) -> None:
-    refused(shared.post(ASK, content=b"{", headers={"Content-Type": "application/json"}), 400, "no JSON object")
+    refused(shared.post(ASK, content=b"{", headers={"Content-Type": "application/json"}), 400, "not a JSON object")
     refused(shared.post(ASK, content=b"[" * 100000, headers={"Content-Type": "application/json"}), 400, ".")
     refused(
         shared.post(ASK, content=b'{"seed":' + b"9" * 9999 + b"}", headers={"Content-Type": "application/json"}),
@@ -509,12 +509,12 @@ def test_allowed_images_reach_the_model(
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_logs_carry_prompts_only_if_wanted(bagel: Bagel, caplog: pytest.LogCaptureFixture, wanted: bool) -> None:
-    caplog.set_level(logging.DEBUG, "bagel")
+    caplog.set_level(logging.DEBUG, "bagel_mot")
     with running(bagel, ServerOptions(model_name="tiny", log_prompts=wanted)) as live:
         answer = live.post("/v1/images/generations", {"prompt": "a very private car", "num_timesteps": 2})
         live.post("/v1/images/generations", {"prompt": "a very private car", "num_timesteps": 1})
         number = answer.headers["x-request-id"]
-    text = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("bagel"))
+    text = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("bagel_mot"))
     assert f"{number} POST /v1/images/generations 200" in text
     assert "POST /v1/images/generations 400" in text
     assert ("private" in text) == wanted
