@@ -19,6 +19,7 @@ from bagel_mot.app.texts.page import TEXTS
 from bagel_mot.app.texts.settings import SETTING_TEXTS
 from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
+from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import check_size
 from bagel_mot.inference.settings import SETTINGS, TASKS, parse_settings, task_settings
 from bagel_mot.serving.service import Limits, Service
@@ -118,8 +119,8 @@ def test_the_size_field_takes_words_and_numbers(context: PageContext) -> None:
 
 
 def test_limits_of_the_service_bound_the_controls(service: Service) -> None:
-    service.close()
-    bounded = Service(service.bagel, limits=Limits(timesteps=20, new_tokens=100))
+    own = Bagel(service.bagel.checkpoint, defaults=service.bagel.defaults)
+    bounded = Service(own, limits=Limits(timesteps=20, new_tokens=100))
     with gr.Blocks(analytics_enabled=False):
         context = PageContext(bounded, None, Labels("en"), gr.Radio())  # type: ignore[arg-type]
         controls = built(context, "generate")
