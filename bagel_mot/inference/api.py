@@ -32,22 +32,28 @@ from bagel_mot.inference.steps.respond import respond
 from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.placement.plan import Plan
 
-Progress = Callable[[int, int], None]
+OnStep = Callable[[int, int], None]
 OnText = Callable[[str], None]
 
 
 class Bagel:
-    """One model that reads and writes text and images.
+    """One model that reads and writes text and images. `Bagel.from_pretrained` makes it.
 
-    Make it with `Bagel.from_pretrained`. Every method takes the settings of `bagel_mot.inference.settings` by name; a
-    list gives one value to each request of a batch.
+    Every method takes the settings of `bagel_mot.inference.settings` by name; a list gives one value to each request of
+    a batch.
+
+    Args:
+        checkpoint: the loaded checkpoint.
+        defaults: default settings and image sizes; the official ones if not given.
+        compile: runs `torch.compile` on the experts; the first calls then take minutes, the others less.
+        memory: says what fits into memory; by default everything does.
 
     Attributes:
-        config: the model's.
-        tokenizer: the model's.
+        config: the model's configuration.
+        tokenizer: the model's tokenizer.
         engine: runs all requests; `engine.stats` counts what it did.
         defaults: default settings and image sizes of this checkpoint.
-        plan: how it runs, where that was chosen from several ways.
+        plan: the way in which it runs, where that was chosen from several ones.
     """
 
     def __init__(
@@ -58,13 +64,6 @@ class Bagel:
         compile: bool = False,
         memory: MemoryGuard | None = None,
     ) -> None:
-        """
-        Args:
-            checkpoint: the loaded checkpoint.
-            defaults: default settings and image sizes; the official ones if not given.
-            compile: run `torch.compile` on the experts; the first calls then take minutes, the others less.
-            memory: says what fits into memory; by default everything does.
-        """
         self.checkpoint = checkpoint
         self.plan: Plan | None = None
         self.config = checkpoint.config
@@ -111,20 +110,20 @@ class Bagel:
                 parts may follow, as in "int8,head=int8,vit=int8". The autoencoder is in float32 unless it says
                 "autoencoder=bfloat16". See `bagel_mot.checkpoint.precision`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto": the best there is.
-            tasks: what the model is for, of "generate", "edit" and "understand". ("understand",) leaves out the gen
+            tasks: the tasks that the model is for: "generate", "edit", "understand". ("understand",) leaves out the gen
                 expert, nearly half of all weights, and the autoencoder; ("generate",) the vision transformer.
-            offload: where layers stand that find no room on the device: "cpu", main memory; "disk", the mapped file;
-                "none"; or "auto". With "cpu" or "disk" as many layers are brought as have to be.
-            memory: bytes, or such as "12GB", that may be taken of each accelerator (of main memory on the CPU); what is
-                free less a margin if not given.
-            compile: as in `__init__`.
+            offload: the place of layers that find no room on the device: "cpu", main memory; "disk", the mapped file;
+                "none"; or "auto". With "cpu" or "disk" as many layers are loaded for each pass as have to be.
+            memory: bytes, or a text such as "12GB", that may be taken of each accelerator (of main memory on the CPU);
+                the free memory less a margin if not given.
+            compile: see `Bagel`.
 
         For checkpoints above 1 GB "auto" is chosen so that the model fits, fastest way first (`bagel_mot.placement`);
         attribute `plan` says what was chosen.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
-            DeviceError: the device or precision is unknown, or not to be had here, or there is not enough memory.
+            DeviceError: the device or precision is unknown or not available, or there is not enough memory.
         """
         loaded = load(name, precision, device, tasks, offload=offload, memory=memory, prepack=not compile)
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
@@ -148,7 +147,7 @@ class Bagel:
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        progress: Progress | None = None,
+        progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: bool = False,
         **settings: Any,
@@ -160,20 +159,19 @@ class Bagel:
             n: images for each prompt, with seeds counting up from the one given.
             progress: called with the denoising steps done and in all, over the whole batch.
             on_text: called with the pieces of the thinking, for a single request.
-            return_result: give `Result`s instead of images.
-            **settings: by name; a list gives one value for each prompt (or makes a batch of a single prompt).
+            return_result: returns `Result`s instead of images.
+            **settings: settings by name; a list gives one value for each prompt (or makes a batch of a single prompt).
 
         Returns: a PIL image for a single request, else a list, the images of one prompt side by side. An empty list
             of prompts gives an empty list.
 
         Raises:
-            PromptError, SizeError, SettingError, ContextLengthError: before anything runs. In a batch each says which
-                request it is about.
+            PromptError, SizeError, SettingError, ContextLengthError: the request cannot be run; nothing was. In a batch
+                each says which request it is about.
         """
         inputs, single = as_batch(prompt)
-        return self._batch(
-            Task.GENERATE, inputs, single, settings, n, progress, return_result, listener=Listener(on_text=on_text)
-        )
+        listener = Listener(on_text=on_text)
+        return self._batch(Task.GENERATE, inputs, single, settings, n, progress, listener, return_result)
 
     def edit(
         self,
@@ -181,7 +179,7 @@ class Bagel:
         instruction: str | Sequence[str],
         *,
         n: int = 1,
-        progress: Progress | None = None,
+        progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: bool = False,
         **settings: Any,
@@ -192,17 +190,16 @@ class Bagel:
             image: an image; or a list of images that one instruction is about; or, with a list of instructions, a
                 list with an image or a list of images for each. A single image serves all instructions.
             instruction: a text, or a list of texts that run as one batch.
-            n, progress, on_text, return_result, **settings: as in `generate`. The size is that of the (last) image,
+            n, progress, on_text, return_result, **settings: see `generate`. The size is that of the (last) image,
                 resized for the model, unless `size` is given.
 
-        Returns and raises: as `generate`; also ImageError.
+        Returns and raises: see `generate`; also ImageError.
         """
         inputs, single = pair(image, instruction)
         if any(len(own) < 2 for own in inputs):
             raise PromptError("there is no picture to edit: give one, or use generate.")
-        return self._batch(
-            Task.EDIT, inputs, single, settings, n, progress, return_result, listener=Listener(on_text=on_text)
-        )
+        listener = Listener(on_text=on_text)
+        return self._batch(Task.EDIT, inputs, single, settings, n, progress, listener, return_result)
 
     def ask(
         self,
@@ -217,23 +214,22 @@ class Bagel:
         """Answers questions about images, or without any.
 
         Args:
-            image: as in `edit`; or None.
+            image: see `edit`; or None.
             question: a text, or a list of texts that run as one batch.
-            stream: give an iterator over the pieces of the answer, for a single request; without on_text and
+            stream: returns an iterator over the pieces of the answer, for a single request; without on_text and
                 return_result. With `think` they include the thinking as the model writes it.
-            on_text, return_result, **settings: as in `generate`.
+            on_text, return_result, **settings: see `generate`.
 
         Returns: the answer (without its thinking) for a single request, else a list.
 
-        Raises: as `edit`.
+        Raises: see `edit`.
         """
         inputs, single = pair(image, question)
         if stream:
             check_stream(on_text, return_result)
             return self._stream(inputs, single, settings)
-        return self._batch(
-            Task.ASK, inputs, single, settings, return_result=return_result, listener=Listener(on_text=on_text)
-        )
+        listener = Listener(on_text=on_text)
+        return self._batch(Task.ASK, inputs, single, settings, 1, None, listener, return_result)
 
     def interleave(
         self,
@@ -242,7 +238,7 @@ class Bagel:
         output: str = "image",
         noise: Tensor | None = None,
         recorder: Recorder | None = None,
-        progress: Progress | None = None,
+        progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: bool = False,
         **settings: Any,
@@ -252,17 +248,15 @@ class Bagel:
         Args:
             inputs: texts (every `str` is one) and images (paths as `Path`).
             output: "image" or "text".
-            noise: (rows·columns, latent_dim) to start the image from, instead of that from the seed.
-            recorder: is filled with the tokens, logits and latent on the way.
-            progress, on_text, return_result, **settings: as in `generate`. Defaults are those of "edit" where an image
-                is among the inputs of an image.
+            noise: (rows·columns, latent_dim) to start the image from, instead of noise drawn from the seed.
+            recorder: filled with the tokens, logits and latent on the way.
+            progress, on_text, return_result, **settings: see `generate`. Defaults are those of "edit" where an image is
+                among the inputs of an image.
 
-        Raises: as `edit`.
+        Raises: see `edit`.
         """
-        listener = Listener(on_text=on_text, recorder=recorder)
-        return self._batch(
-            task_of(inputs, output), [list(inputs)], True, settings, 1, progress, return_result, noise, listener
-        )
+        listener, task = Listener(on_text=on_text, recorder=recorder), task_of(inputs, output)
+        return self._batch(task, [list(inputs)], True, settings, 1, progress, listener, return_result, noise)
 
     # ------------------------------------------------------------------------------------------------------- sessions
 
@@ -270,7 +264,7 @@ class Bagel:
         """An interleaved conversation whose cache is kept between turns.
 
         Args:
-            think: put the system prompt for thinking first, and think before each image and answer.
+            think: puts the system prompt for thinking first, and thinks before each image and answer.
             understanding: images are only asked about, never drawn; they then cost half the tokens.
         """
         return Session(self, think=think, understanding=understanding)
@@ -287,7 +281,7 @@ class Bagel:
         *,
         output: str = "image",
         noise: Tensor | None = None,
-        on_step: Progress | None = None,
+        on_step: OnStep | None = None,
         on_preview: Callable[[Image.Image], None] | None = None,
         on_text: OnText | None = None,
         recorder: Recorder | None = None,
@@ -299,11 +293,12 @@ class Bagel:
         from that thread and should return at once. `ticket.cancel()` ends it within a step.
 
         Args:
-            inputs: as in `interleave`, like `output`, `noise`, `on_text`, `recorder` and the settings.
+            inputs, output, recorder, on_text, **settings: see `interleave`.
+            noise: (rows·columns, latent_dim); see `interleave`.
             on_step: called with the number of denoising steps done and of all.
             on_preview: called up to eight times with a small preview of the image as it forms.
 
-        Raises: as `interleave`, before anything runs.
+        Raises: see `interleave`; nothing has run then.
         """
         task = task_of(inputs, output)
         prepare = Preparer(self.runtime)
@@ -328,11 +323,11 @@ class Bagel:
         inputs: list[list[Any]],
         single: bool,
         settings: dict[str, Any],
-        n: int = 1,
-        progress: Progress | None = None,
-        return_result: bool = False,
+        n: int,
+        progress: OnStep | None,
+        listener: Listener,
+        return_result: bool,
         noise: Tensor | None = None,
-        listener: Listener = NOBODY,
     ) -> Any:
         """Checks everything, then runs all requests together."""
         if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
@@ -370,7 +365,7 @@ class Bagel:
         yield from self.engine.stream(self.submit_request(request, Listener(on_text=pieces.append)), pieces)
 
 
-def _counting(requests: Sequence[Request], progress: Progress) -> Progress:
+def _counting(requests: Sequence[Request], progress: OnStep) -> OnStep:
     """A callback for each request that tells `progress` of the denoising steps of all of them together."""
     total = sum(request.settings.num_timesteps - 1 for request in requests)
     done = count(1)

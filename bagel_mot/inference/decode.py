@@ -22,7 +22,7 @@ def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
 
     Args:
         logits: (R, V) float32 of the next tokens.
-        choices: for each row how to choose, and the tokens that the text has so far.
+        choices: one for each row.
 
     Returns: R ids below V.
     """
@@ -52,7 +52,7 @@ def token_probabilities(scores: Tensor, settings: Sequence[GenerationSettings]) 
 
     Args:
         scores: (R, V) float32 logits after the repetition penalty.
-        settings: for each row `temperature` (at least MIN_TEMPERATURE), `top_k`, `top_p`.
+        settings: `temperature` (at least MIN_TEMPERATURE), `top_k` and `top_p` of each row.
 
     Returns: (R, V) float32, each row summing to 1.
     """
@@ -86,7 +86,7 @@ def penalised(logits: Tensor, used: Sequence[Sequence[int]], penalties: Sequence
 
     Args:
         logits: (R, V) float32.
-        used: for each row the tokens that its text has so far.
+        used: the tokens that the text of each row has so far.
         penalties: one for each row; 1 changes nothing.
 
     Returns: (R, V) float32.
@@ -107,7 +107,7 @@ def penalised(logits: Tensor, used: Sequence[Sequence[int]], penalties: Sequence
 
 
 class TextStream:
-    """Text of a growing list of tokens, given out piece by piece, and cut before the first stop text.
+    """The text of a growing list of tokens, piece by piece, cut before the first stop text.
 
     A piece is held back for as long as it may turn out to begin a stop text.
     """
@@ -121,7 +121,7 @@ class TextStream:
 
     @property
     def text(self) -> str:
-        """Everything given out so far."""
+        """All pieces so far."""
         return "".join(self._given)
 
     def add(self, token: int) -> str:
@@ -152,7 +152,7 @@ class TextStream:
         return certain
 
     def _longest_beginning(self) -> int:
-        """How many characters at the end of what is held back begin a stop text."""
+        """The number of characters at the end of the text held back that begin a stop text."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
         for count in range(min(longest, len(self._held)), 0, -1):
             ending = self._held[-count:]

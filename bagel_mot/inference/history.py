@@ -1,4 +1,4 @@
-"""What a request or a session has read, drawn and written so far, and the guidance contexts that follow from it."""
+"""The texts and images that a request or a session has read, drawn and written, and the guidance contexts of them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class History:
         turns: the turns, oldest first.
         context: keys and values of all turns.
         keeps_growing: whether more turns will follow, as in a session.
-        without_image: where it keeps growing, the cached context for image guidance; the next image extends it instead
-            of reading the texts again.
+        without_image: the cached context for image guidance, if it keeps growing; the next image extends it instead of
+            reading the texts again.
     """
 
     def __init__(self, context: Context, *, keeps_growing: bool = False) -> None:

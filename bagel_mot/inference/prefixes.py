@@ -26,7 +26,7 @@ Keys = tuple[Any, ...]
 
 
 class PrefixCache:
-    """What requests have read, by what it is.
+    """The beginnings that requests have read.
 
     Attributes:
         max_tokens: tokens of cache that are kept for requests to come, at most. The least recently used beginning is
@@ -47,7 +47,7 @@ class PrefixCache:
 
     @property
     def tokens(self) -> int:
-        """Tokens of cache that are kept; what two kept histories share counts twice."""
+        """The tokens of cache that are kept; those that two kept histories share count twice."""
         return sum(history.context.length for history in self._kept.values())
 
     def resize(self, max_tokens: int) -> None:
@@ -114,18 +114,18 @@ def announced(pending: dict[Any, PendingRead], key: Hashable) -> Iterator[None]:
 
 
 def keys_of(inputs: Sequence[Input]) -> Keys:
-    """Values that are equal where inputs are read alike."""
+    """Keys that are equal where inputs are read alike."""
     return tuple(one.key for one in inputs)
 
 
 def worth_keeping(keys: Keys) -> int:
-    """How many of the first inputs are worth keeping: up to the last image or system prompt."""
+    """The number of first inputs that are worth keeping: up to the last image or system prompt."""
     marks = [i for i, key in enumerate(keys) if key[0] in (*IMAGES, "system")]
     return marks[-1] + 1 if marks else 0
 
 
 def _common(known: Keys, keys: Keys) -> int:
-    """How many of the first inputs are alike, as far as going on from them is worth it: a whole prompt, or up to an
+    """The number of first inputs that are alike, as far as going on from them is worth it: a whole prompt, or up to an
     image or system prompt. A few words alone are read faster than they are waited for.
     """
     count = next((i for i, (a, b) in enumerate(zip(known, keys, strict=False)) if a != b), min(len(known), len(keys)))

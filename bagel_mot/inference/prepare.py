@@ -32,15 +32,15 @@ def task_of(inputs: Sequence[object], output: str) -> Task:
 
 
 class Preparer:
-    """Makes inputs and requests for one model. An image that several requests have in common is prepared once."""
+    """Makes inputs and requests for one model. An image that several requests have in common is prepared once.
+
+    Args:
+        runtime: the loaded model.
+        max_pixels: pixels of an image that is given, at most.
+        keep_originals: whether inputs keep images as they were given, for conversations that can be saved.
+    """
 
     def __init__(self, runtime: Runtime, *, max_pixels: int = MAX_IMAGE_PIXELS, keep_originals: bool = False) -> None:
-        """
-        Args:
-            runtime: the loaded model.
-            max_pixels: pixels of an image that is given, at most.
-            keep_originals: whether inputs keep images as they were given, for conversations that can be saved.
-        """
         self.runtime, self._max_pixels, self._keep_originals = runtime, max_pixels, keep_originals
         # With the image as it was given: as long as that lives, its id is its own.
         self._images: dict[tuple[int, bool], tuple[ImageSource, ImageInput]] = {}
@@ -105,8 +105,8 @@ class Preparer:
         """A request, checked for all that can be known before it runs.
 
         Args:
-            task: what is asked for.
-            inputs: what is to be read.
+            task: the task.
+            inputs: the texts and images to be read.
             settings: settings by name.
             noise: (N, latent_dim) float32 to start the image from.
             last_size: (width, height) of the last image of the conversation that the request continues.
@@ -167,7 +167,7 @@ def check_loaded_for(runtime: Runtime, task: Task, *, images: bool = True) -> No
 
     Args:
         runtime: the loaded model.
-        task: what is to be done.
+        task: the task.
         images: whether images are read.
 
     Raises:
@@ -190,7 +190,7 @@ def check_loaded_for(runtime: Runtime, task: Task, *, images: bool = True) -> No
 
 
 def _loading_name(task: Task) -> str:
-    """What a task is called where a model is loaded."""
+    """The name of a task where a model is loaded."""
     return "understand" if task is Task.ASK else task.value
 
 

@@ -1,9 +1,8 @@
-"""What an image looks like while it forms: a quick look at a latent, without the autoencoder's decoder.
+"""Previews of an image while it forms: from its latent, without the autoencoder's decoder.
 
-An image is nearly linear in the latent that stands for it. The map from each 3 × 3 neighbourhood of latent cells to
-the pixels of its middle cell is fitted by least squares, once for each autoencoder, to what its own encoder makes of
-some images: those that the checkpoint brings along, or random drawings. One look then costs a matrix product,
-thousands of times less than a decoding.
+An image is nearly a linear function of its latent. The map from each 3 × 3 neighbourhood of latent cells to the pixels
+of the middle cell is fitted by least squares, once for each autoencoder, to its own encodings of some images: those of
+the checkpoint, or random drawings. A preview then costs a matrix product, thousands of times less than a decoding.
 """
 
 from __future__ import annotations
@@ -19,28 +18,27 @@ from torch import Tensor
 from bagel_mot.images import to_pil, to_pixels
 from bagel_mot.model.vae import Autoencoder
 
-PREVIEWS = 8
-"""Most looks at one image."""
+MAX_PREVIEWS = 8
+"""Maximum previews per image."""
 _LARGEST_SIDE = 256  # pixels of a preview
 _IMAGES, _CELLS = 64, 8  # images to fit to, and the latent cells along the side of each
 _RIDGE = 1e-3
 
 
 def due(done: int, steps: int) -> bool:
-    """Whether a look is due after `done` of `steps` steps: at most PREVIEWS times, never at the end."""
-    return done < steps and done % ceil(steps / PREVIEWS) == 0
+    """Whether a preview is due after `done` of `steps` steps: at most MAX_PREVIEWS times, never at the end."""
+    return done < steps and done % ceil(steps / MAX_PREVIEWS) == 0
 
 
 class Previewer:
-    """Latents to small images, for one autoencoder."""
+    """A map from latents to small images, fitted to one autoencoder, which encodes up to 64 small images for it.
+
+    Args:
+        autoencoder: the autoencoder, in evaluation mode.
+        images: a sheet of typical images, of eight latent cells a side each; random drawings if not given.
+    """
 
     def __init__(self, autoencoder: Autoencoder, images: Image.Image | None = None) -> None:
-        """Fits the map; the autoencoder encodes up to 64 small images for it.
-
-        Args:
-            autoencoder: in evaluation mode.
-            images: a sheet of typical images, of eight latent cells a side each; random drawings if not given.
-        """
         parameter = next(autoencoder.parameters())
         self.stride = autoencoder.config.downsample
         side = self.stride * _CELLS
@@ -55,7 +53,7 @@ class Previewer:
         self.weight = torch.linalg.solve(gram, inputs.T @ wanted)  # (9·z + 1, 3·stride²)
 
     def __call__(self, latent: Tensor) -> Image.Image:
-        """The look of a scaled latent (z, h, w): an image of its proportions, at most 256 pixels wide or high."""
+        """The preview of a scaled latent (z, h, w): an image of its proportions, at most 256 pixels wide or high."""
         _, height, width = latent.shape
         full = self.stride
         # A cell's pixels are averaged beforehand, in the map itself, where the whole image would be too large.

@@ -1,4 +1,4 @@
-"""A request: everything there is to know about it before it runs, checked once, and whom it tells of its progress.
+"""A request: everything there is to know about it before it runs, checked once, and the listener to its progress.
 
 `bagel_mot.inference.prepare` makes requests. Their texts are tokenized and their images opened and resized by then, so
 whoever needs a count asks the request for it. A request is pure data: it can be pickled and run by another process.
@@ -26,7 +26,7 @@ IMAGES: tuple[Kind, ...] = ("image", "drawing")
 
 _MIN_TEXT = 3  # positions: the start token, one more, the end token
 IMAGE_POSITIONS = 2
-"""Rotary positions that an image takes: one as VAE image, one as ViT image."""
+"""Rotary positions of an image: one as VAE image, one as ViT image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class TextInput:
     """A text, tokenized.
 
     Attributes:
-        kind: what the text is in its conversation.
+        kind: the text's part in its conversation.
         content: the text.
         segment: its tokens, between the start and the end token.
     """
@@ -50,7 +50,7 @@ class TextInput:
 
     @property
     def positions(self) -> int:
-        """How far the text moves the rotary position."""
+        """The rotary positions by which the text moves what follows."""
         return self.segment.advance
 
     @property
@@ -64,7 +64,7 @@ class ImageInput:
     """An image, opened and resized.
 
     Attributes:
-        kind: what the image is in its conversation.
+        kind: the image's part in its conversation.
         content: the image as it was given.
         image: the image resized by the VAE transform.
         vit_image: `image` resized by the ViT transform.
@@ -86,7 +86,7 @@ class ImageInput:
 
     @property
     def positions(self) -> int:
-        """How far the image moves the rotary position."""
+        """The rotary positions by which the image moves what follows."""
         return IMAGE_POSITIONS if self.vae_tokens else 1
 
     @cached_property
@@ -103,8 +103,8 @@ class Request:
     """One result that is asked for.
 
     Attributes:
-        task: what is asked for.
-        inputs: what is read first, in order. The system prompt for thinking is among them where it is needed.
+        task: the task.
+        inputs: the texts and images that are read first, in order; the system prompt for thinking among them.
         settings: validated settings.
         seed: the seed of all randomness.
         size: (width, height) of the image to be drawn, in pixels; None where a text is written.
@@ -137,7 +137,7 @@ class Request:
 
     @property
     def positions(self) -> int:
-        """How far `inputs` move the rotary position."""
+        """The rotary positions that `inputs` take."""
         return sum(one.positions for one in self.inputs)
 
     @property
@@ -181,7 +181,8 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Listener:
-    """Whom a request tells of its progress. Whichever thread drives the engine calls; everybody waits meanwhile.
+    """The functions that a request tells of its progress. Whichever thread drives the engine calls them, and everybody
+    waits meanwhile.
 
     Attributes:
         on_step: called with the number of denoising steps done and of all.

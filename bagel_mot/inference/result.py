@@ -1,4 +1,4 @@
-"""What a request results in, and images that remember how they were made."""
+"""Results of requests, and images that remember how they were made."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ METADATA = ("prompt", "seed", "thinking", "settings", "software")
 
 @dataclass
 class Result:
-    """An image or a text, with what is to be known about it.
+    """An image or a text, with the facts of its making.
 
     Attributes:
         image: the image, or None.
         text: the answer without its thinking, or "".
-        thinking: what was thought before, without its tags; "" if nothing.
+        thinking: the thinking before it, without its tags; "" if there is none.
         raw_text: the text as the model wrote it, tags and all: the answer, or the thinking before an image.
         completion_tokens: tokens that this text took, its end token included.
         complete: whether it ended by itself or at a stop text, not at a limit.
         prompt: the texts given, joined by line breaks.
-        seed: of all randomness.
-        settings: those that applied, by name.
-        seconds: from the request's first step to its last, other requests' work in the same steps included.
+        seed: the seed of all randomness.
+        settings: the settings that applied, by name.
+        seconds: the time from the request's first step to its last, other requests' work in these steps included.
         evaluations: branch evaluations of the model that the image took.
     """
 
@@ -52,7 +52,7 @@ class Result:
         return self.text if self.image is None else self.image
 
     def metadata(self) -> dict[str, str]:
-        """What an image file is to say about itself: texts, so that they are the same after saving and opening."""
+        """The facts that an image file holds about itself, as texts."""
         settings = {name: value for name, value in self.settings.items() if name != "seed"}
         found = {
             "prompt": self.prompt,
@@ -68,7 +68,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Writes an image; into a PNG also what `image.info` says of how it was made. The format follows from the name.
 
     Raises:
-        ValueError: the name's ending is no image format that Pillow writes.
+        ValueError: the name does not end in an image format that Pillow writes.
         OSError: the file cannot be written.
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""What all requests to one loaded model share."""
+"""The parts of a loaded model that all requests share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Runtime:
         special: ids of the special tokens.
         defaults: default settings, image transforms and preview images of the checkpoint.
         tasks: the tasks that the model was loaded for.
-        prefixes: what requests have read that others can go on from.
+        prefixes: beginnings that requests have read and others can go on from.
     """
 
     engine: Engine
@@ -60,8 +60,7 @@ class Runtime:
         return self.config.decoder.max_position_embeddings - context.position
 
     def check_room(self, used: int, more: int) -> None:
-        """
-        Checks that `used` positions and `more` ones are no more than the model has.
+        """Checks that `used` positions and `more` ones are no more than the model has.
 
         Raises:
             ContextLengthError: they are more.

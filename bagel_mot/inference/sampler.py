@@ -25,7 +25,7 @@ class Role(Enum):
 
 
 def timesteps(num_timesteps: int, shift: float) -> Tensor:
-    """`num_timesteps` float32 times from 1 to 0, evenly spaced, then shifted: s·t / (1 + (s − 1)·t)."""
+    """Times (num_timesteps,) float32 from 1 to 0, evenly spaced, then shifted: s·t / (1 + (s − 1)·t)."""
     t = torch.linspace(1, 0, num_timesteps)
     return shift * t / (1 + (shift - 1) * t)
 

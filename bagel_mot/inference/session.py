@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import Any, Literal, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -52,16 +52,15 @@ class Session:
 
     Every turn is whole or not at all: it is worked out on a copy, which takes the session's place at the end. What is
     refused, fails, or is broken off leaves the session as it was.
+
+    Args:
+        bagel: the model.
+        think: begins with the system prompt for thinking (the one for drawing, in a session for understanding the one
+            for answering), and thinks before images and answers by default.
+        understanding: says that no images will be drawn.
     """
 
     def __init__(self, bagel: LoadedModel, *, think: bool = False, understanding: bool = False) -> None:
-        """
-        Args:
-            bagel: the model.
-            think: the system prompt for thinking stands first (that for drawing, in a session for understanding that
-                for answering), and images and answers are thought about by default.
-            understanding: no images will be drawn.
-        """
         self.runtime, self.think, self.understanding = bagel.runtime, think, understanding
         check_loaded_for(self.runtime, self._reads_for)
         self._history = History(self.runtime.engine.new_context(), keeps_growing=True)
@@ -74,12 +73,12 @@ class Session:
 
     @property
     def history(self) -> tuple[Turn, ...]:
-        """What was said and shown so far, oldest first."""
+        """All texts and images so far, oldest first."""
         return self._history.turns
 
     @property
     def tokens(self) -> int:
-        """Tokens in the context."""
+        """The tokens in the context."""
         return self._history.context.length
 
     @property
@@ -92,7 +91,7 @@ class Session:
 
         Args:
             item: the text or the image.
-            on_submit: as in `generate_image`.
+            on_submit: see `generate_image`.
 
         Raises:
             PromptError, ImageError, SizeError, ContextLengthError: it cannot be used; the session stays as it was.
@@ -128,13 +127,14 @@ class Session:
             on_text: called with the pieces of the thinking.
             on_submit: is given the ticket before anything runs. `ticket.cancel()`, from any thread, ends the turn
                 within a step and leaves the session as it was.
-            return_result: give a `Result` instead of the image.
-            **settings: by name; defaults are those of "edit" once there is an image. The size is that of the last one.
+            return_result: returns a `Result` instead of the image.
+            **settings: settings by name; defaults are those of "edit" once there is an image. The size is that of the
+                last one.
 
         Returns: a PIL image.
 
         Raises:
-            PromptError, SizeError, SettingError, ContextLengthError: before anything runs.
+            PromptError, SizeError, SettingError, ContextLengthError: it cannot be run; nothing was.
             BagelError: a stream of this session is open.
             CancelledError: it was cancelled.
         """
@@ -142,13 +142,6 @@ class Session:
         ticket = self._submit(request, Listener(progress, on_preview, on_text))
         result = self._accept(self._run(ticket, on_submit), request)
         return result if return_result else result.image
-
-    @overload
-    def generate_text(
-        self, *, stream: Literal[True], on_submit: OnSubmit | None = None, **settings: Any
-    ) -> Iterator[str]: ...
-    @overload
-    def generate_text(self, *, stream: Literal[False] = False, return_result: bool = False, **settings: Any) -> Any: ...
 
     def generate_text(
         self,
@@ -162,32 +155,20 @@ class Session:
         """Writes an answer, which becomes part of the conversation.
 
         Args:
-            stream: give an iterator over the pieces as they are written, thinking included; without on_text and
+            stream: returns an iterator over the pieces as they are written, thinking included; without on_text and
                 return_result. It begins to write when the first piece is asked for. From then on the session cannot be
                 changed until the iterator has ended, which makes the answer part of the conversation, or is closed or
                 dropped, which leaves the session as it was.
             on_text: called with each piece.
-            on_submit: as in `generate_image`; of a stream, when its first piece is asked for.
-            return_result: give a `Result` instead of the answer.
-            **settings: those of "ask", by name.
+            on_submit: see `generate_image`; called for a stream when its first piece is asked for.
+            return_result: returns a `Result` instead of the answer.
+            **settings: settings of "ask", by name.
 
         Returns: the answer without its thinking.
 
-        Raises:
-            PromptError, SettingError, ContextLengthError: before anything runs.
-            BagelError: a stream of this session is open.
-            CancelledError: it was cancelled.
+        Raises: see `generate_image`.
         """
         return self._write((), stream, on_text, on_submit, return_result, settings)
-
-    @overload
-    def ask(
-        self, question: str, *, stream: Literal[True], on_submit: OnSubmit | None = None, **settings: Any
-    ) -> Iterator[str]: ...
-    @overload
-    def ask(
-        self, question: str, *, stream: Literal[False] = False, return_result: bool = False, **settings: Any
-    ) -> Any: ...
 
     def ask(
         self,
@@ -283,7 +264,7 @@ class Session:
             raise BagelError("a stream of this session is open: read it to its end, or close it, before going on.")
 
     def _request(self, task: Task, settings: dict[str, Any], added: tuple[Input, ...]) -> Request:
-        """What is to be generated after `added`, checked for all that can be known beforehand."""
+        """A request for an image or a text after `added`, checked for all that can be known beforehand."""
         self._check_free()
         if not any(turn.kind != "system" for turn in (*self.history, *added)):
             raise PromptError("the session is empty: add a text or a picture first.")

@@ -26,10 +26,10 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SavedSession:
-    """What makes up a session, its cache apart.
+    """The content of a session, without its cache.
 
     Attributes:
-        think, understanding: as the session was opened.
+        think, understanding: the options that the session was opened with.
         marks: number of turns before each step that can be undone.
         items: (kind, content) of each turn.
     """
@@ -117,9 +117,10 @@ def _write_files(folder: Path, saved: SavedSession) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """
+    """Checks that a folder is missing, empty or a saved session.
+
     Raises:
-        DataError: there is something that is no saved session.
+        DataError: it is something else.
     """
     if not folder.exists():
         return
@@ -153,7 +154,7 @@ def _item(folder: Path, turn: dict[str, object]) -> SavedTurn:
         raise DataError(f"{path} has a turn of kind {kind!r}; there are {', '.join(get_args(Kind))}.")
     part = "image" if kind in IMAGES else "text"
     content = turn.get(part)
-    # What was given has words in it; the model may also say nothing.
+    # A text that is given has words in it; the model may also say nothing.
     if turn.keys() != {"kind", part} or not isinstance(content, str) or (kind in GIVEN and not content.strip()):
         raise DataError(f"{path} is damaged: a turn of kind {kind} has {part!r} and nothing else; this one is {turn}.")
     return cast(Kind, kind), open_image(folder / Path(content).name) if part == "image" else content

@@ -27,17 +27,17 @@ _SHOWN = 60  # characters of a wrong value in a message
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one setting.
+    """The facts of one setting.
 
     Attributes:
-        name: of the field.
+        name: the field's name.
         kind: "float", "int", "bool", "choice", "interval" (two floats), "size" (width, height) or "texts".
-        about: what it does, in a sentence.
-        when: when to change it, in a sentence.
+        about: a sentence on its effect.
+        when: a sentence on when to change it.
         tasks: the tasks that take it.
         low, high: the range of a number, or of both ends of an interval.
         above: whether `low` itself is excluded.
-        choices: of a choice.
+        choices: the values of a choice.
         optional: whether None is a value.
     """
 
@@ -90,7 +90,7 @@ class Setting:
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     def parse(self, value: Any) -> Any:
-        """Returns the value in its proper type.
+        """The value in its proper type.
 
         Raises:
             SettingError: it is of another type, or out of range.
@@ -343,7 +343,7 @@ def parse_settings(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         setting = SETTINGS.get(name)
         if setting is None:
-            # Of a name that is much longer none is close, and comparing would take long.
+            # No name is close to one that is much longer, and comparing would take long.
             close = difflib.get_close_matches(name[:_SHOWN], SETTINGS, n=1, cutoff=0.5)
             hint = (
                 f"did you mean {close[0]}?" if close else f"there are {', '.join(s.name for s in task_settings(task))}."
@@ -360,12 +360,12 @@ def resolve(task: Task, values: Mapping[str, Any], defaults: Mapping[str, Any] |
     """The settings of a request.
 
     Args:
-        task: whose official defaults apply.
-        values: what the user gave, by name.
-        defaults: the checkpoint's own, which go before the official ones.
+        task: the task; its official defaults apply.
+        values: the values that the user gave, by name.
+        defaults: the checkpoint's own defaults, which go before the official ones.
 
     Raises:
-        SettingError: as `parse_settings`.
+        SettingError: see `parse_settings`.
     """
     return GenerationSettings(**{**TASK_DEFAULTS[task], **(defaults or {}), **parse_settings(task, values)})
 

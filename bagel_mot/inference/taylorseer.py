@@ -31,7 +31,7 @@ class TaylorSeer:
         return beyond <= 0 or beyond % self.EVERY == 0
 
     def update(self, value: Tensor) -> Tensor:
-        """Takes the computed value of this evaluation, and returns it."""
+        """Takes the computed value of this evaluation, of any shape, and returns it."""
         differences = [value.float()]
         if self._count >= self.WARM_UP - 1:
             distance = self._count - self._last
@@ -43,7 +43,7 @@ class TaylorSeer:
         return value
 
     def predict(self) -> Tensor:
-        """The extrapolated value of this evaluation, in float32."""
+        """The extrapolated value of this evaluation, of the same shape, in float32."""
         x = self._count - self._last
         self._count += 1
         total = self._differences[0].clone()

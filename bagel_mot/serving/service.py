@@ -64,23 +64,20 @@ class SubmittedBatch:
 class Service:
     """One model and its queue. Safe to use from several threads.
 
+    Args:
+        bagel: the model. From now on its requests' beginnings are kept for others, and the engine's batches are bounded
+            by the memory there is.
+        limits: the limits of each request.
+        memory: bytes that requests may take; the free memory less a margin if not given.
+
     Attributes:
-        bagel: the model.
-        limits: of each request.
-        capacity: what the memory holds.
+        capacity: the requests that the memory holds.
+
+    Raises:
+        SettingError: the model has a service that is open.
     """
 
     def __init__(self, bagel: Bagel, *, limits: Limits | None = None, memory: int | None = None) -> None:
-        """
-        Args:
-            bagel: the model. From now on what its requests begin with is kept for others, and the engine's batches are
-                bounded by the memory there is.
-            limits: what one request may ask for.
-            memory: bytes that requests may take; most of what is free if not given.
-
-        Raises:
-            SettingError: the model has a service that is open.
-        """
         other = _services.get(bagel)
         if other is not None and (service := other()) is not None and service.open:
             raise SettingError("this model has a service already: use that one, or close it first.")
@@ -116,7 +113,7 @@ class Service:
         takes a place in the queue and gives it back when it is there, or cancelled.
 
         Args:
-            inputs: as in `Bagel.interleave`, like `output` and the settings.
+            inputs, output, **settings: see `Bagel.interleave`.
             n: results, with seeds counting up from the one given.
             listen: chooses the listener for the result of that number.
 

@@ -16,7 +16,7 @@ from bagel_mot.app import view
 from bagel_mot.app.context import shown_errors
 from bagel_mot.app.state import MAX_CONVERSATIONS, Generation, TabChat, TabChats, TabState, TabStates
 from bagel_mot.errors import BagelError, DeviceError, MemoryShortageError, PromptError
-from bagel_mot.inference.preview import PREVIEWS
+from bagel_mot.inference.preview import MAX_PREVIEWS
 from bagel_mot.inference.session import Session
 from bagel_mot.serving.limits import BusyError, ClosedError
 from bagel_mot.serving.service import Service
@@ -326,5 +326,5 @@ def test_previews_cost_little(service: Service, monkeypatch: pytest.MonkeyPatch)
             spent.append(time.thread_time() - entered)
         assert len(run.results()) == 1
         shares.append(sum(spent) / (time.process_time() - began))
-        assert len(spent) > PREVIEWS // 2
+        assert len(spent) > MAX_PREVIEWS // 2
     assert min(shares) < 0.05, shares

@@ -17,7 +17,7 @@ from bagel_mot.images import to_pixels
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import read_defaults
 from bagel_mot.inference.loading import MINI_FOLDER
-from bagel_mot.inference.preview import PREVIEWS, Previewer, due
+from bagel_mot.inference.preview import MAX_PREVIEWS, Previewer, due
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.scene import Scene, Thing
@@ -35,9 +35,9 @@ def difference(a: Image.Image, b: Image.Image) -> float:
 @pytest.mark.parametrize("steps", [1, 2, 7, 8, 9, 24, 49, 999])
 def test_a_few_looks_and_none_at_the_end(steps: int) -> None:
     looks = [done for done in range(1, steps + 1) if due(done, steps)]
-    assert len(looks) <= PREVIEWS
+    assert len(looks) <= MAX_PREVIEWS
     assert steps not in looks
-    assert len(looks) >= min(steps - 1, PREVIEWS // 2)
+    assert len(looks) >= min(steps - 1, MAX_PREVIEWS // 2)
 
 
 def test_a_look_at_an_encoded_image_is_like_the_image(mini: Bagel) -> None:

@@ -6,14 +6,14 @@ _CALM = 200  # batches after which more is tried
 
 
 class BatchBackoff:
-    """The limit of a batch's size, lowered when memory runs out, so that not every step fails before it is split."""
+    """The limit of a batch's size, lowered when memory runs out, so that not every step fails before it is split.
+
+    Args:
+        limit: the size of a batch, at most.
+        least: the size below which smaller batches gain nothing.
+    """
 
     def __init__(self, limit: int, least: int) -> None:
-        """
-        Args:
-            limit: size of a batch, at most.
-            least: size below which smaller batches gain nothing.
-        """
         self.limit = limit
         self._least = least
         self._bound: int | None = None
@@ -21,7 +21,7 @@ class BatchBackoff:
 
     @property
     def current(self) -> int:
-        """The limit that holds now."""
+        """The limit now, in tokens or pixels."""
         return self.limit if self._bound is None else min(self.limit, self._bound)
 
     def reduce(self, failed: int, largest_op: int) -> None:

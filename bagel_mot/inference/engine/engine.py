@@ -47,14 +47,21 @@ class Engine:
     An interrupt (any `BaseException` that is no `Exception`) may break off a step anywhere. It ends the request whose
     code it hit; what was computed for the others stays with them, and the next step goes on from there.
 
+    Args:
+        model: the model, in evaluation mode.
+        autoencoder: the autoencoder, in evaluation mode.
+        special: ids of the special tokens.
+        vocab_size: ids from here on are never chosen; by default all rows of the embedding can be.
+        memory: says what fits into memory; by default everything does.
+        max_step_tokens: tokens of one forward pass, at most; a step with more takes several. After memory ran out they
+            are fewer for a while; so it is with `max_step_pixels`.
+        max_active_cost: requests wait while those at work hold this many tokens of cache.
+        max_step_pixels: pixels of one pass of the autoencoder, at most.
+
     Attributes:
-        model: the model.
-        autoencoder: the autoencoder.
         runner: runs batches.
         scheduler: lets requests begin.
-        memory: says what fits into memory.
-        tokens: the limit of tokens per forward pass; a step with more takes several.
-        pixels: the limit of pixels per pass of the autoencoder.
+        tokens, pixels: the limits of batches.
     """
 
     def __init__(
@@ -69,18 +76,6 @@ class Engine:
         max_active_cost: int = 262144,
         max_step_pixels: int = MAX_STEP_PIXELS,
     ) -> None:
-        """
-        Args:
-            model: the model, in evaluation mode.
-            autoencoder: the autoencoder, in evaluation mode.
-            special: ids of the special tokens.
-            vocab_size: ids from here on are never chosen; by default all rows of the embedding can be.
-            memory: says what fits into memory; by default everything does.
-            max_step_tokens: tokens of one forward pass, at most. After memory ran out they are fewer for a while; so it
-                is with `max_step_pixels`.
-            max_active_cost: requests wait while those at work hold this many tokens of cache.
-            max_step_pixels: pixels of one pass of the autoencoder, at most.
-        """
         if model.device.type == "cpu":
             keep_freed_memory()
         self.model, self.autoencoder = model, autoencoder
@@ -90,13 +85,13 @@ class Engine:
         self.tokens, self.pixels = BatchBackoff(max_step_tokens, _FEW_TOKENS), BatchBackoff(max_step_pixels, 1)
         self._lock = threading.RLock()  # held by the thread that steps
         self._stepping = False
-        # Of threads that wait for results: one of them, the driver, makes steps, and the others sleep.
+        # One of the threads that wait for results, the driver, makes steps; the others sleep.
         self._turn = threading.Condition()
         self._driver: int | None = None
 
     @property
     def stats(self) -> EngineStats:
-        """Counts of what was done."""
+        """Counts since the engine was made."""
         return self.runner.stats
 
     def new_context(self, reserve: int = 0) -> Context:
@@ -131,12 +126,12 @@ class Engine:
 
     @property
     def active(self) -> int:
-        """Requests at work."""
+        """The number of requests at work."""
         return sum(ticket.begun for ticket in self.scheduler.tickets)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for room."""
+        """The number of requests that wait for room."""
         return sum(not ticket.begun for ticket in self.scheduler.tickets)
 
     # --------------------------------------------------------------------------------------------------------- threads
@@ -165,7 +160,7 @@ class Engine:
                 self._step_for(ticket)
                 while pieces:
                     yield pieces.popleft()
-            yield from pieces  # of a last step that another thread took
+            yield from pieces  # another thread may have made the last step
             ticket.result()
         finally:
             ticket.cancel()
@@ -281,7 +276,7 @@ class Engine:
         return self.pixels if isinstance(batch[0], EncodeOp | DecodeOp) else self.tokens
 
     def _size(self, op: Op) -> int:
-        """Pixels or tokens of an op."""
+        """The size of an op, in pixels or tokens."""
         if isinstance(op, EncodeOp | DecodeOp):
             return self.runner.pixels(op)
         return op.tokens if isinstance(op, ForwardOp) else 0

@@ -26,11 +26,11 @@ class Op:
     """One piece of engine work.
 
     Attributes:
-        owner: whose op it is: the ticket of the request that waits for it.
+        owner: the ticket of the request that waits for it.
         committing: whether its context is being extended just now.
         settled: whether there is a result or an error.
-        result: what came of it.
-        error: why nothing came of it.
+        result: its result.
+        error: the error, where there is no result.
     """
 
     owner: object = field(default=None, init=False)
@@ -52,7 +52,7 @@ Steps = Generator[Sequence[Op], None, T]
 
 
 class Output(Enum):
-    """What a forward op results in."""
+    """The kinds of result that a forward op can have."""
 
     NONE = "none"  # nothing: the context has grown
     LOGITS = "logits"  # (vocab,) float32 after the last token
@@ -62,7 +62,7 @@ class Output(Enum):
 
 @dataclass(eq=False)
 class TokenChoice:
-    """How the next token of a text is chosen.
+    """The choice of the next token of a text.
 
     Attributes:
         settings: sampling, penalty and their like.
@@ -85,15 +85,15 @@ class ForwardOp(Op):
 
     Attributes:
         context: the context that they follow. Within one step no context may be in two ops that append to it.
-        segments: what is read.
-        output: what is wanted.
+        segments: the segments.
+        output: the kind of its result.
         scratch: a reservation to write keys and values to; the context then stays as it is. Without one, the segments
             become part of the context.
         record: whether the context keeps an entry for each segment.
-        choice: how a token is chosen.
+        choice: the choice of a token.
         hidden: (N, hidden) of a noised image before the final norm, where the output is its velocity.
         part: the segments that the next forward pass reads: all, or where they are too many a part of them.
-        names: for each segment of `part` the one of `segments` that is complete with it; None where a cut follows.
+        names: the one of `segments` that is complete with each segment of `part`; None where a cut follows.
     """
 
     context: Context
@@ -128,8 +128,8 @@ class ForwardOp(Op):
         return len(self.part) == len(self._left) and None not in self.names
 
     def take(self, limit: int) -> None:
-        """Lets the next forward pass read at most `limit` tokens of what is left, but at least one piece. Texts can be
-        cut anywhere, images not at all.
+        """Lets the next forward pass read the next `limit` tokens at most, but at least one piece. Texts can be cut
+        anywhere, images not at all.
         """
         part: list[Segment] = []
         whole = self.segments[len(self.segments) - len(self._left) :]

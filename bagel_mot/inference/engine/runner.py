@@ -17,32 +17,21 @@ from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes
 from bagel_mot.sequence import Layout, PackSpec, Sample, VaeSegment, Values, pack_cached
 from bagel_mot.tokenizer import SpecialTokens
 
-_MAX_LAYOUTS = 16  # of denoising steps, kept for the next ones
+_MAX_LAYOUTS = 16  # kept for further denoising steps
 
 
 @dataclass
 class EngineStats:
-    """What an engine has done since it was made.
+    """Counts of an engine's work since it was made."""
 
-    Attributes:
-        steps: steps in which something was computed.
-        forwards: forward passes of the model.
-        rows: forward ops that were run.
-        prefill_tokens: tokens that were read into contexts.
-        written_tokens: tokens of texts being written, one per forward pass.
-        noised_tokens: tokens of denoising steps, image markers included.
-        encoded: images encoded.
-        decoded: images decoded.
-    """
-
-    steps: int = 0
-    forwards: int = 0
-    rows: int = 0
-    prefill_tokens: int = 0
-    written_tokens: int = 0
-    noised_tokens: int = 0
-    encoded: int = 0
-    decoded: int = 0
+    steps: int = 0  # in which something was computed
+    forwards: int = 0  # passes of the model
+    rows: int = 0  # forward ops
+    prefill_tokens: int = 0  # read into contexts
+    written_tokens: int = 0  # in texts being written, one per forward pass
+    noised_tokens: int = 0  # in denoising steps, image markers included
+    encoded: int = 0  # images
+    decoded: int = 0  # images
 
 
 class Runner:
@@ -52,7 +41,7 @@ class Runner:
         model: the model, in evaluation mode; its layers may be on several devices.
         autoencoder: the autoencoder, in evaluation mode.
         vocab_size: ids from here on are never chosen.
-        spec: how the model's sequences are packed.
+        spec: the facts that packing needs to know of the model.
         stats: counts what was done.
     """
 
@@ -63,7 +52,10 @@ class Runner:
         self.spec = PackSpec.of(model.config, special)
 
     def forward(self, batch: Sequence[ForwardOp]) -> None:
-        """One forward pass over the parts of all ops. The heads, too, run once for all."""
+        """One forward pass over the parts of all ops; the heads, too, run once for all.
+
+        Returns: nothing; ops that are complete are settled.
+        """
         samples = [Sample(op.part, op.context.position) for op in batch]
         layout, values = self._layout(samples), Values.of(samples, self.spec)
         reservations = [op.scratch or op.context.allocate(op.tokens) for op in batch]

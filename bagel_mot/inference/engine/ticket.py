@@ -17,8 +17,13 @@ class Ticket(Future[T]):
     """A submitted request. As every `Future` it has `done()`, `add_done_callback()` and `result()`, which runs the
     engine where nobody else does.
 
+    Args:
+        steps: the request, not yet begun.
+        cost: tokens of cache that it holds at most.
+        run_until: runs the engine until tickets are done.
+        close_cancelled: closes all requests that were cancelled, or leaves it to the thread that has the engine.
+
     Attributes:
-        cost: tokens of cache that the request holds at most.
         begun: whether the engine has begun with it.
         ops: the ops that it waits for.
     """
@@ -30,13 +35,6 @@ class Ticket(Future[T]):
         run_until: Callable[[Sequence[Ticket[Any]]], None],
         close_cancelled: Callable[[], None],
     ) -> None:
-        """
-        Args:
-            steps: the request, not yet begun.
-            cost: tokens of cache that it holds at most.
-            run_until: runs the engine until tickets are done.
-            close_cancelled: closes all requests that were cancelled, or leaves it to the thread that has the engine.
-        """
         super().__init__()
         self._steps = steps
         self._run_until, self._close_cancelled = run_until, close_cancelled

@@ -46,7 +46,7 @@ def draw(runtime: Runtime, history: History, request: Request, listener: Listene
 
     Args:
         runtime: the loaded model.
-        history: what the image follows.
+        history: the texts and images before it.
         request: the settings, the size and the noise of the image.
         listener: is told of each step, and of the latent in the end.
     """

@@ -55,7 +55,7 @@ def begin(runtime: Runtime, inputs: Sequence[Input], expected: int) -> Steps[His
         history = prefixes.find(keys)
         common = worth_keeping(keys) if prefixes.max_tokens else 0
         if common and (history is None or len(history.turns) < common):
-            # What is kept has no memory to spare: it stays when this request is over.
+            # A history that is kept has no memory to spare: it stays when this request is over.
             history = history or History(runtime.engine.new_context(sum(one.tokens for one in inputs[:common])))
             yield from read(runtime, history, inputs[len(history.turns) : common])
             prefixes.keep(keys[:common], history)
@@ -73,8 +73,8 @@ def read_alone(runtime: Runtime, context: Context, segments: tuple[Segment, ...]
 
     Args:
         runtime: the loaded model.
-        context: what precedes the segments; an empty one is replaced by one of the right size.
-        segments: what is read; none of them is an image.
+        context: the context before the segments; an empty one is replaced by one of the right size.
+        segments: the texts that are read.
         room: tokens that are to follow in one piece.
     """
     prefixes = runtime.prefixes

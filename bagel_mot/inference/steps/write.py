@@ -40,11 +40,11 @@ def write(
 
     Args:
         runtime: the loaded model.
-        history: what the text follows.
-        request: how to write, and how many tokens at most; they are fewer where the text, with its start and end token,
+        history: the texts and images before it.
+        request: its settings and its limit of tokens, which is lower where the text, with its start and end token,
             would find no room.
-        listener: is told of each piece of the text as soon as it is certain.
-        kind: what the text is in its conversation.
+        listener: told of each piece of the text as soon as it is certain.
+        kind: the text's part in its conversation.
         leave: rotary positions to be left behind the text.
     """
     special, recorder = runtime.special, listener.recorder
