@@ -32,7 +32,7 @@ _LARGEST_COUNT = 1 << 24
 _GELU = "gelu_pytorch_tanh"
 
 
-def _must_be(wanted: str) -> WrapValidator:
+def must_be(wanted: str) -> WrapValidator:
     """Lets the type before it judge a value, and says in these words what would have been right."""
 
     def judge(value: Any, judge_by_type: Any) -> Any:
@@ -45,15 +45,16 @@ def _must_be(wanted: str) -> WrapValidator:
 
 
 Count = Annotated[
-    int, Field(strict=True, ge=1, le=_LARGEST_COUNT), _must_be(f"a whole number from 1 to {_LARGEST_COUNT}")
+    int, Field(strict=True, ge=1, le=_LARGEST_COUNT), must_be(f"a whole number from 1 to {_LARGEST_COUNT}")
 ]
-Counts = Annotated[tuple[Count, ...], Field(min_length=1), _must_be("a list of whole numbers above 0")]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False), _must_be("a number")]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), _must_be("a number above 0")]
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), _must_be("a number of 0 or more")]
-Share = Annotated[float, Field(strict=True, ge=0, le=1), _must_be("a number from 0 to 1")]
-Decay = Annotated[float, Field(strict=True, ge=0, lt=1), _must_be("a number from 0 to less than 1")]
-Flag = Annotated[bool, Field(strict=True), _must_be("true or false")]
+Whole = Annotated[int, Field(strict=True, ge=0), must_be("a whole number of 0 or more")]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1), must_be("a list of whole numbers above 0")]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False), must_be("a number")]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False), must_be("a number above 0")]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), must_be("a number of 0 or more")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1), must_be("a number from 0 to 1")]
+Decay = Annotated[float, Field(strict=True, ge=0, lt=1), must_be("a number from 0 to less than 1")]
+Flag = Annotated[bool, Field(strict=True), must_be("true or false")]
 
 
 @dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
@@ -105,9 +106,9 @@ def _sentence(invalid: ValidationError) -> str:
     if first["type"] == "value_error":  # a check of ours, which names what was given
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     wanted = wanted.replace("Input should be", "it must be")
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    return f"{key} is missing; {wanted}" if value is None else f"{key} is {value!r}; {wanted}"
+    if first["type"] == "missing" or value is None:
+        return f"{key} is missing" + (f"; {wanted}" if wanted.startswith("it must") else "")
+    return f"{key} is {value!r}; {wanted}"
 
 
 class Task(StrEnum):

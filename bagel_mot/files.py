@@ -72,7 +72,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     is_new = not folder.exists()
     staging = folder.with_name(f".{folder.name}{_STAGING}") if is_new else folder / _STAGING
     staging.mkdir(parents=True, exist_ok=True)
-    with _locked(staging, folder):
+    with locked(staging, folder):
         try:
             for left in staging.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -101,7 +101,7 @@ def check_new(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, target: Path) -> Iterator[None]:
+def locked(folder: Path, target: Path) -> Iterator[None]:
     """Keeps other processes out until this one leaves or ends; a system without such locks keeps nobody out."""
     if sys.platform == "win32":
         yield

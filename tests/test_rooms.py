@@ -87,3 +87,11 @@ def test_the_small_world_needs_nothing_that_uses_it() -> None:
     allowed = {"errors", "files", "prompts", "worlds"}
     worlds = [name for name in MODULES if name.startswith("bagel_mot.worlds")]
     assert not [f"{name} imports {other}" for name in worlds for other in IMPORTS[name] if room(other) not in allowed]
+
+
+def test_training_knows_no_world() -> None:
+    """A source of data brings what is special to it; training asks for it by `bagel_mot.data`'s protocol alone."""
+    training = [name for name in MODULES if name.startswith("bagel_mot.training")]
+    special = ("bagel_mot.worlds", "bagel_mot.data.sources.mini", "bagel_mot.evaluation")
+    assert not [f"{name} imports {other}" for name in training for other in IMPORTS[name] if other.startswith(special)]
+    assert not [name for name in training if "mini" in MODULES[name].read_text(encoding="utf-8").lower().split()]

@@ -17,8 +17,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.placement.system_memory import free_memory
 from bagel_mot.sequence import PackSpec, Sample, TextSegment, VaeSegment, Values, pack
 from bagel_mot.training.objective import add_noise, compute_losses
-from bagel_mot.training.optimizer import Ema, Optimizers
-from bagel_mot.training.recipe import OptimizerRecipe
+from bagel_mot.training.optimizer import Ema, OptimizerConfig, Optimizers
 
 
 def measure_training(
@@ -44,7 +43,7 @@ def measure_training(
     layout, values = pack([[sample]], spec), Values.of([sample], spec)
     noised = add_noise(layout, values, torch.tensor([0.5]), torch.randn_like(values.latents)).to(device)
     trained = copy.deepcopy(model).float().requires_grad_(True)
-    optimizers = Optimizers(trained.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
+    optimizers = Optimizers(trained.named_parameters(), OptimizerConfig(lr=1e-6))
     ema = Ema(trained, 0.9999)
     if device.type == "cpu":
         keep_freed_memory(LARGEST_KEPT_IN_TRAINING)
@@ -52,7 +51,7 @@ def measure_training(
     def gradients() -> None:
         with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
             losses = compute_losses(trained, noised, MaskedAttention(noised.layout))
-        (losses.ce_sum(False) / losses.ce_count(False) + losses.mse_sum() / losses.mse_count).backward()
+        (losses.ce.mean() + losses.mse.mean()).backward()
 
     def whole() -> None:
         gradients()

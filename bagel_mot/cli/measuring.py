@@ -41,7 +41,7 @@ def train(
     from bagel_mot.training.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    from bagel_mot.training.run import run_recipe
+    from bagel_mot.training.tasks import run_recipe
 
     print(run_recipe(loaded))
 

@@ -11,47 +11,88 @@ indices.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bagel_mot.data.documents import Builder, RawSample, Source
+import torch
+from pydantic.dataclasses import dataclass as section
+from torch import Tensor
+
+from bagel_mot.config import Count, Section, Whole
+from bagel_mot.data.documents import Document, IndexedSample, SampleBuilder, UnencodedImage
 from bagel_mot.errors import DataError
+from bagel_mot.sequence import PackSpec, TrainingLayout, Values, pack
 
 _MISFITS = 200
 
 
+@section(frozen=True, kw_only=True)
+class PackConfig(Section):
+    """The size of a pack: `rows` rows of `und` and `gen` slots each; `buffer` samples may wait for a row that fits."""
+
+    rows: Count = 1
+    und: Count
+    gen: Count
+    buffer: Whole = 64
+
+
 @dataclass(frozen=True)
-class PackShape:
-    """Rows of one pack and the slots of each."""
+class TrainingPack:
+    """A pack laid out without its latents, and the images to encode for them.
 
-    rows: int
-    und: int
-    gen: int
-    buffer: int = 64
+    Attributes:
+        layout: the layout, on the CPU.
+        vit_patches: (Np, patch_dim) patches of the ViT's images.
+        images: the distinct images, stacked by size: (n, 3, H, W) float32 in [-1, 1] each.
+        latent_source: (Nl,) int64: each latent token's row among the tokens of all `images`, in their order.
+    """
+
+    layout: TrainingLayout
+    vit_patches: Tensor
+    images: list[Tensor]
+    latent_source: Tensor
 
 
-@dataclass
-class RawPack:
-    """Samples by row."""
-
-    rows: list[list[RawSample]]
+def lay_out(rows: Sequence[Sequence[IndexedSample]], spec: PackSpec, config: PackConfig) -> TrainingPack:
+    """Lays out the samples of each row in a pack of fixed size. An image in several segments is encoded once."""
+    unencoded = [s for row in rows for sample in row for s in sample.segments if isinstance(s, UnencodedImage)]
+    by_size: dict[tuple[int, ...], dict[int, UnencodedImage]] = {}
+    for segment in unencoded:
+        by_size.setdefault(tuple(segment.pixels.shape), {})[id(segment.pixels)] = segment
+    first: dict[int, int] = {}  # each image's first token among those of all
+    tokens = 0
+    for same_size in by_size.values():
+        for image, segment in same_size.items():
+            first[image] = tokens
+            tokens += segment.gen_len
+    sources = [torch.arange(start := first[id(s.pixels)], start + s.gen_len) for s in unencoded]
+    return TrainingPack(
+        pack(rows, spec, und_len=config.und, gen_len=config.gen),
+        Values.of([sample for row in rows for sample in row], spec).vit_patches,
+        [torch.stack([segment.pixels for segment in same_size.values()]) for same_size in by_size.values()],
+        torch.cat([torch.zeros(0, dtype=torch.int64), *sources]),
+    )
 
 
 class PackStream:
     """Endless packs from a source."""
 
-    def __init__(self, source: Source, builder: Builder, shape: PackShape, seed: int) -> None:
-        self.source, self.builder, self.shape, self.seed = source, builder, shape, seed
+    def __init__(
+        self, source: Callable[[int], Document], builder: SampleBuilder, spec: PackSpec, config: PackConfig, seed: int
+    ) -> None:
+        self.source, self.builder, self.spec, self.config, self.seed = source, builder, spec, config, seed
         self.next_index = 0
         self.too_large = 0
         self.filled, self.slots = (0, 0), (0, 0)  # und and gen slots of all packs: taken, and in all
-        self.waiting: list[RawSample] = []
+        self.waiting: list[IndexedSample] = []
 
-    def sample(self, index: int) -> RawSample:
-        """The sample of an index: always the same. What is left out of it is drawn apart from what it is about."""
+    def sample(self, index: int) -> IndexedSample:
+        """The sample of an index, always the same. What is left out of it is drawn apart from what it is about."""
         return self.builder(index, self.source(index), random.Random(f"sample {self.seed} {index}"))
 
     def state_dict(self) -> dict[str, Any]:
+        """The stream's place, which later packs do not change."""
         return {
             "next_index": self.next_index,
             "too_large": self.too_large,
@@ -61,19 +102,27 @@ class PackStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts the stream back to a place it told."""
         self.next_index, self.too_large = state["next_index"], state["too_large"]
-        # Checkpoints of earlier versions do not count slots.
-        self.filled, self.slots = (tuple(state.get(name, (0, 0))) for name in ("filled", "slots"))
+        self.filled, self.slots = state["filled"], state["slots"]
         self.waiting = [self.sample(index) for index in state["waiting"]]
 
-    def next_batch(self) -> RawPack:
-        """The next pack. It is full when the buffer is: nothing that waits fits any row."""
-        shape = self.shape
-        rows: list[list[RawSample]] = [[] for _ in range(shape.rows)]
+    def next_batch(self) -> TrainingPack:
+        """The next pack, laid out."""
+        return lay_out(self.next_rows(), self.spec, self.config)
+
+    def next_rows(self) -> list[list[IndexedSample]]:
+        """The samples of the next pack by row. It is full when the buffer is: nothing that waits fits any row.
+
+        Raises:
+            DataError: sample after sample fits no empty row.
+        """
+        shape = self.config
+        rows: list[list[IndexedSample]] = [[] for _ in range(shape.rows)]
         und = [shape.und] * shape.rows
         gen = [shape.gen] * shape.rows
 
-        def place(sample: RawSample) -> bool:
+        def place(sample: IndexedSample) -> bool:
             for row in range(shape.rows):
                 if sample.und_len <= und[row] and sample.gen_len <= gen[row]:
                     rows[row].append(sample)
@@ -100,23 +149,21 @@ class PackStream:
             if not place(sample):
                 self.waiting.append(sample)
                 misses += 1
-        self.filled = (
-            self.filled[0] + shape.rows * shape.und - sum(und),
-            self.filled[1] + shape.rows * shape.gen - sum(gen),
-        )
-        self.slots = (self.slots[0] + shape.rows * shape.und, self.slots[1] + shape.rows * shape.gen)
-        return RawPack(rows)
+        total = (shape.rows * shape.und, shape.rows * shape.gen)
+        self.filled = (self.filled[0] + total[0] - sum(und), self.filled[1] + total[1] - sum(gen))
+        self.slots = (self.slots[0] + total[0], self.slots[1] + total[1])
+        return rows
 
 
 def pack_gauges(state: dict[str, Any]) -> dict[str, float]:
-    """What a stream's state tells of its packs so far.
+    """Numbers on a stream's packs so far, from its state.
 
     `too_large`: samples left out because they exceed an empty row; `und_padding`, `gen_padding`: share of the slots
     that stayed empty.
     """
-    filled, slots = (state.get(name, (0, 0)) for name in ("filled", "slots"))
+    (und, gen), (und_slots, gen_slots) = state["filled"], state["slots"]
     return {
         "too_large": float(state["too_large"]),
-        "und_padding": 1 - filled[0] / slots[0] if slots[0] else 0.0,
-        "gen_padding": 1 - filled[1] / slots[1] if slots[1] else 0.0,
+        "und_padding": 1 - und / und_slots if und_slots else 0.0,
+        "gen_padding": 1 - gen / gen_slots if gen_slots else 0.0,
     }

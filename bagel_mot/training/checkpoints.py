@@ -3,7 +3,8 @@
 A checkpoint is a folder `step-00001000` in the official layout (weights averaged by EMA, ready for
 `Bagel.from_pretrained`) plus `training_state.pt`, which holds what resuming needs. It is written under a hidden name,
 flushed to the disk, and renamed when complete; it is removed by the same way back. So whatever ends the program or the
-machine, and whenever, a folder with a checkpoint's name is whole.
+machine, and whenever, a folder with a checkpoint's name is whole. One process at a time trains in a run's folder: two
+would remove each other's checkpoints.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,34 @@ import torch
 from safetensors import SafetensorError
 
 from bagel_mot.errors import RecipeError, TrainingError
+from bagel_mot.files import locked, make_writable_folder
 from bagel_mot.inference.loading import find_checkpoint
 
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "training_state.pt"
-_PARTS = {"step", "module", "optimizers", "ema", "generator", "data"}
+_PARTS = {"recipe", "step", "module", "optimizers", "ema", "data", "averages"}
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Makes the folder of a run where there is none, and keeps other processes out of it until this one ends.
+
+    Raises:
+        TrainingError: if the folder cannot be made or written to, or a run is being trained in it.
+    """
+    with ExitStack() as stack:
+        try:
+            make_writable_folder(folder)
+            stack.enter_context(locked(folder, folder))
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"a run is being trained in {folder} already: wait for its end, or give another output"
+            ) from error
+        except OSError as error:
+            raise TrainingError(
+                f"the folder {folder} cannot be made or written to ({error.strerror or error}): give another output"
+            ) from error
+        yield
 
 
 def checkpoint_folders(run: Path) -> list[Path]:

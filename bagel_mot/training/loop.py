@@ -3,13 +3,19 @@
 A `Task` says what a step's batches are, what they count and what they lose; the loop adds accumulation, clipping,
 schedule, EMA, checkpoints, metrics and exact resuming. Losses are sums and counts: a step's loss is `Σ weight · (Σ
 sum / Σ count)` over all its packs, so accumulation gives what one large pack would.
+
+Nothing within a step waits for the device: its numbers stay tensors until they are reported or saved, and are read
+then, all at once. A step's randomness is drawn on the device, by a generator seeded by the run's seed and the step.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -19,11 +25,9 @@ from torch import Tensor, nn
 from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel_mot.errors import RecipeError, TrainingError
 from bagel_mot.training import checkpoints
-from bagel_mot.training.interruption import interruptible
 from bagel_mot.training.metrics import Averages, Metrics
-from bagel_mot.training.optimizer import Ema, Optimizers, schedule_factor
+from bagel_mot.training.optimizer import Ema, Optimizers
 from bagel_mot.training.recipe import Recipe
-from bagel_mot.training.run_lock import run_lock
 
 Batch = TypeVar("Batch")
 Network = TypeVar("Network", bound=nn.Module)
@@ -33,7 +37,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Task(ABC, Generic[Network, Batch]):
-    """What is trained, and on what."""
+    """The network that is trained, its data and its losses.
+
+    Attributes:
+        module: the network; the parameters that require a gradient train.
+        loss_weights: the weight of each loss, by name.
+    """
 
     module: Network
     loss_weights: dict[str, float]
@@ -44,11 +53,11 @@ class Task(ABC, Generic[Network, Batch]):
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, float]:
-        """What each loss of this batch is divided by: tokens, or images."""
+        """The divisor of each loss of a batch, such as tokens or images: known before the losses, and on the host."""
 
     @abstractmethod
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Summed losses, under the same names. All randomness comes from `generator` (on the CPU)."""
+        """Summed losses, scalars under the same names; all randomness comes from `generator`, on the device."""
 
     @abstractmethod
     def tokens(self, batch: Batch) -> int:
@@ -68,7 +77,12 @@ class Task(ABC, Generic[Network, Batch]):
 
     @abstractmethod
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Writes the averaged weights in the official layout."""
+        """Writes a whole checkpoint in the official layout.
+
+        Args:
+            folder: the checkpoint's folder.
+            weights: the averaged parameters that train, by their names in the module.
+        """
 
     @abstractmethod
     def write_samples(self, path: Path, checkpoint: Path) -> None:
@@ -76,6 +90,11 @@ class Task(ABC, Generic[Network, Batch]):
 
     def close(self) -> None:
         """Ends background work."""
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's randomness."""
+    return int.from_bytes(hashlib.sha256(f"noise {seed} {step}".encode()).digest()[:8], "big") >> 1
 
 
 class Run:
@@ -88,14 +107,14 @@ class Run:
             RecipeError: if the newest checkpoint is of another recipe, or damaged.
         """
         state = checkpoints.load_latest(recipe.output)
-        if state is not None and "recipe" in state:  # checkpoints of earlier versions lack it
+        if state is not None:
             recipe.check_resumes(state["recipe"])
         self.recipe, self.task = recipe, make_task(recipe)
-        task = self.task
+        module = self.task.module
         self.step = 0
-        self.optimizers = Optimizers(task.module.named_parameters(), recipe.optimizer)
-        self.ema = Ema(task.module, recipe.ema)
-        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.optimizers = Optimizers(module.named_parameters(), recipe.optimizer)
+        self.ema = Ema(module, recipe.ema)
+        self.generator = torch.Generator(next(module.parameters()).device)
         self.averages = Averages()
         self.checkpoint: Path | None = None
         if state is not None:
@@ -104,8 +123,13 @@ class Run:
         self._saved = self.step
 
     def save(self) -> None:
-        """Writes a checkpoint, unless there is one of this very step."""
+        """Writes a checkpoint, unless there is one of this very step.
+
+        Raises:
+            TrainingError: if it cannot be written, or a gradient since the last report was not finite.
+        """
         if self._saved != self.step:
+            self.settle()
             self.checkpoint = checkpoints.save(
                 self.recipe.output,
                 self.step,
@@ -116,13 +140,14 @@ class Run:
             self._saved = self.step
 
     def _state_dict(self) -> dict[str, Any]:
+        module = self.task.module
+        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
         return {
             "recipe": self.recipe.stored(),
             "step": self.step,
-            "module": self.task.module.state_dict(),
+            "module": {name: tensor for name, tensor in module.state_dict().items() if name not in frozen},
             "optimizers": self.optimizers.state_dict(),
             "ema": self.ema.state_dict(),
-            "generator": self.generator.get_state(),
             "data": self.task.data_state(),
             "averages": self.averages.state_dict(),
         }
@@ -130,62 +155,98 @@ class Run:
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
         try:
-            self.task.module.load_state_dict(state["module"])
+            loaded = self.task.module.load_state_dict(state["module"], strict=False)
+            if lacking := sorted(set(loaded.missing_keys) & self.ema.parameters.keys()):
+                raise ValueError(f"there is no {lacking[0]}")
             self.optimizers.load_state_dict(state["optimizers"])
-        except (RuntimeError, ValueError) as error:  # a checkpoint of an earlier version had no recipe to compare
+        except (RuntimeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise RecipeError(
                 f"the weights or moments in {self.checkpoint} do not fit this recipe ({reason}): "
                 "go on with the recipe they were trained with, or give another output"
             ) from error
         self.ema.load_state_dict(state["ema"])
-        self.generator.set_state(state["generator"])
         self.task.load_data_state(state["data"])
-        if "averages" in state:  # checkpoints of earlier versions lack them
-            self.averages.load_state_dict(state["averages"])
+        self.averages.load_state_dict(state["averages"])
 
     def advance(self) -> int:
-        """One step of the optimiser, over `accumulate` batches; returns their tokens.
-
-        Raises:
-            TrainingError: if the gradient is not finite; the weights are as before.
-        """
+        """One step of the optimiser, over `accumulate` batches; returns their tokens."""
         recipe, task = self.recipe, self.task
+        self.generator.manual_seed(step_seed(recipe.seed, self.step))
         batches = [task.next_batch() for _ in range(recipe.accumulate)]
         means = _backward(task, batches, self.generator, DTYPES[recipe.precision])
-        factor = schedule_factor(recipe.schedule, self.step, recipe.steps)
+        factor = recipe.schedule.factor(self.step, recipe.steps)
         norm = self.optimizers.step(factor)
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient of step {self.step + 1} is {norm}: the last checkpoint is {self.checkpoint or 'none'}; "
-                "lower the learning rate, or train in float32"
-            )
         self.ema.update()
         self.step += 1
         self.averages.add({**means, "grad_norm": norm, "lr": factor * recipe.optimizer.lr})
         return sum(task.tokens(batch) for batch in batches)
 
+    def settle(self) -> None:
+        """Reads the numbers of the steps since the last call from the device.
+
+        Raises:
+            TrainingError: if the gradient of one of them was not finite: the weights are lost.
+        """
+        steps = self.averages.settle()
+        for step, numbers in enumerate(steps, self.step - len(steps) + 1):
+            if not math.isfinite(numbers["grad_norm"]):
+                raise TrainingError(
+                    f"the gradient of step {step} is {numbers['grad_norm']}: the last checkpoint is "
+                    f"{self.checkpoint or 'none'}; lower the learning rate, or train in float32"
+                )
+
 
 def _backward(
     task: Task[Any, Batch], batches: list[Batch], generator: torch.Generator, dtype: torch.dtype
-) -> dict[str, float]:
-    """Adds up the gradients of a step's batches; returns each loss, averaged over all of them."""
-    device = next(task.module.parameters()).device
+) -> dict[str, Tensor]:
+    """Adds up the gradients of a step's batches; returns each loss, a scalar averaged over all of them. A loss that
+    nothing counts for is left out.
+    """
     totals: dict[str, float] = {}
     for batch in batches:
         for name, count in task.counts(batch).items():
             totals[name] = totals.get(name, 0.0) + count
-    means = {name: 0.0 for name, total in totals.items() if total}  # of what there is nothing there is no loss
+    means: dict[str, Tensor] = {}
     for batch in batches:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(generator.device.type, dtype, enabled=dtype != torch.float32):
             sums = task.losses(batch, generator)
         parts = {name: value / max(totals[name], 1.0) for name, value in sums.items()}
-        loss = sum(task.loss_weights[name] * part for name, part in parts.items())
-        if isinstance(loss, Tensor) and loss.requires_grad:
+        loss = torch.stack([task.loss_weights[name] * part for name, part in parts.items()]).sum()
+        if loss.requires_grad:
             loss.backward()
-        for name in means:
-            means[name] += float(parts[name].detach()) if name in parts else 0.0
+        for name, part in parts.items():
+            if totals[name]:
+                means[name] = means.get(name, 0.0) + part.detach()
     return means
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGINT or SIGTERM into an answer to "was I interrupted?", so that what is at hand ends and is
+    saved.
+
+    A second signal raises KeyboardInterrupt at once, wherever the program is. Outside the main thread, where Python
+    hears no signals, the answer stays False.
+    """
+    asked = False
+
+    def handle(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not in the main thread
+            before[number] = signal.signal(number, handle)
+    try:
+        yield lambda: asked
+    finally:
+        for number, old in before.items():
+            # None: installed by something other than Python, which cannot put it back
+            signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
 def train(recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]], *, stop_after: int | None = None) -> Path:
@@ -195,8 +256,8 @@ def train(recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]], *, stop_aft
     the second ends at once.
 
     Args:
-        recipe: what every run has.
-        make_task: makes what this one trains, with its weights initialised.
+        recipe: the run's recipe.
+        make_task: makes the task, with its weights initialised.
         stop_after: end after this many steps, at least one, in this call (saved, resumable).
 
     Raises:
@@ -207,7 +268,7 @@ def train(recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]], *, stop_aft
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
-    with run_lock(recipe.output):
+    with checkpoints.run_lock(recipe.output):
         run = Run(recipe, make_task)
         try:
             _carry_out(run, recipe.steps if stop_after is None else min(run.step + stop_after, recipe.steps))
@@ -225,10 +286,13 @@ def _carry_out(run: Run, end: int) -> None:
     with interruptible() as interrupted, Metrics(recipe.output, recipe.steps, run.step) as metrics:
         if run.step:
             metrics.note(f"resuming {recipe.output} at step {run.step}")
+        trained, whole = (sum(p.numel() for p in ps) for ps in (run.optimizers.parameters, task.module.parameters()))
+        metrics.note(f"training {trained:,} of {whole:,} parameters")
         while run.step < end and not interrupted():
             metrics.advance(run.advance())
             finished = run.step == recipe.steps
             if run.step % recipe.log_every == 0 or finished:
+                run.settle()
                 metrics.report(run.step, {**run.averages.take(), **task.gauges()})
             sampling = run.step % recipe.sample_every == 0 or finished
             if run.step % recipe.save_every == 0 or sampling:
@@ -243,7 +307,7 @@ def _carry_out(run: Run, end: int) -> None:
 
 
 def _write_samples(run: Run, metrics: Metrics) -> None:
-    """Samples are to look at: where they cannot be made, the training goes on."""
+    """Writes the samples, which are to look at: where they cannot be made, the training goes on."""
     assert run.checkpoint is not None
     try:
         run.task.write_samples(run.recipe.output / "samples" / f"step-{run.step:08d}.png", run.checkpoint)

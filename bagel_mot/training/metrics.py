@@ -1,17 +1,19 @@
-"""What a run tells while it runs: a progress bar, TensorBoard, and a line of JSON for each report."""
+"""The reports of a run while it runs: a progress bar, TensorBoard, and a line of JSON for each report."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
 
 from bagel_mot.errors import TrainingError
 from bagel_mot.files import write_text
@@ -22,31 +24,44 @@ METRICS_FILE = "metrics.jsonl"
 class Averages:
     """Means of numbers since they were last taken, over the steps that had them. Part of a run's state: a resumed run
     reports what an uninterrupted one does, even where it was stopped between two reports.
+
+    Numbers may be scalar tensors on any device: they are read together, by `settle`.
     """
 
     def __init__(self) -> None:
+        self._pending: list[dict[str, Tensor | float]] = []
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, numbers: dict[str, float]) -> None:
-        """Takes one step's numbers in."""
-        for name, value in numbers.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+    def add(self, numbers: Mapping[str, Tensor | float]) -> None:
+        """Takes one step's numbers in, unread."""
+        self._pending.append(dict(numbers))
+
+    def settle(self) -> list[dict[str, float]]:
+        """The numbers of each step since the last call, read from their device in one transfer."""
+        tensors = [v.detach().float() for step in self._pending for v in step.values() if isinstance(v, Tensor)]
+        read = iter(torch.stack(tensors).tolist() if tensors else ())
+        steps = [{name: next(read) if isinstance(v, Tensor) else v for name, v in s.items()} for s in self._pending]
+        self._pending = []
+        for step in steps:
+            for name, value in step.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+                self._counts[name] = self._counts.get(name, 0) + 1
+        return steps
 
     def take(self) -> dict[str, float]:
-        """The means, and begins anew."""
+        """The means of what is settled; they begin anew."""
         means = {name: value / self._counts[name] for name, value in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
+        """Sums and counts of what is settled."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums = dict(state["sums"])
-        # Checkpoints of earlier versions count steps.
-        self._counts = dict(state["counts"]) if "counts" in state else dict.fromkeys(self._sums, state["steps"])
+        """Takes sums and counts from a state."""
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
 
 
 class Metrics:

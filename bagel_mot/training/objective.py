@@ -2,49 +2,63 @@
 
 For an image with clean latent x₀, noise ε and one timestep t the network sees x_t = (1−t)·x₀ + t·ε and predicts the
 velocity ε − x₀. Losses are returned as sums with their counts, so that they can be normalised over a whole optimiser
-step whatever the number of packs in it.
+step whatever the number of packs in it. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from bagel_mot.model.attention import Attention
+from bagel_mot.errors import DeviceError
+from bagel_mot.model.attention import Attention, MaskedAttention
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.sequence import TrainingLayout, Values
 
+CE_CHUNK = 2048
+"""Text targets whose logits are held at once: 1.2 GB of float32 at the official vocabulary of 152,064."""
+
 
 def shift_timesteps(t: Tensor, shift: float) -> Tensor:
-    """s·t / (1 + (s−1)·t): moves timesteps in [0, 1] towards noise for s > 1."""
+    """s·t / (1 + (s−1)·t): moves timesteps in [0, 1], of any shape, towards noise for s > 1."""
     return shift * t / (1 + (shift - 1) * t)
 
 
 def draw_timesteps(images: int, shift: float, generator: torch.Generator) -> Tensor:
-    """One timestep per image, (images,): a standard normal through the sigmoid, then shifted.
+    """One timestep per image, (images,) on the generator's device: a standard normal through the sigmoid, then shifted.
 
     The normals are stratified over the images of a pack: each is distributed as if drawn alone, but together they
     cover the range evenly, which lowers the variance of the gradient.
     """
-    uniform = (torch.randperm(images, generator=generator) + torch.rand(images, generator=generator)) / max(images, 1)
+    device = generator.device
+    order = torch.randperm(images, generator=generator, device=device)
+    uniform = (order + torch.rand(images, generator=generator, device=device)) / max(images, 1)
     normal = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
     return shift_timesteps(normal.sigmoid(), shift)
 
 
 @dataclass
 class NoisedPack:
-    """A pack whose target latents carry noise, and the velocity to predict for them."""
+    """A pack whose target latents carry noise.
+
+    Attributes:
+        layout, values: the pack.
+        velocity: (Nl, latent_dim) to predict for each latent token; conditions have none, and theirs is not read.
+    """
 
     layout: TrainingLayout
     values: Values
-    target: Tensor  # (number of noised tokens, latent_dim)
+    velocity: Tensor
 
     def to(self, device: torch.device | str) -> NoisedPack:
         """The same with its tensors on a device."""
-        return NoisedPack(self.layout.to(device), self.values.to(device), self.target.to(device))
+        return NoisedPack(self.layout.to(device), self.values.to(device), self.velocity.to(device))
 
 
 def add_noise(layout: TrainingLayout, values: Values, timesteps: Tensor, noise: Tensor) -> NoisedPack:
@@ -55,43 +69,91 @@ def add_noise(layout: TrainingLayout, values: Values, timesteps: Tensor, noise: 
         timesteps: (images,) in [0, 1], one per VAE segment; those of conditions are ignored.
         noise: (Nl, latent_dim) standard normal; rows of conditions are ignored.
     """
-    noised, latents = layout.noised[layout.latent_image], values.latents
-    image_t = torch.where(layout.noised, timesteps, 0.0)
+    clean, image_t = values.latents, torch.where(layout.noised, timesteps, 0.0)
     t = image_t[layout.latent_image, None]
-    mixed = torch.where(noised[:, None], (1 - t) * latents + t * noise, latents)
-    return NoisedPack(layout, Values(values.vit_patches, mixed, image_t), (noise - latents)[noised])
+    mixed = torch.where(layout.noised[layout.latent_image, None], (1 - t) * clean + t * noise, clean)
+    return NoisedPack(layout, Values(values.vit_patches, mixed, image_t), noise - clean)
 
 
 @dataclass
 class Losses:
-    """Losses of one pack, float32 with gradient: `ce` (Nc,) by token, `mse` (Nm, latent_dim) squared errors."""
+    """Losses of one pack, float32 with gradient.
+
+    Attributes:
+        ce: (Nc,) cross-entropy of each text target.
+        mse: (Nl, latent_dim) squared errors of the velocity; zero for conditions.
+        ce_weights: (Nc,) weights of the targets, 1/√(length of the target text).
+    """
 
     ce: Tensor
     mse: Tensor
     ce_weights: Tensor
 
     def ce_sum(self, reweight: bool) -> Tensor:
-        """Summed cross-entropy, by token or, with `reweight`, weighted by 1/√(target length)."""
+        """Summed cross-entropy, a scalar: by token or, with `reweight`, weighted by 1/√(target length)."""
         return (self.ce * self.ce_weights).sum() if reweight else self.ce.sum()
 
-    def ce_count(self, reweight: bool) -> float:
-        """What the summed cross-entropy is divided by."""
-        return float(self.ce_weights.sum()) if reweight else float(self.ce.numel())
-
     def mse_sum(self) -> Tensor:
-        """Summed squared error, averaged over channels."""
-        return self.mse.mean(-1).sum() if self.mse.numel() else self.mse.sum()
+        """Summed squared error, a scalar, averaged over channels."""
+        return self.mse.mean(-1).sum()
 
-    @property
-    def mse_count(self) -> int:
-        return self.mse.shape[0]
+
+def loss_counts(layout: TrainingLayout, reweight: bool) -> dict[str, float]:
+    """The divisors of the summed losses of a pack that is still on the CPU."""
+    ce = float(layout.ce_weights.numpy().sum()) if reweight else float(layout.ce_labels.numel())
+    noised = zip(layout.latent_grids, layout.noised.numpy(), strict=True)
+    return {"ce": ce, "mse": float(sum(rows * columns for (rows, columns), target in noised if target))}
 
 
 def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention) -> Losses:
     """Runs the network on a pack and returns its losses. Packs without text targets or without images are fine."""
     layout = noised.layout
     und, gen = model(layout, noised.values, attend)
-    logits = model.logits(und[layout.ce_slots]).float()
-    ce = F.cross_entropy(logits, layout.ce_labels, reduction="none")
-    velocity = model.velocity(gen[layout.latent_slots[layout.noised[layout.latent_image]]]).float()
-    return Losses(ce, (velocity - noised.target).square(), layout.ce_weights)
+    ce = cross_entropy(model, und[layout.ce_slots], layout.ce_labels)
+    velocity = model.velocity(gen[layout.latent_slots]).float()
+    conditions = ~layout.noised[layout.latent_image, None]
+    return Losses(ce, (velocity - noised.velocity).masked_fill(conditions, 0.0).square(), layout.ce_weights)
+
+
+def cross_entropy(model: BagelModel, hidden: Tensor, labels: Tensor, chunk: int = CE_CHUNK) -> Tensor:
+    """Cross-entropy of each target, (N,) float32, with the logits of at most `chunk` targets at a time.
+
+    Chunks keep their hidden states alone for the backward pass and compute their logits again there.
+
+    Args:
+        model: the network whose head makes the logits.
+        hidden: (N, hidden) states before the final norm.
+        labels: (N,) ids.
+        chunk: targets at a time.
+    """
+
+    def one(hidden: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(model.logits(hidden).float(), labels, reduction="none")
+
+    if len(labels) <= chunk:
+        return one(hidden, labels)
+    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    return torch.cat([checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+
+def checkpoint_activations(model: BagelModel) -> None:
+    """Lets every decoder layer keep its input alone, and compute what is in it again in the backward pass: about a
+    third more work for a small part of the memory. Names and values of the weights stay as they are.
+    """
+    for layer in model.decoder.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def attention_of(name: str, device: torch.device) -> Callable[[TrainingLayout], Attention]:
+    """The attention of a pack by its name in a recipe, "sdpa" or "flex".
+
+    Raises:
+        DeviceError: FlexAttention is asked for where it has no gradients.
+    """
+    if name == "sdpa":
+        return MaskedAttention
+    if device.type != "cuda":
+        raise DeviceError(f"attention is 'flex', which trains on CUDA devices only, and this is {device}: use 'sdpa'.")
+    from bagel_mot.model.flex import FlexMaskedAttention
+
+    return FlexMaskedAttention

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from bagel_mot.training.recipe import OptimizerRecipe, ScheduleRecipe
+from bagel_mot.config import Decay, NotNegative, Positive, Section, Share, Whole
 
 
-def schedule_factor(recipe: ScheduleRecipe, step: int, steps: int) -> float:
-    """What the learning rates are multiplied by at `step` (counted from 0) of `steps`."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    if recipe.name == "constant":
-        return 1.0
-    if recipe.name == "cosine":
-        progress = (step - recipe.warmup) / max(steps - recipe.warmup, 1)
-        return recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    remaining = (steps - step) / max(recipe.decay, 1)
-    return recipe.floor + (1 - recipe.floor) * min(max(remaining, 0.0), 1.0)
+@dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """`muon` uses Muon for the matrices inside layers and AdamW for the rest; `adamw` uses AdamW for everything."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: Positive = 1e-4  # AdamW's
+    muon_lr: Positive = 5e-3  # scaled so that an update's RMS is 0.2·lr, as AdamW's about is
+    muon_weight_decay: NotNegative = 0.0
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: Positive = 1e-15
+    weight_decay: NotNegative = 0.0
+    clip: Positive = 1.0
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(Section):
+    """Learning-rate factor by step: warm-up, then constant, cosine, or constant with a final linear decay (`wsd`)."""
+
+    name: Literal["constant", "cosine", "wsd"] = "constant"
+    warmup: Whole = 0
+    decay: Whole = 0  # wsd: steps of the final decay
+    floor: Share = 0.0  # the factor at the end
+
+    def factor(self, step: int, steps: int) -> float:
+        """The factor of the learning rates at `step`, counted from 0, of `steps`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.name == "constant":
+            return 1.0
+        if self.name == "cosine":
+            progress = (step - self.warmup) / max(steps - self.warmup, 1)
+            return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        remaining = (steps - step) / max(self.decay, 1)
+        return self.floor + (1 - self.floor) * min(max(remaining, 0.0), 1.0)
 
 
 def is_layer_matrix(name: str, parameter: Tensor) -> bool:
@@ -31,51 +55,57 @@ def is_layer_matrix(name: str, parameter: Tensor) -> bool:
 
 
 class Optimizers:
-    """One or two torch optimisers behind one step, with schedule and clipping."""
+    """One or two torch optimisers behind one step, with clipping, over the parameters that train."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], recipe: OptimizerRecipe) -> None:
-        self.recipe = recipe
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+        self.config = config
         named = [(name, p) for name, p in named if p.requires_grad]
         self.parameters = [p for _, p in named]
-        matrices = [p for n, p in named if recipe.name == "muon" and is_layer_matrix(n, p)]
+        matrices = [p for n, p in named if config.name == "muon" and is_layer_matrix(n, p)]
         chosen = {id(p) for p in matrices}
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._numbers: list[dict[str, Any]] = []  # of each optimiser, as the recipe has them
+        self._numbers: list[dict[str, Any]] = []  # each optimiser's numbers, as the configuration has them
+        self._zeros: dict[nn.Parameter, Tensor] = {}
         if rest:
             self._numbers.append(
-                {"lr": recipe.lr, "betas": recipe.betas, "eps": recipe.eps, "weight_decay": recipe.weight_decay}
+                {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
             )
             self.optimizers.append(torch.optim.AdamW(rest, **self._numbers[-1]))
         if matrices:
-            self._numbers.append({"lr": recipe.muon_lr, "weight_decay": recipe.muon_weight_decay})
+            self._numbers.append({"lr": config.muon_lr, "weight_decay": config.muon_weight_decay})
             self.optimizers.append(torch.optim.Muon(matrices, **self._numbers[-1], adjust_lr_fn="match_rms_adamw"))
 
-    def step(self, factor: float) -> float:
-        """Clips, updates and clears the gradients; returns their norm before clipping.
+    def step(self, factor: float) -> Tensor:
+        """Clips, updates and clears the gradients; nothing here waits for the device.
 
-        Nothing is updated where the norm is not finite.
+        Args:
+            factor: the factor of the learning rates.
+
+        Returns:
+            The norm of all gradients before clipping, a scalar. Where it is not finite, neither are the weights now.
         """
-        # A pack without a image, or without text, leaves parts of the network without gradient: treat it as zero, so
+        # A pack without an image, or without text, leaves parts of the network without gradient: it counts as zero, so
         # that moments decay and an update does not depend on which pack came before.
         for parameter in self.parameters:
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        if not torch.isfinite(norm):
-            return float(norm)
+                if parameter not in self._zeros:
+                    self._zeros[parameter] = torch.zeros_like(parameter)
+                parameter.grad = self._zeros[parameter]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         for optimizer, numbers in zip(self.optimizers, self._numbers, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = numbers["lr"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
+        """Each optimiser's state."""
         return [optimizer.state_dict() for optimizer in self.optimizers]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Moments and counts are taken from the state, the numbers of a recipe from the recipe, which may differ."""
+        """Takes moments and counts from the state, and the numbers from the configuration, which may differ."""
         for optimizer, part, numbers in zip(self.optimizers, state, self._numbers, strict=True):
             optimizer.load_state_dict(part)
             for group in optimizer.param_groups:
@@ -83,16 +113,17 @@ class Optimizers:
 
 
 class Ema:
-    """Exponential moving average of a module's parameters, in float32. Its decay warms up as (1+n)/(10+n)."""
+    """Exponential moving average of the parameters that train, in float32. Its decay warms up as (1+n)/(10+n)."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.parameters = dict(module.named_parameters())
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.average = {n: p.detach().float().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
     def update(self) -> None:
+        """Moves the average towards the parameters."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         averages = list(self.average.values())
@@ -100,9 +131,11 @@ class Ema:
         torch._foreach_lerp_(averages, current, 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
+        """The averages by the parameters' names, and the number of updates."""
         return {"updates": self.updates, "average": self.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes averages and their count from a state."""
         self.updates = state["updates"]
         for name, value in state["average"].items():
             self.average[name].copy_(value)

@@ -1,94 +1,79 @@
-"""Training recipes: one YAML file a run, checked key by key.
+"""Training recipes: one YAML file a run, whose sections are the configurations of what it trains.
 
 Every value can be overridden on the command line as `key=value`, nested keys with dots (`optimizer.lr=1e-3`).
 """
 
 from __future__ import annotations
 
-import random
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from bagel_mot.errors import RecipeError
-from bagel_mot.worlds.mini.draw import scale_of
-from bagel_mot.worlds.mini.training_examples import sample_example
+from bagel_mot.config import (
+    Count,
+    Decay,
+    DecoderConfig,
+    Flag,
+    NotNegative,
+    Positive,
+    Section,
+    VaeConfig,
+    VitConfig,
+    must_be,
+    parse,
+)
+from bagel_mot.data.documents import Dropout
+from bagel_mot.data.packer import PackConfig
+from bagel_mot.data.sources import read_source_config
+from bagel_mot.data.sources.base import SourceConfig
+from bagel_mot.errors import RecipeError, did_you_mean
+from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
 
-
-def _drawable_side(side: int) -> int:
-    scale_of(side)
-    return side
-
-
-def _drawable_mix(mix: dict[str, float]) -> dict[str, float]:
-    sample_example(random.Random(0), mix)
-    return mix
-
-
-# The image world itself says what it can draw: its errors are told as those of the key.
-_Side = Annotated[int, AfterValidator(_drawable_side)]
-_Mix = Annotated[dict[str, float], AfterValidator(_drawable_mix)]
-_Beta = Annotated[float, Field(ge=0, lt=1)]
-_Positive = Annotated[int, Field(gt=0)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class OptimizerRecipe(_Strict):
-    """`muon` uses Muon for the matrices inside layers and AdamW for the rest; `adamw` uses AdamW for everything."""
-
-    name: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(1e-4, gt=0)  # of AdamW
-    muon_lr: float = Field(5e-3, gt=0)  # scaled so that an update's RMS is 0.2·lr, as AdamW's about is
-    muon_weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
-    eps: float = Field(1e-15, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
+_Data = Annotated[SerializeAsAny[SourceConfig], PlainValidator(read_source_config)]
+_Patterns = Annotated[tuple[str, ...], Field(min_length=1), must_be("a list of patterns such as connector.*")]
+_Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63), must_be("a whole number from 0 to 2⁶³ − 1")]
+_Threads = Annotated[int, Field(strict=True, ge=1, le=1024), must_be("a whole number from 1 to 1024")]
+_Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False), must_be("a number of 1 or more")]
 
 
-class ScheduleRecipe(_Strict):
-    """Learning-rate factor by step: warm-up, then constant, cosine, or constant with a final linear decay (`wsd`)."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Section):
+    """The keys of every run."""
 
-    name: Literal["constant", "cosine", "wsd"] = "constant"
-    warmup: int = Field(0, ge=0)
-    decay: int = Field(0, ge=0)  # wsd: steps of the final decay
-    floor: float = Field(0.0, ge=0, le=1)  # the factor at the end
-
-
-class Recipe(_Strict):
-    """What every run has."""
-
-    # What a run that has begun cannot change: its weights, or where its data stands, would lose their meaning.
-    fixed: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer.name"})
+    # Keys that a run that has begun cannot change: its weights, or its place in the data, would lose their meaning.
+    fixed: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer.name", "trainable"})
 
     output: Path
-    seed: int = Field(0, ge=0, lt=2**63)
-    steps: int = Field(gt=0)
-    accumulate: int = Field(1, gt=0)  # packs per optimiser step
+    seed: _Seed = 0
+    steps: Count
+    accumulate: Count = 1  # packs per optimiser step
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
-    compile: bool = False
-    threads: int | None = Field(None, gt=0, le=1024)
-    optimizer: OptimizerRecipe = OptimizerRecipe()
-    schedule: ScheduleRecipe = ScheduleRecipe()
-    ema: float = Field(0.9999, ge=0, lt=1)
-    log_every: int = Field(10, gt=0)
-    save_every: int = Field(1000, gt=0)
-    keep: int = Field(2, gt=0)  # newest checkpoints kept
-    sample_every: int = Field(1000, gt=0)
+    compile: Flag = False
+    threads: _Threads | None = None
+    trainable: _Patterns = ("*",)  # patterns of names of parameters; the others stay as they are
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    ema: Decay = 0.9999
+    log_every: Count = 10
+    save_every: Count = 1000
+    keep: Count = 2  # newest checkpoints kept
+    sample_every: Count = 1000
 
     def stored(self) -> dict[str, Any]:
-        """As JSON, for a checkpoint to keep; without the folder, which may be moved."""
-        return self.model_dump(mode="json", exclude={"output"})
+        """The recipe as JSON, for a checkpoint to keep; without the folder, which may be moved."""
+        stored = TypeAdapter(type(self)).dump_python(self, mode="json")
+        del stored["output"]
+        return stored
 
     def check_resumes(self, begun: dict[str, Any]) -> None:
-        """
+        """Checks that a run can go on with this recipe.
+
         Args:
             begun: the recipe that a checkpoint keeps; keys that it lacks are of a later version, and not compared.
 
@@ -97,7 +82,7 @@ class Recipe(_Strict):
         """
         changes = [
             f"{key} was {before!r} and is now {now!r}"
-            for key, before, now in _differences(self, begun)
+            for key, before, now in _differences(self, self.stored(), begun)
             if key in self.fixed or key.partition(".")[0] in self.fixed
         ]
         if changes:
@@ -107,146 +92,112 @@ class Recipe(_Strict):
             )
 
 
-def _differences(section: BaseModel, begun: dict[str, Any], within: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+    section: Section, now: dict[str, Any], begun: dict[str, Any], within: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """(key, value before, value now) of all that differs."""
-    for name, now in section.model_dump(mode="json").items():
-        value = getattr(section, name)
-        if name not in begun or begun[name] == now:
+    for name, value in now.items():
+        if name not in begun or begun[name] == value:
             continue
-        if isinstance(value, BaseModel) and isinstance(begun[name], dict):
-            yield from _differences(value, begun[name], f"{within}{name}.")
+        if isinstance(inner := getattr(section, name), Section) and isinstance(begun[name], dict):
+            yield from _differences(inner, value, begun[name], f"{within}{name}.")
         else:
-            yield within + name, begun[name], now
+            yield within + name, begun[name], value
 
 
-class AutoencoderModelRecipe(_Strict):
-    ch: _Positive = 128
-    ch_mult: Annotated[tuple[_Positive, ...], Field(min_length=1)] = (1, 2, 4, 4)
-    num_res_blocks: _Positive = 2
-    z_channels: _Positive = 16
+def _need_a_start(init: str | None, model: Section | None) -> None:
+    if (init is None) == (model is None):
+        raise ValueError("either init (a checkpoint to start from) or model (a new one) is needed, and not both")
 
 
+@dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe(Recipe):
-    """The autoencoder: L1, squared error and a small KL term. Its latent is scaled to unit variance at every save."""
+    """The autoencoder: L1, squared error and a small KL term.
 
-    fixed = Recipe.fixed | {"kind", "init", "freeze_encoder", "side", "batch_size", "model"}
+    Its latent is scaled to unit variance at every save, unless some of its parameters stay as they are.
+    """
 
-    kind: Literal["autoencoder"]
-    # A checkpoint with an autoencoder to start from. Its shape stays, but `model.z_channels` may ask for more channels.
-    init: str | None = None
-    freeze_encoder: bool = False  # train the decoder alone: the latents stay what they are, scale and shift included
-    side: _Side = 64
-    batch_size: int = Field(32, gt=0)
-    l1_weight: float = Field(1.0, ge=0)
-    mse_weight: float = Field(1.0, ge=0)
-    peak_weight: float = Field(0.0, ge=0)  # of what an error, averaged over 3 × 3 pixels, exceeds the unnoticeable by
-    kl_weight: float = Field(1e-4, ge=0)
-    latent_noise: float = Field(0.0, ge=0)  # most noise added to a latent, in deviations of its channel
-    thing_weight: float = Field(1.0, ge=1)  # of the error at a pixel where a thing is
-    model: AutoencoderModelRecipe | None = None
+    fixed: ClassVar[frozenset[str]] = Recipe.fixed | {"kind", "init", "model", "z_channels", "data", "batch_size"}
 
-    @field_validator("optimizer")
-    @classmethod
-    def _has_no_layers(cls, optimizer: OptimizerRecipe) -> OptimizerRecipe:
-        if optimizer.name == "muon":
-            raise ValueError("name is 'muon', which is for matrices in layers; an autoencoder has none: take 'adamw'")
-        return optimizer
+    kind: Literal["autoencoder"] = "autoencoder"
+    init: str | None = None  # a checkpoint with an autoencoder to start from
+    model: VaeConfig | None = None  # a new one's shape
+    z_channels: Count | None = None  # widens the latent of `init`
+    data: _Data
+    batch_size: Count = 32
+    l1_weight: NotNegative = 1.0
+    mse_weight: NotNegative = 1.0
+    peak_weight: NotNegative = 0.0  # weighs what an error, averaged over 3 × 3 pixels, exceeds the unnoticeable by
+    kl_weight: NotNegative = 1e-4
+    latent_noise: NotNegative = 0.0  # largest noise added to a latent, in deviations of its channel
+    mask_weight: _Factor = 1.0  # weighs errors where the source's mask is
+
+    def __post_init__(self) -> None:
+        _need_a_start(self.init, self.model)
+        if self.optimizer.name == "muon":
+            raise ValueError("optimizer.name is 'muon', for matrices in layers; an autoencoder has none: take 'adamw'")
+        if self.z_channels is not None and self.init is None:
+            raise ValueError("z_channels widens the latent of init; a new autoencoder has model.z_channels")
 
 
-class DecoderRecipe(_Strict):
-    hidden_size: int = Field(256, gt=0, multiple_of=4)  # sines and cosines of column and row share it
-    num_layers: _Positive = 8
-    num_heads: _Positive = 4
-    num_kv_heads: _Positive = 2
-    intermediate_size: _Positive = 768
-    max_position_embeddings: _Positive = 4096
+@dataclass(frozen=True, kw_only=True)
+class NewModel(Section):
+    """A model to be built from nothing; its tokenizer is trained on the texts of the data.
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden_size % (2 * self.num_heads):
+    `decoder.vocab_size` is the most tokens that the tokenizer may learn. The position table after the connector is as
+    large as the ViT's own.
+    """
+
+    decoder: DecoderConfig
+    vit: VitConfig
+    max_latent_size: Count = 64
+
+    def __post_init__(self) -> None:
+        if self.decoder.vocab_size <= 300:
             raise ValueError(
-                f"hidden_size is {self.hidden_size}, but must be a multiple of twice num_heads, {self.num_heads}: "
-                "rotary positions turn pairs of numbers"
+                f"decoder.vocab_size is {self.decoder.vocab_size}; it must be above 300: 256 bytes come first"
             )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_heads is {self.num_heads}, but must be a multiple of num_kv_heads, {self.num_kv_heads}"
-            )
-        return self
 
 
-class VitRecipe(_Strict):
-    hidden_size: _Positive = 128
-    num_layers: _Positive = 3
-    num_heads: _Positive = 4
-    intermediate_size: _Positive = 384
-    patch_size: _Positive = 16
-
-    @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
-        if self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"hidden_size is {self.hidden_size}, but must be a multiple of num_heads, {self.num_heads}"
-            )
-        return self
-
-
-class BagelModelRecipe(_Strict):
-    """A model to be built from nothing; its tokenizer is trained on the data's own texts."""
-
-    decoder: DecoderRecipe = DecoderRecipe()
-    vit: VitRecipe = VitRecipe()
-    vocab_size: int = Field(1024, gt=300)
-    max_latent_size: _Positive = 16
-
-
-class DropoutRecipe(_Strict):
-    """How often a condition is left out, each on its own; `pictures`: all images of a document at once."""
-
-    text: float = Field(0.1, ge=0, le=1)
-    vit: float = Field(0.3, ge=0, le=1)
-    vae: float = Field(0.3, ge=0, le=1)
-    images: float = Field(0.0, ge=0, le=1)
-
-
-class PackRecipe(_Strict):
-    """Slots of one pack: `rows` rows of `und` and `gen` slots each."""
-
-    rows: int = Field(1, gt=0, le=100_000)
-    und: int = Field(gt=0)
-    gen: int = Field(gt=0)
-    buffer: int = Field(64, ge=0)  # samples that may wait for a row they fit into
-
-
-class MiniDataRecipe(_Strict):
-    """The image world, drawn on the fly."""
-
-    side: _Side = 64
-    mix: _Mix | None = None
-    target_copies: int = Field(1, gt=0)  # noised copies of each target, each at its own timestep
-
-
+@dataclass(frozen=True, kw_only=True)
 class BagelRecipe(Recipe):
-    """The unified model, on the image world."""
+    """The unified model."""
 
-    fixed = Recipe.fixed | {"kind", "init", "autoencoder", "model", "data", "pack", "dropout"}
+    fixed: ClassVar[frozenset[str]] = Recipe.fixed | {
+        "kind", "init", "autoencoder", "model", "defaults", "data", "pack", "dropout"
+    }  # fmt: skip
 
-    kind: Literal["bagel"]
+    kind: Literal["bagel"] = "bagel"
     init: str | None = None  # a checkpoint to start from
+    model: NewModel | None = None
     autoencoder: str | None = None  # a checkpoint that has one; by default that of `init`
-    model: BagelModelRecipe | None = None
-    data: MiniDataRecipe = MiniDataRecipe()
-    pack: PackRecipe
-    dropout: DropoutRecipe = DropoutRecipe()
-    ce_weight: float = Field(1.0, ge=0)
-    mse_weight: float = Field(1.0, ge=0)
+    defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes to the checkpoint's bagel_defaults.json
+    data: _Data
+    pack: PackConfig
+    dropout: Dropout = Dropout()
+    ce_weight: NotNegative = 1.0
+    mse_weight: NotNegative = 1.0
     attention: Literal["sdpa", "flex"] = "sdpa"  # flex: FlexAttention, on CUDA, for long rows of many samples
-    activation_checkpointing: bool = False  # compute each layer's activations again instead of keeping them
-    ce_reweight: bool = False  # weigh each target token by 1/√(length of its text)
-    timestep_shift: float | None = Field(None, gt=0)  # by default the checkpoint's own, or 1 for a new model
+    activation_checkpointing: Flag = False  # compute each layer's activations again instead of keeping them
+    ce_reweight: Flag = False  # weigh each target token by 1/√(length of its text)
+    timestep_shift: Positive | None = None  # by default the checkpoint's own, or 1 for a new model
+
+    def __post_init__(self) -> None:
+        _need_a_start(self.init, self.model)
+        if self.model is not None and self.autoencoder is None:
+            raise ValueError("a new model needs autoencoder: a checkpoint with config.json and ae.safetensors")
 
 
-_KINDS: dict[str, type[Recipe]] = {"autoencoder": AutoencoderRecipe, "bagel": BagelRecipe}
+_KINDS: dict[str, type[AutoencoderRecipe | BagelRecipe]] = {"autoencoder": AutoencoderRecipe, "bagel": BagelRecipe}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers may be written as in JSON and Python: 1e-3 is a number too."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
+)
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> AutoencoderRecipe | BagelRecipe:
@@ -257,8 +208,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> AutoencoderR
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())  # YAML's errors fill several lines
         raise RecipeError(f"{path} could not be read as a YAML recipe: {reason}") from error
     if not isinstance(raw, dict):
@@ -267,21 +218,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> AutoencoderR
         _apply(raw, override)
     kind = raw.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise RecipeError(f"{path}: kind is {kind!r}; it must be one of {', '.join(_KINDS)}")
-    try:
-        return _KINDS[kind].model_validate(raw)  # type: ignore[return-value]
-    except ValidationError as error:
-        raise RecipeError(f"{path}: {_sentence(error)}") from error
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":  # of a check of ours, which says what was given
-        return f"{where}: {first['ctx']['error']}"
-    given = "" if first["type"] == "missing" else f" (given: {first['input']!r})"
-    return f"{where}: {first['msg']}{given}"
+        raise RecipeError(f"{path}: kind is {kind!r}; {did_you_mean(str(kind), _KINDS)}")
+    return parse(_KINDS[kind], raw, str(path), RecipeError)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -294,8 +232,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise RecipeError(f"override {override!r}: {parent} is not a section of the recipe")
-    # YAML reads 1e-3 as a string; JSON and Python users mean a number.
     try:
-        node[leaf] = float(text) if "e" in text.lower() and text[0].isdigit() else yaml.safe_load(text)
+        node[leaf] = yaml.load(text, _Loader)
     except (ValueError, yaml.YAMLError):
         node[leaf] = text

@@ -27,7 +27,7 @@ from bagel_mot.sequence import (
     vae_segment,
     vit_segment,
 )
-from bagel_mot.training.objective import NoisedPack, add_noise, compute_losses, shift_timesteps
+from bagel_mot.training.objective import NoisedPack, add_noise, compute_losses, loss_counts, shift_timesteps
 from bagel_mot.verify.parts import Subject
 from bagel_mot.verify.records import Case, Checker
 
@@ -43,13 +43,13 @@ def check_train(subject: Subject, check: Checker) -> None:
     noised = (
         _noised(subject, check, layout, values) if layout.latent_grids else NoisedPack(layout, values, values.latents)
     )
-    noised = noised.to(subject.device)
+    noised, counts = noised.to(subject.device), loss_counts(layout, reweight=False)
     with _gradients(subject.checkpoint.model) as model:
         losses = compute_losses(model, noised, MaskedAttention(noised.layout))
-        loss = losses.ce_sum(False) / max(losses.ce_count(False), 1.0) + losses.mse_sum() / max(losses.mse_count, 1)
+        loss = losses.ce_sum(False) / max(counts["ce"], 1.0) + losses.mse_sum() / max(counts["mse"], 1.0)
         loss.backward()
         check.close("ce", losses.ce)
-        check.close("mse", losses.mse)
+        check.close("mse", losses.mse[noised.layout.noised[noised.layout.latent_image]])
         check.close("loss", loss)
         if "loss" in check.case:
             check.listed("loss", loss.item())

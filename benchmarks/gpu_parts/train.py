@@ -17,10 +17,8 @@ from bagel_mot.bench.roofline import ForwardTokens, flops, roofline
 from bagel_mot.bench.settings import SPECIAL, grid_of, random_ids
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.sequence import PackSpec, Sample, TextSegment, TrainingLayout, VaeSegment, Values, pack
-from bagel_mot.training.activations import attention_of, checkpoint_activations
-from bagel_mot.training.objective import add_noise, compute_losses
-from bagel_mot.training.optimizer import Ema, Optimizers
-from bagel_mot.training.recipe import OptimizerRecipe
+from bagel_mot.training.objective import add_noise, attention_of, checkpoint_activations, compute_losses
+from bagel_mot.training.optimizer import Ema, OptimizerConfig, Optimizers
 from gpu_parts.common import FULL, Keep, Scale, attempt, free, seconds_of, smoke_scale
 
 
@@ -142,13 +140,13 @@ def _time(
     layout, values = packed
     times = torch.full((len(layout.latent_grids),), 0.5)
     noised = add_noise(layout, values, times, torch.randn_like(values.latents)).to(device)
-    optimizers = Optimizers(model.named_parameters(), OptimizerRecipe.model_validate({"name": "adamw", "lr": 1e-6}))
+    optimizers = Optimizers(model.named_parameters(), OptimizerConfig(lr=1e-6))
     ema = Ema(model, 0.9999)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             losses = compute_losses(model, noised, attend(noised.layout))
-        (losses.ce_sum(False) / losses.ce_count(False) + losses.mse_sum() / losses.mse_count).backward()
+        (losses.ce.mean() + losses.mse.mean()).backward()
         optimizers.step(1.0)
         ema.update()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,9 +23,13 @@ from bagel_mot.checkpoint.convert import STORED
 from bagel_mot.checkpoint.precision import LOSSY, QUANTISED
 from bagel_mot.cli import app
 from bagel_mot.cli.options import settings_table
-from bagel_mot.evaluation.benchmarks.mini import Row
+from bagel_mot.data.documents import Dropout
+from bagel_mot.data.packer import PackConfig
+from bagel_mot.data.sources.mini import MiniConfig
+from bagel_mot.evaluation.benchmarks.mini import Score
 from bagel_mot.inference.settings import SETTINGS, TASKS, task_settings
-from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, OptimizerRecipe, PackRecipe, ScheduleRecipe
+from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
+from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -421,7 +426,7 @@ def test_verify_exit_codes(tmp_path: Path) -> None:
 
 def test_train_hands_the_recipe_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
-    monkeypatch.setattr("bagel_mot.training.run.run_recipe", lambda recipe: seen.append(recipe) or tmp_path / "last")
+    monkeypatch.setattr("bagel_mot.training.tasks.run_recipe", lambda recipe: seen.append(recipe) or tmp_path / "last")
     result = run("train", ROOT / "recipes" / "mini-autoencoder.yaml", "steps=7", "optimizer.lr=2e-3")
     assert result.exit_code == 0, result.output
     assert (seen[0].steps, seen[0].optimizer.lr) == (7, 2e-3)
@@ -460,11 +465,11 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
     ran: list[str] = []
     broken_off = {"ask/exist"}
 
-    def run_row(runner: Any, name: str) -> Row:
+    def run_row(runner: Any, name: str) -> Score:
         ran.append(name)
         if name in broken_off:
             raise KeyboardInterrupt
-        return Row(name, 3, 4, 1.0)
+        return Score(name, 3, 4, 1.0)
 
     def score(*rows: str, items: int = 4, seed: int = 0, model: str = tiny, precision: str = "float32") -> Result:
         ran.clear()
@@ -553,6 +558,6 @@ def test_the_readme_names_every_command() -> None:
 
 def test_the_training_page_names_every_key_of_a_recipe() -> None:
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    keys = {key for kind in (AutoencoderRecipe, BagelRecipe) for key in kind.model_fields} - {"kind"}
-    keys |= {*OptimizerRecipe.model_fields, *ScheduleRecipe.model_fields, *PackRecipe.model_fields}
+    sections = (AutoencoderRecipe, BagelRecipe, OptimizerConfig, ScheduleConfig, PackConfig, Dropout, MiniConfig)
+    keys = {field.name for section in sections for field in dataclasses.fields(section)} - {"kind"}
     assert {key for key in keys if f"`{key}`" not in text and f".{key}`" not in text} == set()

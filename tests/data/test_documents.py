@@ -7,23 +7,25 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.data.documents import Builder, Dropout, ImagePart, PendingLatent, TextPart
-from bagel_mot.data.sources.mini import MiniSource
+from bagel_mot.data.documents import Dropout, ImagePart, SampleBuilder, TextPart, UnencodedImage
+from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.images import ImageTransform
 from bagel_mot.sequence import DroppedImage, TextSegment, VitSegment
 from bagel_mot.tokenizer import SpecialTokens
 
 
 class _Letters:
+    special = SpecialTokens(1, 2, 3, 4)
+
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
 
-def _builder(**dropout: float) -> Builder:
+def _builder(**dropout: float) -> SampleBuilder:
     transform = ImageTransform(64, 64, 16)
     chances = Dropout(**{"text": 0.0, "vit": 0.0, "vae": 0.0, **dropout})
     tokenizer: Any = _Letters()
-    return Builder(tokenizer, SpecialTokens(1, 2, 3, 4), transform, transform, 16, 16, chances)
+    return SampleBuilder(tokenizer, transform, transform, 16, 16, chances)
 
 
 def _edit(droppable: bool = True) -> list[TextPart | ImagePart]:
@@ -32,12 +34,12 @@ def _edit(droppable: bool = True) -> list[TextPart | ImagePart]:
     return [given, TextPart("make it red", droppable=droppable), ImagePart(image, target=True, droppable=droppable)]
 
 
-def _dropped(builder: Builder, droppable: bool = True) -> list[tuple[bool, bool]]:
+def _dropped(builder: SampleBuilder, droppable: bool = True) -> list[tuple[bool, bool]]:
     """(VAE dropped, ViT dropped) of the given picture, in 400 documents."""
     found = []
     for index in range(400):
         segments = builder(index, _edit(droppable), random.Random(index)).segments
-        assert sum(isinstance(s, PendingLatent) and s.noised for s in segments) == 1
+        assert sum(isinstance(s, UnencodedImage) and s.noised for s in segments) == 1
         found.append((isinstance(segments[0], DroppedImage), isinstance(segments[1], DroppedImage)))
     return found
 
@@ -60,7 +62,7 @@ def test_what_may_not_be_dropped_stays() -> None:
 
 
 def test_thinking_loses_its_words_or_its_image_but_never_speaks_of_what_is_not_there() -> None:
-    source = MiniSource(3, mix={"think_edit": 1.0}, unconditional_thinking=0.2)
+    source = MiniConfig(mix={"think_edit": 1.0}, unconditional_thinking=0.2).open(3)
     builder = _builder()
     kinds = {"whole": 0, "no words": 0, "no picture": 0}
     for index in range(300):

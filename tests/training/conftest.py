@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from bagel_mot.checkpoint.official import save_checkpoint
-from bagel_mot.config import BagelConfig, VaeConfig
+from bagel_mot.config import BagelConfig, VaeConfig, parse
+from bagel_mot.data.sources import mini
+from bagel_mot.errors import RecipeError
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.training.recipe import BagelRecipe
-from bagel_mot.training.tasks import bagel as unified
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +26,19 @@ def autoencoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _changed(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`raw` with changes at any depth."""
+    inner = {
+        key: _changed(raw[key], value) if isinstance(raw.get(key), dict) and isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return {**raw, **inner}
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., BagelRecipe]:
     """Makes a recipe that trains in about a second a step or less, with a tokenizer made of few texts."""
-    monkeypatch.setattr(unified, "_TOKENIZER_TEXTS", 1000)
+    monkeypatch.setattr(mini, "_TOKENIZER_TEXTS", 1000)
 
     def make(**changes: Any) -> BagelRecipe:
         raw: dict[str, Any] = {
@@ -46,11 +56,19 @@ def recipe(tmp_path: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyP
                     "num_heads": 2,
                     "num_kv_heads": 1,
                     "intermediate_size": 48,
+                    "vocab_size": 700,
                 },
-                "vit": {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 48, "patch_size": 16},
-                "vocab_size": 700,
+                "vit": {
+                    "hidden_size": 32,
+                    "num_layers": 1,
+                    "num_heads": 2,
+                    "intermediate_size": 48,
+                    "patch_size": 16,
+                    "image_size": 64,
+                },
                 "max_latent_size": 4,
             },
+            "data": {"kind": "mini"},
             "pack": {"rows": 2, "und": 160, "gen": 128, "buffer": 8},
             "optimizer": {"name": "muon", "lr": 1e-3, "muon_lr": 1e-3},
             "ema": 0.9,
@@ -58,8 +76,6 @@ def recipe(tmp_path: Path, autoencoder_folder: Path, monkeypatch: pytest.MonkeyP
             "save_every": 2,
             "sample_every": 1000000,
         }
-        for key, value in changes.items():
-            raw[key] = {**raw[key], **value} if isinstance(raw.get(key), dict) and isinstance(value, dict) else value
-        return BagelRecipe.model_validate(raw)
+        return parse(BagelRecipe, _changed(raw, changes), "recipe", RecipeError)
 
     return make

@@ -59,7 +59,7 @@ ROWS: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class Row:
+class Score:
     """One line of the report."""
 
     name: str
@@ -111,7 +111,7 @@ def evaluate(
     seed: int = 0,
     batch: int = 25,
     progress: Report | None = None,
-    known: Mapping[str, Row] | None = None,
+    known: Mapping[str, Score] | None = None,
     on_row: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def evaluate(
         raise SettingError(f"items is {items}; at least 1 is needed")
     runner = _Runner(bagel, items, seed, batch, progress, settings)
     known = known or {}
-    done: list[Row] = []
+    done: list[Score] = []
     for name in pick_rows(rows):
         done.append(known[name] if name in known else runner.run(name))
         if name not in known and on_row is not None:
@@ -142,7 +142,7 @@ def evaluate(
     return _report(done, items, seed)
 
 
-def _report(done: Sequence[Row], items: int, seed: int) -> dict[str, Any]:
+def _report(done: Sequence[Score], items: int, seed: int) -> dict[str, Any]:
     return {
         "items": items,
         "seed": seed,
@@ -160,16 +160,16 @@ def _report(done: Sequence[Row], items: int, seed: int) -> dict[str, Any]:
     }
 
 
-def rows_of(report: Mapping[str, Any]) -> dict[str, Row]:
+def rows_of(report: Mapping[str, Any]) -> dict[str, Score]:
     """The rows of a report, for `known`."""
     return {
-        name: Row(name, row["right"], row["total"], row["seconds"])
+        name: Score(name, row["right"], row["total"], row["seconds"])
         for name, row in report["rows"].items()
         if row["total"] == report["items"]
     }
 
 
-def summary(rows: Sequence[Row]) -> dict[str, float]:
+def summary(rows: Sequence[Score]) -> dict[str, float]:
     """Means over groups of rows, and what thinking adds; groups that were not run are left out.
 
     The mean of all rows is that of the model's rows: without the judge's.
@@ -207,7 +207,7 @@ class _Runner:
         size = bagel.defaults.of(Task.GENERATE).get("size")
         self.side = size[0] if size else 64
 
-    def run(self, name: str) -> Row:
+    def run(self, name: str) -> Score:
         """One row."""
         started = time.perf_counter()
         group, _, row = name.partition("/")
@@ -229,7 +229,7 @@ class _Runner:
             right += outcome
             total += 1
             self.progress(name, total, self.items)
-        return Row(name, right, total, time.perf_counter() - started)
+        return Score(name, right, total, time.perf_counter() - started)
 
     def _batches(self, items: Sequence[Any]) -> Iterator[tuple[list[Any], list[int]]]:
         for start in range(0, len(items), self.batch):

@@ -1,4 +1,4 @@
-"""Training the autoencoder on images of the mini world."""
+"""Training the autoencoder."""
 
 from __future__ import annotations
 
@@ -21,27 +21,23 @@ from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.training.checkpoints import checkpoint_folders, find
 from bagel_mot.training.loop import Task
-from bagel_mot.training.recipe import AutoencoderModelRecipe, AutoencoderRecipe
-from bagel_mot.worlds.mini.draw import background, draw_array
-from bagel_mot.worlds.mini.sampling import sample_scene
-from bagel_mot.worlds.mini.scene import MAX_THINGS
+from bagel_mot.training.recipe import AutoencoderRecipe
+from bagel_mot.training.trainable import select_trainable
 
 _STATISTICS_IMAGES = 512
 _UNSEEN = 0.08
-"""An error, averaged over 3 × 3 pixels, that nobody notices; of a range of 2."""
+"""The largest error, averaged over 3 × 3 pixels, that nobody notices; pixels range from -1 to 1."""
 
 
-def _new(recipe: AutoencoderRecipe) -> Autoencoder:
+def _new(shape: VaeConfig) -> Autoencoder:
     """An untrained autoencoder whose latent is not scaled yet."""
-    shape = recipe.model or AutoencoderModelRecipe()
-    config = VaeConfig(resolution=recipe.side, **shape.model_dump(), scale_factor=1.0, shift_factor=0.0)
-    module = Autoencoder(config)
+    module = Autoencoder(replace(shape, scale_factor=1.0, shift_factor=0.0))
     # Begin with little noise in the posterior: at unit variance it drowns the signal, and the decoder learns to
     # ignore it.
     bias = module.encoder.conv_out.bias
     assert bias is not None
     with torch.no_grad():
-        bias[config.z_channels :] = -5.0
+        bias[shape.z_channels :] = -5.0
     return module
 
 
@@ -56,7 +52,7 @@ def widen_latent(module: Autoencoder, z_channels: int) -> Autoencoder:
     """
     old = module.config.z_channels
     if z_channels < old:
-        raise RecipeError(f"model.z_channels is {z_channels}, but the autoencoder of init has {old}: it cannot shrink")
+        raise RecipeError(f"z_channels is {z_channels}, but the autoencoder of init has {old}: it cannot shrink")
     wide = Autoencoder(replace(module.config, z_channels=z_channels, scale_factor=1.0, shift_factor=0.0))
     state = {name: value for name, value in module.state_dict().items() if "encoder.conv_out" not in name}
     conv_in = wide.decoder.conv_in.weight.mul(0.1)
@@ -96,54 +92,40 @@ def _initial(recipe: AutoencoderRecipe) -> Autoencoder:
     if begun:
         # A run that has begun goes on with its own scale and shift, whatever it was made from.
         return load_autoencoder(begun[-1])
-    if recipe.init is None:
-        return _new(recipe)
-    module = load_autoencoder(find(recipe.init))
-    asked = {} if recipe.model is None else recipe.model.model_dump(include=recipe.model.model_fields_set)
-    channels = asked.pop("z_channels", module.config.z_channels)
-    for name, value in asked.items():
-        if value != (there := getattr(module.config, name)):
-            raise RecipeError(f"model.{name} is {value}, but the autoencoder of init, {recipe.init}, has {there}")
-    if channels == module.config.z_channels:
-        return module
-    if recipe.freeze_encoder:
-        raise RecipeError(
-            f"model.z_channels is {channels}, but an encoder that is frozen keeps its {module.config.z_channels}"
-        )
-    return widen_latent(module, channels)
+    if recipe.model is not None:
+        return _new(recipe.model)
+    module = load_autoencoder(find(str(recipe.init)))
+    return module if recipe.z_channels in (None, module.config.z_channels) else widen_latent(module, recipe.z_channels)
 
 
-def to_tensor(images: list[np.ndarray]) -> Tensor:
-    """uint8 (H, W, 3) images -> (B, 3, H, W) float32 in [-1, 1]."""
+def to_tensor(images: np.ndarray) -> Tensor:
+    """uint8 (B, H, W, 3) images -> (B, 3, H, W) float32 in [-1, 1]."""
     return torch.stack([to_pixels(image) for image in images])
 
 
-class Batch(NamedTuple):
-    """Pictures (B, 3, H, W) in [-1, 1] and the weight of each pixel's error (B, 1, H, W)."""
+class ImageBatch(NamedTuple):
+    """Images (B, 3, H, W) in [-1, 1], the weight of each pixel's error (B, 1, H, W), and the sum of these."""
 
     pixels: Tensor
     weights: Tensor
+    total: float
 
 
-class AutoencoderTask(Task[Autoencoder, Batch]):
+class AutoencoderTask(Task[Autoencoder, ImageBatch]):
     """Reconstruction, weighted by pixel (L1, squared error, squared excess of local error), with a KL term that keeps
     the latent smooth.
 
     With `latent_noise` the decoder learns to draw cleanly from latents that are a little off, as drawn ones are, and
     the encoder to spread what it says over all channels; each image has its own level of noise from 0 upwards.
-    Things fill a small part of an image and hold most of what it says, so their pixels may weigh more
-    (`thing_weight`), and half of the images are full ones.
     """
-
-    loss_weights: dict[str, float]
 
     def __init__(self, recipe: AutoencoderRecipe) -> None:
         self.recipe = recipe
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
-        self.module = _initial(recipe).to(self.device)
-        self.module.train().requires_grad_(True)
-        self.module.encoder.requires_grad_(not recipe.freeze_encoder)
+        self.source = recipe.data.open(recipe.seed)
+        self.module = _initial(recipe).to(self.device).train()
+        select_trainable(self.module, recipe.trainable)
         self.loss_weights = {
             "l1": recipe.l1_weight,
             "mse": recipe.mse_weight,
@@ -153,31 +135,40 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
         self.rng = random.Random(recipe.seed)
         self._losses = torch.compile(self._losses_eager) if recipe.compile else self._losses_eager
 
-    def next_batch(self) -> Batch:
-        side = self.recipe.side
-        images, masks = [], []
-        for number in range(self.recipe.batch_size):
-            scene = sample_scene(self.rng, things=MAX_THINGS if number % 2 else None)
-            image = draw_array(scene, side)
-            images.append(image)
-            masks.append((image != np.asarray(background(scene.background, side))).any(axis=2))
-        mask = torch.from_numpy(np.stack(masks))[:, None].float()
-        return Batch(to_tensor(images), 1 + (self.recipe.thing_weight - 1) * mask)
+    def _images(self, rng: random.Random, count: int) -> Tensor:
+        """Typical images, (count, 3, H, W) in [-1, 1]."""
+        images = self.source.images(rng, count)
+        if images is None:
+            raise RecipeError(f"data.kind {self.recipe.data.kind!r} has no images to train an autoencoder on")
+        return to_tensor(images)
 
-    def counts(self, batch: Batch) -> dict[str, float]:
-        weight = float(batch.weights.sum()) * 3
+    def next_batch(self) -> ImageBatch:
+        """The next images, on the CPU."""
+        drawn = self.source.masked_images(self.rng, self.recipe.batch_size)
+        if drawn is None:
+            raise RecipeError(f"data.kind {self.recipe.data.kind!r} has no images to train an autoencoder on")
+        images, masks = drawn
+        weights = 1 + (self.recipe.mask_weight - 1) * masks[:, None].astype(np.float32)
+        return ImageBatch(to_tensor(images), torch.from_numpy(weights), float(weights.sum(dtype=np.float64)))
+
+    def counts(self, batch: ImageBatch) -> dict[str, float]:
+        """Weights of all values of pixels, and images."""
+        weight = batch.total * 3
         return {"l1": weight, "mse": weight, "peak": weight, "kl": float(len(batch.pixels))}
 
-    def tokens(self, batch: Batch) -> int:
+    def tokens(self, batch: ImageBatch) -> int:
+        """Images."""
         return len(batch.pixels)
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        scale = self.module.config.downsample
+    def losses(self, batch: ImageBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Summed errors and divergence, scalars."""
+        scale, device = self.module.config.downsample, self.device
         images, _, height, width = batch.pixels.shape
-        noise = torch.randn(images, self.module.config.z_channels, height // scale, width // scale, generator=generator)
-        level = torch.rand(images, 1, 1, 1, generator=generator) * self.recipe.latent_noise
-        parts = self._losses(*(part.to(self.device) for part in (*batch, noise, level)))
-        return dict(zip(("l1", "mse", "peak", "kl"), parts, strict=True))
+        shape = (images, self.module.config.z_channels, height // scale, width // scale)
+        noise = torch.randn(shape, generator=generator, device=device)
+        level = torch.rand(images, 1, 1, 1, generator=generator, device=device) * self.recipe.latent_noise
+        pixels, weights = (part.to(device, non_blocking=True) for part in (batch.pixels, batch.weights))
+        return dict(zip(("l1", "mse", "peak", "kl"), self._losses(pixels, weights, noise, level), strict=True))
 
     def _losses_eager(self, pixels: Tensor, weights: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, ...]:
         mean, logvar = self.module.posterior(pixels)
@@ -187,7 +178,7 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
         decoded = self.module.decoder(mean + noise * (logvar.exp() + extra.square()).sqrt()).float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum()
         error = decoded - pixels
-        # A image is spoilt by the few places that are far off, which a mean hardly notices.
+        # An image is spoilt by the few places that are far off, which a mean hardly notices.
         peak = (F.avg_pool2d(error, 3, stride=1, padding=1).abs() - _UNSEEN).clamp_min(0).square()
         return (error.abs() * weights).sum(), (error.square() * weights).sum(), (peak * weights).sum(), kl
 
@@ -200,35 +191,37 @@ class AutoencoderTask(Task[Autoencoder, Batch]):
 
     @torch.no_grad()
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Writes the weights with a latent of unit variance: each channel's, and by scale and shift the whole's."""
-        if self.recipe.freeze_encoder:
-            save_checkpoint(folder, BagelConfig(vae=self.module.config), autoencoder=weights)
-            return
-        rng = random.Random(self.recipe.seed + 1)
-        images = [draw_array(sample_scene(rng), self.recipe.side) for _ in range(_STATISTICS_IMAGES)]
+        """Writes the weights with a latent of unit variance: each channel's, and by scale and shift the whole's. Where
+        some of them stay as they are, so does the latent.
+        """
         model = Autoencoder(self.module.config).to(self.device).eval()
-        model.load_state_dict(weights)
-        means = [model.posterior(to_tensor(images[i : i + 32]).to(self.device))[0] for i in range(0, len(images), 32)]
+        model.load_state_dict({**self.module.state_dict(), **weights})
+        if all(parameter.requires_grad for parameter in self.module.parameters()):
+            model = self._scaled(model)
+        save_checkpoint(folder, BagelConfig(vae=model.config), autoencoder=model.state_dict())
+
+    def _scaled(self, model: Autoencoder) -> Autoencoder:
+        images = self._images(random.Random(self.recipe.seed + 1), _STATISTICS_IMAGES)
+        means = [model.posterior(some.to(self.device))[0] for some in images.split(32)]
         latent = torch.cat(means).float().transpose(0, 1).flatten(1)
         gains = latent.std(dim=1).clamp_min(1e-6).reciprocal()
         scale_channels(model, gains)
-        vae = replace(
-            self.module.config,
-            shift_factor=round((latent * gains[:, None]).mean().item(), 6),
-            scale_factor=round(1 / (latent * gains[:, None]).std().item(), 6),
+        latent = latent * gains[:, None]
+        model.config = replace(
+            model.config,
+            shift_factor=round(latent.mean().item(), 6),
+            scale_factor=round(1 / latent.std().item(), 6),
         )
-        save_checkpoint(folder, BagelConfig(vae=vae), autoencoder=model.state_dict())
+        return model
 
     @torch.no_grad()
     def write_samples(self, path: Path, checkpoint: Path) -> None:
-        """Pictures above their reconstructions."""
+        """Writes images above their reconstructions."""
         model = load_autoencoder(checkpoint, device=self.device)
-        rng = random.Random(self.recipe.seed + 2)
-        images = [draw_array(sample_scene(rng), self.recipe.side) for _ in range(12)]
-        decoded = model.decode(model.encode(to_tensor(images).to(self.device)))
-        sheet = np.concatenate(
-            [np.concatenate(images, 1), np.concatenate(list(to_uint8(decoded.float()).cpu().numpy()), 1)]
-        )
+        images = self._images(random.Random(self.recipe.seed + 2), 12)
+        decoded = model.decode(model.encode(images.to(self.device))).float().cpu()
+        # Two rows of twelve images, each image's rows of pixels beside those of its neighbours.
+        sheet = np.concatenate([np.concatenate(list(to_uint8(row).numpy()), 1) for row in (images, decoded)])
         path.parent.mkdir(parents=True, exist_ok=True)
         image = Image.fromarray(sheet)
         image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)

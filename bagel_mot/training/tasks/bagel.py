@@ -4,91 +4,88 @@ from __future__ import annotations
 
 import copy
 import json
-import random
-from collections.abc import Mapping
-from dataclasses import replace
-from itertools import chain
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from bagel_mot.checkpoint.official import (
-    folder_of,
-    load_autoencoder,
-    load_checkpoint,
-    save_checkpoint,
-)
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE
-from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig, VitConfig
-from bagel_mot.data.documents import Builder, Dropout, PendingLatent
+from bagel_mot.checkpoint.names import official_name
+from bagel_mot.checkpoint.official import folder_of, load_autoencoder, load_checkpoint, save_checkpoint
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SETTINGS_FILES
+from bagel_mot.config import BagelConfig
+from bagel_mot.data.documents import SampleBuilder
 from bagel_mot.data.loader import Prefetcher
-from bagel_mot.data.packer import PackShape, PackStream, RawPack, pack_gauges
-from bagel_mot.data.sources.mini import MiniSource
-from bagel_mot.errors import RecipeError
-from bagel_mot.images import ImageTransform, latent_to_tokens
-from bagel_mot.inference.defaults import save_defaults
+from bagel_mot.data.packer import PackStream, TrainingPack, pack_gauges
+from bagel_mot.data.sources.base import Source
+from bagel_mot.errors import CheckpointError, RecipeError
+from bagel_mot.images import latent_to_tokens
+from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.defaults import Defaults, read_defaults, save_defaults
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.model.vae import Autoencoder
-from bagel_mot.sequence import PackSpec, Sample, TrainingLayout, Values, pack
+from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.tokenizer import Tokenizer
-from bagel_mot.training.activations import attention_of, checkpoint_activations
 from bagel_mot.training.checkpoints import checkpoint_folders, find
-from bagel_mot.training.initialise import initialise
 from bagel_mot.training.loop import DTYPES, Task
-from bagel_mot.training.objective import add_noise, compute_losses, draw_timesteps
-from bagel_mot.training.recipe import BagelModelRecipe, BagelRecipe
-from bagel_mot.training.samples import write_sheet
-from bagel_mot.worlds.mini.draw import draw
-from bagel_mot.worlds.mini.sampling import sample_scene
-from bagel_mot.worlds.mini.scene import WORLD
-from bagel_mot.worlds.mini.training_examples import corpus
+from bagel_mot.training.objective import (
+    add_noise,
+    attention_of,
+    checkpoint_activations,
+    compute_losses,
+    draw_timesteps,
+    loss_counts,
+)
+from bagel_mot.training.recipe import BagelRecipe, NewModel
+from bagel_mot.training.trainable import select_trainable
 
 _ENCODE_BATCH = 32
-_TOKENIZER_TEXTS = 60_000
 
 
-class Batch(NamedTuple):
-    """A pack on the device, with clean latents."""
+@dataclass
+class BagelBatch:
+    """A pack on the device that trains, its latents encoded; its counts were made before it left the host."""
 
     layout: TrainingLayout
     values: Values
+    counts: dict[str, float]
 
 
-class BagelTask(Task[BagelModel, Batch]):
+class BagelTask(Task[BagelModel, BagelBatch]):
     """Both losses over packs of documents."""
 
     def __init__(self, recipe: BagelRecipe) -> None:
         self.recipe = recipe
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
-        config, self.module, self.autoencoder, self.tokenizer = _build(recipe)
-        self._defaults = _defaults_of_beginning(recipe)
-        shift = config.timestep_shift if recipe.timestep_shift is None else recipe.timestep_shift
-        self.config = replace(config, timestep_shift=shift)
-        self.module.to(self.device).train().requires_grad_(True)
+        self.source = recipe.data.open(recipe.seed)
+        beginning = _begin(recipe, self.source)
+        self.module, self.autoencoder, self.tokenizer = beginning.model, beginning.autoencoder, beginning.tokenizer
+        shift = beginning.config.timestep_shift if recipe.timestep_shift is None else recipe.timestep_shift
+        self.config = replace(beginning.config, timestep_shift=shift)
+        self._settings_files = beginning.settings_files
+        self.module.to(self.device).train()
+        select_trainable(self.module, recipe.trainable, official_name)
+        for parameter in self.module.parameters():
+            if not parameter.requires_grad:  # it trains the others as it is in the checkpoints that are written
+                parameter.data.copy_(parameter.data.bfloat16())
         self.autoencoder.to(self.device).eval().requires_grad_(False)
-        special = self.tokenizer.special
-        self.spec = PackSpec.of(self.config, special)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
-        data, shape = recipe.data, recipe.pack
-        stride, patch = self.config.latent_stride, self.config.vit.patch_size
-        builder = Builder(
+        defaults = _settle_defaults(self._settings_files, recipe.defaults, self.config)
+        builder = SampleBuilder(
             self.tokenizer,
-            special,
-            ImageTransform(data.side, data.side, stride),
-            ImageTransform(data.side, data.side, patch),
-            stride,
-            patch,
-            Dropout(**recipe.dropout.model_dump()),
+            defaults.vae_transform,
+            defaults.vit_transform,
+            self.config.latent_stride,
+            self.config.vit.patch_size,
+            recipe.dropout,
         )
-        source = MiniSource(recipe.seed, side=data.side, mix=data.mix, copies=data.target_copies)
-        self.stream = PackStream(
-            source, builder, PackShape(shape.rows, shape.und, shape.gen, shape.buffer), recipe.seed
-        )
+        spec = PackSpec.of(self.config, self.tokenizer.special)
+        self.stream = PackStream(self.source, builder, spec, recipe.pack, recipe.seed)
         self._prefetcher = Prefetcher(self.stream)
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
@@ -103,193 +100,208 @@ class BagelTask(Task[BagelModel, Batch]):
 
     # ------------------------------------------------------------------------------------------------------------ data
 
-    def next_batch(self) -> Batch:
-        layout, values = self._pack(self._prefetcher.next_batch())
-        return Batch(layout.to(self.device), values.to(self.device))
-
-    def _pack(self, raw: RawPack) -> Batch:
-        """Encodes the images of a pack, each once, and lays the samples out."""
-        images: dict[int, Tensor] = {}
-        for row in raw.rows:
-            for sample in row:
-                for segment in sample.segments:
-                    if isinstance(segment, PendingLatent):
-                        images[id(segment.pixels)] = segment.pixels
-        latents = dict(zip(images, self.encode(list(images.values())), strict=True))
-        rows = []
-        for row in raw.rows:
-            samples = []
-            for sample in row:
-                segments = (
-                    s.with_latent(latents[id(s.pixels)]) if isinstance(s, PendingLatent) else s for s in sample.segments
-                )
-                samples.append(Sample(tuple(segments)))
-            rows.append(samples)
-        shape = self.recipe.pack
-        layout = pack(rows, self.spec, und_len=shape.und, gen_len=shape.gen)
-        return Batch(layout, Values.of(chain(*rows), self.spec))
+    def next_batch(self) -> BagelBatch:
+        """The next pack, on the device."""
+        return self.to_device(self._prefetcher.next_batch())
 
     @torch.no_grad()
-    def encode(self, images: list[Tensor]) -> list[Tensor]:
-        """Latent tokens (rows·columns, latent_dim) on the CPU of images (3, H, W), each at its own size.
+    def to_device(self, laid_out: TrainingPack) -> BagelBatch:
+        """Moves a pack to the device and encodes its images there."""
+        encoded = [torch.zeros(0, self.config.latent_dim, device=self.device)]
+        encoded += [self.encode(images) for images in laid_out.images]
+        latents = torch.cat(encoded)[laid_out.latent_source.to(self.device, non_blocking=True)]
+        timesteps = torch.zeros(len(laid_out.layout.latent_grids))
+        values = Values(laid_out.vit_patches, latents, timesteps).to(self.device)
+        counts = loss_counts(laid_out.layout, self.recipe.ce_reweight)
+        return BagelBatch(laid_out.layout.to(self.device), values, counts)
 
-        Images of one size run in batches of a fixed number, the last one filled up: a compiled encoder keeps its
-        shape.
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Latent tokens of images (n, 3, H, W) of one size: (n·rows·columns, latent_dim) float32 on the device.
+
+        They run in batches of a fixed number, the last one filled up: a compiled encoder keeps its shape.
         """
-        tokens: list[Tensor] = [torch.empty(0)] * len(images)
-        by_size: dict[tuple[int, ...], list[int]] = {}
-        for index, image in enumerate(images):
-            by_size.setdefault(tuple(image.shape), []).append(index)
-        for indices in by_size.values():
-            for start in range(0, len(indices), _ENCODE_BATCH):
-                chosen = indices[start : start + _ENCODE_BATCH]
-                batch = torch.stack([images[i] for i in chosen])
-                filled = torch.cat([batch, batch[:1].expand(_ENCODE_BATCH - len(chosen), -1, -1, -1)])
-                latent = self._encode(filled.to(self.device, DTYPES[self.recipe.precision])).float().cpu()
-                for i, one in zip(chosen, latent, strict=False):
-                    tokens[i] = latent_to_tokens(one, self.config.latent_patch_size)
-        return tokens
+        tokens: list[Tensor] = []
+        for some in images.split(_ENCODE_BATCH):
+            filled = torch.cat([some, some[:1].expand(_ENCODE_BATCH - len(some), -1, -1, -1)])
+            moved = filled.to(self.device, non_blocking=True).to(DTYPES[self.recipe.precision])
+            latents = self._encode(moved)[: len(some)].float()
+            tokens += [latent_to_tokens(latent, self.config.latent_patch_size) for latent in latents]
+        return torch.cat(tokens)
 
     def gauges(self) -> dict[str, float]:
+        """Samples that were too large, and shares of padding."""
         return pack_gauges(self._prefetcher.state_dict())
 
     def data_state(self) -> Any:
+        """The stream's place."""
         return self._prefetcher.state_dict()
 
     def load_data_state(self, state: Any) -> None:
+        """Puts the stream back to a place."""
         self._prefetcher.load_state_dict(state)
 
     def close(self) -> None:
+        """Ends the prefetching of packs."""
         self._prefetcher.close()
 
     # ---------------------------------------------------------------------------------------------------------- losses
 
-    def counts(self, batch: Batch) -> dict[str, float]:
-        layout = batch.layout
-        ce = float(layout.ce_weights.sum()) if self.recipe.ce_reweight else float(layout.ce_slots.numel())
-        return {"ce": ce, "mse": float(layout.noised[layout.latent_image].sum())}
+    def counts(self, batch: BagelBatch) -> dict[str, float]:
+        """Text targets, or their weights, and noised latent tokens."""
+        return batch.counts
 
-    def tokens(self, batch: Batch) -> int:
+    def tokens(self, batch: BagelBatch) -> int:
+        """Tokens that are not padding."""
         return batch.layout.num_tokens
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        layout, values = batch
-        images = len(layout.latent_grids)
-        timesteps = draw_timesteps(images, self.config.timestep_shift, generator).to(self.device)
-        noise = torch.randn(values.latents.shape, generator=generator).to(self.device)
-        noised = add_noise(layout, values, timesteps, noise)
-        losses = compute_losses(self.module, noised, self._attention(noised.layout))
+    def losses(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Summed cross-entropy and squared error, scalars."""
+        layout, latents = batch.layout, batch.values.latents
+        timesteps = draw_timesteps(len(layout.latent_grids), self.config.timestep_shift, generator)
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        noised = add_noise(layout, batch.values, timesteps, noise)
+        losses = compute_losses(self.module, noised, self._attention(layout))
         return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
 
     # ---------------------------------------------------------------------------------------------------------- output
 
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        tables = dict(self.module.named_buffers())
+        """Writes a whole checkpoint: averaged weights, those that stayed as they are, and the files beside them."""
         save_checkpoint(
             folder,
             self.config,
-            model={**weights, **tables},
+            model={**self.module.state_dict(), **weights},
             autoencoder=self.autoencoder.state_dict(),
             tokenizer=self.tokenizer,
         )
-        write_defaults(folder, self.config, self.recipe.data.side, self._defaults)
-        write_preview_images(folder, self.config)
+        for name, content in self._settings_files.items():
+            (folder / name).write_bytes(content)
 
     def write_samples(self, path: Path, checkpoint: Path) -> None:
-        write_sheet(path, checkpoint, self.recipe.data.side, str(self.device))
+        """Lets the source of the data show what a checkpoint has learned."""
+        self.source.write_samples(Bagel.from_pretrained(checkpoint, device=str(self.device)), path)
 
 
-def write_preview_images(folder: Path, config: BagelConfig) -> None:
-    """The sheet of typical images that previews are fitted to: 8 × 8 of the image world."""
-    side, rng = config.vae.downsample * 8, random.Random(0)
-    if side % WORLD:
-        return
-    sheet = Image.new("RGB", (8 * side, 8 * side))
-    for i in range(64):
-        sheet.paste(draw(sample_scene(rng), side), (i % 8 * side, i // 8 * side))
-    sheet.save(folder / PREVIEW_FILE, optimize=True)
+# ------------------------------------------------------------------------------------------------------- the beginning
 
 
-def write_defaults(folder: Path, config: BagelConfig, side: int, before: Mapping[str, Any]) -> None:
-    """The settings that suit a model trained on images of one size, for `Bagel` to read.
+@dataclass
+class _Beginning:
+    """A run's beginning. `settings_files`: contents of the files that hold a checkpoint's defaults, by name."""
 
-    Args:
-        folder: the checkpoint's folder.
-        config: the model's configuration.
-        side: the side of its images in pixels.
-        before: the settings of the checkpoint that the run began with, which stay.
-    """
-    transform = {"max_size": side, "min_size": side}
-    content = {
-        **before,
-        "generate": {**before.get("generate", {}), "size": [side, side]},
-        "vae_transform": transform,
-        "vit_transform": transform,
-    }
-    save_defaults(folder, config, content)
+    config: BagelConfig
+    model: BagelModel
+    autoencoder: Autoencoder
+    tokenizer: Tokenizer
+    settings_files: dict[str, bytes]
 
 
-def _beginning(recipe: BagelRecipe) -> Path | None:
-    """The checkpoint that a run goes on from: its own newest, or that of `init`; None for a new model."""
+def _begin(recipe: BagelRecipe, source: Source) -> _Beginning:
+    """A run's own newest checkpoint, else the checkpoint `init`, else a new model."""
     begun = checkpoint_folders(recipe.output)
-    if begun:
-        return begun[-1]
-    return None if recipe.init is None else find(recipe.init)
-
-
-def _defaults_of_beginning(recipe: BagelRecipe) -> dict[str, Any]:
-    """The settings of the checkpoint that a run goes on from, as they stand there; none for a new model."""
-    beginning = _beginning(recipe)
-    if beginning is None:
-        return {}
-    path = folder_of(beginning) / DEFAULTS_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} could not be read as JSON: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, dict) for value in found.values()):
-        raise RecipeError(f"{path} must hold an object of objects")
-    return found
-
-
-def _build(recipe: BagelRecipe) -> tuple[BagelConfig, BagelModel, Autoencoder, Tokenizer]:
-    """Network, autoencoder and tokenizer: from a checkpoint, or new."""
-    if (recipe.init is None) == (recipe.model is None):
-        raise RecipeError("a bagel recipe needs either init (a checkpoint to start from) or model (a new one)")
-    beginning = _beginning(recipe)
-    if beginning is not None:
+    if not begun and recipe.model is not None:
+        beginning = _new(recipe, recipe.model, source)
+    else:
         # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
-        loaded = load_checkpoint(beginning, precision=torch.float32)
-        if recipe.autoencoder is None or checkpoint_folders(recipe.output):
-            return loaded.config, loaded.model, loaded.autoencoder, loaded.tokenizer
-        autoencoder = load_autoencoder(find(recipe.autoencoder))
-        ours, theirs = loaded.config.vae, autoencoder.config
-        if (ours.z_channels, ours.downsample) != (theirs.z_channels, theirs.downsample):
-            raise RecipeError(
-                f"the autoencoder of {recipe.autoencoder} has {theirs.z_channels} latent channels, one for "
-                f"{theirs.downsample} pixels a side; the model of {recipe.init} takes {ours.z_channels} and "
-                f"{ours.downsample}"
-            )
-        return replace(loaded.config, vae=theirs), loaded.model, autoencoder, loaded.tokenizer
-    assert recipe.model is not None
-    if recipe.autoencoder is None:
-        raise RecipeError("a new model needs autoencoder: the folder of a trained one (config.json and ae.safetensors)")
-    autoencoder = load_autoencoder(find(recipe.autoencoder))
-    vae = autoencoder.config
-    tokenizer = Tokenizer.train(corpus(_TOKENIZER_TEXTS, recipe.seed), recipe.model.vocab_size)
-    config = _config(recipe.model, vae, tokenizer)
+        where = begun[-1] if begun else find(str(recipe.init))
+        loaded = load_checkpoint(where, precision=torch.float32)
+        files = _settings_files(folder_of(where))
+        beginning = _Beginning(loaded.config, loaded.model, loaded.autoencoder, loaded.tokenizer, files)
+        if recipe.autoencoder is not None and not begun:
+            _exchange_autoencoder(beginning, recipe)
+    return beginning
+
+
+def _exchange_autoencoder(beginning: _Beginning, recipe: BagelRecipe) -> None:
+    autoencoder = load_autoencoder(find(str(recipe.autoencoder)))
+    ours, theirs = beginning.config.vae, autoencoder.config
+    if (ours.z_channels, ours.downsample) != (theirs.z_channels, theirs.downsample):
+        raise RecipeError(
+            f"the autoencoder of {recipe.autoencoder} has {theirs.z_channels} latent channels, one for "
+            f"{theirs.downsample} pixels a side; the model of {recipe.init} takes {ours.z_channels} and "
+            f"{ours.downsample}"
+        )
+    beginning.config, beginning.autoencoder = replace(beginning.config, vae=theirs), autoencoder
+
+
+def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> _Beginning:
+    """An untrained model on a trained autoencoder, with a tokenizer trained on the source's texts."""
+    autoencoder = load_autoencoder(find(str(recipe.autoencoder)))
+    texts = source.texts()
+    if texts is None:
+        raise RecipeError(f"data.kind {recipe.data.kind!r} has no texts to train a new tokenizer on: start from init")
+    tokenizer = Tokenizer.train(texts, shape.decoder.vocab_size)
+    vocab = -(-tokenizer.vocab_size // 64) * 64
+    config = BagelConfig(
+        decoder=replace(shape.decoder, vocab_size=vocab),
+        vit=shape.vit,
+        vae=autoencoder.config,
+        max_latent_size=shape.max_latent_size,
+        vit_max_num_patch_per_side=shape.vit.side,
+    )
     model = BagelModel(config)
     initialise(model, torch.Generator().manual_seed(recipe.seed))
-    return config, model, autoencoder, tokenizer
+    files: dict[str, bytes] = {}
+    if (sheet := source.preview_images(config.vae.downsample * 8)) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            sheet.save(path := Path(folder) / PREVIEW_FILE, optimize=True)
+            files[PREVIEW_FILE] = path.read_bytes()
+    return _Beginning(config, model, autoencoder, tokenizer, files)
 
 
-def _config(recipe: BagelModelRecipe, vae: VaeConfig, tokenizer: Tokenizer) -> BagelConfig:
-    vocab = -(-tokenizer.vocab_size // 64) * 64
-    vit = recipe.vit
-    return BagelConfig(
-        decoder=DecoderConfig(**recipe.decoder.model_dump(), vocab_size=vocab),
-        vit=VitConfig(**vit.model_dump(), image_size=vit.patch_size * recipe.max_latent_size),
-        vae=vae,
-        max_latent_size=recipe.max_latent_size,
-        vit_max_num_patch_per_side=recipe.max_latent_size,
-    )
+def _settle_defaults(files: dict[str, bytes], changes: dict[str, dict[str, Any]], config: BagelConfig) -> Defaults:
+    """The trained model's default settings and transforms, as inference will read them.
+
+    Args:
+        files: contents of the files that hold them; changed where the recipe says so, and only there.
+        changes: the recipe's `defaults`, by section.
+        config: the model's configuration.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)
+        try:
+            defaults = read_defaults(folder, config)
+            if changes:
+                before = json.loads(files.get(DEFAULTS_FILE, b"{}"))
+                merged = {section: {**before.get(section, {}), **values} for section, values in changes.items()}
+                save_defaults(folder, config, {**before, **merged})
+                files |= _settings_files(folder)
+                defaults = read_defaults(folder, config)
+            return defaults
+        except CheckpointError as error:
+            raise RecipeError(f"the trained model's {str(error).replace(f'{folder}/', '')}") from error
+
+
+def _settings_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in SETTINGS_FILES if (folder / name).exists()}
+
+
+@torch.no_grad()
+def initialise(model: BagelModel, generator: torch.Generator) -> None:
+    """Normal weights of deviation 1/√fan_in, zero biases, unit norms; the gen expert starts as a copy of the und
+    expert.
+
+    What writes into the residual stream (o, down) starts smaller by √(2·layers), and both output heads start at zero,
+    so that the first predictions are uniform text and zero velocity.
+    """
+    residual = (2 * model.config.decoder.num_layers) ** -0.5
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            scale = module.in_features**-0.5
+            if name.endswith((".o", ".down")):
+                scale *= residual
+            module.weight.normal_(0.0, scale, generator=generator)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            # As large as the fixed sin-cos tables (unit scale), so that neither drowns the other.
+            module.weight.normal_(0.0, 0.5, generator=generator)
+    model.decoder.lm_head.weight.zero_()
+    model.latent_out.weight.zero_()
+    for layer in model.decoder.layers:
+        assert isinstance(layer, DecoderLayer)
+        layer.gen.load_state_dict(layer.und.state_dict())
+    model.decoder.norm_gen.load_state_dict(model.decoder.norm.state_dict())

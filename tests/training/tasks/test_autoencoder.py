@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bagel_mot.checkpoint.official import load_autoencoder
+from bagel_mot.config import parse
 from bagel_mot.errors import RecipeError
 from bagel_mot.training.checkpoints import latest, load_latest
 from bagel_mot.training.loop import train
@@ -33,18 +35,21 @@ def make(tmp_path: Path) -> Make:
             "batch_size": 2,
             "precision": "float32",
             "device": "cpu",
+            "data": {"kind": "mini"},
             "model": {"ch": 32, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 4},
             "optimizer": {"lr": 1e-3, "eps": 1e-8},
             "ema": 0.0,
         }
-        return AutoencoderRecipe.model_validate({**raw, **changes})
+        if "init" in changes:
+            raw["model"] = None
+        return parse(AutoencoderRecipe, {**raw, **changes}, "recipe", RecipeError)
 
     return recipe
 
 
 def _images(count: int) -> torch.Tensor:
     rng = random.Random(11)
-    return to_tensor([draw_array(sample_scene(rng)) for _ in range(count)])
+    return to_tensor(np.stack([draw_array(sample_scene(rng)) for _ in range(count)]))
 
 
 def test_the_latent_is_scaled_to_unit_variance_and_samples_are_drawn(make: Make) -> None:
@@ -61,7 +66,7 @@ def test_the_latent_is_scaled_to_unit_variance_and_samples_are_drawn(make: Make)
 def test_a_frozen_encoder_keeps_its_latents(make: Make, tmp_path: Path) -> None:
     first = make()
     before = train(first, AutoencoderTask)
-    second = make(output=tmp_path / "decoder", init=str(first.output), freeze_encoder=True)
+    second = make(output=tmp_path / "decoder", init=str(first.output), trainable=["decoder.*"])
     after = train(second, AutoencoderTask)
     old, new = load_autoencoder(before), load_autoencoder(after)
     images = _images(2)
@@ -77,7 +82,13 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
     vae = load_autoencoder(latest(run)).config
     scale = torch.tensor([vae.scale_factor, vae.shift_factor])
     averages = {f"ema.{name}": value for name, value in state["ema"]["average"].items()}
-    return {**state["module"], **averages, "scale": scale, "random": torch.tensor(state["data"][1])}
+    return {
+        **state["module"],
+        **averages,
+        **load_autoencoder(latest(run)).state_dict(),
+        "scale": scale,
+        "random": torch.tensor(state["data"][1]),
+    }
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -85,7 +96,13 @@ def test_stopped_and_resumed(make: Make, tmp_path: Path, frozen: bool) -> None:
     """Though the run it was made from is gone."""
     first = make(output=tmp_path / "first", steps=1)
     train(first, AutoencoderTask)
-    changes = {"init": str(first.output), "freeze_encoder": frozen, "steps": 3, "latent_noise": 0.3, "ema": 0.5}
+    changes = {
+        "init": str(first.output),
+        "trainable": ["decoder.*"] if frozen else ["*"],
+        "steps": 3,
+        "latent_noise": 0.3,
+        "ema": 0.5,
+    }
     whole, parts = (make(output=tmp_path / name, **changes) for name in ("whole", "parts"))
     train(whole, AutoencoderTask)
     train(parts, AutoencoderTask, stop_after=1)
@@ -121,7 +138,7 @@ def test_a_wider_latent_reconstructs_about_what_it_did(make: Make, tmp_path: Pat
     first = make()
     before = train(first, AutoencoderTask)
     narrow = load_autoencoder(before)
-    wide = AutoencoderTask(make(output=tmp_path / "wide", init=str(first.output), model={"z_channels": 6})).module
+    wide = AutoencoderTask(make(output=tmp_path / "wide", init=str(first.output), z_channels=6)).module
     images = _images(8)
     with torch.no_grad():
         mean, logvar = wide.posterior(images)
@@ -131,7 +148,7 @@ def test_a_wider_latent_reconstructs_about_what_it_did(make: Make, tmp_path: Pat
         old = narrow.decode(narrow.encode(images))
         assert (wide.decoder(mean) - old).abs().mean() < 0.2 * old.abs().mean()
     with pytest.raises(RecipeError, match="z_channels is 2"):
-        AutoencoderTask(make(output=tmp_path / "narrow", init=str(first.output), model={"z_channels": 2}))
+        AutoencoderTask(make(output=tmp_path / "narrow", init=str(first.output), z_channels=2))
 
 
 def test_what_a_beginning_cannot_change_is_refused(make: Make, tmp_path: Path) -> None:
@@ -141,13 +158,24 @@ def test_what_a_beginning_cannot_change_is_refused(make: Make, tmp_path: Path) -
     def begin(**changes: Any) -> AutoencoderTask:
         return AutoencoderTask(make(output=tmp_path / "next", init=str(first.output), **changes))
 
-    with pytest.raises(RecipeError, match=r"model.ch is 64, but the autoencoder of init, .*, has 32"):
+    with pytest.raises(RecipeError, match="either init .* or model .* is needed, and not both"):
         begin(model={"ch": 64, "z_channels": 4})
-    with pytest.raises(RecipeError, match="z_channels is 6, but an encoder that is frozen keeps its 4"):
-        begin(model={"z_channels": 6}, freeze_encoder=True)
-    assert begin(model={"ch": 32, "ch_mult": [1, 1, 1, 1]}).module.config.z_channels == 4  # not the 16 of a new one
-    with pytest.raises(ValueError, match="name is 'muon'"):
+    with pytest.raises(RecipeError, match="z_channels widens the latent of init"):
+        make(z_channels=6)
+    assert begin().module.config.z_channels == 4  # not the 16 of a new one
+    with pytest.raises(RecipeError, match="optimizer.name is 'muon'"):
         begin(optimizer={"name": "muon"})
+
+
+def test_a_latent_stays_where_its_decoder_does(make: Make, tmp_path: Path) -> None:
+    """Scaling it would change both ends, and one of them is to stay."""
+    first = make()
+    before = load_autoencoder(train(first, AutoencoderTask))
+    folder = train(make(output=tmp_path / "next", init=str(first.output), trainable=["encoder.*"]), AutoencoderTask)
+    after = load_autoencoder(folder)
+    assert after.config == before.config
+    assert all(torch.equal(p, q) for p, q in zip(before.decoder.parameters(), after.decoder.parameters(), strict=True))
+    assert not torch.equal(before.encoder.conv_in.weight, after.encoder.conv_in.weight)
 
 
 def test_latent_noise_raises_the_loss_in_proportion_to_the_spread(make: Make) -> None:
@@ -163,7 +191,7 @@ def test_latent_noise_raises_the_loss_in_proportion_to_the_spread(make: Make) ->
 
 def test_only_errors_that_stand_out_are_peaks(make: Make) -> None:
     """The squared excess over 0.08 of the error averaged over 3 × 3 pixels, by brute force."""
-    task = AutoencoderTask(make(thing_weight=4.0))
+    task = AutoencoderTask(make(mask_weight=4.0))
     batch = task.next_batch()
     peak = float(task.losses(batch, torch.Generator().manual_seed(0))["peak"].detach())
     generator = torch.Generator().manual_seed(0)
@@ -180,7 +208,7 @@ def test_only_errors_that_stand_out_are_peaks(make: Make) -> None:
 
 
 def test_things_weigh_more_by_pixel(make: Make) -> None:
-    task = AutoencoderTask(make(thing_weight=4.0))
+    task = AutoencoderTask(make(mask_weight=4.0))
     batch = task.next_batch()
     assert set(batch.weights.unique().tolist()) == {1.0, 4.0}
     assert 0.01 < (batch.weights == 4).float().mean() < 0.7

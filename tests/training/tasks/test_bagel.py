@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,33 +12,39 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bagel_mot.checkpoint.official import load_checkpoint, save_checkpoint
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE
 from bagel_mot.config import BagelConfig, load_config
-from bagel_mot.data.documents import ImagePart
-from bagel_mot.data.packer import RawPack
+from bagel_mot.data.documents import ImagePart, IndexedSample
+from bagel_mot.data.packer import lay_out
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference import loading
+from bagel_mot.inference.defaults import read_defaults
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import TextSegment
 from bagel_mot.training.checkpoints import STATE_FILE
-from bagel_mot.training.loop import _backward
-from bagel_mot.training.objective import add_noise, compute_losses, draw_timesteps
+from bagel_mot.training.loop import Run, _backward, step_seed
+from bagel_mot.training.objective import add_noise, compute_losses, draw_timesteps, loss_counts
 from bagel_mot.training.optimizer import Optimizers
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.tasks import bagel as unified
-from bagel_mot.training.tasks.bagel import BagelTask
+from bagel_mot.training.tasks.bagel import BagelBatch, BagelTask
 
 Make = Callable[..., BagelRecipe]
 
 
+def _batch(task: BagelTask, rows: list[list[IndexedSample]]) -> BagelBatch:
+    return task.to_device(lay_out(rows, task.stream.spec, replace(task.recipe.pack, rows=len(rows))))
+
+
 def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     task = BagelTask(recipe(pack={"rows": 4}, ce_weight=0.5))
-    raw = task.stream.next_batch()
-    whole = task._pack(raw)
-    halves = [task._pack(RawPack(raw.rows[:2])), task._pack(RawPack(raw.rows[2:]))]
+    raw = task.stream.next_rows()
+    whole = _batch(task, raw)
+    halves = [_batch(task, raw[:2]), _batch(task, raw[2:])]
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(whole.values.latents.shape, generator=generator)
     times = torch.rand(len(whole.layout.latent_grids), generator=generator)
@@ -53,7 +58,7 @@ def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.Monkey
     gradients, means = [], []
     for packs in ([whole], halves):
         task.module.zero_grad()
-        means.append(_backward(task, packs, generator, torch.float32))
+        means.append({n: float(v) for n, v in _backward(task, packs, generator, torch.float32).items()})
         gradients.append(torch.cat([p.grad.flatten() for p in task.module.parameters() if p.grad is not None]))
     assert given == []
     assert means[0] == pytest.approx(means[1], rel=1e-4)
@@ -71,13 +76,13 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
     optimizers = Optimizers(task.module.named_parameters(), made.optimizer)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
-        batch = task._pack(task.stream.next_batch())
+        batch = task.to_device(task.stream.next_batch())
         layout = batch.layout
         kinds = {"vit": layout.vit_slots, "text loss": layout.ce_slots, "latents": layout.latent_slots}
         assert {name for name, slots in kinds.items() if slots.numel() == 0} == absent
         means = _backward(task, [batch], generator, torch.float32)
         assert {name for name, mean in means.items() if mean > 0} == ({"ce"} if "latents" in absent else {"mse"})
-        assert math.isfinite(optimizers.step(1.0))
+        assert torch.isfinite(optimizers.step(1.0))
     moved = {name for name, p in task.module.named_parameters() if not torch.equal(p, before[name])}
     assert any(".und." in name for name in moved)
     assert any(".gen." in name for name in moved) == ("latents" not in absent)
@@ -85,7 +90,7 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
 
 def test_a_pack_of_one_sample_trains(recipe: Make) -> None:
     task = BagelTask(recipe())
-    batch = task._pack(RawPack([[task.stream.sample(0)], []]))
+    batch = _batch(task, [[task.stream.sample(0)], []])
     sums = task.losses(batch, torch.Generator().manual_seed(0))
     assert all(torch.isfinite(value) for value in sums.values())
 
@@ -95,11 +100,12 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
     task = BagelTask(recipe(pack={"rows": 1, "und": 600, "gen": 400}))
     torch.nn.init.normal_(task.module.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(task.module.latent_out.weight, std=0.1)
-    raw = task.stream.next_batch()
-    samples = raw.rows[0][:4]
+    raw = task.stream.next_rows()
+    samples = raw[0][:4]
 
-    def predictions(rows: list[list[object]]) -> tuple[Tensor, Tensor]:
-        layout, values = task._pack(RawPack(rows))  # type: ignore[arg-type]
+    def predictions(rows: list[list[IndexedSample]]) -> tuple[Tensor, Tensor]:
+        batch = _batch(task, rows)
+        layout, values = batch.layout, batch.values
         times = torch.full((len(layout.latent_grids),), 0.5)
         noise = torch.ones_like(values.latents)
         noised = add_noise(layout, values, times, noise)
@@ -157,13 +163,7 @@ def test_a_run_takes_over_another_autoencoder(recipe: Make, tmp_path: Path) -> N
     found = load_checkpoint(second)
     assert found.config.vae == task.autoencoder.config
     assert (found.config.vae.scale_factor, found.config.vae.ch_mult) == (0.7, (1, 1, 1, 2))
-    side = {"max_size": 64, "min_size": 64}
-    assert json.loads((second / DEFAULTS_FILE).read_text()) == {
-        "generate": {"num_timesteps": 25, "size": [64, 64]},
-        "edit": {"cfg_image_scale": 1.5},
-        "vae_transform": side,
-        "vit_transform": side,
-    }
+    assert (second / DEFAULTS_FILE).read_bytes() == (folder / DEFAULTS_FILE).read_bytes()
     with pytest.raises(RecipeError, match="has 6 latent channels, one for 8 pixels a side; the model of .* 4 and 8"):
         begin(autoencoder("other", z_channels=6))
 
@@ -195,7 +195,7 @@ def test_the_timestep_shift_is_that_of_the_recipe_or_of_the_checkpoint(
 
     def shift_of(**changes: object) -> float:
         task = BagelTask(recipe(**changes))
-        task.losses(task._pack(task.stream.next_batch()), torch.Generator().manual_seed(0))
+        task.losses(task.to_device(task.stream.next_batch()), torch.Generator().manual_seed(0))
         task.write_weights(folder := tmp_path / f"{len(drawn)}", dict(task.module.named_parameters()))
         assert load_config(folder).timestep_shift == drawn[-1]
         return drawn[-1]
@@ -209,4 +209,129 @@ def test_the_timestep_shift_is_that_of_the_recipe_or_of_the_checkpoint(
 
 def test_the_wrong_recipe_is_refused(recipe: Make) -> None:
     with pytest.raises(RecipeError, match="either init"):
-        BagelTask(recipe(init="somewhere"))
+        recipe(init="somewhere")
+    with pytest.raises(RecipeError, match="a new model needs autoencoder"):
+        recipe(autoencoder=None)
+
+
+# Operations for which the host waits for a device: to read a value, or to learn how large a result is.
+WAITING = {
+    "aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select",
+    "aten::unique_consecutive", "aten::_unique2", "aten::bincount",
+}  # fmt: skip
+
+
+class Waits(TorchDispatchMode):
+    """Counts what the host would wait for, were the tensors on a GPU; the counters of AdamW are always on the host."""
+
+    def __init__(self, on_host: Callable[[], set[int]]) -> None:
+        super().__init__()
+        self.on_host, self.found = on_host, []  # type: ignore[var-annotated]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        indices = args[1] if name in ("aten::index", "aten::index_put_", "aten::index_put") else ()
+        by_mask = any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+        unsized = name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if (name in WAITING or by_mask or unsized) and id(args[0]) not in self.on_host():
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_until_it_is_reported(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe(accumulate=2, ce_reweight=True, attention="sdpa", activation_checkpointing=True)
+    run = Run(made, BagelTask)
+    for name in ("tolist", "cpu", "numpy"):
+        real = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda self, *a, r=real, n=name: (seen.append(n), r(self, *a))[1])
+    seen: list[str] = []
+    run.advance()  # everything is made that is made once
+    packs = [run.task._prefetcher.next_batch() for _ in range(2)]
+    counts = iter([loss_counts(pack.layout, True) for pack in packs])
+    monkeypatch.setattr(run.task._prefetcher, "next_batch", lambda: packs.pop(0))
+    monkeypatch.setattr(unified, "loss_counts", lambda *_: next(counts))  # made on the host, before the pack leaves it
+    seen.clear()
+
+    def on_host() -> set[int]:
+        states = (state for one in run.optimizers.optimizers for state in one.state.values())
+        return {id(state["step"]) for state in states if "step" in state}
+
+    with Waits(on_host) as waits:
+        run.advance()
+        assert waits.found == []
+        assert seen == []
+        run.settle()
+    assert seen == ["tolist"]  # all numbers of all steps, at once
+    assert {"ce", "mse", "grad_norm", "lr"} <= run.averages.take().keys()
+    run.task.close()
+
+
+def test_noise_is_a_steps_own_whatever_came_before(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So exact resuming needs no random state."""
+    drawn: dict[int, list[Tensor]] = {}
+
+    def draw(images: int, shift: float, generator: torch.Generator) -> Tensor:
+        assert generator.initial_seed() == step_seed(5, run.step)
+        drawn.setdefault(run.step, []).append(times := draw_timesteps(images, shift, generator))
+        return times
+
+    monkeypatch.setattr(unified, "draw_timesteps", draw)
+    run = Run(recipe(accumulate=2), BagelTask)
+    for _ in range(2):
+        run.advance()
+    run.task.close()
+    [[a, b], [c, d]] = drawn.values()
+    assert len({tuple(times.tolist()) for times in (a, b, c, d)}) == 4
+
+
+DEFAULTS = {"generate": {"num_timesteps": 7, "size": [32, 48]}, "ask": {"temperature": 0.9}}
+
+
+def _with_defaults(tmp_path: Path, golden: Any) -> Path:
+    folder = Path(shutil.copytree(golden.checkpoint, tmp_path / "given"))
+    (folder / DEFAULTS_FILE).write_text(json.dumps(DEFAULTS))
+    (folder / "generation_config.json").write_text('{"top_k": 1}')
+    return folder
+
+
+def test_fine_tuning_leaves_a_checkpoints_own_defaults(recipe: Make, tmp_path: Path, golden: Any) -> None:
+    folder = _with_defaults(tmp_path, golden)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    given = {"model": None, "autoencoder": None, "init": str(folder), "trainable": ["connector.*"]}
+    task = BagelTask(recipe(**given))
+    transform = read_defaults(folder, task.config).vae_transform
+    assert task.stream.builder.vae_transform == transform  # images are resized as the checkpoint does, not the data
+    task.write_weights(after := tmp_path / "after", {})
+    written = {path.name for path in after.glob("*.json")}
+    for name in (DEFAULTS_FILE, "generation_config.json"):
+        assert (after / name).read_bytes() == before[name]
+    assert PREVIEW_FILE not in {path.name for path in after.iterdir()}
+    assert written <= before.keys()
+    assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == before
+
+    changed = recipe(
+        **given, defaults={"generate": {"size": [64, 64]}, "vae_transform": {"max_size": 64, "min_size": 32}}
+    )
+    task = BagelTask(changed)
+    assert (task.stream.builder.vae_transform.max_size, task.stream.builder.vae_transform.min_size) == (64, 32)
+    task.write_weights(after, {})
+    assert json.loads((after / DEFAULTS_FILE).read_text()) == {
+        "generate": {"num_timesteps": 7, "size": [64, 64]},
+        "ask": {"temperature": 0.9},
+        "vae_transform": {"max_size": 64, "min_size": 32},
+    }
+
+
+@pytest.mark.parametrize(
+    ("defaults", "message"),
+    [
+        ({"generate": {"size": [50, 50]}}, "the trained model's bagel_defaults.json: size is 50×50"),
+        ({"generates": {}}, "the trained model's bagel_defaults.json must hold an object with no keys but"),
+    ],
+)
+def test_defaults_that_no_model_could_have_are_refused(
+    recipe: Make, tmp_path: Path, golden: Any, defaults: dict[str, Any], message: str
+) -> None:
+    init = str(_with_defaults(tmp_path, golden))
+    with pytest.raises(RecipeError, match=message):
+        BagelTask(recipe(model=None, autoencoder=None, init=init, defaults=defaults))

@@ -1,4 +1,4 @@
-"""`python -m bagel_mot.training.embed RUN`: makes a training run's newest checkpoint the embedded model.
+"""`python recipes/embed.py RUN`: makes a training run's newest checkpoint the embedded model.
 
 The autoencoder may come from a run of its own that sharpened the decoder alone. The settings in `bagel_defaults.json`
 were chosen for `mini`, not by a run: they stay.
@@ -43,7 +43,7 @@ def embed(run: Path, autoencoder: Path | None = None, folder: Path = MINI_FOLDER
         if not same or images.config != checkpoint.config.vae:
             raise CheckpointError(
                 f"the encoder or the scale of {autoencoder} is not the one that {run} was trained on: "
-                "train the decoder alone, with freeze_encoder"
+                "train the decoder alone, with trainable: [decoder.*]"
             )
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         save_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import torch
 from bagel_mot.checkpoint.official import load_autoencoder, load_checkpoint, save_checkpoint
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError
-from bagel_mot.training.embed import embed
 
-CHECKPOINT = Path(__file__).parent.parent / "golden" / "checkpoint"
+CHECKPOINT = Path(__file__).parent / "golden" / "checkpoint"
+embed = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "embed.py"))["embed"]
 
 
 def _changed_autoencoder(folder: Path, part: str) -> Path:

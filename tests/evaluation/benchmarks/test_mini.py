@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bagel_mot.errors import SettingError
-from bagel_mot.evaluation.benchmarks.mini import JUDGE_ROWS, ROWS, Row, evaluate, pick_rows, rows_of, summary, wilson
+from bagel_mot.evaluation.benchmarks.mini import JUDGE_ROWS, ROWS, Score, evaluate, pick_rows, rows_of, summary, wilson
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.items import ask_items, draw_items, edit_items, riddle_items
 from bagel_mot.worlds.mini.sampling import sample_scene
@@ -119,7 +119,7 @@ def test_the_judge_is_judged_through_the_autoencoder(factor: int, share: float) 
 
 def test_known_rows_are_not_run_again() -> None:
     bagel: Any = Idle()
-    known = {"draw/colours": Row("draw/colours", 3, ITEMS, 1.0)}
+    known = {"draw/colours": Score("draw/colours", 3, ITEMS, 1.0)}
     written: list[dict[str, Any]] = []
     report = evaluate(bagel, rows=["draw/colours", "ask/count"], items=ITEMS, known=known, on_row=written.append)
     assert [row["right"] for row in report["rows"].values()] == [3, 0]
@@ -143,5 +143,5 @@ def test_wilson_interval() -> None:
 
 
 def test_the_summary_leaves_out_groups_that_did_not_run() -> None:
-    rows = [Row("riddle/draw thinking", 3, 4, 1.0), Row("ask/count", 1, 2, 1.0)]
+    rows = [Score("riddle/draw thinking", 3, 4, 1.0), Score("ask/count", 1, 2, 1.0)]
     assert summary(rows) == {"mean of all rows": 0.625}

@@ -1,0 +1,48 @@
+"""A recipe's `data` section opens a source; hooks that a source lacks are left out."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from bagel_mot.data.documents import Document
+from bagel_mot.data.sources import SOURCES, read_source_config
+from bagel_mot.data.sources.base import Source
+from bagel_mot.data.sources.mini import MiniConfig
+from bagel_mot.worlds.mini.draw import draw_array
+from bagel_mot.worlds.mini.sampling import sample_scene
+
+
+def test_the_kind_selects_a_type() -> None:
+    assert read_source_config({"kind": "mini", "side": 128}) == MiniConfig(side=128)
+    for content in ({}, {"kind": "minni"}, {"kind": ["mini"]}):
+        with pytest.raises(ValueError, match="which no source of data has; (did you mean|there are) mini"):
+            read_source_config(content)
+    assert all(kind == made().kind for kind, made in SOURCES.items())
+
+
+def test_a_source_needs_no_hooks() -> None:
+    class Bare(Source):
+        def __call__(self, index: int) -> Document:
+            return []
+
+    source, rng = Bare(), random.Random(0)
+    assert source.texts() is source.images(rng, 1) is source.masked_images(rng, 1) is source.preview_images(64) is None
+
+
+def test_the_toy_worlds_hooks_repeat_themselves() -> None:
+    source = MiniConfig().open(4)
+    first, again = (source.texts() for _ in range(2))
+    assert [next(first) for _ in range(20)] == [next(again) for _ in range(20)]
+    images, masks = source.masked_images(random.Random(2), 4)
+    assert (images.shape, images.dtype, masks.shape, masks.dtype) == ((4, 64, 64, 3), np.uint8, (4, 64, 64), np.bool_)
+    assert 0.01 < masks.mean() < 0.7
+    assert masks[1::2].mean() > masks[::2].mean()  # every second one is full
+    rng = random.Random(3)
+    assert np.array_equal(source.images(random.Random(3), 2)[1], [draw_array(sample_scene(rng)) for _ in range(2)][1])
+    sheet = source.preview_images(64)
+    assert sheet is not None
+    assert sheet.size == (512, 512)
+    assert source.preview_images(63) is None
