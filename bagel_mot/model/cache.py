@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from bagel_mot.sequence import Segment
 
 _SMALLEST_CHUNK = 64
+_SLAB = 8192  # tokens
 
 
 class CacheSpec(NamedTuple):
@@ -30,31 +31,81 @@ class CacheSpec(NamedTuple):
 
     Attributes:
         kv_heads: the number of KV heads computed in this process.
-        head_dim: numbers in a key or value.
+        head_dim: the number of channels of a key or value.
         dtype: the precision of keys and values.
         devices: the device of each layer.
+        pool: shares slabs between contexts, so that their next tokens can be computed in one call of attention; without
+            it each chunk has memory of its own.
     """
 
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
     devices: tuple[torch.device, ...]
+    pool: CachePool | None = None
 
 
-class Chunk:
-    """Memory for `capacity` tokens in all layers: `layers` are (2, kv_heads, capacity, head_dim) each, keys first, and
-    stand where their layer computes. Layers of one device share one block.
+class Slab:
+    """Memory for `capacity` tokens in all layers: `layers` are (2, kv_heads, capacity, head_dim) each, keys first, on
+    their layer's device. Layers of one device share one block.
     """
 
     def __init__(self, spec: CacheSpec, capacity: int) -> None:
-        self.capacity = capacity
-        self.views: WeakSet[View] = WeakSet()
         shape = (2, spec.kv_heads, capacity, spec.head_dim)
         blocks = {
             device: iter(torch.empty(count, *shape, dtype=spec.dtype, device=device).unbind())
             for device, count in Counter(spec.devices).items()
         }
         self.layers: tuple[Tensor, ...] = tuple(next(blocks[device]) for device in spec.devices)
+        self._free = [(0, capacity)]  # ranges of slots, in order
+
+    def take(self, tokens: int) -> int | None:
+        """The first of `tokens` neighbouring slots, which are in use from now on; None where there are none."""
+        for index, (start, stop) in enumerate(self._free):
+            if stop - start >= tokens:
+                self._free[index] = (start + tokens, stop)
+                return start
+        return None
+
+    def release(self, start: int, stop: int) -> None:
+        """Makes a range of slots free again."""
+        merged: list[tuple[int, int]] = []
+        for begin, end in sorted([*self._free, (start, stop)]):
+            if merged and merged[-1][1] == begin:
+                begin = merged.pop()[0]
+            merged.append((begin, end))
+        self._free = merged
+
+
+class CachePool:
+    """The slabs in which chunks are placed. A slab lives as long as a chunk in it."""
+
+    def __init__(self) -> None:
+        self._slabs: WeakSet[Slab] = WeakSet()
+
+    def place(self, spec: CacheSpec, tokens: int) -> tuple[Slab, int]:
+        """A slab and the first of `tokens` slots in it."""
+        for slab in self._slabs:
+            if (start := slab.take(tokens)) is not None:
+                return slab, start
+        slab = Slab(spec, max(tokens, _SLAB))
+        self._slabs.add(slab)
+        slab.take(tokens)
+        return slab, 0
+
+
+class Chunk:
+    """Room for `capacity` tokens in a slab, from slot `first` on. `layers` are (2, kv_heads, capacity, head_dim) each,
+    keys first.
+    """
+
+    def __init__(self, spec: CacheSpec, capacity: int) -> None:
+        self.capacity, self.pooled = capacity, spec.pool is not None
+        self.views: WeakSet[View] = WeakSet()
+        self.slab, self.first = spec.pool.place(spec, capacity) if spec.pool else (Slab(spec, capacity), 0)
+        self.layers = tuple(layer[:, :, self.first : self.first + capacity] for layer in self.slab.layers)
+        if self.pooled:
+            finalize(self, self.slab.release, self.first, self.first + capacity)
 
     @property
     def nbytes(self) -> int:
@@ -62,7 +113,7 @@ class Chunk:
 
     @property
     def used(self) -> int:
-        """Tokens that some living view looks at; room behind them may be written."""
+        """The number of tokens that some living view looks at; room behind them may be written."""
         return max((view.stop for view in self.views), default=0)
 
 
@@ -108,9 +159,12 @@ class KVReservation:
 
     def visible(self, layer: int, stop: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values, (kv_heads, n, head_dim) each, of the context and the first `stop` tokens of this tail."""
-        seen = [(view.chunk.layers[layer], view.stop) for view in self.views_after[:-1]]
-        seen.append((self.chunk.layers[layer], self.start + stop))
-        return [(pair[0, :, :end], pair[1, :, :end]) for pair, end in seen]
+        layers = ((chunk.layers[layer], end) for chunk, end in self.parts(stop))
+        return [(pair[0, :, :end], pair[1, :, :end]) for pair, end in layers]
+
+    def parts(self, stop: int) -> list[tuple[Chunk, int]]:
+        """The chunks with the context and the first `stop` tokens of this tail, and how many tokens of each."""
+        return [*((view.chunk, view.stop) for view in self.views_after[:-1]), (self.chunk, self.start + stop)]
 
 
 class Context:

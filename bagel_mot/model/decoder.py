@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bagel_mot.config import DecoderConfig
 from bagel_mot.model.attention import Attend, Attention
-from bagel_mot.model.cache import CacheSpec
+from bagel_mot.model.cache import CachePool, CacheSpec
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (T, 1, head_dim) float32 each
 
@@ -142,6 +142,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self._cache_pool = CachePool()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -155,9 +156,13 @@ class Decoder(nn.Module):
 
     @property
     def cache_spec(self) -> CacheSpec:
-        """The shape and place of the keys and values that these layers compute."""
-        kv_heads = cast(DecoderLayer, self.layers[0]).und.kv_heads
-        return CacheSpec(kv_heads, self.config.head_dim, self.norm.weight.dtype, self.devices)
+        """The shape and place of the keys and values that these layers compute.
+
+        On the CPU contexts share no slabs: attention reads each cache where it lies, one after another.
+        """
+        kv_heads, devices = cast(DecoderLayer, self.layers[0]).und.kv_heads, self.devices
+        pool = None if devices[0].type == "cpu" else self._cache_pool
+        return CacheSpec(kv_heads, self.config.head_dim, self.norm.weight.dtype, devices, pool)
 
     def forward(
         self, und: Tensor, gen: Tensor, positions: tuple[Tensor, Tensor], attend: Attention
