@@ -208,6 +208,16 @@ def test_the_reference_names_every_error_and_attribute() -> None:
     assert attributes == [field.name for field in dataclasses.fields(Result)]
 
 
+# --------------------------------------------------------------------------------------------------------- the tour
+
+
+def test_the_tour_names_files_that_are_there() -> None:
+    named = set(re.findall(r"`([a-z_]+(?:/[a-z0-9_]+)*(?:\.py|/))`", text_of("architecture")))
+    package = Path(bagel_mot.errors.__file__).parent
+    assert len(named) > 40
+    assert not {name for name in named if not (ROOT / name).exists() and not any(package.rglob(name.rstrip("/")))}
+
+
 # -------------------------------------------------------------------------------------------------------- the site
 
 

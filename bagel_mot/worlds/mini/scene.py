@@ -13,25 +13,9 @@ from dataclasses import dataclass
 from bagel_mot.errors import BagelError
 
 KINDS: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "house",
-    "tree",
-    "car",
-    "boat",
-    "sun",
-    "moon",
-    "cloud",
-    "flower",
-    "fish",
-    "cat",
-    "cup",
-    "key",
-    "mushroom",
-)
+    "circle", "square", "triangle", "star", "heart", "house", "tree", "car", "boat", "sun", "moon", "cloud", "flower",
+    "fish", "cat", "cup", "key", "mushroom",
+)  # fmt: skip
 COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
 SIZES: tuple[str, ...] = ("small", "medium", "large")
 BACKGROUNDS: tuple[str, ...] = ("day", "night", "grass", "sea", "sand", "snow")

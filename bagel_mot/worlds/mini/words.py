@@ -8,28 +8,9 @@ from collections.abc import Sequence
 from bagel_mot.worlds.mini.scene import KINDS, MIDDLE, Scene, Thing
 
 NUMBERS: tuple[str, ...] = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-)
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
 PLURALS: dict[str, str] = {kind: "fish" if kind == "fish" else kind + "s" for kind in KINDS} | {"thing": "things"}
 SIZE_WORDS: dict[str, str] = {"small": "small", "medium": "medium", "large": "big"}
 RELATION_PHRASES: dict[str, tuple[str, ...]] = {
