@@ -1,4 +1,4 @@
-"""Between ComfyUI and BAGEL: pictures as tensors and back, progress, and the button that stops a run."""
+"""Conversion of images between ComfyUI and BAGEL, progress, and the button that stops a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def to_arrays(images: Tensor | None) -> list[np.ndarray]:
-    """A ComfyUI IMAGE (B, H, W, channels) in 0..1 as pictures that BAGEL opens; none for None."""
+    """Converts a ComfyUI IMAGE, (B, H, W, channels) in 0..1, to uint8 arrays (H, W, channels); [] for None."""
     if images is None:
         return []
     levels = (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
@@ -20,13 +20,13 @@ def to_arrays(images: Tensor | None) -> list[np.ndarray]:
 
 
 def to_images(images: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as a ComfyUI IMAGE: float32 (B, H, W, 3) in 0..1."""
+    """Converts images of one size to a ComfyUI IMAGE: float32 (B, H, W, 3) in 0..1."""
     levels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(levels).float() / 255
 
 
 class Watch:
-    """What BAGEL reports, handed to ComfyUI: a progress bar of the steps, and whether the run was stopped.
+    """Reports BAGEL's progress to ComfyUI: a progress bar of the steps, and whether the run was stopped.
 
     Without ComfyUI it does nothing.
     """
@@ -43,7 +43,7 @@ class Watch:
             self._comfy = comfy
 
     def step(self, done: int, total: int) -> None:
-        """Called with the denoising steps done and in all."""
+        """A callback for the denoising steps done and in all."""
         self._check()
         if self._comfy is None:
             return
@@ -52,12 +52,12 @@ class Watch:
         self._bar.update_absolute(done, total)
 
     def text(self, piece: str) -> None:
-        """Called with each piece of text as it is written."""
+        """A callback for each piece of text as it is written."""
         self._check()
 
     def _check(self) -> None:
-        """Raises ComfyUI's own exception once the user has pressed stop, then at each call: ComfyUI forgets the wish as
-        soon as it has raised, but the other pictures of a batch are to end, too.
+        """Raises ComfyUI's own exception once the user has pressed stop, then at each call: ComfyUI forgets the request
+        to stop as soon as it has raised, but the other images of a batch must end, too.
         """
         if self._stopped is not None:
             raise self._stopped

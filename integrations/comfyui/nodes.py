@@ -1,4 +1,4 @@
-"""The nodes: load a checkpoint, draw, edit, ask, think."""
+"""Nodes that load a checkpoint, draw, edit, ask and think."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MODEL = "BAGEL_MODEL"
 TOGETHER, EACH = "one picture from all", "each picture by itself"
-MOST_IMAGES = 64
+MAX_IMAGES = 64
 
 Values = dict[str, Any]
 
@@ -27,14 +27,14 @@ def text_widget(about: str) -> Widget:
 
 
 def drawing_settings() -> dict[str, Widget]:
-    """The optional socket for settings of drawing or editing."""
+    """The optional input for settings of drawing or editing."""
     return {
         "settings": (DRAWING_SETTINGS, {"tooltip": "From Drawing or Editing Settings; by default the checkpoint's."})
     }
 
 
 def answer_settings() -> dict[str, Widget]:
-    """The optional socket for settings of answers."""
+    """The optional input for settings of answers."""
     return {"settings": (ANSWER_SETTINGS, {"tooltip": "From Answer Settings; by default the checkpoint's."})}
 
 
@@ -58,7 +58,7 @@ class BagelLoad:
                 "checkpoint": ("STRING", {"default": "mini", "tooltip": name}),
                 "device": (
                     ["auto", "cpu", "cuda", *more_gpus, "mps"],
-                    {"default": "auto", "tooltip": "auto: the best there is."},
+                    {"default": "auto", "tooltip": "auto: the best one available."},
                 ),
                 "precision": (
                     ["auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4", "nf4"],
@@ -69,14 +69,15 @@ class BagelLoad:
 
     @classmethod
     def IS_CHANGED(cls, checkpoint: str | None = None, **_: Any) -> str:
-        """A local folder may have been written anew, by training for one."""
+        """The state of a local folder, which training, for one, may have written anew."""
         return files_state(checkpoint or "")
 
     def load(self, checkpoint: str, device: str, precision: str) -> tuple[Bagel]:
-        """
+        """Loads the checkpoint, unless it is the last one and its files are unchanged.
+
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
-            DeviceError: the device is not to be had here.
+            DeviceError: the device is not available here.
         """
         from bagel_mot import Bagel
 
@@ -97,7 +98,7 @@ def files_state(checkpoint: str) -> str:
 
 
 class BagelGenerate:
-    """Draws pictures from a text."""
+    """Draws images from a text, which is read once."""
 
     DESCRIPTION = "Draws pictures from a text. Several have seeds that count up from the one given."
     CATEGORY = "BAGEL"
@@ -107,7 +108,7 @@ class BagelGenerate:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        count = {"default": 1, "min": 1, "max": MOST_IMAGES, "tooltip": "Pictures, drawn as one batch."}
+        count = {"default": 1, "min": 1, "max": MAX_IMAGES, "tooltip": "Pictures, drawn as one batch."}
         return {
             "required": {
                 "model": (MODEL, {}),
@@ -126,7 +127,7 @@ class BagelGenerate:
 
 
 class BagelEdit:
-    """Draws pictures from pictures and an instruction."""
+    """Draws images from images and an instruction."""
 
     DESCRIPTION = "Changes pictures as a text says: each of a batch by itself, or one new picture from all of them."
     CATEGORY = "BAGEL"
@@ -159,7 +160,7 @@ class BagelEdit:
 
 
 class BagelAsk:
-    """Answers a question about pictures, or without any."""
+    """Answers a question about images, or without any."""
 
     DESCRIPTION = "Answers a question about all pictures of a batch, or without any."
     CATEGORY = "BAGEL"

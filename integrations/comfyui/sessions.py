@@ -61,7 +61,7 @@ class BagelSessionAddText:
 
 
 class BagelSessionAddImage:
-    """Adds pictures."""
+    """Adds images."""
 
     DESCRIPTION = "Adds the pictures of a batch to a session, one after the other."
     CATEGORY = "BAGEL/session"
@@ -81,7 +81,7 @@ class BagelSessionAddImage:
 
 
 class BagelSessionDraw:
-    """Draws a picture that follows."""
+    """Draws an image that follows from the conversation."""
 
     DESCRIPTION = "Draws a picture that follows from a session, and becomes part of it."
     CATEGORY = "BAGEL/session"
@@ -102,7 +102,7 @@ class BagelSessionDraw:
 
 
 class BagelSessionAnswer:
-    """Writes an answer."""
+    """Writes an answer that follows from the conversation."""
 
     DESCRIPTION = "Writes an answer that follows from a session, and becomes part of it."
     CATEGORY = "BAGEL/session"

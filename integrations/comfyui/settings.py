@@ -1,4 +1,4 @@
-"""Widgets made from the settings' own metadata, the way back, and the nodes that hold them."""
+"""Widgets made from the settings' own metadata, conversion of their values, and the nodes that hold them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ANSWER_SETTINGS = "BAGEL_ANSWER_SETTINGS"
 
 # ComfyUI's front end is JavaScript: larger whole numbers lose their last digits on the way.
 LARGEST_INT = 2**53 - 1
-LARGEST_SIDE = 16384  # pixels; what ComfyUI's own nodes allow
+LARGEST_SIDE = 16384  # pixels, as in ComfyUI's own nodes
 FLOAT_STEP = 0.01
 
 Widget = tuple[Any, dict[str, Any]]
 
-# No widgets of a settings node: the seed stands beside the prompt, and which node is used says whether to think.
+# Settings without a widget here: the seed is beside the prompt, and the choice of node says whether to think.
 _ELSEWHERE = ("seed", "think")
 
 
@@ -27,8 +27,8 @@ def widgets_of(setting: Setting, task: Task) -> dict[str, Widget]:
     """The widgets of one setting, by name: two for an interval and a size, else one.
 
     Args:
-        setting: of whatever kind.
-        task: whose official defaults apply.
+        setting: a setting of any kind.
+        task: the task whose official defaults apply.
     """
     about = f"{setting.about} {setting.when}"
     default = setting.default(task)
@@ -39,7 +39,7 @@ def widgets_of(setting: Setting, task: Task) -> dict[str, Widget]:
         return {setting.name: (list(setting.choices), options)}
     if setting.kind == "texts":
         options |= {"default": "\n".join(default), "multiline": True}
-        options["tooltip"] = f"{about} One a line; \\n stands for a line break."
+        options["tooltip"] = f"{about} One a line; \\n is a line break."
         return {setting.name: ("STRING", options)}
     if setting.kind == "size":
         options = {"default": 0, "min": 0, "max": LARGEST_SIDE, "step": 8, "tooltip": f"{about} Both 0: by default."}
@@ -78,7 +78,7 @@ def setting_value(setting: Setting, widgets: Mapping[str, Any]) -> Any:
 
 
 def seed_widget() -> Widget:
-    """The seed, with ComfyUI's control of what becomes of it after each run."""
+    """The seed, with ComfyUI's control that changes it after each run."""
     kind, options = widgets_of(SETTINGS["seed"], "generate")["seed"]
     return kind, {**options, "control_after_generate": True}
 
@@ -93,7 +93,7 @@ class _Settings:
 
     @classmethod
     def settings(cls) -> list[Setting]:
-        """Those that have widgets here."""
+        """The settings that have widgets here."""
         return [setting for setting in task_settings(cls.TASK) if setting.name not in _ELSEWHERE]
 
     @classmethod
@@ -104,7 +104,8 @@ class _Settings:
         return {"required": widgets}
 
     def collect(self, **widgets: Any) -> tuple[dict[str, Any]]:
-        """
+        """The values of the widgets as settings.
+
         Raises:
             SettingError: a value is out of range.
         """
@@ -119,7 +120,7 @@ class _DrawingSettings(_Settings):
     def VALIDATE_INPUTS(
         cls, cfg_interval_low: float | None = None, cfg_interval_high: float | None = None
     ) -> bool | str:
-        """What ComfyUI cannot see from the range of one widget. An end that comes from another node is None here."""
+        """Checks the interval, which ComfyUI cannot do by the range of one widget. An end from another node is None."""
         if cfg_interval_low is None or cfg_interval_high is None:
             return True
         try:
@@ -130,21 +131,21 @@ class _DrawingSettings(_Settings):
 
 
 class BagelDrawingSettings(_DrawingSettings):
-    """For Text to Image, Think and Draw, and sessions without a picture."""
+    """Settings for Text to Image, Think and Draw, and sessions without an image."""
 
     DESCRIPTION = "Settings of drawing. All of them apply as shown; without this node the checkpoint's own apply."
     TASK = "generate"
 
 
 class BagelEditingSettings(_DrawingSettings):
-    """The same settings with the defaults of editing: for Edit, and wherever there is a picture to go by."""
+    """The same settings with the defaults of editing: for Edit, and wherever there is an input image."""
 
     DESCRIPTION = "Settings of editing. All of them apply as shown; without this node the checkpoint's own apply."
     TASK = "edit"
 
 
 class BagelAnswerSettings(_Settings):
-    """For Ask, Think and Answer, and Session: Answer."""
+    """Settings for Ask, Think and Answer, and Session: Answer."""
 
     DESCRIPTION = "Settings of answers. All of them apply as shown; without this node the checkpoint's own apply."
     TASK = "ask"

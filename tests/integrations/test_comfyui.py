@@ -184,6 +184,16 @@ def test_text_to_image_draws_what_the_python_api_draws(model: Any) -> None:
     assert abs(array.astype(int) - package.bridge.to_arrays(package.bridge.to_images([alone]))[0]).max() <= 1
 
 
+def test_a_batch_reads_its_prompt_once(model: Any) -> None:
+    stats, read = model.engine.stats, []
+    for count, prompt in ((1, "a red sun"), (4, "a red car")):
+        before = stats.prefill_tokens
+        call("BagelGenerate", model=model, prompt=prompt, seed=0, count=count, settings=QUICK)
+        read.append(stats.prefill_tokens - before)
+    assert len(set(map(len, map(model.tokenizer.encode, ("a red sun", "a red car"))))) == 1
+    assert read[0] == read[1]
+
+
 def test_without_settings_the_checkpoint_s_own_apply(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 

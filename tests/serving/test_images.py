@@ -109,6 +109,22 @@ def test_edits_of_one_image_and_of_several(live: Live, plain: Bagel, image: Imag
     assert two.usage.input_tokens_details.image_tokens > 0
 
 
+def test_results_of_one_input_read_it_once(loaded: Bagel, plain: Bagel, image: Image.Image) -> None:
+    """Four edits cost the encodings and the prefill tokens of one."""
+    read = []
+    for n in (1, 4):
+        with running(Bagel(loaded.checkpoint, defaults=loaded.defaults)) as live:
+            edit = live.openai().images.edit(image=("a.png", png(image)), prompt="x", n=n, extra_body={"seed": 2})
+            stats = live.bagel.engine.stats
+            read.append((stats.encoded, stats.prefill_tokens))
+        assert edit.data
+        assert edit.usage is not None
+        assert edit.usage.output_tokens == n * 14  # at 64×48
+        expected = [plain.edit(image, "x", seed=2 + index) for index in range(n)]
+        assert all(same(opened(d.b64_json or ""), e) for d, e in zip(edit.data, expected, strict=True))
+    assert read[0] == read[1] == (1, read[0][1])
+
+
 def test_edits_stream_under_their_own_name(live: Live, image: Image.Image) -> None:
     events: Any = live.openai().images.edit(
         image=("a.png", png(image)), prompt="make it night", stream=True, partial_images=1
