@@ -222,12 +222,18 @@ class Engine:
 
     def _step(self) -> None:
         active = self.scheduler.admit(lambda: self.memory.idle_tokens)
-        ops = [op for ticket in active for op in ticket.ops if not op.settled]
-        self._run(ops)
+        self._run([op for ticket in active for op in ticket.ops if not op.settled])
+        self._advance(active)
+        # Extrapolated states need the velocity head alone: nobody waits for a forward pass of others.
+        while heads := [op for ticket in active for op in ticket.heads]:
+            self._attempt(self.runner.velocities, heads)
+            self._advance(active)
+        self.scheduler.forget_done()
+
+    def _advance(self, active: Sequence[Ticket[Any]]) -> None:
         for ticket in active:
             if not ticket.done() and ticket.ready:  # it may have been cancelled by another request's callback
                 ticket.advance()
-        self.scheduler.forget_done()
 
     def _run(self, ops: Sequence[Op]) -> None:
         forwards = [op for op in ops if isinstance(op, ForwardOp)]

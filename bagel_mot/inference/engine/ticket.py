@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from bagel_mot.inference.engine.ops import Op, Steps, WaitOp
+from bagel_mot.inference.engine.ops import Op, Steps, VelocityOp, WaitOp
 
 T = TypeVar("T")
 
@@ -84,6 +84,11 @@ class Ticket(Future[T]):
             if isinstance(op, WaitOp) and op.read.over:
                 op.settle()
         return all(op.settled for op in self.ops)
+
+    @property
+    def heads(self) -> Sequence[Op]:
+        """Its ops, where none of them takes more than a head of the model."""
+        return self.ops if all(isinstance(op, VelocityOp) for op in self.ops) else ()
 
     def close(self) -> None:
         """Breaks the request off. For whoever holds the engine's lock."""
