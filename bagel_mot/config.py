@@ -83,7 +83,7 @@ def parse(
     Args:
         kind: the section's type.
         content: a mapping from keys to values.
-        where: what the error names first, such as the file.
+        where: the words that the error begins with, such as the file.
         error: the error's type.
         spelling: our names of keys as the reader of the error knows them.
 
@@ -112,7 +112,7 @@ def _sentence(invalid: ValidationError) -> str:
 
 
 class Task(StrEnum):
-    """What a request asks for, and whose default settings apply to it."""
+    """The kind of request, whose default settings apply to it."""
 
     GENERATE = "generate"  # an image from texts
     EDIT = "edit"  # an image from images and texts
@@ -236,7 +236,7 @@ _OFFICIAL = {
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
 }
-# What no tensor's shape tells and every official file has: it is not to be guessed.
+# Fields that no tensor's shape tells and every official file has: they are not to be guessed.
 _REQUIRED: dict[type, tuple[str, ...]] = {
     DecoderConfig: ("rope_theta", "rms_norm_eps", "max_position_embeddings"),
     VitConfig: ("num_heads",),
@@ -275,7 +275,7 @@ def _check(content: JsonDict, where: str, key: str, wanted: Any) -> None:
 
 
 def _section(kind: type[Parsed], content: JsonDict, where: str, **parts: Any) -> Parsed:
-    """A section from its official file. What is null counts as left out; what the file has beyond is not read."""
+    """A section from its official file. A null counts as left out, and further keys of the file are not read."""
     values = {ours: content.get(theirs) for ours, theirs in _plain_fields(kind).items()}
     values = {name: value for name, value in values.items() if value is not None or name in _REQUIRED.get(kind, ())}
     return parse(kind, {**values, **parts}, where, spelling=_OFFICIAL)

@@ -91,7 +91,7 @@ def save(run: Path, step: int, state: dict[str, Any], write_weights: Callable[[P
             shutil.rmtree(final)
         os.rename(temporary, final)
         _flush(run)
-    except (OSError, RuntimeError, SafetensorError) as error:  # what full disks and lost mounts make of a write
+    except (OSError, RuntimeError, SafetensorError) as error:  # raised by writes to full disks and lost mounts
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(f"the checkpoint of step {step} could not be written to {run}: {error}") from error
     for old in checkpoint_folders(run)[:-keep]:

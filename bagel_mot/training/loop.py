@@ -1,8 +1,8 @@
 """The training loop: one for everything that is trained.
 
-A `Task` says what a step's batches are, what they count and what they lose; the loop adds accumulation, clipping,
-schedule, EMA, checkpoints, metrics and exact resuming. Losses are sums and counts: a step's loss is `Σ weight · (Σ
-sum / Σ count)` over all its packs, so accumulation gives what one large pack would.
+A `TrainingTask` has a step's batches, their counts and their losses; the loop adds accumulation, clipping, schedule,
+EMA, checkpoints, metrics and exact resuming. Losses are sums and counts: a step's loss is `Σ weight · (Σ sum / Σ
+count)` over all its packs, so accumulation gives what one large pack would.
 
 Nothing within a step waits for the device: its numbers stay tensors until they are reported or saved, and are read
 then, all at once. A step's randomness is drawn on the device, by a generator seeded by the run's seed and the step.
@@ -36,7 +36,7 @@ Kind = TypeVar("Kind", bound=Recipe)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Task(ABC, Generic[Network, Batch]):
+class TrainingTask(ABC, Generic[Network, Batch]):
     """The network that is trained, its data and its losses.
 
     Attributes:
@@ -100,7 +100,7 @@ def step_seed(seed: int, step: int) -> int:
 class Run:
     """A recipe being carried out: everything that changes with a step. A checkpoint holds all of it."""
 
-    def __init__(self, recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]]) -> None:
+    def __init__(self, recipe: Kind, make_task: Callable[[Kind], TrainingTask[Any, Any]]) -> None:
         """Begins, or goes on from the newest checkpoint.
 
         Raises:
@@ -198,7 +198,7 @@ class Run:
 
 
 def _backward(
-    task: Task[Any, Batch], batches: list[Batch], generator: torch.Generator, dtype: torch.dtype
+    task: TrainingTask[Any, Batch], batches: list[Batch], generator: torch.Generator, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Adds up the gradients of a step's batches; returns each loss, a scalar averaged over all of them. A loss that
     nothing counts for is left out.
@@ -249,7 +249,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, signal.SIG_DFL if old is None else old)
 
 
-def train(recipe: Kind, make_task: Callable[[Kind], Task[Any, Any]], *, stop_after: int | None = None) -> Path:
+def train(recipe: Kind, make_task: Callable[[Kind], TrainingTask[Any, Any]], *, stop_after: int | None = None) -> Path:
     """Runs, or resumes, a recipe; returns the newest checkpoint's folder.
 
     The first SIGINT or SIGTERM lets the step or save at hand end, and saves before it is raised as KeyboardInterrupt;

@@ -50,13 +50,13 @@ class Averages:
         return steps
 
     def take(self) -> dict[str, float]:
-        """The means of what is settled; they begin anew."""
+        """The means of the settled numbers; they begin anew."""
         means = {name: value / self._counts[name] for name, value in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums and counts of what is settled."""
+        """Sums and counts of the settled numbers."""
         return {"sums": dict(self._sums), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -65,16 +65,17 @@ class Averages:
 
 
 class Metrics:
-    """Tells numbers. On a terminal a bar is kept up to date; elsewhere each report is a line.
+    """Reports numbers. On a terminal a bar is kept up to date; elsewhere each report is a line.
 
-    What a run that was killed told of steps after its last checkpoint is taken back: those steps are done again.
+    Reports of steps after a killed run's last checkpoint are removed: those steps are done again.
     """
 
     def __init__(self, folder: Path, steps: int, start: int) -> None:
-        """
+        """Opens the files of a run.
+
         Args:
-            folder: of the run; it exists.
-            steps: of the whole run.
+            folder: the run's folder, which exists.
+            steps: the steps of the whole run.
             start: the step that the run goes on from.
 
         Raises:
@@ -115,7 +116,7 @@ class Metrics:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
-        with suppress(OSError):  # of a line that could not be written before
+        with suppress(OSError):  # an earlier line could not be written
             self._file.close()
         if self._board is not None:
             with self._board_may_fail():
@@ -160,7 +161,7 @@ class Metrics:
 
     @contextmanager
     def _board_may_fail(self) -> Iterator[None]:
-        """As with `_write`; what TensorBoard could not write once it is not asked to again."""
+        """Goes on where TensorBoard cannot write, as `_write` does; it is not asked to again."""
         try:
             yield
         except OSError as error:

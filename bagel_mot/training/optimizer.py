@@ -66,7 +66,6 @@ class Optimizers:
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = []
         self._numbers: list[dict[str, Any]] = []  # each optimiser's numbers, as the configuration has them
-        self._zeros: dict[nn.Parameter, Tensor] = {}
         if rest:
             self._numbers.append(
                 {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
@@ -85,13 +84,6 @@ class Optimizers:
         Returns:
             The norm of all gradients before clipping, a scalar. Where it is not finite, neither are the weights now.
         """
-        # A pack without an image, or without text, leaves parts of the network without gradient: it counts as zero, so
-        # that moments decay and an update does not depend on which pack came before.
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                if parameter not in self._zeros:
-                    self._zeros[parameter] = torch.zeros_like(parameter)
-                parameter.grad = self._zeros[parameter]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
         for optimizer, numbers in zip(self.optimizers, self._numbers, strict=True):
             for group in optimizer.param_groups:

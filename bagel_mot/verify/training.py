@@ -86,7 +86,7 @@ def check_pack(subject: Subject, check: Checker) -> None:
     got = _mask_in_order(packed, used)
     wrong = int((got != expected[:used, :used]).sum()) if expected.shape[0] == capacity else used * used
     check.count("mask", wrong)
-    # What the padding itself attends to means nothing, but nobody may see it.
+    # Padding may attend to anything, but nothing may attend to it.
     real, order = packed.sample[0] >= 0, packed.mask()[0]
     check.count("mask hides padding", int(order[real][:, ~real].sum()))
 
@@ -96,7 +96,7 @@ def _samples(subject: Subject, check: Checker) -> list[Sample]:
     checkpoint = subject.checkpoint
     samples: list[Sample] = []
     images: list[Tensor] = []
-    # Without a image to draw or to go by there is nothing to record, and none of these is read.
+    # Without an image to draw or to start from, none of these is recorded.
     pictured = any(plan["type"] == "vae_image" for plans in check.case["samples"].values() for plan in plans)
     latents = check.take("padded_latent") if pictured else torch.zeros(0, 1, 1, 1)
     shapes = check.case["latent_shapes"] if pictured else []
@@ -152,7 +152,7 @@ def _twin(subject: Subject, check: Checker) -> Checker:
 
 
 def _in_order(packed: TrainingLayout, slots: Tensor, *, gen: bool = False) -> Tensor:
-    """Where und or gen slots of a pack of one row stand in sequence order."""
+    """The places of und or gen slots of a pack of one row in sequence order."""
     return packed.place[0, slots + packed.und_len if gen else slots]
 
 

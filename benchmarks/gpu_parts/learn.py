@@ -80,9 +80,9 @@ def smoke_plan() -> Plan:
     """The same in miniature: a few steps at 64×64 pictures."""
     small = {"compile": "false", "precision": "float32"}
     pack = {"pack.rows": 2, "pack.und": 200, "pack.gen": 100, "pack.buffer": 8}
-    vit = "{hidden_size: 32, num_layers: 1, num_heads: 2, intermediate_size: 64, patch_size: 16}"
+    vit = "{hidden_size: 32, num_layers: 1, num_heads: 2, intermediate_size: 64, patch_size: 16, image_size: 128}"
     return Plan(
-        autoencoder={**small, "side": 64, "batch_size": 2},
+        autoencoder={**small, "data.side": 64, "batch_size": 2},
         model={**small, **pack, "data.side": 64, "model.vit": vit},
         sizes=((32, 1), (64, 2)),
         warm=0.0,
@@ -181,7 +181,7 @@ def _shape(hidden: int, layers: int) -> dict[str, Any]:
     decoder = {"num_layers": layers, "hidden_size": hidden, "intermediate_size": 3 * hidden}
     heads = max(hidden // 64, 2)
     decoder |= {"num_heads": heads, "num_kv_heads": 2 if heads % 2 == 0 else 1}
-    return {"model.decoder": json.dumps(decoder)}
+    return {f"model.decoder.{key}": value for key, value in decoder.items()}
 
 
 def _measure_size(plan: Plan, device: torch.device, work: Path, hidden: int, layers: int) -> dict[str, Any]:

@@ -477,7 +477,7 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
         options += ["--items", str(items), "--seed", str(seed), "--precision", precision]
         return run("eval", "mini", "-c", model, *options, "--json", "scores.json")
 
-    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini._Runner.run", run_row)
+    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini._MiniEvaluation.run", run_row)
     assert score("ask/count", "ask/exist").exit_code == 130
     assert list(json.loads(Path("scores.json").read_text())["rows"]) == ["ask/count"]
     broken_off.clear()

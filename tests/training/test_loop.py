@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from bagel_mot.config import parse
 from bagel_mot.errors import RecipeError, TrainingError
 from bagel_mot.training import checkpoints
-from bagel_mot.training.loop import Task, interruptible, train
+from bagel_mot.training.loop import TrainingTask, interruptible, train
 from bagel_mot.training.metrics import METRICS_FILE
 from bagel_mot.training.recipe import Recipe
 
 
-class Line(Task[nn.Linear, Tensor]):
+class Line(TrainingTask[nn.Linear, Tensor]):
     """Fits a line; every batch is one number, counted up. `at` calls something in the step, save or sheet named."""
 
     loss_weights = {"mse": 1.0}  # noqa: RUF012

@@ -119,20 +119,20 @@ def evaluate(
 
     Args:
         bagel: a model of the image world.
-        rows: as for `pick_rows`.
-        items: per row.
-        seed: of the items; item i of a row is drawn with seed i.
+        rows: names of rows or groups, as `pick_rows` takes them.
+        items: the number of items in a row.
+        seed: the seed of the items; item i of a row is drawn with seed i.
         batch: requests that run together.
         progress: called with a row's name, items done and items in all.
         known: rows that need not be run again, by name.
         on_row: called with the report so far after each row that was run.
-        settings: of generation, over the model's defaults (images only).
+        settings: settings of drawing, over the model's defaults.
 
     Returns: {"items", "seed", "rows": {name: {"right", "total", "share", "interval", "seconds"}}, "summary": {…}}.
     """
     if items < 1:
         raise SettingError(f"items is {items}; at least 1 is needed")
-    runner = _Runner(bagel, items, seed, batch, progress, settings)
+    runner = _MiniEvaluation(bagel, items, seed, batch, progress, settings)
     known = known or {}
     done: list[Score] = []
     for name in pick_rows(rows):
@@ -198,7 +198,7 @@ def summary(rows: Sequence[Score]) -> dict[str, float]:
     return means
 
 
-class _Runner:
+class _MiniEvaluation:
     def __init__(
         self, bagel: Bagel, items: int, seed: int, batch: int, progress: Report | None, settings: dict[str, Any]
     ) -> None:

@@ -20,7 +20,7 @@ from bagel_mot.images import to_pixels, to_uint8
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.training.checkpoints import checkpoint_folders, find
-from bagel_mot.training.loop import Task
+from bagel_mot.training.loop import TrainingTask
 from bagel_mot.training.recipe import AutoencoderRecipe
 from bagel_mot.training.trainable import select_trainable
 
@@ -111,7 +111,7 @@ class ImageBatch(NamedTuple):
     total: float
 
 
-class AutoencoderTask(Task[Autoencoder, ImageBatch]):
+class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
     """Reconstruction, weighted by pixel (L1, squared error, squared excess of local error), with a KL term that keeps
     the latent smooth.
 

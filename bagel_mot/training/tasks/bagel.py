@@ -31,7 +31,7 @@ from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
-from bagel_mot.training.loop import DTYPES, Task
+from bagel_mot.training.loop import DTYPES, TrainingTask
 from bagel_mot.training.objective import (
     add_noise,
     attention_of,
@@ -55,7 +55,7 @@ class BagelBatch:
     counts: dict[str, float]
 
 
-class BagelTask(Task[BagelModel, BagelBatch]):
+class BagelTask(TrainingTask[BagelModel, BagelBatch]):
     """Both losses over packs of documents."""
 
     def __init__(self, recipe: BagelRecipe) -> None:

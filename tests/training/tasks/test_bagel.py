@@ -82,6 +82,8 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
         assert {name for name, slots in kinds.items() if slots.numel() == 0} == absent
         means = _backward(task, [batch], generator, torch.float32)
         assert {name for name, mean in means.items() if mean > 0} == ({"ce"} if "latents" in absent else {"mse"})
+        # So every moment decays in every step, and an update does not depend on which pack came before.
+        assert [name for name, p in task.module.named_parameters() if p.grad is None] == []
         assert torch.isfinite(optimizers.step(1.0))
     moved = {name for name, p in task.module.named_parameters() if not torch.equal(p, before[name])}
     assert any(".und." in name for name in moved)
