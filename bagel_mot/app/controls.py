@@ -168,7 +168,7 @@ class Controls:
             settings = self.within_limits(preset(self.defaults))
             outputs = [component for name in settings for component in self.controls[name].components]
             values = [value for name, setting in settings.items() for value in self.controls[name].show(setting)]
-            button.click(partial(_unpacked, values), None, outputs, **INSTANT_EVENT)
+            button.click(partial(_outputs, values), None, outputs, **INSTANT_EVENT)
         self._reset.click(lambda: self.updates({}), None, self.components, **INSTANT_EVENT)
 
     def within_limits(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -336,6 +336,6 @@ def info_of(setting: Setting, language: Language, range: str = "") -> str:
     return f"{setting.about} {setting.when} ({facts})"
 
 
-def _unpacked(values: list[Any]) -> Any:
+def _outputs(values: list[Any]) -> Any:
     """The return value of a handler: Gradio takes the value itself where there is one output."""
     return values if len(values) != 1 else values[0]

@@ -18,10 +18,11 @@ from PIL import Image
 from bagel_mot.errors import PromptError
 from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.history import Turn
-from bagel_mot.inference.request import GIVEN, Listener, Request, TextInput
+from bagel_mot.inference.request import GIVEN, Listener, Request
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.session import Session
 from bagel_mot.model.cache import Chunk
+from bagel_mot.serving.limits import without_special_tokens
 from bagel_mot.serving.service import Service
 
 MAX_CONVERSATIONS = 12
@@ -33,8 +34,8 @@ _MAX_SILENCE = 1.0  # seconds without any news after which the page is updated a
 
 
 @dataclass
-class Progress:
-    """Progress of one result.
+class ResultProgress:
+    """ResultProgress of one result.
 
     Attributes:
         done, total: denoising steps; 0 and 0 before the first.
@@ -60,7 +61,7 @@ class Generation:
     def __init__(self, count: int = 1) -> None:
         self.count, self.text, self.stopped = count, "", False
         self.size: tuple[int, int] | None = None
-        self.progress = [Progress() for _ in range(count)]
+        self.progress = [ResultProgress() for _ in range(count)]
         self._requests: list[Ticket[Any]] = []
         self._futures: list[Future[Any]] = []
         self._news = threading.Event()
@@ -253,7 +254,7 @@ class TabChat:
         Args:
             service: the queue in which the turn takes a place.
             generation: follows the progress; stopping it ends the turn.
-            inputs: images, then a text if there is one; nothing to draw once more.
+            inputs: images from `Service.reduced`, then a text if there is one; nothing to draw once more.
             output: "text" or "image".
             settings: settings of the turn, `think` among them: it opens a new conversation with the prompt for
                 thinking, or thinks in one that has it.
@@ -265,102 +266,91 @@ class TabChat:
         think = settings["think"]
         if think and self.session is not None and not self.session.think:
             raise PromptError("this conversation began without thinking: begin a new one to switch it on.")
-        checked = inputs
-        if not inputs:
-            checked = [turn.content for turn in self.turns if turn.kind in GIVEN][-1:]
-            if not checked or output == "text":
-                raise PromptError("there is nothing to answer: write something, or show a picture.")
+        checked = inputs or [turn.content for turn in self.turns if turn.kind in GIVEN][-1:]
+        if not checked or (output == "text" and not inputs):
+            raise PromptError("there is nothing to answer: write something, or show a picture.")
         request = service.check(checked, output, settings)
         generation.size = request.size
-        own: dict[str, Any] = dict(settings)
+        listener = generation.listen(0)
+        own = {**settings, "on_text": listener.on_text, "on_submit": generation.take, "return_result": True}
         if request.max_text_tokens:
             own["max_new_tokens" if output == "text" else "max_think_tokens"] = request.max_text_tokens
-        listener = generation.listen(0)
-        own |= {"on_text": listener.on_text, "on_submit": generation.take, "return_result": True}
-        given = [service.reduced(one) for one in inputs if not isinstance(one, str)]
-        texts = [one.content for one in request.inputs if isinstance(one, TextInput) and one.kind == "text"]
-        text = texts[-1] if inputs and texts else None
+        texts = [without_special_tokens(one) for one in inputs if isinstance(one, str)]
         with service.place():
             session = service.bagel.session(think=think) if self.session is None else self.session.fork()
-            for image in given:
+            for image in inputs[: len(inputs) - len(texts)]:
                 session.add(image, on_submit=generation.take)
             if output == "image":
                 own |= {"progress": listener.on_step, "on_preview": listener.on_preview}
-                result: Any = session.generate_image(text, **own)
+                result: Any = session.generate_image(*texts, **own)
             else:
-                result = session.generate_text(**own) if text is None else session.ask(text, **own)
+                result = session.ask(*texts, **own) if texts else session.generate_text(**own)
         if generation.stopped:  # when there was nothing left to cancel; the conversation may have been changed since
             raise CancelledError
         self.sessions.append(session)
         return result
 
 
-class TabChats:
-    """All conversations of a tab.
-
-    Attributes:
-        current: the one that is shown.
-    """
-
-    def __init__(self) -> None:
-        self.current = TabChat(1)
-        self.all = [self.current]
-        self._count = 1
-
-    @property
-    def chunks(self) -> set[Chunk]:
-        """The memory of the cache that the conversations keep."""
-        return set().union(*(chat.chunks for chat in list(self.all)))
-
-    def begin(self) -> None:
-        """Makes a new conversation the current one; while that is still empty, it is the new one."""
-        if self.current.sessions:
-            self._add(TabChat(self._count + 1))
-
-    def branch(self) -> None:
-        """Makes a branch of the current conversation the current one; nothing is computed or copied.
-
-        Raises:
-            PromptError: it is empty.
-        """
-        if not self.current.sessions:
-            raise PromptError("there is nothing to branch off from: the conversation is empty.")
-        self._add(TabChat(self._count + 1, self.current.number, list(self.current.sessions)))
-
-    def _add(self, chat: TabChat) -> None:
-        if len(self.all) >= MAX_CONVERSATIONS:
-            raise PromptError(f"there are {MAX_CONVERSATIONS} conversations, as many as one page may have: close one.")
-        self._count += 1
-        self.all.append(chat)
-        self.current = chat
-
-    def show(self, number: int) -> None:
-        """Makes a conversation the current one; one that is gone changes nothing."""
-        self.current = next((chat for chat in self.all if chat.number == number), self.current)
-
-    def close(self) -> None:
-        """Drops the current conversation; the one before it is shown, or a new one."""
-        place = self.all.index(self.current)
-        self.all.remove(self.current)
-        if not self.all:
-            self._add(TabChat(self._count + 1))
-        self.current = self.all[max(place - 1, 0)]
-
-
 class TabState:
     """The state of one browser tab.
 
     Attributes:
+        chat: the conversation that is shown.
+        chats: all conversations of the tab.
         seeds: the last seed of each part of the page.
-        chats: the tab's conversations.
         files: the file that shows the image of a turn.
     """
 
     def __init__(self) -> None:
         self.seeds: dict[str, int] = {}
-        self.chats = TabChats()
         self.files: WeakKeyDictionary[Turn, str] = WeakKeyDictionary()
         self._generations: dict[str, Generation] = {}
+        self.chat = TabChat(1)
+        self.chats = [self.chat]
+        self._count = 1
+
+    # --------------------------------------------------------------------------------------------------- conversations
+
+    @property
+    def chunks(self) -> set[Chunk]:
+        """The memory of the cache that the conversations keep."""
+        return set().union(*(chat.chunks for chat in list(self.chats)))
+
+    def begin_chat(self) -> None:
+        """Makes a new conversation the current one; while that is still empty, it is the new one."""
+        if self.chat.sessions:
+            self._add(TabChat(self._count + 1))
+
+    def branch_chat(self) -> None:
+        """Makes a branch of the current conversation the current one; nothing is computed or copied.
+
+        Raises:
+            PromptError: it is empty.
+        """
+        if not self.chat.sessions:
+            raise PromptError("there is nothing to branch off from: the conversation is empty.")
+        self._add(TabChat(self._count + 1, self.chat.number, list(self.chat.sessions)))
+
+    def _add(self, chat: TabChat) -> None:
+        if len(self.chats) >= MAX_CONVERSATIONS:
+            raise PromptError(f"there are {MAX_CONVERSATIONS} conversations, as many as one page may have: close one.")
+        self._count += 1
+        self.chats.append(chat)
+        self.chat = chat
+
+    def show_chat(self, number: int) -> None:
+        """Makes a conversation the current one; one that is gone changes nothing."""
+        self.chat = next((chat for chat in self.chats if chat.number == number), self.chat)
+
+    def close_chat(self) -> None:
+        """Drops the current conversation; the one before it is shown, or a new one."""
+        place = self.chats.index(self.chat)
+        self.chats.remove(self.chat)
+        if not self.chats:
+            self._add(TabChat(self._count + 1))
+        self.chat = self.chats[max(place - 1, 0)]
+
+    # ----------------------------------------------------------------------------------------------------- generations
 
     @contextmanager
     def generating(self, part: str, count: int = 1) -> Iterator[Generation]:
@@ -387,7 +377,8 @@ class TabState:
         """Ends everything, and drops the conversations."""
         for generation in list(self._generations.values()):
             generation.stop()
-        self.chats = TabChats()
+        self.chat = TabChat(1)
+        self.chats = [self.chat]
 
 
 class TabStates:
@@ -421,7 +412,7 @@ class TabStates:
     def tokens(self) -> int:
         """Cache tokens for which all conversations hold memory."""
         with self._lock:
-            chunks: set[Chunk] = set().union(*(tab.chats.chunks for tab in self._tabs.values()))
+            chunks: set[Chunk] = set().union(*(tab.chunks for tab in self._tabs.values()))
         return sum(chunk.capacity for chunk in chunks)
 
     def __len__(self) -> int:

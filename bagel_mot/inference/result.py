@@ -64,6 +64,15 @@ class Result:
         return {name: text for name, text in found.items() if text}
 
 
+def png_info(image: Image.Image) -> PngImagePlugin.PngInfo:
+    """The metadata in `image.info`, for a PNG file."""
+    info = PngImagePlugin.PngInfo()
+    for name in METADATA:
+        if isinstance(text := image.info.get(name), str):
+            info.add_itxt(name, text)
+    return info
+
+
 def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """Writes an image; into a PNG also what `image.info` says of how it was made. The format follows from the name.
 
@@ -73,14 +82,8 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {}
     extension = path.suffix.lower()
     if extension not in Image.registered_extensions():
         raise ValueError(f"{path} does not end in a known picture format: name it .png, .jpg or .webp.")
-    if extension == ".png":
-        notes = PngImagePlugin.PngInfo()
-        for name in METADATA:
-            if isinstance(text := image.info.get(name), str):
-                notes.add_itxt(name, text)
-        options["pnginfo"] = notes
+    options = {"pnginfo": png_info(image)} if extension == ".png" else {}
     write_atomically(path, lambda file: image.save(file, format=Image.registered_extensions()[extension], **options))

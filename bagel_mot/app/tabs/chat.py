@@ -20,7 +20,7 @@ from bagel_mot.app.context import (
 )
 from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import open_uploads
-from bagel_mot.app.state import TabChats, TabState
+from bagel_mot.app.state import TabState
 from bagel_mot.app.texts.language import Language, say, text
 from bagel_mot.config import Task
 from bagel_mot.errors import BagelError
@@ -52,10 +52,10 @@ class ChatTab:
             actions = [
                 (make(gr.Button, value=say(key), size="sm", scale=1, elem_id=f"{PART}-{name}"), act)
                 for key, name, act in (
-                    ("new_chat", "new", TabChats.begin),
-                    ("branch", "branch", TabChats.branch),
-                    ("undo", "undo", lambda chats: chats.current.undo()),
-                    ("close", "close", TabChats.close),
+                    ("new_chat", "new", TabState.begin_chat),
+                    ("branch", "branch", TabState.branch_chat),
+                    ("undo", "undo", lambda tab: tab.chat.undo()),
+                    ("close", "close", TabState.close_chat),
                 )
             ]
         self._log = make(
@@ -104,29 +104,26 @@ class ChatTab:
 
     def _view(self, tab: TabState, language: Language) -> dict[Any, Any]:
         """Updates that show the current conversation and the list of all."""
-        chats = tab.chats
         return {
-            self._log: view.chat_messages(chats.current.session, tab.files, language),
-            self._switch: gr.update(
-                choices=[(chat.title, chat.number) for chat in chats.all], value=chats.current.number
-            ),
+            self._log: view.chat_messages(tab.chat.session, tab.files, language),
+            self._switch: gr.update(choices=[(chat.title, chat.number) for chat in tab.chats], value=tab.chat.number),
             self._progress: "",
         }
 
     def _show(self, request: gr.Request, language: Language, number: int) -> dict[Any, Any]:
         tab = self._page.tabs.of(request)
         tab.stop(PART)
-        tab.chats.show(number)
+        tab.show_chat(number)
         return self._view(tab, language)
 
-    def _on_change(self, button: Any, act: Callable[[TabChats], None]) -> None:
+    def _on_change(self, button: Any, act: Callable[[TabState], None]) -> None:
         """Makes a button change the conversations; a turn at work is stopped first."""
 
         def change(request: gr.Request, language: Language) -> dict[Any, Any]:
             tab = self._page.tabs.of(request)
             tab.stop(PART)
             with shown_errors(language):
-                act(tab.chats)
+                act(tab)
             return self._view(tab, language)
 
         button.click(change, self._page.language, self._view_outputs, **INSTANT_EVENT)
@@ -159,7 +156,7 @@ class ChatTab:
             note = ""
             with shown_errors(language):
                 inputs = [*open_uploads(files, service), *([said] if said else [])]
-                chat = tab.chats.current
+                chat = tab.chat
                 settings = self._settings(values, output, language)
                 generation.start_thread(partial(chat.turn, service, generation, inputs, output, settings))
                 before = view.chat_messages(chat.session, tab.files, language) + view.input_messages(inputs)

@@ -7,6 +7,7 @@ import logging
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -21,6 +22,7 @@ _log = logging.getLogger("bagel_mot.serving")
 _OUT_OF_MEMORY_RETRY = 5  # seconds
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An HTTP error response in OpenAI's format.
 
@@ -33,19 +35,13 @@ class ApiError(Exception):
         retry_after: seconds after which to try again, if that may help.
     """
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        kind: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.kind = status, message, kind
-        self.param, self.code, self.retry_after = param, code, retry_after
+    status: int
+    message: str
+    _: KW_ONLY
+    kind: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    retry_after: int | None = None
 
     @property
     def content(self) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import binascii
 import io
 from typing import Any, Literal
 
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from bagel_mot.errors import ImageError
-from bagel_mot.inference.result import METADATA
+from bagel_mot.inference.result import png_info
 
 Format = Literal["png", "jpeg", "webp"]
 
@@ -33,31 +33,20 @@ def from_data_uri(uri: str) -> bytes:
         raise ImageError("the data URI of a picture is not valid base64: encode the whole file.") from error
 
 
-def encode(image: Image.Image, form: Format = "png", quality: int = 100) -> bytes:
-    """An image as a file; a PNG also keeps the metadata in `image.info`.
+def to_base64(image: Image.Image, form: Format = "png", quality: int = 100) -> str:
+    """An image file in base64; a PNG also keeps the metadata in `image.info`.
 
     Args:
         image: the image, RGB.
         form: the format of the file.
         quality: the quality of JPEG and WebP, up to 100.
     """
-    options: dict[str, Any] = {}
-    if form == "png":
-        notes = PngImagePlugin.PngInfo()
-        for name in METADATA:
-            if isinstance(text := image.info.get(name), str):
-                notes.add_itxt(name, text)
-        options["pnginfo"] = notes
-    else:
-        options["quality"] = quality
+    options: dict[str, Any] = {"pnginfo": png_info(image)} if form == "png" else {"quality": quality}
     file = io.BytesIO()
     image.save(file, format=form.upper(), **options)
-    return file.getvalue()
-
-
-def to_base64(image: Image.Image, form: Format = "png", quality: int = 100) -> str:
-    return base64.b64encode(encode(image, form, quality)).decode()
+    return base64.b64encode(file.getvalue()).decode()
 
 
 def to_data_uri(image: Image.Image) -> str:
+    """A PNG file as a data URI."""
     return f"data:image/png;base64,{to_base64(image)}"
