@@ -32,11 +32,17 @@ DeviceOf = Callable[[str], "torch.device | None"]
 """The device that a tensor (our name) goes to; None leaves it a view of its file."""
 
 
+def on_device(device: torch.device | str) -> DeviceOf:
+    """All tensors on one device."""
+    single = torch.device(device)
+    return lambda name: single
+
+
 def load_tensors(
     module: nn.Module,
     source: TensorSource,
     precision: Precision,
-    device: torch.device | str | DeviceOf,
+    device_of: DeviceOf,
     *,
     name_of: Callable[[str], str] = str,
     known: Collection[str] = (),
@@ -48,7 +54,7 @@ def load_tensors(
         module: the module to fill.
         source: the source of its tensors.
         precision: the precision of its parts, which go by our names of a `BagelModel`.
-        device: the device that they go to, or a function that tells it for each tensor.
+        device_of: tells the device of each tensor.
         name_of: our names to those of the source.
         known: further names that the source may have.
         prepack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
@@ -61,11 +67,6 @@ def load_tensors(
     optional = set(POSITION_TABLES.values()) & wanted.keys()
     present = set(source.names())
     check_tensors(source, {theirs: tuple(state[ours].shape) for theirs, ours in wanted.items()}, known)
-    if callable(device):
-        device_of: DeviceOf = device
-    else:
-        single = torch.device(device)
-        device_of = lambda name: single  # noqa: E731
     for missing in optional - present:
         table = sincos_table(isqrt(state[wanted[missing]].shape[0]), state[wanted[missing]].shape[1])
         place = device_of(wanted[missing]) or torch.device("cpu")

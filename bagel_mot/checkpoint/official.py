@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bagel_mot.checkpoint.load_weights import DeviceOf, load_tensors
+from bagel_mot.checkpoint.load_weights import DeviceOf, load_tensors, on_device
 from bagel_mot.checkpoint.names import POSITION_TABLES, official_name
 from bagel_mot.checkpoint.opening import EMBEDDING, embedding_dtype, open_checkpoint
 from bagel_mot.checkpoint.precision import Precision
@@ -132,11 +132,12 @@ def load_checkpoint(
     known = {official_name(name) for name in model_shapes(config)}
     reads, draws = needed(tasks)
     model.drop(pictures_in=not reads, pictures_out=not draws)
+    device_of = device if callable(device) else on_device(device)
     if prepack:
-        device = embedding_in_file(source, precision, device)
-    load_tensors(model, source, precision, device, name_of=official_name, known=known, prepack=prepack)
+        device_of = _with_embedding_in_file(device_of, source, precision)
+    load_tensors(model, source, precision, device_of, name_of=official_name, known=known, prepack=prepack)
     if draws:
-        place = device("autoencoder") if callable(device) else device
+        place = device_of("autoencoder")
         assert place is not None
         autoencoder = load_autoencoder(folder, dtype=precision.autoencoder, device=place)
     else:
@@ -145,17 +146,15 @@ def load_checkpoint(
     return Checkpoint(config, model.eval(), autoencoder, tokenizer, tuple(tasks), precision)
 
 
-def embedding_in_file(
-    source: TensorSource, precision: Precision, device: torch.device | str | DeviceOf
-) -> torch.device | str | DeviceOf:
+def _with_embedding_in_file(device_of: DeviceOf, source: TensorSource, precision: Precision) -> DeviceOf:
     """Leaves a large embedding a view of its file where it is stored as it is wanted and would be on the CPU: a text
     takes a few of its rows, and all of them are a gigabyte at the official size.
     """
-    place = device(EMBEDDING) if callable(device) else torch.device(device)
     stays = embedding_dtype(source) == precision.activations and precision.stored_as(EMBEDDING) is None
+    place = device_of(EMBEDDING)
     if not stays or place is None or place.type != "cpu":
-        return device
-    return lambda name: None if name == EMBEDDING else device(name) if callable(device) else torch.device(device)
+        return device_of
+    return lambda name: None if name == EMBEDDING else device_of(name)
 
 
 def needed(tasks: Collection[str]) -> tuple[bool, bool]:
@@ -179,7 +178,7 @@ def load_autoencoder(
         raise CheckpointError(f"{folder} has no {AUTOENCODER_FILE} (the autoencoder); the official layout needs it")
     with torch.device("meta"):
         autoencoder = Autoencoder(load_config(folder).vae)
-    load_tensors(autoencoder, SafetensorsFiles(path, [path]), Precision(dtype), device)
+    load_tensors(autoencoder, SafetensorsFiles(path, [path]), Precision(dtype), on_device(device))
     return autoencoder.eval()
 
 

@@ -10,12 +10,12 @@ import json
 import mmap
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ PLAIN_TYPES = ("F64", "F32", "F16", "BF16")
 _LONGEST_HEADER = 100 << 20  # bytes, as the format has it
 
 
-class TensorSource(Protocol):
+class TensorSource(ABC):
     """Tensors by their official names.
 
     Attributes:
@@ -54,35 +54,39 @@ class TensorSource(Protocol):
     where: Path
 
     @property
+    @abstractmethod
     def kind(self) -> str:
         """The layout in words."""
-        ...
 
-    def names(self) -> Collection[str]: ...
+    @abstractmethod
+    def names(self) -> Collection[str]:
+        """The official names of all tensors."""
 
+    @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor as the model has it, whatever its layout in the file."""
-        ...
 
+    @abstractmethod
     def stored_bytes(self, name: str) -> int:
         """Bytes that are read for a tensor."""
-        ...
 
+    @abstractmethod
     def read(self, name: str) -> Tensor | QuantisedMatrix:
         """A tensor of its own on the CPU, in the type in which it is stored."""
-        ...
 
     def format(self, name: str) -> str | None:
         """The format of the quantised matrix as which a tensor is read; None for a plain one. Reads nothing."""
-        ...
+        return None
 
     def mapped(self, name: str) -> Tensor | None:
-        """A view of the file, not to be written to, where the tensor is stored as it is; None elsewhere."""
-        ...
+        """A view of the file, not to be written to, where the tensor is stored as it is; None elsewhere. Its pages are
+        read when they are used, and the system may take them back.
+        """
+        return None
 
     def close(self) -> None:
-        """Releases what is mapped; a later `read` opens the file again."""
-        ...
+        """Releases mapped files; views of them stay, and a later `read` opens the file again."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class StoredBytes:
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-class SafetensorsFiles:
+class SafetensorsFiles(TensorSource):
     """The tensors of one or more safetensors files, as they are stored: read into memory of their own, or as views of
     the mapped files. Each file's header is read once.
     """
@@ -184,13 +188,7 @@ class SafetensorsFiles:
             raise CheckpointError(f"{stored.file} could not be read at {name}: {error}") from error
         return tensor
 
-    def format(self, name: str) -> None:
-        """All are plain."""
-
     def mapped(self, name: str) -> Tensor:
-        """A view of the file, not to be written to: nothing is read before it is used, and what was read the system may
-        take back.
-        """
         stored = self._stored[name]
         if stored.file not in self._maps:
             self._maps[stored.file] = _map(stored.file)
@@ -201,7 +199,6 @@ class SafetensorsFiles:
             ).view(stored.shape)
 
     def close(self) -> None:
-        """Releases mapped files; views of them stay."""
         self._maps.clear()
 
 

@@ -19,6 +19,7 @@ from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.model import kernels
 from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
@@ -92,6 +93,7 @@ def test_views_and_changes_in_place_take_nothing() -> None:
 def alive_in_forward(config: BagelConfig, dtype: torch.dtype, rows: list[Sample], context_length: int) -> int:
     """Bytes alive in one forward pass; more than two layers hold no more at once."""
     shallow = replace(config, decoder=replace(config.decoder, num_layers=min(2, config.decoder.num_layers)))
+    kernels._flash_works_on_cpu(dtype)  # a probe needs values
     spec = PackSpec.of(config, SpecialTokens(1, 2, 3, 4))
     layout, values = pack_cached(rows, spec), Values.of(rows, spec)
 

@@ -109,27 +109,10 @@ def _matrices(
             raise CheckpointError(
                 f"{files.where}: {name} has {stop - start} weights; the configuration makes it {list(shapes[name])}"
             )
-        load = partial(_load, decoder, module, start, stop, name, shapes[name])
+        load = partial(decoder.read, name, shapes[name], module, start)
         size = stop - start + (stop - start) * files.stored_bytes(module + _CODES) // count
         found[name] = StoredTensor(_LAYOUT, shapes[name], parts, load, None, nbytes=size)
     return found
-
-
-def _load(
-    decoder: _WeightDecoder,
-    module: str,
-    start: int,
-    stop: int,
-    name: str,
-    shape: tuple[int, ...],
-    files: SafetensorsFiles,
-) -> Tensor:
-    try:
-        return decoder.decode(module, start, stop).view(shape)
-    except DamagedCodes as error:
-        raise CheckpointError(
-            f"{files.where}: {name} cannot be decoded from DFloat11 (damaged?): it has {error}"
-        ) from error
 
 
 class _WeightDecoder:
@@ -145,7 +128,16 @@ class _WeightDecoder:
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._table = lru_cache(maxsize=64)(lambda module: CodeTable(files.read(f"{module}.luts").to(self._device)))
 
-    def decode(self, module: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, shape: tuple[int, ...], module: str, start: int, files: SafetensorsFiles) -> Tensor:
+        """A matrix of a module, bfloat16 on the CPU; its weights begin at `start` there."""
+        try:
+            return self._decode(module, start, start + prod(shape)).view(shape)
+        except DamagedCodes as error:
+            raise CheckpointError(
+                f"{files.where}: {name} cannot be decoded from DFloat11 (damaged?): it has {error}"
+            ) from error
+
+    def _decode(self, module: str, start: int, stop: int) -> Tensor:
         """The weights start..stop of a module, (n,) bfloat16 on the CPU."""
         files, chunks = self._files, self._block
         borders = files.read(f"{module}.output_positions").view(torch.uint8).view(torch.int32).tolist()

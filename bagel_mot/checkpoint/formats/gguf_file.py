@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bagel_mot.checkpoint.names import official_of_llama
-from bagel_mot.checkpoint.source import DTYPES, PLAIN_TYPES
+from bagel_mot.checkpoint.source import DTYPES, PLAIN_TYPES, TensorSource
 from bagel_mot.errors import CheckpointError
 
 _PIECE = 1 << 20  # values dequantised at a time, over float32
@@ -39,7 +39,7 @@ class _GgufTensor:
     size: int
 
 
-class GgufFile:
+class GgufFile(TensorSource):
     """A `TensorSource` over one file. It is mapped anew for each tensor, so that no pages of it stay."""
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,6 @@ class GgufFile:
             )
         self.where = path
         self._stored: dict[str, _GgufTensor] = {}
-        amounts: Counter[str] = Counter()
         for tensor in reader.tensors:
             shape = tuple(int(side) for side in reversed(tensor.shape.tolist()))
             name = official_of_llama(tensor.name)
@@ -82,8 +81,13 @@ class GgufFile:
                     "F32, F16, BF16 and the quantised types that the package gguf dequantises are"
                 )
             self._stored[name] = _GgufTensor(tensor.tensor_type, shape, int(tensor.data_offset), int(tensor.n_bytes))
-            amounts[tensor.tensor_type.name] += self._stored[name].size
-        self.kind = f"GGUF {amounts.most_common(1)[0][0]}" if amounts else "GGUF"
+
+    @property
+    def kind(self) -> str:
+        amounts: Counter[str] = Counter()
+        for stored in self._stored.values():
+            amounts[stored.type.name] += stored.size
+        return f"GGUF {amounts.most_common(1)[0][0]}" if amounts else "GGUF"
 
     def names(self) -> Collection[str]:
         return self._stored.keys()
@@ -115,15 +119,6 @@ class GgufFile:
             piece = gguf.dequantize(np.array(blocks[start : start + step]).reshape(1, -1), stored.type)
             flat[start * values : start * values + piece.size] = torch.from_numpy(piece.ravel())
         return result
-
-    def format(self, name: str) -> None:
-        """All tensors are read as plain ones."""
-
-    def mapped(self, name: str) -> None:
-        """Nothing is used from the file as it is."""
-
-    def close(self) -> None:
-        """Nothing stays open."""
 
 
 def _can_be_read(kind: Any) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bagel_mot.checkpoint.source import SafetensorsFiles
+from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import QuantisedMatrix
 
@@ -43,7 +43,7 @@ class StoredTensor:
     nbytes: int | None = None
 
 
-class GroupedTensors:
+class GroupedTensors(TensorSource):
     """A `TensorSource` over files in which some tensors consist of several."""
 
     def __init__(self, files: SafetensorsFiles, stored: Mapping[str, StoredTensor], markers: Collection[str]) -> None:
