@@ -127,8 +127,7 @@ class Bagel:
         """
         loaded = load(name, precision, device, tasks, offload=offload, memory=memory, prepack=not compile)
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
-        guard = MemoryGuard(loaded.checkpoint.model.device, loaded.plan, loaded.alternatives)
-        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=guard)
+        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=loaded.memory)
         bagel.plan = loaded.plan
         return bagel
 

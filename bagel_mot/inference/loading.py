@@ -20,7 +20,7 @@ from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.files import parse_size
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.placement.offload import apply
-from bagel_mot.placement.oom import explained
+from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
 
 MINI = "mini"
@@ -124,13 +124,13 @@ class Loaded:
         checkpoint: the checkpoint with its weights in place.
         folder: the folder that it comes from.
         plan: the way in which it runs, where that was chosen from several.
-        alternatives: the other plans that would run on this machine, the best first, for advice when memory is short.
+        memory: guards its memory, with advice of the other ways in which it would run here.
     """
 
     checkpoint: Checkpoint
     folder: Path
     plan: Plan | None
-    alternatives: Sequence[Plan]
+    memory: MemoryGuard
 
 
 def load(
@@ -167,6 +167,7 @@ def load(
     else:
         computes = choose_device(device)
         chosen = choose_precision(precision, computes, stored)
+    guard = MemoryGuard(computes, plan, alternatives)
     try:
         checkpoint = load_checkpoint(
             source,
@@ -178,12 +179,12 @@ def load(
         if plan is not None and (plan.offload != "none" or len(plan.devices) > 1):
             apply(checkpoint.model, plan.placement)
     except Exception as error:
-        shortage = explained(error, computes, plan, alternatives)
+        shortage = guard.explain(error)
         if shortage is error:
             raise
         traceback.clear_frames(error.__traceback__)  # which hold what has been loaded
         raise shortage from error
-    return Loaded(checkpoint, source.where.parent, plan, alternatives)
+    return Loaded(checkpoint, source.where.parent, plan, guard)
 
 
 def _check_arguments(precision: object, device: object, memory: object) -> None:

@@ -20,8 +20,8 @@ _UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 class MemoryGuard:
-    """What an engine asks about memory: how much is held between requests, whether a batch fits, and what to say when
-    it did not.
+    """Memory as an engine asks about it: the tokens that are held between requests, room for a batch, and explanations
+    of errors.
 
     Attributes:
         holders: functions that tell the tokens of cache that are held between requests, such as by sessions.
@@ -30,10 +30,12 @@ class MemoryGuard:
     def __init__(
         self, device: torch.device | None = None, plan: Plan | None = None, others: Sequence[Plan] = ()
     ) -> None:
-        """
+        """Guards a model.
+
         Args:
             device: the device that computes; without one everything is taken to fit, and errors stay as they are.
-            plan, others: as in `explained`.
+            plan: the way in which the model runs, where that was chosen.
+            others: the other ways of running it, the best first, for advice.
         """
         self.holders: list[Callable[[], int]] = []
         self._device, self._plan, self._others = device, plan, others
@@ -44,17 +46,39 @@ class MemoryGuard:
         return sum(tokens() for tokens in self.holders)
 
     def check(self, needed: int) -> None:
-        """Refuses work that takes `needed` bytes at the least where they are not there.
+        """Refuses work that would not fit. On the CPU alone: there no operation fails for want of memory, but the system
+        ends the whole process. Accelerators fail by themselves, and are not asked.
+
+        Args:
+            needed: bytes that the work takes at the least.
 
         Raises:
-            MemoryShortageError: they are not there.
+            MemoryShortageError: they are not there, even after the process has returned what it had kept.
         """
-        if self._device is not None:
-            check_memory(needed, self._device, self._plan, self._others)
+        device = self._device
+        if device is None or device.type != "cpu" or needed < _SMALL or _fits(needed, room_for_work()):
+            return
+        return_freed_memory()
+        if _fits(needed, room := room_for_work()):
+            return
+        assert room is not None
+        raise MemoryShortageError(
+            f"memory would run out on {device}: a step of this takes {size_text(needed)} at the least, and "
+            f"{size_text(room)} is free; {_advice(self._plan, self._others)}."
+        )
 
     def explain(self, error: Exception) -> Exception:
-        """The error with its explanation and advice, if memory ran out; any other one as it is."""
-        return error if self._device is None else explained(error, self._device, self._plan, self._others)
+        """An error while the model was loaded or at work with its explanation and advice, if memory ran out; any other
+        one as it is.
+        """
+        if self._device is None or not is_out_of_memory(error) or isinstance(error, MemoryShortageError):
+            return error
+        needed = _needed(str(error))
+        asked = "more memory was needed" if needed is None else f"{size_text(needed)} more was needed"
+        return MemoryShortageError(
+            f"memory ran out on {self._device}: {asked} than there was, and {size_text(free_memory(self._device))} is "
+            f"free now; {_advice(self._plan, self._others)}."
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -63,48 +87,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def explained(error: Exception, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> Exception:
-    """The error with its explanation, if memory ran out; any other one as it is.
-
-    Args:
-        error: the error, raised while the model was loaded or at work.
-        device: the device that computes.
-        plan: the way in which the model runs, where that was chosen.
-        others: the other ways of running it, the best first.
-    """
-    if not is_out_of_memory(error) or isinstance(error, MemoryShortageError):
-        return error
-    needed = _needed(str(error))
-    asked = "more memory was needed" if needed is None else f"{size_text(needed)} more was needed"
-    return MemoryShortageError(
-        f"memory ran out on {device}: {asked} than there was, and {size_text(free_memory(device))} is free now; "
-        f"{_advice(plan, others)}."
-    )
-
-
-def check_memory(needed: int, device: torch.device, plan: Plan | None, others: Sequence[Plan] = ()) -> None:
-    """Refuses what would not fit. On the CPU alone: there no operation fails for want of memory, but the system ends
-    the whole process. Accelerators fail by themselves, and are not asked.
-
-    Args:
-        needed: bytes that the work takes at the least.
-        device, plan, others: see `explained`.
-
-    Raises:
-        MemoryShortageError: they are not there, even after the process has returned what it had kept.
-    """
-    if device.type != "cpu" or needed < _SMALL or _fits(needed, room_for_work()):
-        return
-    return_freed_memory()
-    if _fits(needed, room := room_for_work()):
-        return
-    assert room is not None
-    raise MemoryShortageError(
-        f"memory would run out on {device}: a step of this takes {size_text(needed)} at the least, and "
-        f"{size_text(room)} is free; {_advice(plan, others)}."
-    )
 
 
 def _fits(needed: int, room: int | None) -> bool:

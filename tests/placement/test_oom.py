@@ -15,7 +15,7 @@ from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.config import NAMED_CONFIGS
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.placement.estimate import decode_bytes, encode_bytes
-from bagel_mot.placement.oom import check_memory, explained, is_out_of_memory
+from bagel_mot.placement.oom import MemoryGuard, is_out_of_memory
 from bagel_mot.placement.plan import Machine, choose, plans
 from bagel_mot.placement.system_memory import free_memory, room_for_work
 from tests.placement.conftest import FakeSystem
@@ -30,7 +30,7 @@ CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. G
 )
 def test_how_much_was_needed_and_is_free(error: Exception, needed: str) -> None:
     assert is_out_of_memory(error)
-    text = str(explained(error, CPU, None))
+    text = str(MemoryGuard(CPU).explain(error))
     assert needed in text
     assert "GB is free now" in text
     assert "in fewer bits" in text
@@ -39,7 +39,7 @@ def test_how_much_was_needed_and_is_free(error: Exception, needed: str) -> None:
 def test_no_more_bits_are_advised_than_it_has() -> None:
     here = Machine(((CPU, 30 * 10**9),), 30 * 10**9)
     found = plans(NAMED_CONFIGS["7b-mot"], here, ("understand",), precisions=("int4",))
-    text = str(explained(MemoryError(), CPU, choose(found, here), found))
+    text = str(MemoryGuard(CPU, choose(found, here), found).explain(MemoryError()))
     assert "precision='int8'" not in text
     assert "`bagel info --plan`" in text
 
@@ -47,7 +47,7 @@ def test_no_more_bits_are_advised_than_it_has() -> None:
 def test_a_system_that_says_nothing(system: FakeSystem) -> None:
     assert free_memory(CPU) > 10**9
     assert room_for_work() is None
-    check_memory(10**15, CPU, None)
+    MemoryGuard(CPU).check(10**15)
 
 
 def test_swap_is_room_but_not_free(system: FakeSystem) -> None:
@@ -137,7 +137,7 @@ def test_which_plan_would_fit() -> None:
     found = plans(NAMED_CONFIGS["7b-mot"], here, ("generate", "understand"), precisions=("bfloat16", "int8"))
     chosen = choose(found, here)
     assert chosen.precision.name == "bfloat16"
-    text = str(explained(MemoryError(), CPU, chosen, found))
+    text = str(MemoryGuard(CPU, chosen, found).explain(MemoryError()))
     assert "precision='int8', which takes at most 2" in text
 
 
@@ -152,9 +152,9 @@ def test_what_would_fit_is_said_where_a_precision_was_asked_for_that_does_not(
 
 def test_other_errors_stay_as_they_are() -> None:
     error = RuntimeError("shapes do not fit")
-    assert explained(error, CPU, None) is error
+    assert MemoryGuard(CPU).explain(error) is error
     shortage = MemoryShortageError("said already")
-    assert explained(shortage, CPU, None) is shortage
+    assert MemoryGuard(CPU).explain(shortage) is shortage
 
 
 def test_a_request_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,12 +184,12 @@ def test_a_request_without_memory_fails_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_work_that_cannot_fit_on_the_cpu_is_refused_before_it_begins(system: FakeSystem) -> None:
     """There the system would end the process, with whatever else it was doing."""
     system.free(1_000_000 * 1024)
-    check_memory(10**9, CPU, None)
-    check_memory(10**12, torch.device("cuda"), None)  # fails by itself
+    MemoryGuard(CPU).check(10**9)
+    MemoryGuard(torch.device("cuda")).check(10**12)  # fails by itself
     with pytest.raises(
         MemoryShortageError, match=r"takes 2 GB at the least, and 1.02 GB is free; ask for smaller"
     ) as raised:
-        check_memory(2 * 10**9, CPU, None)
+        MemoryGuard(CPU).check(2 * 10**9)
     assert is_out_of_memory(raised.value)
 
 
@@ -198,9 +198,9 @@ def test_what_the_process_has_kept_is_returned_before_work_is_refused(
 ) -> None:
     system.free(1 << 30)
     monkeypatch.setattr("bagel_mot.placement.oom.return_freed_memory", lambda: system.free(3 << 30))
-    check_memory(2 << 30, CPU, None)
+    MemoryGuard(CPU).check(2 << 30)
     with pytest.raises(MemoryShortageError, match=r"takes 4\.\d+ GB at the least, and 3\.\d+ GB is free"):
-        check_memory(4 << 30, CPU, None)
+        MemoryGuard(CPU).check(4 << 30)
 
 
 def test_requests_that_fit_one_by_one_run_one_by_one(system: FakeSystem, monkeypatch: pytest.MonkeyPatch) -> None:

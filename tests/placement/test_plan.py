@@ -153,7 +153,7 @@ def test_weights_are_those_that_are_loaded() -> None:
             packed = sum(
                 m.out_features * m.in_features * 2
                 for m in bagel.checkpoint.model.modules()
-                if "Packed" in type(m).__name__
+                if "Prepacked" in type(m).__name__
             )
             predicted = weight_bytes(bagel.config, parse_precision(precision), tasks).total
             assert predicted == pytest.approx(sum(held.values()) + packed, rel=0.01), (precision, tasks)
