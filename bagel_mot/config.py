@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import field, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -109,19 +108,6 @@ def _sentence(invalid: ValidationError) -> str:
     if first["type"] == "missing" or value is None:
         return f"{key} is missing" + (f"; {wanted}" if wanted.startswith("it must") else "")
     return f"{key} is {value!r}; {wanted}"
-
-
-class Task(StrEnum):
-    """The kind of request, whose default settings apply to it."""
-
-    GENERATE = "generate"  # an image from texts
-    EDIT = "edit"  # an image from images and texts
-    ASK = "ask"  # a text from texts and images
-
-    @property
-    def draws(self) -> bool:
-        """Whether the result is an image; images among the inputs then enter as VAE image and as ViT image."""
-        return self is not Task.ASK
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import gradio as gr
 from bagel_mot.app.context import INSTANT_EVENT, PageContext
 from bagel_mot.app.texts.language import LANGUAGES, Language, Spoken, say, text
 from bagel_mot.app.texts.settings import SETTING_TEXTS
-from bagel_mot.config import Task
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import official_defaults
 from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings, resolve, task_settings
+from bagel_mot.task import Task
 
 Size = tuple[int, int]
 Preset = Callable[[Mapping[str, Any]], dict[str, Any]]

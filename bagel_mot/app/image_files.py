@@ -12,13 +12,13 @@ from typing import Any
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from bagel_mot.config import Task
 from bagel_mot.errors import ImageError, SettingError
 from bagel_mot.images import open_image
 from bagel_mot.inference.batch import naming
 from bagel_mot.inference.result import save_image
 from bagel_mot.inference.settings import SETTINGS, parse_settings
 from bagel_mot.serving.service import Service
+from bagel_mot.task import Task
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.scene import WORLD, Scene, Thing
 

@@ -19,8 +19,8 @@ from bagel_mot.app.tabs.ask import AskTab
 from bagel_mot.app.tabs.chat import ChatTab
 from bagel_mot.app.tabs.image import ImageTab, chosen_path
 from bagel_mot.app.texts.language import LANGUAGES, Labels, Language, say
-from bagel_mot.config import Task
 from bagel_mot.serving.service import Service
+from bagel_mot.task import Task
 
 PROMPTS = [
     "a red car",

@@ -23,10 +23,10 @@ from bagel_mot.cli.options import (
     notes,
     progress_bar,
 )
-from bagel_mot.config import Task
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.files import make_writable_folder, writing
 from bagel_mot.inference.settings import MAX_SEED, SETTINGS, parse_settings
+from bagel_mot.task import Task
 
 if TYPE_CHECKING:
     from bagel_mot.inference.api import Bagel

@@ -23,9 +23,9 @@ from bagel_mot.cli.options import (
     with_settings,
     write_json,
 )
-from bagel_mot.config import Task
 from bagel_mot.errors import PromptError, SettingError
 from bagel_mot.files import check_writable, writing
+from bagel_mot.task import Task
 
 if TYPE_CHECKING:
     from bagel_mot.inference.result import Result

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bagel_mot.config import Task
 from bagel_mot.errors import BagelError, DeviceError
 from bagel_mot.files import check_writable, write_text, writing
 from bagel_mot.inference.settings import SETTINGS, TASKS, Setting, parse_settings, task_settings
+from bagel_mot.task import Task
 
 if TYPE_CHECKING:
     import torch

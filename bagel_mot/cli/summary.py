@@ -11,10 +11,11 @@ import torch
 from bagel_mot.checkpoint.official import folder_of, read_config
 from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
-from bagel_mot.config import NAMED_CONFIGS, BagelConfig, Task
+from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.defaults import official_defaults, read_defaults
 from bagel_mot.inference.loading import find_checkpoint
 from bagel_mot.placement.estimate import cache_bytes
+from bagel_mot.task import Task
 
 _PARTS = {
     r"decoder\.(layers\.\d+\.und|norm)\.": "und expert",

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from bagel_mot.checkpoint.official import TASKS, Checkpoint
-from bagel_mot.config import Task
 from bagel_mot.errors import PromptError, SettingError
 from bagel_mot.images import ImageSource
 from bagel_mot.inference.batch import as_batch, check_stream, naming, pair, spread
@@ -31,6 +30,7 @@ from bagel_mot.inference.session import Session
 from bagel_mot.inference.steps.respond import respond
 from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.placement.plan import Plan
+from bagel_mot.task import Task
 
 OnStep = Callable[[int, int], None]
 OnText = Callable[[str], None]

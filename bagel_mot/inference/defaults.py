@@ -33,10 +33,11 @@ from PIL import Image
 
 from bagel_mot.checkpoint.official import write_json
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE
-from bagel_mot.config import BagelConfig, Task
+from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, ImageError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image
 from bagel_mot.inference.settings import TASKS, parse_settings, resolve
+from bagel_mot.task import Task
 
 _OFFICIAL_SIZE = 1024
 _GENERATION = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from bagel_mot.config import Task
 from bagel_mot.errors import PromptError, SettingError
 from bagel_mot.images import MAX_IMAGE_PIXELS, ImageSource, open_image
 from bagel_mot.inference.defaults import check_grid, check_size, official_defaults
 from bagel_mot.inference.request import ImageInput, Input, Kind, Request, TextInput
 from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.settings import SETTINGS, GenerationSettings, resolve
+from bagel_mot.task import Task
 
 
 def task_of(inputs: Sequence[object], output: str) -> Task:

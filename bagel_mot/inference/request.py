@@ -15,10 +15,10 @@ from typing import Any, Literal
 from PIL import Image
 from torch import Tensor
 
-from bagel_mot.config import Task
 from bagel_mot.inference.sampler import roles_used
 from bagel_mot.inference.settings import GenerationSettings
 from bagel_mot.sequence import TextSegment
+from bagel_mot.task import Task
 
 Kind = Literal["system", "text", "image", "thought", "answer", "drawing"]
 GIVEN: tuple[Kind, ...] = ("text", "image")

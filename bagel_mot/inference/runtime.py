@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from bagel_mot.config import BagelConfig, Task
+from bagel_mot.config import BagelConfig
 from bagel_mot.errors import ContextLengthError
 from bagel_mot.inference.defaults import Defaults
 from bagel_mot.inference.engine.engine import Engine
@@ -16,6 +16,7 @@ from bagel_mot.inference.request import TextInput
 from bagel_mot.model.cache import Context
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE, SYSTEM_PROMPT_UNDERSTAND
 from bagel_mot.sequence import TextSegment, text_segment
+from bagel_mot.task import Task
 from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
 

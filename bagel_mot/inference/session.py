@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
-from bagel_mot.config import Task
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.images import ImageSource
 from bagel_mot.inference.batch import check_stream, naming
@@ -25,6 +24,7 @@ from bagel_mot.inference.session_store import SavedSession, read_session, write_
 from bagel_mot.inference.steps.read import read
 from bagel_mot.inference.steps.respond import follow
 from bagel_mot.model.cache import Chunk
+from bagel_mot.task import Task
 
 T = TypeVar("T")
 OnSubmit = Callable[[Ticket[Any]], None]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
-from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
+from bagel_mot.task import Task
 
 TASKS = tuple(Task)
 DRAWING = tuple(task for task in Task if task.draws)

@@ -19,7 +19,6 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 from bagel_mot.images import ImageSource, open_image
 from bagel_mot.inference.api import Bagel
@@ -33,6 +32,7 @@ from bagel_mot.placement.estimate import MARGIN, Capacity, capacity
 from bagel_mot.placement.system_memory import free_memory
 from bagel_mot.serving.driver import Driver
 from bagel_mot.serving.limits import BusyError, ClosedError, LimitError, Limits, without_special_tokens
+from bagel_mot.task import Task
 
 __all__ = ["BusyError", "ClosedError", "LimitError", "Limits", "Listen", "Service", "SubmittedBatch"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bagel_mot.config import Task
 from bagel_mot.errors import DataError
 from bagel_mot.inference.request import Recorder
 from bagel_mot.inference.settings import SETTINGS
+from bagel_mot.task import Task
 from bagel_mot.verify.parts import Subject
 from bagel_mot.verify.records import Checker
 

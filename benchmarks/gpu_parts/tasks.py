@@ -17,11 +17,11 @@ import torch
 
 from bagel_mot import Bagel
 from bagel_mot.bench.machine import synchronize
-from bagel_mot.config import Task
 from bagel_mot.inference import sampler as flow
 from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import resolve
+from bagel_mot.task import Task
 from gpu_parts.common import INSTRUCTION, PROMPT, QUESTION, Scale
 
 # Two steps: by this shift one of them is within the interval of a drawing's guidance, the other beyond it, so that both

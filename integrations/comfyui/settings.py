@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings, task_settings
+from bagel_mot.task import Task
 
 DRAWING_SETTINGS = "BAGEL_DRAWING_SETTINGS"
 ANSWER_SETTINGS = "BAGEL_ANSWER_SETTINGS"

@@ -17,12 +17,12 @@ from bagel_mot.app.controls import PRESETS, Controls, info_of, sizes
 from bagel_mot.app.texts.language import LANGUAGES, Labels, say
 from bagel_mot.app.texts.page import TEXTS
 from bagel_mot.app.texts.settings import SETTING_TEXTS
-from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import check_size
 from bagel_mot.inference.settings import SETTINGS, TASKS, parse_settings, task_settings
 from bagel_mot.serving.service import Limits, Service
+from bagel_mot.task import Task
 
 
 def built(context: PageContext, *tasks: Task) -> Controls:

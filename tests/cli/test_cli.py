@@ -121,7 +121,7 @@ def test_help_marks_precisions_that_lose_accuracy(command: str) -> None:
 
 
 def test_help_is_fast_because_torch_is_not_imported() -> None:
-    code = "import sys, bagel_mot.cli; print([m for m in ('torch', 'numpy', 'PIL', 'tokenizers') if m in sys.modules])"
+    code = "import sys, bagel_mot.cli; print([m for m in ('torch', 'pydantic', 'numpy', 'PIL', 'tokenizers') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from bagel_mot.checkpoint.official import Checkpoint, load_checkpoint
 from bagel_mot.checkpoint.opening import open_checkpoint, stored_weights
-from bagel_mot.config import Task
 from bagel_mot.errors import (
     BagelError,
     CheckpointError,
@@ -39,6 +38,7 @@ from bagel_mot.inference.request import Recorder
 from bagel_mot.inference.result import Result, save_image
 from bagel_mot.model.cache import Chunk
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
+from bagel_mot.task import Task
 
 
 def run_together(bagel: Bagel, jobs: list[tuple[list[Any], dict[str, Any]]]) -> list[tuple[Result, Recorder]]:

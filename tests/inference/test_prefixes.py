@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from bagel_mot.checkpoint.official import Checkpoint
-from bagel_mot.config import Task
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import Defaults
 from bagel_mot.inference.prefixes import PrefixCache, keys_of, worth_keeping
 from bagel_mot.inference.prepare import Preparer
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
+from bagel_mot.task import Task
 
 
 @pytest.fixture

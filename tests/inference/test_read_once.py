@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bagel_mot.config import Task
 from bagel_mot.images import ImageTransform
 from bagel_mot.inference import prepare
 from bagel_mot.inference.api import Bagel
@@ -23,6 +22,7 @@ from bagel_mot.inference.prepare import Preparer
 from bagel_mot.inference.request import Listener, Recorder, Request
 from bagel_mot.inference.session import Session
 from bagel_mot.serving.service import Service
+from bagel_mot.task import Task
 from bagel_mot.tokenizer import Tokenizer
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bagel_mot.config import Task
 from bagel_mot.inference.decode import split_thinking
 from bagel_mot.inference.request import Request
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import GenerationSettings
 from bagel_mot.serving.openai.streams import Channel, End, Preview, Text, event
 from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
+from bagel_mot.task import Task
 from tests.serving.coroutines import run_coroutine
 
 TEXTS = [

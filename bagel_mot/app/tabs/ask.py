@@ -22,7 +22,7 @@ from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import GalleryValue, open_uploads, paths_of
 from bagel_mot.app.tabs.image import upload_field
 from bagel_mot.app.texts.language import Language, say, text
-from bagel_mot.config import Task
+from bagel_mot.task import Task
 
 PART = "ask"
 QUESTIONS = ["How many cars are there?", "What colour is the car?", "Is there a sun?"]

@@ -22,8 +22,8 @@ from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import open_uploads
 from bagel_mot.app.state import TabState
 from bagel_mot.app.texts.language import Language, say, text
-from bagel_mot.config import Task
 from bagel_mot.errors import BagelError
+from bagel_mot.task import Task
 
 PART = "chat"
 MESSAGES = ["a red car on the grass", "change the background to night", "What colour is the car?"]

@@ -22,9 +22,9 @@ from bagel_mot.app.context import (
 from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import GalleryValue, keep, open_uploads, paths_of, read_metadata, uploaded
 from bagel_mot.app.texts.language import Language, say, text
-from bagel_mot.config import Task
 from bagel_mot.errors import BagelError
 from bagel_mot.inference.result import Result
+from bagel_mot.task import Task
 
 
 class ResultGallery:

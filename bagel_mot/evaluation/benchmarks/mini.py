@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 from bagel_mot.images import to_pixels, to_uint8
 from bagel_mot.inference.session import draw_together
+from bagel_mot.task import Task
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.edits import EDIT_KINDS
 from bagel_mot.worlds.mini.items import (

@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bagel_mot.config import Task
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings
 from bagel_mot.serving.openai.errors import ApiError
+from bagel_mot.task import Task
 
 # OpenAI's fields that say nothing about the result: accepted and ignored.
 WITHOUT_EFFECT = (

@@ -13,7 +13,6 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from bagel_mot.config import Task
 from bagel_mot.serving.openai.errors import ApiError, from_validation
 from bagel_mot.serving.openai.fields import from_form, parse_extra, setting_schemas
 from bagel_mot.serving.openai.image_data import Format, to_base64
@@ -30,6 +29,7 @@ from bagel_mot.serving.openai.schemas import (
 )
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
 from bagel_mot.serving.service import SubmittedBatch
+from bagel_mot.task import Task
 
 router = APIRouter(tags=["images"])
 _MAX_FIELDS, _MAX_FIELD_BYTES = 100, 1 << 20

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bagel_mot.config import Task
 from bagel_mot.inference.request import Request
 from bagel_mot.inference.result import Result
 from bagel_mot.serving.openai.fields import with_settings
+from bagel_mot.task import Task
 
 Role = Literal["system", "developer", "user", "assistant"]
 PIXEL = (  # a red pixel, for examples that work

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel_mot.config import Task
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.engine import scheduler
 from bagel_mot.inference.engine.engine import Engine
@@ -16,6 +15,7 @@ from bagel_mot.inference.engine.ops import ForwardOp, Output, Steps
 from bagel_mot.inference.prepare import Preparer
 from bagel_mot.model.cache import Context
 from bagel_mot.sequence import Segment, VitSegment, segment_length, vit_segment
+from bagel_mot.task import Task
 
 
 def engine_of(bagel: Bagel, limit: int) -> Engine:
