@@ -13,7 +13,7 @@ forward pass. Three orders of the same tokens matter:
 The result has two parts. A **layout** says where every token stands; it never changes and serves as many forward passes
 as the same segments are run. The **values** are what changes between them: patches, latents and timesteps.
 
-A segment describes itself as runs of tokens (`Run`), so packing knows no kind of segment. Nothing here knows of
+A segment describes itself as runs of tokens (`TokenRun`), so packing knows no kind of segment. Nothing here knows of
 networks: the result is plain tensors.
 """
 
@@ -43,7 +43,7 @@ Grid = tuple[int, int]  # (rows, columns) of patches or latent tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TokenRun:
     """Neighbouring tokens of one kind within a segment.
 
     Attributes:
@@ -70,7 +70,7 @@ class Run:
         return len(self.ids) if self.kind == TEXT else self.grid[0] * self.grid[1]
 
 
-_START, _END = Run(TEXT, (_START_OF_IMAGE,)), Run(TEXT, (_END_OF_IMAGE,))
+_START, _END = TokenRun(TEXT, (_START_OF_IMAGE,)), TokenRun(TEXT, (_END_OF_IMAGE,))
 
 
 class Segment:
@@ -83,7 +83,7 @@ class Segment:
     advance: int = 1
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[TokenRun, ...]:
         """The segment's tokens in sequence order."""
         raise NotImplementedError
 
@@ -118,8 +118,8 @@ class TextSegment(Segment):
         return len(self.ids)
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        return (Run(TEXT, self.ids, self.labels),)
+    def runs(self) -> tuple[TokenRun, ...]:
+        return (TokenRun(TEXT, self.ids, self.labels),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,8 +135,8 @@ class VitSegment(Segment):
     grid: Grid
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        return _START, Run(VIT, grid=self.grid, values=self.patches), _END
+    def runs(self) -> tuple[TokenRun, ...]:
+        return _START, TokenRun(VIT, grid=self.grid, values=self.patches), _END
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +166,8 @@ class VaeSegment(Segment):
         return 0 if self.noised else 1
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        return _START, Run(VAE, grid=self.grid, values=self.latent, timestep=self.timestep), _END
+    def runs(self) -> tuple[TokenRun, ...]:
+        return _START, TokenRun(VAE, grid=self.grid, values=self.latent, timestep=self.timestep), _END
 
 
 @dataclass(frozen=True, eq=False)
@@ -420,7 +420,7 @@ class _Packing:
 
     def __init__(self, rows: Sequence[Sequence[Sample]], spec: PackSpec, und_len: int, gen_len: int) -> None:
         self.rows, self.und_len, self.gen_len, self.spec = len(rows), und_len, gen_len, spec
-        self.runs: list[Run] = []
+        self.runs: list[TokenRun] = []
         self.first_slots: list[int] = []  # of each run, among those of its expert
         self.noised: list[bool] = []  # per VAE image
         self.spans: list[tuple[SegmentSpan, ...]] = []

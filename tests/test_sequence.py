@@ -16,10 +16,10 @@ from bagel_mot.sequence import (
     NOISED,
     DroppedImage,
     PackSpec,
-    Run,
     Sample,
     Segment,
     TextSegment,
+    TokenRun,
     VaeSegment,
     Values,
     VitSegment,
@@ -132,7 +132,7 @@ class _Clip(Segment):
     advance = 6
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[TokenRun, ...]:
         frames = (VitSegment(torch.full((2, 12), i), self.grid).runs for i in range(2))
         return tuple(replace(run, position=3 * i) for i, frame in enumerate(frames) for run in frame)
 

@@ -1,7 +1,7 @@
 """The FLUX autoencoder: images to latents an eighth of their side, and back.
 
-    pixels (B, 3, H, W) ──Encoder──► mean, logvar (B, z, H/8, W/8) ──(mean − shift)·scale──► latent
-    latent ──latent/scale + shift──► Decoder ──► pixels (B, 3, H, W)
+    pixels (B, 3, H, W) ──VaeEncoder──► mean, logvar (B, z, H/8, W/8) ──(mean − shift)·scale──► latent
+    latent ──latent/scale + shift──► VaeDecoder ──► pixels (B, 3, H, W)
 
 Both halves are convolutional residual networks with one single-head attention at the coarsest level. Modules are named
 as the tensors of the official `ae.safetensors` are: `down.0` and `up.0` are the finest level. What is unusual:
@@ -114,7 +114,7 @@ class Middle(nn.Module):
 
 
 class DownLevel(nn.Module):
-    """Encoder level: residual blocks, then down-sampling (not in the coarsest level)."""
+    """An encoder level: residual blocks, then down-sampling (not in the coarsest level)."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, downsample: bool) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """Decoder level: residual blocks, then up-sampling (not in the finest level)."""
+    """A decoder level: residual blocks, then up-sampling (not in the finest level)."""
 
     def __init__(self, in_channels: int, out_channels: int, blocks: int, upsample: bool) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class UpLevel(nn.Module):
         return x if self.upsample is None else self.upsample(x)
 
 
-class Encoder(nn.Module):
+class VaeEncoder(nn.Module):
     """Pixels (B, in_channels, H, W) to the posterior's moments (B, 2·z_channels, H/downsample, W/downsample)."""
 
     def __init__(self, config: VaeConfig) -> None:
@@ -176,7 +176,7 @@ def _full_precision(conv: nn.Conv2d, x: Tensor) -> Tensor:
         return conv(x.float())
 
 
-class Decoder(nn.Module):
+class VaeDecoder(nn.Module):
     """Posterior sample or mean (B, z_channels, h, w) to pixels (B, out_ch, h·downsample, w·downsample)."""
 
     def __init__(self, config: VaeConfig) -> None:
@@ -217,8 +217,8 @@ class Autoencoder(nn.Module):
                     f"it must be a multiple of {GROUPS}, the number of normalisation groups."
                 )
         self.config = config
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = VaeEncoder(config)
+        self.decoder = VaeDecoder(config)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return the scaled latent (B, z_channels, H/downsample, W/downsample) of pixels (B, 3, H, W) in [-1, 1].

@@ -31,7 +31,7 @@ from bagel_mot.training.objective import NoisedPack, add_noise, compute_losses, 
 from bagel_mot.verify.parts import Subject
 from bagel_mot.verify.records import Case, Checker
 
-Plan = Mapping[str, Any]  # one segment of a sample, as cases.json describes it
+CaseSegment = Mapping[str, Any]  # one segment of a sample, as cases.json describes it
 _MODE_NAMES = {CAUSAL: "causal", FULL: "full", NOISED: "noise"}
 
 
@@ -136,7 +136,7 @@ def _encode_padded(subject: Subject, images: list[Tensor], latents: Tensor) -> T
         return autoencoder.encode(padded.to(subject.device, subject.dtype))
 
 
-def _text(subject: Subject, plan: Plan) -> TextSegment:
+def _text(subject: Subject, plan: CaseSegment) -> TextSegment:
     ids = plan["ids"] if plan.get("ids") is not None else subject.checkpoint.tokenizer.encode(plan["text"])
     special = subject.checkpoint.special
     return text_segment(ids, special, learn=bool(plan["loss"]))

@@ -28,7 +28,7 @@ from bagel_mot.errors import BagelError, ImageError
 from bagel_mot.serving.edge import fetch as fetching
 from bagel_mot.serving.edge import security
 from bagel_mot.serving.edge.fetch import allowed_url, fetch, is_public
-from bagel_mot.serving.edge.metrics import Metrics
+from bagel_mot.serving.edge.metrics import ServerMetrics
 from bagel_mot.serving.edge.run import check_exposure, is_loopback, listen
 from bagel_mot.serving.edge.security import is_key
 from bagel_mot.serving.openai import routes as working
@@ -439,7 +439,7 @@ def test_few_images_are_fetched_at_once(loaded: Bagel, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(working, "fetch", slow)
     service = Service(loaded)
-    state = working.AppState(service, ServerOptions(), Metrics(service))
+    state = working.AppState(service, ServerOptions(), ServerMetrics(service))
 
     async def ask_all() -> None:
         async with anyio.create_task_group() as group:
@@ -459,7 +459,7 @@ def test_what_requests_have_fetched_together_is_bounded(loaded: Bagel, monkeypat
 
     monkeypatch.setattr(working, "fetch", large)
     service = Service(loaded)
-    state = working.AppState(service, ServerOptions(), Metrics(service))
+    state = working.AppState(service, ServerOptions(), ServerMetrics(service))
 
     async def ask() -> None:
         with working.ImageInputs(state) as first, working.ImageInputs(state) as second:

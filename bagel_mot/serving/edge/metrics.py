@@ -15,7 +15,7 @@ from bagel_mot.serving.service import Service
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
 
-class Metrics:
+class ServerMetrics:
     """The metrics of one app, in a registry of its own, so that several apps fit into one process."""
 
     def __init__(self, service: Service) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bagel_mot.serving.edge.metrics import Metrics
+from bagel_mot.serving.edge.metrics import ServerMetrics
 from bagel_mot.serving.limits import BusyError
 from bagel_mot.serving.openai.errors import TOO_LARGE, ApiError, ClientGone, as_api_error, log_failure
 from bagel_mot.serving.service import Service
@@ -137,7 +137,7 @@ class _Body:
 class Observe:
     """Numbers requests, counts and logs them, and responds to unexpected errors."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, log_prompts: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, log_prompts: bool) -> None:
         self.app, self.metrics, self.log_prompts = app, metrics, log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
-from bagel_mot.serving.edge.metrics import Metrics
+from bagel_mot.serving.edge.metrics import ServerMetrics
 from bagel_mot.serving.edge.security import Gate, Observe
 from bagel_mot.serving.openai import chat, images
 from bagel_mot.serving.openai.errors import ApiError, install, no_such_model
@@ -50,7 +50,7 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
     Only `/v1` and `/metrics` ask for a key: a page mounted elsewhere has to guard itself.
     """
     options = options or ServerOptions()
-    metrics = Metrics(service)
+    metrics = ServerMetrics(service)
     state = AppState(service, options, metrics)
 
     @asynccontextmanager

@@ -17,7 +17,7 @@ from fastapi import Depends, Request
 
 from bagel_mot.inference.result import Result
 from bagel_mot.serving.edge.fetch import MAX_BYTES, fetch
-from bagel_mot.serving.edge.metrics import Metrics
+from bagel_mot.serving.edge.metrics import ServerMetrics
 from bagel_mot.serving.openai.errors import ApiError, ClientGone, as_api_error, log_failure, no_such_model
 from bagel_mot.serving.openai.image_data import from_data_uri
 from bagel_mot.serving.openai.streams import PING, Channel, End, Preview, Text, event
@@ -87,7 +87,7 @@ class AppState:
 
     service: Service
     options: ServerOptions
-    metrics: Metrics
+    metrics: ServerMetrics
     workers: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_WORKERS))
     fetches: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_FETCHES))
     fetched_bytes: int = 0

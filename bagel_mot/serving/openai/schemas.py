@@ -12,7 +12,7 @@ from bagel_mot.inference.result import Result
 from bagel_mot.serving.openai.fields import with_settings
 from bagel_mot.task import Task
 
-Role = Literal["system", "developer", "user", "assistant"]
+MessageRole = Literal["system", "developer", "user", "assistant"]
 PIXEL = (  # a red pixel, for examples that work
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 )
@@ -68,7 +68,7 @@ Part = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 
 
 class Message(BaseModel):
-    role: Role
+    role: MessageRole
     content: str | list[Part] | None = None
     images: list[ImageContent] | None = Field(None, description="Pictures that the assistant drew, as it gave them.")
 
