@@ -190,127 +190,98 @@ def _setting(default: Any, kind: str, about: str, when: str, **facts: Any) -> An
 class GenerationSettings:
     """The settings of one request, validated: make it with `resolve`. `SETTINGS` describes the fields."""
 
+    # fmt: off
     cfg_text_scale: float = _setting(
-        4.0, "float",
-        "How strongly the picture follows the text: guidance away from the picture without it; 1 or less is off.",
-        "Raise it when the prompt is ignored; lower it when colours and contrasts get harsh.",
-        tasks=DRAWING, low=0, high=20,
-    )  # fmt: skip
+        4.0, "float", tasks=DRAWING, low=0, high=20,
+        about="How strongly the picture follows the text: guidance away from the picture without it; 1 or less is off.",
+        when="Raise it when the prompt is ignored; lower it when colours and contrasts get harsh.")
     cfg_image_scale: float = _setting(
-        1.0, "float",
-        "How strongly the picture keeps to the pictures given: guidance away from what would be drawn without them; "
+        1.0, "float", tasks=DRAWING, low=0, high=20,
+        about="How strongly the picture keeps to the pictures given: guidance away from what would be drawn "
+        "without them; "
         "1 or less is off.",
-        "Raise it when an edit changes too much; lower it when it changes too little.",
-        tasks=DRAWING, low=0, high=20,
-    )  # fmt: skip
+        when="Raise it when an edit changes too much; lower it when it changes too little.")
     cfg_interval: tuple[float, float] = _setting(
-        (0.4, 1.0), "interval",
-        "The times at which guidance is on, from low (excluded) to high, where 1 is pure noise and 0 the picture.",
-        "A higher low end is faster and gives details more freedom; edits keep the whole interval.",
-        tasks=DRAWING, low=0, high=1,
-    )  # fmt: skip
+        (0.4, 1.0), "interval", tasks=DRAWING, low=0, high=1,
+        about="The times at which guidance is on, from low (excluded) to high, where 1 is pure noise and 0 the "
+        "picture.",
+        when="A higher low end is faster and gives details more freedom; edits keep the whole interval.")
     cfg_renorm_type: str = _setting(
-        "global", "choice",
-        "What the guided velocity's length is brought back to: that of the whole picture, of each token, "
+        "global", "choice", tasks=DRAWING, choices=("global", "channel", "text_channel"),
+        about="What the guided velocity's length is brought back to: that of the whole picture, of each token, "
         "or of each token after text guidance alone.",
-        "Edits use text_channel; try global or channel when a picture looks blurry.",
-        tasks=DRAWING, choices=("global", "channel", "text_channel"),
-    )  # fmt: skip
+        when="Edits use text_channel; try global or channel when a picture looks blurry.")
     cfg_renorm_min: float = _setting(
-        0.0, "float",
-        "The smallest factor by which the guided velocity may be shortened; 1 switches that off.",
-        "Raise it when pictures look pale or blurry.",
-        tasks=DRAWING, low=0, high=1,
-    )  # fmt: skip
+        0.0, "float", tasks=DRAWING, low=0, high=1,
+        about="The smallest factor by which the guided velocity may be shortened; 1 switches that off.",
+        when="Raise it when pictures look pale or blurry.")
     num_timesteps: int = _setting(
-        50, "int",
-        "Points of time from noise to picture; N points are N − 1 steps.",
-        "Lower it for speed (25 is often enough); raise it for fine detail.",
-        tasks=DRAWING, low=2, high=1000,
-    )  # fmt: skip
+        50, "int", tasks=DRAWING, low=2, high=1000,
+        about="Points of time from noise to picture; N points are N − 1 steps.",
+        when="Lower it for speed (25 is often enough); raise it for fine detail.")
     timestep_shift: float = _setting(
-        3.0, "float",
-        "Spends more steps near pure noise the higher it is; 1 spaces them evenly.",
-        "Raise it when the layout is wrong; lower it when details are.",
-        tasks=DRAWING, low=0.01, high=100,
-    )  # fmt: skip
+        3.0, "float", tasks=DRAWING, low=0.01, high=100,
+        about="Spends more steps near pure noise the higher it is; 1 spaces them evenly.",
+        when="Raise it when the layout is wrong; lower it when details are.")
     eta: float = _setting(
-        0.0, "float",
-        "How much of its noise each step replaces by fresh noise: none at 0, the published way, and all of it at 1.",
-        "Raise it when things are missing, doubled or misplaced: later steps then mend what earlier ones got wrong.",
-        tasks=DRAWING, low=0, high=1,
-    )  # fmt: skip
+        0.0, "float", tasks=DRAWING, low=0, high=1,
+        about="How much of its noise each step replaces by fresh noise: none at 0, the published way, and all "
+        "of it at 1.",
+        when="Raise it when things are missing, doubled or misplaced: later steps then mend what earlier ones "
+        "got wrong.")
     enable_taylorseer: bool = _setting(
-        False, "bool",
-        "Extrapolates two of three late steps instead of computing them; `eta` then acts in the first three steps "
+        False, "bool", tasks=DRAWING,
+        about="Extrapolates two of three late steps instead of computing them; `eta` then acts in the first "
+        "three steps "
         "alone.",
-        "Switch it on for about twice the speed at some loss of quality; it needs 20 timesteps or more to gain much.",
-        tasks=DRAWING,
-    )  # fmt: skip
+        when="Switch it on for about twice the speed at some loss of quality; it needs 20 timesteps or more to "
+        "gain much.")
     size: tuple[int, int] | None = _setting(
-        None, "size",
-        "Width and height of the picture; by default the checkpoint's own, for an edit that of its last picture.",
-        "Both must be multiples of the latent stride (16 in the official model).",
-        tasks=DRAWING, optional=True,
-    )  # fmt: skip
+        None, "size", tasks=DRAWING, optional=True,
+        about="Width and height of the picture; by default the checkpoint's own, for an edit that of its last picture.",
+        when="Both must be multiples of the latent stride (16 in the official model).")
     think: bool = _setting(
         False, "bool",
-        "Lets the model write down its reasoning before it draws or answers.",
-        "Switch it on for prompts that need knowledge or planning; it costs the time of writing.",
-    )  # fmt: skip
+        about="Lets the model write down its reasoning before it draws or answers.",
+        when="Switch it on for prompts that need knowledge or planning; it costs the time of writing.")
     max_think_tokens: int = _setting(
-        1024, "int",
-        "The most tokens of thinking before a picture.",
-        "Lower it to bound the time; raise it when thoughts break off.",
-        tasks=DRAWING, low=1, high=32768,
-    )  # fmt: skip
+        1024, "int", tasks=DRAWING, low=1, high=32768,
+        about="The most tokens of thinking before a picture.",
+        when="Lower it to bound the time; raise it when thoughts break off.")
     max_new_tokens: int = _setting(
-        1024, "int",
-        "The most tokens of an answer, its thinking included.",
-        "Lower it to bound the time; raise it when answers break off.",
-        tasks=(Task.ASK,), low=1, high=32768,
-    )  # fmt: skip
+        1024, "int", tasks=(Task.ASK,), low=1, high=32768,
+        about="The most tokens of an answer, its thinking included.",
+        when="Lower it to bound the time; raise it when answers break off.")
     do_sample: bool = _setting(
         False, "bool",
-        "Draws each token at random by its probability instead of taking the likeliest.",
-        "Switch it on for variety, or when text runs in circles.",
-    )  # fmt: skip
+        about="Draws each token at random by its probability instead of taking the likeliest.",
+        when="Switch it on for variety, or when text runs in circles.")
     temperature: float = _setting(
-        0.3, "float",
-        "With do_sample: flattens (above 1) or sharpens (below 1) the probabilities; 0 takes the likeliest token.",
-        "Raise it for more variety.",
-        low=0, high=10,
-    )  # fmt: skip
+        0.3, "float", low=0, high=10,
+        about="With do_sample: flattens (above 1) or sharpens (below 1) the probabilities; 0 takes the "
+        "likeliest token.",
+        when="Raise it for more variety.")
     top_k: int = _setting(
-        0, "int",
-        "With do_sample: chooses among the k likeliest tokens only; 0 is off.",
-        "Set it (20 to 100) when sampled text derails.",
-        low=0,
-    )  # fmt: skip
+        0, "int", low=0,
+        about="With do_sample: chooses among the k likeliest tokens only; 0 is off.",
+        when="Set it (20 to 100) when sampled text derails.")
     top_p: float = _setting(
-        1.0, "float",
-        "With do_sample: chooses among the likeliest tokens that together have this probability; 1 is off.",
-        "Set it (0.8 to 0.95) when sampled text derails.",
-        low=0, high=1, above=True,
-    )  # fmt: skip
+        1.0, "float", low=0, high=1, above=True,
+        about="With do_sample: chooses among the likeliest tokens that together have this probability; 1 is off.",
+        when="Set it (0.8 to 0.95) when sampled text derails.")
     repetition_penalty: float = _setting(
-        1.0, "float",
-        "Makes tokens that the text has already used less likely; 1 is off.",
-        "Raise it slightly (1.05 to 1.2) when text repeats itself.",
-        low=0, high=10, above=True,
-    )  # fmt: skip
+        1.0, "float", low=0, high=10, above=True,
+        about="Makes tokens that the text has already used less likely; 1 is off.",
+        when="Raise it slightly (1.05 to 1.2) when text repeats itself.")
     stop: tuple[str, ...] = _setting(
-        (), "texts",
-        "Ends the answer before the first of these texts to appear.",
-        "Set it when an answer has a known end, such as a line break.",
-        tasks=(Task.ASK,),
-    )  # fmt: skip
+        (), "texts", tasks=(Task.ASK,),
+        about="Ends the answer before the first of these texts to appear.",
+        when="Set it when an answer has a known end, such as a line break.")
     seed: int | None = _setting(
-        None, "int",
-        "Start of all randomness; the same seed gives the same result, whatever else runs beside it.",
-        "Fix it to compare settings; leave it for a new result each time (the one drawn is reported).",
-        low=0, high=MAX_SEED, optional=True,
-    )  # fmt: skip
+        None, "int", low=0, high=MAX_SEED, optional=True,
+        about="Start of all randomness; the same seed gives the same result, whatever else runs beside it.",
+        when="Fix it to compare settings; leave it for a new result each time (the one drawn is reported).")
+    # fmt: on
 
     def as_dict(self, task: Task) -> dict[str, Any]:
         """The settings that a task takes, by name."""
