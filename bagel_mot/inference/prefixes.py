@@ -40,7 +40,7 @@ class PrefixCache:
         self.hits = self.misses = 0
         self._kept: OrderedDict[Keys, History] = OrderedDict()
         self._at_work: WeakValueDictionary[Keys, History] = WeakValueDictionary()
-        self._pending: dict[Keys, PendingRead] = {}
+        self.reads: dict[Keys, PendingRead] = {}
         # Contexts without images, by the ids of their segments, which they keep alive; and those that are being read.
         self.contexts: WeakValueDictionary[Hashable, Context] = WeakValueDictionary()
         self.pending_contexts: dict[Hashable, PendingRead] = {}
@@ -58,18 +58,8 @@ class PrefixCache:
     def pending(self, keys: Keys) -> PendingRead | None:
         """The read under way that has most in common with `keys`; None if waiting for it would gain nothing."""
         known = max((_common(own, keys) for own in (*self._kept, *self._at_work)), default=0)
-        shared, read = max(
-            ((_common(own, keys), read) for own, read in self._pending.items()),
-            key=lambda found: found[0],
-            default=(0, None),
-        )
-        return read if shared > known else None
-
-    @contextmanager
-    def reading(self, keys: Keys) -> Iterator[None]:
-        """Lets others that begin alike wait until this is left."""
-        with announced(self._pending, keys):
-            yield
+        best = max(self.reads, key=lambda own: _common(own, keys), default=())
+        return self.reads[best] if _common(best, keys) > known else None
 
     def find(self, keys: Keys) -> History | None:
         """A copy of the longest history here that `keys` begin with; None without one."""

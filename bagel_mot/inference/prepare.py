@@ -105,9 +105,6 @@ class Preparer:
         """A request, checked for all that can be known before it runs.
 
         Args:
-            task: the task.
-            inputs: the texts and images to be read.
-            settings: settings by name.
             noise: (N, latent_dim) float32 to start the image from.
             last_size: (width, height) of the last image of the conversation that the request continues.
             position: the rotary position of that conversation; None where the request stands alone and begins, if it
@@ -163,12 +160,7 @@ def with_seeds(request: Request, n: int) -> list[Request]:
 
 
 def check_loaded_for(runtime: Runtime, task: Task, *, images: bool = True) -> None:
-    """Checks that the model was loaded with all parts that a task takes.
-
-    Args:
-        runtime: the loaded model.
-        task: the task.
-        images: whether images are read.
+    """Checks that the model was loaded with all parts that a task takes, with or without images to be read.
 
     Raises:
         SettingError: the model was loaded without some of the parts.

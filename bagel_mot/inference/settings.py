@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, TypeGuard
@@ -128,21 +128,9 @@ def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _parse_float(setting: Setting, value: Any) -> float | None:
-    return float(value) if _is_number(value) and setting._within(value) else None
-
-
 def _parse_int(setting: Setting, value: Any) -> int | None:
     whole = _is_whole(value) or (_is_number(value) and float(value).is_integer())
     return int(value) if whole and setting._within(int(value)) else None
-
-
-def _parse_bool(setting: Setting, value: Any) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _parse_choice(setting: Setting, value: Any) -> str | None:
-    return value if isinstance(value, str) and value in setting.choices else None
 
 
 def _parse_interval(setting: Setting, value: Any) -> tuple[float, float] | None:
@@ -171,11 +159,11 @@ def _parse_texts(setting: Setting, value: Any) -> tuple[str, ...] | None:
     return tuple(texts)
 
 
-_PARSERS = {
-    "float": _parse_float,
+_PARSERS: dict[str, Callable[[Setting, Any], Any]] = {
+    "float": lambda setting, value: float(value) if _is_number(value) and setting._within(value) else None,
     "int": _parse_int,
-    "bool": _parse_bool,
-    "choice": _parse_choice,
+    "bool": lambda setting, value: value if isinstance(value, bool) else None,
+    "choice": lambda setting, value: value if isinstance(value, str) and value in setting.choices else None,
     "interval": _parse_interval,
     "size": _parse_size,
     "texts": _parse_texts,

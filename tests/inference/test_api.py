@@ -31,13 +31,16 @@ from bagel_mot.errors import (
 )
 from bagel_mot.inference import loading
 from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.batch import naming
 from bagel_mot.inference.defaults import Defaults
+from bagel_mot.inference.engine import runner
 from bagel_mot.inference.loading import choose_precision
 from bagel_mot.inference.prepare import Preparer
 from bagel_mot.inference.request import Recorder
 from bagel_mot.inference.result import Result, save_image
 from bagel_mot.model.cache import Chunk
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
+from bagel_mot.serving.limits import BusyError
 from bagel_mot.task import Task
 
 
@@ -199,6 +202,42 @@ def test_one_forward_pass_a_step(bagel: Bagel, golden: Any) -> None:
     # The image with the first text, the other texts behind it, texts alone; then steps, one later for the others.
     assert stats.forwards == 1 + 1 + 1 + 5
     assert stats.rows == 3 * (1 + 1 + 5 * 3)
+
+
+@pytest.mark.parametrize("taylorseer", [False, True])
+def test_one_head_call_a_step(bagel: Bagel, monkeypatch: pytest.MonkeyPatch, taylorseer: bool) -> None:
+    """All branches of all requests share one, and extrapolated steps need no step of the engine."""
+    model, calls = type(bagel.checkpoint.model), 0
+    velocity = model.velocity
+
+    def counted(self: Any, hidden: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return velocity(self, hidden)
+
+    monkeypatch.setattr(model, "velocity", counted)
+    bagel.generate(["a", "b", "c"], num_timesteps=9, cfg_interval=(0, 1), enable_taylorseer=taylorseer)
+    assert calls == 8
+    computed = 6 if taylorseer else 8  # 0–4 and 7
+    assert bagel.engine.stats.steps == 1 + computed + 1
+
+
+def test_tokens_of_all_requests_are_chosen_together(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    choose = runner.choose_tokens
+
+    def counted(logits: torch.Tensor, choices: Any) -> list[int]:
+        rows.append(len(choices))
+        return choose(logits, choices)
+
+    monkeypatch.setattr(runner, "choose_tokens", counted)
+    settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": [False, True, True], "seed": [1, 2, 3], "top_k": 20}
+    questions = ["What?", "How?", "Why is it so?"]
+    together = bagel.ask(None, questions, **settings)
+    assert rows == [3] * 5
+    for i, question in enumerate(questions):
+        own = {"max_new_tokens": 5, "do_sample": i > 0, "seed": i + 1, "top_k": 20}
+        assert bagel.ask(None, question, **own) == together[i]
 
 
 # ------------------------------------------------------------------------------------------------------ what is given
@@ -448,6 +487,17 @@ def test_errors_name_their_request(
     with pytest.raises(error, match=message):
         call(bagel, golden.image("tiny"))
     assert bagel.engine.stats.steps == 0
+
+
+def test_errors_of_any_constructor_name_their_request() -> None:
+    for error in (BusyError("full", 3), SettingError("wrong")):
+        expected = pytest.raises(type(error), match=r"^request 2 of 3 \(index 1\): (full|wrong)$")
+        with expected as caught, naming("request", 1, 3):
+            raise error
+        assert caught.value is error
+    with pytest.raises(KeyError) as other, naming("request", 1, 3):
+        raise KeyError("k")
+    assert other.value.__notes__ == ["This was request 2 of 3 (index 1)."]
 
 
 def test_failures_name_their_request(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:

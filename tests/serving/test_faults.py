@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from bagel_mot import Bagel
+from bagel_mot.errors import SettingError
 from bagel_mot.inference.engine.ops import ForwardOp
 from bagel_mot.inference.engine.runner import Runner
 from bagel_mot.inference.engine.scheduler import Scheduler
@@ -319,6 +320,16 @@ def test_what_is_over_is_let_go_of_while_earlier_requests_go_on(bagel: Bagel, ho
     first.cancel()
     hold.release()
     service.stop()
+
+
+def test_a_model_has_one_service_at_a_time(bagel: Bagel) -> None:
+    service = Service(bagel, memory=1 << 30)
+    limits = bagel.engine.tokens.limit, bagel.engine.scheduler.max_active_cost
+    with pytest.raises(SettingError, match="this model has a service already: use that one, or close it first"):
+        Service(bagel, memory=1 << 20)
+    assert limits == (bagel.engine.tokens.limit, bagel.engine.scheduler.max_active_cost)
+    service.close()
+    Service(bagel, memory=1 << 29).close()
 
 
 def test_first_come_first_served(bagel: Bagel) -> None:

@@ -45,15 +45,10 @@ class Ticket(Future[T]):
         self.ops: Sequence[Op] = ()
 
     def result(self, timeout: float | None = None) -> T:
-        """The result of the request.
+        """The result of the request, or the error that it raised.
 
         Args:
             timeout: seconds to wait while others run the engine; without it this thread runs it, too.
-
-        Raises:
-            CancelledError: the request was cancelled.
-            TimeoutError: it is not done yet.
-            Exception: what the request raised.
         """
         if timeout is None and not self.done():
             self._run_until([self])

@@ -44,11 +44,7 @@ class Branch:
 def draw(runtime: Runtime, history: History, request: Request, listener: Listener) -> Steps[Drawing]:
     """Draws an image that follows a history, which stays as it is.
 
-    Args:
-        runtime: the loaded model.
-        history: the texts and images before it.
-        request: the settings, the size and the noise of the image.
-        listener: is told of each step, and of the latent in the end.
+    Each step evaluates the velocity of the noised image (N, latent_dim) under the guidance contexts that it needs.
     """
     settings, config = request.settings, runtime.config
     assert request.size is not None, "an image needs a size"

@@ -44,14 +44,12 @@ def begin(runtime: Runtime, inputs: Sequence[Input], expected: int) -> Steps[His
     alike.
 
     Args:
-        runtime: the loaded model.
-        inputs: the prompt.
         expected: tokens that the context will hold in all, about.
     """
     prefixes, keys = runtime.prefixes, keys_of(inputs)
     while (pending := prefixes.pending(keys)) is not None:
         yield [WaitOp(pending)]
-    with prefixes.reading(keys):
+    with announced(prefixes.reads, keys):
         history = prefixes.find(keys)
         common = worth_keeping(keys) if prefixes.max_tokens else 0
         if common and (history is None or len(history.turns) < common):
@@ -72,7 +70,6 @@ def read_alone(runtime: Runtime, context: Context, segments: tuple[Segment, ...]
     read the same segments, if there is one.
 
     Args:
-        runtime: the loaded model.
         context: the context before the segments; an empty one is replaced by one of the right size.
         segments: the texts that are read.
         room: tokens that are to follow in one piece.

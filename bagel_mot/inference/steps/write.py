@@ -39,11 +39,8 @@ def write(
     that it was written with, and its end token has to be read in any case.
 
     Args:
-        runtime: the loaded model.
-        history: the texts and images before it.
-        request: its settings and its limit of tokens, which is lower where the text, with its start and end token,
+        request: the settings, and the limit of tokens, which is lower where the text, with its start and end token,
             would find no room.
-        listener: told of each piece of the text as soon as it is certain.
         kind: the text's part in its conversation.
         leave: rotary positions to be left behind the text.
     """
