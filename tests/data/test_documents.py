@@ -44,7 +44,7 @@ def _dropped(builder: SampleBuilder, droppable: bool = True) -> list[tuple[bool,
     return found
 
 
-def test_each_form_of_a_image_is_dropped_on_its_own() -> None:
+def test_each_form_of_an_image_is_dropped_on_its_own() -> None:
     found = _dropped(_builder(vae=0.3, vit=0.5))
     assert 0.2 < sum(vae for vae, _ in found) / 400 < 0.4
     assert 0.4 < sum(vit for _, vit in found) / 400 < 0.6

@@ -440,7 +440,7 @@ def test_what_is_to_be_generated_must_have_room(bagel: Bagel) -> None:
 
 
 @pytest.mark.parametrize("think", [False, True])
-def test_a_image_is_drawn_in_the_memory_reserved(
+def test_an_image_is_drawn_in_the_memory_reserved(
     bagel: Bagel, golden: Any, spoken: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, think: bool
 ) -> None:
     """What is drawn stands in one piece with what it follows."""

@@ -33,7 +33,7 @@ def prefixes(bagel: Bagel) -> PrefixCache:
     return bagel.runtime.prefixes
 
 
-def test_a_image_is_read_once(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
+def test_an_image_is_read_once(sharing: Bagel, bagel: Bagel, golden: Any) -> None:
     image = golden.image("wide")
     questions = ["What is this?", "Which colour?", "How many?"]
     expected = [bagel.ask(image, question) for question in questions]

@@ -16,8 +16,11 @@ from torch import Tensor
 from bagel_mot.errors import BagelError, ContextLengthError, DataError, ImageError, PromptError, SettingError
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.engine.ops import ForwardOp, Output, Steps
+from bagel_mot.inference.history import History, Turn
+from bagel_mot.inference.request import Kind
 from bagel_mot.inference.sampler import Role
 from bagel_mot.inference.session import Session, draw_together
+from bagel_mot.sequence import TextSegment
 
 
 def same(first: Image.Image, second: Image.Image) -> bool:
@@ -84,11 +87,11 @@ def test_a_session_keeps_memory_for_what_it_has_read_alone(
     chat.add("make it red")
     before = sum(chunk.capacity for chunk in chat.chunks)
     assert before >= chat.tokens
-    context = chat._history.context
+    read = chat.chunks
     chat.generate_image(seed=0, cfg_image_scale=2.0)
-    texts = chat.chunks - chat._history.context.chunks
-    assert sum(chunk.capacity for chunk in texts) == bagel.runtime.text("make it red").und_len, "no room for noise"
-    assert context.chunks <= chat.chunks
+    texts = bagel.runtime.text("make it red").und_len  # the context of texts alone, without room for noise
+    assert texts in {chunk.capacity for chunk in chat.chunks - read}
+    assert read <= chat.chunks
     assert chat.fork().chunks == chat.chunks
 
 
@@ -123,25 +126,42 @@ def test_an_answer_counts_as_a_text(bagel: Bagel, golden: Any) -> None:
     assert same(chat.generate_image(seed=3), bagel.interleave([wide, "What is it?", answer, "Draw it."], seed=3))
 
 
-def test_guidance_contexts(bagel: Bagel, golden: Any) -> None:
-    chat = bagel.session()
+def test_guidance_contexts(bagel: Bagel) -> None:
+    history = History(bagel.engine.new_context())
 
-    def kinds(role: Role) -> list[int]:
+    def append(kind: Kind) -> None:
+        count = 2 if kind in ("image", "drawing") else 1  # an image is two segments
+        history.append(Turn(kind, "", tuple(TextSegment((len(history.turns),)) for _ in range(count))))
+
+    def turns(role: Role) -> list[int]:
         """Turn numbers, one for each segment."""
-        owner = {id(s): i for i, turn in enumerate(chat.history) for s in turn.segments}
-        return [owner[id(segment)] for segment in chat._history.guidance()[role]]
+        return [segment.ids[0] for segment in history.guidance()[role] if isinstance(segment, TextSegment)]
 
-    chat.add("a cat")
-    assert (kinds(Role.FULL), kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0], [], [0])
-    chat.generate_image(seed=0)  # turn 1
-    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0, 1, 1], [0])
-    chat.ask("What is it?")  # turns 2 and 3: right after an answer guidance is towards question and answer
-    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0, 1, 1], [0, 2, 3])
-    chat.add("Red.")
-    assert kinds(Role.FULL) == [0, 1, 1, 2, 3, 4]
-    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == ([0, 1, 1, 2, 3], [0, 2, 3, 4])
-    chat.add(golden.image("tall"))
-    assert (kinds(Role.WITHOUT_TEXT), kinds(Role.WITHOUT_IMAGE)) == (kinds(Role.FULL), [0, 2, 3, 4])
+    append("text")
+    assert (turns(Role.FULL), turns(Role.WITHOUT_TEXT), turns(Role.WITHOUT_IMAGE)) == ([0], [], [0])
+    append("drawing")
+    assert (turns(Role.WITHOUT_TEXT), turns(Role.WITHOUT_IMAGE)) == ([0, 1, 1], [0])
+    append("text")
+    append("answer")  # right after an answer guidance is towards question and answer
+    assert (turns(Role.WITHOUT_TEXT), turns(Role.WITHOUT_IMAGE)) == ([0, 1, 1], [0, 2, 3])
+    append("text")
+    assert turns(Role.FULL) == [0, 1, 1, 2, 3, 4]
+    assert (turns(Role.WITHOUT_TEXT), turns(Role.WITHOUT_IMAGE)) == ([0, 1, 1, 2, 3], [0, 2, 3, 4])
+    append("thought")
+    assert (turns(Role.FULL)[-1], turns(Role.WITHOUT_TEXT)) == (5, [0, 1, 1, 2, 3])
+    append("drawing")  # its thought is an earlier image's from here on
+    assert (turns(Role.WITHOUT_TEXT), turns(Role.WITHOUT_IMAGE)) == ([0, 1, 1, 2, 3, 4, 5, 6, 6], [0, 2, 3, 4])
+    append("image")
+    assert (turns(Role.WITHOUT_TEXT), turns(Role.WITHOUT_IMAGE)) == (turns(Role.FULL), [0, 2, 3, 4])
+
+
+def test_the_system_prompt_is_part_of_every_guidance_context_but_the_empty_one(bagel: Bagel) -> None:
+    history = History(bagel.engine.new_context())
+    for number, kind in enumerate(("system", "text", "thought", "drawing")):
+        history.append(Turn(kind, "", (TextSegment((number,)),)))  # type: ignore[arg-type]
+    found = history.guidance()
+    assert found[Role.WITHOUT_IMAGE] == (*history.turns[0].segments, *history.turns[1].segments)
+    assert found[Role.WITHOUT_TEXT] == found[Role.FULL]
 
 
 def test_thinking_sessions(bagel: Bagel, spoken: Callable[[str], None]) -> None:
@@ -153,9 +173,6 @@ def test_thinking_sessions(bagel: Bagel, spoken: Callable[[str], None]) -> None:
     assert result.thinking == "a red one"
     assert same(result.image, bagel.generate("a cat", seed=1, think=True))
     assert [turn.kind for turn in chat.history] == ["system", "text", "thought", "drawing"]
-    without_image = chat._history.guidance()[Role.WITHOUT_IMAGE]
-    assert without_image == (*chat.history[0].segments, *chat.history[1].segments)
-    assert chat.history[2].segments[0] in chat._history.guidance()[Role.WITHOUT_TEXT]  # an earlier picture's thought
     chat.undo()
     assert [turn.kind for turn in chat.history] == ["system", "text"]
     chat.generate_image(seed=1, think=False)
@@ -176,8 +193,8 @@ def test_forks_share_memory_and_part(bagel: Bagel, golden: Any) -> None:
     before = bagel.engine.stats.prefill_tokens
     other = chat.fork()
     assert bagel.engine.stats.prefill_tokens == before
-    chunks = [view.chunk for view in chat._history.context._views]
-    assert [view.chunk for view in other._history.context._views] == chunks
+    shared = chat.chunks
+    assert other.chunks == shared
 
     chat.add("left")
     other.add("right")
@@ -189,7 +206,7 @@ def test_forks_share_memory_and_part(bagel: Bagel, golden: Any) -> None:
             fresh.add(item)
         assert relative(next_logits(session), next_logits(fresh)) < 1e-5
     assert relative(next_logits(chat), next_logits(other)) > 1e-3
-    assert other._history.context._views[0].chunk is chunks[0]
+    assert shared <= chat.chunks & other.chunks
 
 
 def test_undo(bagel: Bagel, golden: Any) -> None:
@@ -205,7 +222,7 @@ def test_undo(bagel: Bagel, golden: Any) -> None:
     for act in acts:
         act()
         prints.append(next_logits(chat))
-    memory = chat._history.context.nbytes
+    memory = sum(chunk.nbytes for chunk in chat.chunks)
     for expected in reversed(prints[:-1]):
         chat.undo()
         assert relative(next_logits(chat), expected) < 1e-6
@@ -215,7 +232,7 @@ def test_undo(bagel: Bagel, golden: Any) -> None:
     for act in acts:
         act()
     assert relative(next_logits(chat), prints[-1]) < 1e-5
-    assert chat._history.context.nbytes == memory
+    assert sum(chunk.nbytes for chunk in chat.chunks) == memory
 
 
 def test_undo_leaves_forks_alone(bagel: Bagel) -> None:
@@ -260,8 +277,13 @@ def test_failures_leave_the_session_as_it_was(bagel: Bagel) -> None:
 
 def fill(chat: Session, left: int) -> None:
     """Adds a text (every digit is a token) that leaves so many positions."""
-    chat.add("1" * (chat.runtime.room(chat._history.context) - left - 2))
-    assert chat.runtime.room(chat._history.context) == left
+    chat.add("1" * (positions_left(chat) - left - 2))
+    assert positions_left(chat) == left
+
+
+def positions_left(chat: Session) -> int:
+    """The positions that are left in a session of texts alone, each token of which takes one."""
+    return chat.runtime.config.decoder.max_position_embeddings - chat.tokens
 
 
 def test_what_finds_no_room_is_refused_before_any_work(bagel: Bagel, spoken: Callable[[str], None]) -> None:
@@ -301,13 +323,13 @@ def test_a_full_context_can_be_kept_and_taken_back(bagel: Bagel, spoken: Callabl
     chat = bagel.session()
     fill(chat, 10)
     assert chat.generate_text(max_new_tokens=100) == "1" * 8
-    assert bagel.runtime.room(chat._history.context) == 0
+    assert positions_left(chat) == 0
     chat.save(tmp_path / "chat")
     for full in (chat, bagel.load_session(tmp_path / "chat")):
         with pytest.raises(ContextLengthError):
             full.generate_text()
         full.undo()
-        assert bagel.runtime.room(full._history.context) == 10
+        assert positions_left(full) == 10
 
 
 @pytest.mark.parametrize("what", ["answer", "thought"])

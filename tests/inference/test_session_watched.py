@@ -14,7 +14,7 @@ from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.engine.ticket import Ticket
 
 
-def test_a_image_is_looked_at_as_it_forms(bagel: Bagel) -> None:
+def test_an_image_is_looked_at_as_it_forms(bagel: Bagel) -> None:
     plain, watched = bagel.session(), bagel.session()
     looks: list[Image.Image] = []
     for session in (plain, watched):

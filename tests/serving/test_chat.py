@@ -150,7 +150,7 @@ def test_what_asks_for_the_likeliest_gets_it(live: Live, plain: Bagel, more: dic
     assert answer == plain.ask(None, "Say.", max_new_tokens=8)
 
 
-def test_of_a_image_more_tokens_than_may_be_thought_are_no_mistake(live: Live) -> None:
+def test_of_an_image_more_tokens_than_may_be_thought_are_no_mistake(live: Live) -> None:
     body = {"messages": [user("x")], "modalities": ["image"], "num_timesteps": 2, "max_tokens": 100_000}
     assert live.post("/v1/chat/completions", body).status_code == 200
 
@@ -232,7 +232,7 @@ def test_images_when_asked_for(live: Live, plain: Bagel, image: Image.Image) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_image_with_its_thinking(live: Live, spoken: Callable[[str], None], stream: bool) -> None:
+def test_an_image_with_its_thinking(live: Live, spoken: Callable[[str], None], stream: bool) -> None:
     spoken("<think> a car </think> in red")
     request: Any = {
         "model": "tiny",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import traceback
 import weakref
@@ -19,6 +20,7 @@ from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Output, Steps
 from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.model.cache import Context
+from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.sequence import TextSegment, VaeSegment
 
 
@@ -252,6 +254,42 @@ def test_steps_are_split_at_the_token_limit(bagel: Bagel) -> None:
     assert bagel.engine.stats.forwards == 1
     for ticket, (expected,) in zip(tickets, together, strict=True):
         assert relative(ticket.result(), expected) < 1e-5
+
+
+def test_batches_are_smaller_for_a_while_after_memory_was_short(bagel: Bagel) -> None:
+    checkpoint = bagel.checkpoint
+
+    class Guard(MemoryGuard):
+        limit: float = math.inf
+        asked: list[int]
+
+        def check(self, needed: int) -> None:
+            self.asked.append(needed)
+            if needed > self.limit:
+                raise MemoryShortageError("too much")
+
+    guard = Guard()
+    engine = Engine(checkpoint.model, checkpoint.autoencoder, checkpoint.special, memory=guard)
+
+    def read(ids: tuple[int, ...]) -> Steps[None]:
+        yield [ForwardOp(engine.new_context(), (TextSegment(ids),))]
+
+    def forwards(length: int, count: int = 4) -> int:
+        """Forward passes in which texts are read that arrive together."""
+        guard.asked, before = [], engine.stats.forwards
+        engine.run_until([engine.submit(read((5,) * length)) for _ in range(count)])
+        return engine.stats.forwards - before
+
+    assert forwards(400) == 1
+    (together,) = guard.asked
+    guard.limit = together - 1
+    assert forwards(400) == 4, "each alone"
+    assert max(guard.asked) == together
+    assert forwards(400) == 2
+    assert max(guard.asked) < together, "what was too much is not tried again"
+    guard.limit = math.inf
+    assert sum(forwards(1, count=1) for _ in range(198)) == 198
+    assert forwards(400) == 1, "others may have held the memory"
 
 
 def test_requests_wait_for_room(bagel: Bagel) -> None:
