@@ -32,10 +32,9 @@ def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
     if sampled:
         # Nothing is waited for here, as `torch.multinomial` would; on the CPU both choose the same.
         probabilities = token_probabilities(logits[sampled], [choices[row].settings for row in sampled])
-        noise = torch.empty_like(probabilities)
-        for row, index in zip(noise, sampled, strict=True):
-            row.exponential_(generator=choices[index].generator)
-        chosen[sampled] = (probabilities / noise).argmax(-1)
+        generators = [choices[row].generator for row in sampled]
+        noise = [torch.empty(logits.shape[1], device=one.device).exponential_(generator=one) for one in generators]
+        chosen[sampled] = (probabilities / torch.stack(noise).to(logits.device)).argmax(-1)
     found: list[int] = chosen.tolist()
     return found
 

@@ -63,7 +63,7 @@ class PrefixCache:
 
     def find(self, keys: Keys) -> History | None:
         """A copy of the longest history here that `keys` begin with; None without one."""
-        known = {**self._kept, **self._at_work}
+        known = {**self._kept, **dict(self._at_work.items())}
         best = max(known, key=lambda own: _common(own, keys), default=())
         shared = _common(best, keys)
         if not shared:

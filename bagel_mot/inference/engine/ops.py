@@ -196,6 +196,6 @@ class PendingRead:
 
 @dataclass(eq=False)
 class WaitOp(Op):
-    """Nothing to compute: it is settled when the read of another request is over."""
+    """Nothing to compute: it only waits until the read of another request is over."""
 
     read: PendingRead

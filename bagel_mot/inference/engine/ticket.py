@@ -75,10 +75,7 @@ class Ticket(Future[T]):
     @property
     def ready(self) -> bool:
         """Whether all ops that it waits for are settled."""
-        for op in self.ops:
-            if isinstance(op, WaitOp) and op.read.over:
-                op.settle()
-        return all(op.settled for op in self.ops)
+        return all(op.read.over if isinstance(op, WaitOp) else op.settled for op in self.ops)
 
     @property
     def heads(self) -> Sequence[Op]:
