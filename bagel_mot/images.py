@@ -1,7 +1,7 @@
-"""Pictures in and out: opening with limits, the resize rule, pixels in [-1, 1], patches, latent tokens.
+"""Images in and out: opening with limits, the resize rule, pixels in [-1, 1], patches, latent tokens.
 
 The way in: `open_image` (any source to RGB, upright, over white), then `ImageTransform` (resized, a tensor (3, H, W) in
-[-1, 1]), then `patchify` for the ViT, or the autoencoder and `latent_to_tokens`. The way out: `to_uint8` and `to_pil`.
+[-1, 1]), then `patchify` for the ViT, or the autoencoder and `patchify` again. The way out: `to_uint8` and `to_pil`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "J
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Open an image as a new, fully decoded RGB image: turned upright by its EXIF orientation, alpha over white.
+    """Opens an image as a new, fully decoded RGB image: turned upright by its EXIF orientation, alpha over white.
 
     Args:
         source: a path, the bytes of an image file, a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or
             (H, W, 4). Of an animation the first frame is taken.
-        max_pixels: refuse images with more pixels than this, before decoding them. Pillow itself never opens files
-            with more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
+        max_pixels: images with more pixels are refused before they are decoded. Pillow itself never opens files with
+            more than twice `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         ImageError: if the image is missing, unreadable, truncated, empty, too large, or of an unsupported type.
@@ -70,7 +70,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an RGB copy: transparent parts over white, 16-bit grays scaled to 8 bits, everything else converted."""
+    """An RGB copy of an image: transparent parts over white, 16-bit grays scaled to 8 bits, the rest converted."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
@@ -119,7 +119,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize an image within limits (Pillow, bicubic) and turn it into a tensor.
+    """Resizes images within limits (Pillow, bicubic) and turns them into tensors.
 
     Attributes:
         max_size: the most pixels of the long side.
@@ -144,7 +144,7 @@ class ImageTransform:
             )
 
     def size(self, width: int, height: int, images: int = 1) -> tuple[int, int]:
-        """Return the (width, height) that an image of width × height pixels is resized to.
+        """The (width, height) that an image of width × height pixels is resized to.
 
         Args:
             width: pixels, at least 1.
@@ -171,12 +171,12 @@ class ImageTransform:
         return width, height
 
     def resize(self, image: Image.Image, images: int = 1) -> Image.Image:
-        """Return the image as RGB at `size(...)`; the arguments are those of `__call__`."""
+        """The image as RGB at `size(...)`; `images` share the pixel budget."""
         rgb = image if image.mode == "RGB" else to_rgb(image)
         return resize_bicubic(rgb, self.size(*rgb.size, images=images))
 
     def __call__(self, image: Image.Image, images: int = 1) -> Tensor:
-        """Return float32 pixels (3, H, W) in [-1, 1] of an image, resized; `images` share the pixel budget."""
+        """The float32 pixels (3, H, W) in [-1, 1] of an image, resized; `images` share the pixel budget."""
         return to_pixels(self.resize(image, images))
 
     def _scaled(self, side: int, scale: float) -> int:
@@ -210,7 +210,7 @@ def to_pixels(image: Image.Image | np.ndarray) -> Tensor:
 
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:
-    """Cut (C, H, W) into patches (H/patch · W/patch, patch·patch·C) in reading order.
+    """Cuts pixels or a latent (C, H, W) into patches (H/patch · W/patch, patch·patch·C) in reading order.
 
     Inside a patch the order is row, column, channel.
 
@@ -228,13 +228,12 @@ def patchify(pixels: Tensor, patch: int) -> Tensor:
 
 
 def unpatchify(patches: Tensor, height: int, width: int, patch: int) -> Tensor:
-    """Undo `patchify`: (H/patch · W/patch, patch·patch·C) back to (C, height, width).
+    """The inverse of `patchify`: (H/patch · W/patch, patch·patch·C) back to (C, height, width).
 
     Args:
         patches: rows in reading order.
-        height: of the result, in pixels (or latent cells); a multiple of `patch`.
-        width: likewise.
-        patch: side of a patch.
+        height, width: the size of the result in pixels (or latent cells), multiples of `patch`.
+        patch: the side of a patch.
 
     Raises:
         SizeError: if the number or length of the patches does not fit.
@@ -250,28 +249,8 @@ def unpatchify(patches: Tensor, height: int, width: int, patch: int) -> Tensor:
     return grid.permute(4, 0, 2, 1, 3).reshape(-1, height, width)
 
 
-def latent_to_tokens(latent: Tensor, patch: int = 2) -> Tensor:
-    """Turn a latent (C, patch·h, patch·w) into tokens (h·w, patch·patch·C) in reading order.
-
-    Inside a token the order is row in the patch, column in the patch, channel.
-
-    Raises:
-        SizeError: as `patchify`.
-    """
-    return patchify(latent, patch)
-
-
-def tokens_to_latent(tokens: Tensor, height: int, width: int, patch: int = 2) -> Tensor:
-    """Undo `latent_to_tokens`: (h·w, patch·patch·C) back to (C, height, width), height and width in latent cells.
-
-    Raises:
-        SizeError: as `unpatchify`.
-    """
-    return unpatchify(tokens, height, width, patch)
-
-
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Return pixels (3, H, W) or (B, 3, H, W), in [-1, 1], as uint8 (H, W, 3) or (B, H, W, 3).
+    """Pixels (3, H, W) or (B, 3, H, W), in [-1, 1], as uint8 (H, W, 3) or (B, H, W, 3).
 
     Values beyond the range are clamped; levels are truncated, not rounded, as the published code does.
 
@@ -285,7 +264,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """Return pixels (3, H, W) in [-1, 1] as an RGB image.
+    """Pixels (3, H, W) in [-1, 1] as an RGB image.
 
     Raises:
         SizeError: if the shape is another.

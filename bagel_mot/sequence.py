@@ -3,7 +3,7 @@
 A sample is a list of segments: text, ViT images and VAE images. Packing lays the tokens of many samples out for one
 forward pass. Three orders of the same tokens matter:
 
-- **sequence order** is the order of the sample: it decides who sees whom and where keys stand in a cache;
+- **sequence order** is the order of the sample: it decides who sees whom and the order of keys in a cache;
 - **slots** are where tokens are computed: within each row first all tokens of the *und* expert (text, ViT, image
   markers), then all tokens of the *gen* expert (VAE latents), so that each expert's matmuls run on one contiguous
   slice. Tokens are brought into slots once, here, and never moved inside a layer;
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import SizeError
-from bagel_mot.images import latent_to_tokens, patchify
+from bagel_mot.images import patchify
 from bagel_mot.tokenizer import SpecialTokens
 
 CAUSAL, FULL, NOISED = 0, 1, 2  # attention inside a segment
@@ -144,12 +144,12 @@ class VaeSegment(Segment):
     """An image as latent tokens: a clean condition (`timestep` 0), or noised and being predicted.
 
     Attributes:
-        latent: (rows·columns, latent_dim) tokens, as `bagel_mot.images.latent_to_tokens` makes them; None where they
+        latent: (rows·columns, latent_dim) tokens, as `bagel_mot.images.patchify` makes them; None where they
             are not known when the segment is laid out. For a training target these are the clean ones: the objective
             noises them.
         grid: (rows, columns) of tokens.
         noised: whether it is being predicted. A noised image does not move the rotary position.
-        timestep: in [0, 1], 1 being pure noise.
+        timestep: the noise level in [0, 1], 1 being pure noise.
     """
 
     latent: Tensor | None
@@ -189,7 +189,7 @@ def vit_segment(pixels: Tensor, patch: int) -> VitSegment:
 
 def vae_segment(latent: Tensor, patch: int, *, noised: bool = False) -> VaeSegment:
     """The VAE segment of a latent (z, h, w), whose sides are multiples of `patch` cells."""
-    return VaeSegment(latent_to_tokens(latent, patch), (latent.shape[1] // patch, latent.shape[2] // patch), noised)
+    return VaeSegment(patchify(latent, patch), (latent.shape[1] // patch, latent.shape[2] // patch), noised)
 
 
 def segment_length(segment: Segment) -> int:
@@ -215,10 +215,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class PackSpec:
-    """What packing needs to know of a model: its special tokens and the shapes of its position tables and inputs."""
+    """The facts of a model that packing needs: its special tokens and the shapes of its position tables and inputs."""
 
     special: SpecialTokens
-    vit_side: int  # of the fixed table after the connector; the learned SigLIP table is indexed alike
+    vit_side: int  # side of the fixed table after the connector; the learned SigLIP table is indexed alike
     latent_side: int
     patch_dim: int
     latent_dim: int
@@ -341,7 +341,7 @@ class TrainingLayout(Layout):
 
 
 def may_attend(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
-    """Whether queries see keys, from `TrainingLayout.visibility` of both, which broadcast: bool.
+    """Whether queries see keys: bool, of the broadcast shape of the two `TrainingLayout.visibility`.
 
     A token sees earlier tokens of its sample and, in a full or noised segment, all of its own segment; nobody outside a
     noised segment sees it.
@@ -354,7 +354,7 @@ def may_attend(query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Values(_Tensors):
-    """What fills a layout's image tokens in one forward pass."""
+    """The contents of a layout's image tokens in one forward pass."""
 
     vit_patches: Tensor  # (Np, patch_dim) float32
     latents: Tensor  # (Nl, latent_dim) float32
@@ -421,7 +421,7 @@ class _Packing:
     def __init__(self, rows: Sequence[Sequence[Sample]], spec: PackSpec, und_len: int, gen_len: int) -> None:
         self.rows, self.und_len, self.gen_len, self.spec = len(rows), und_len, gen_len, spec
         self.runs: list[TokenRun] = []
-        self.first_slots: list[int] = []  # of each run, among those of its expert
+        self.first_slots: list[int] = []  # one per run, among those of its expert
         self.noised: list[bool] = []  # per VAE image
         self.spans: list[tuple[SegmentSpan, ...]] = []
         self._table: list[tuple[int, ...]] = []  # one line a run, see below

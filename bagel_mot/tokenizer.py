@@ -56,7 +56,7 @@ class Tokenizer:
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a byte-level BPE of the `tokenizers` library.
+        """Wraps a byte-level BPE of the `tokenizers` library.
 
         Raises:
             TokenizerError: if it is no byte-level BPE, or lacks one of the four tokens that the model needs.
@@ -77,7 +77,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Read the tokenizer of a checkpoint folder.
+        """Reads the tokenizer of a checkpoint folder.
 
         Args:
             folder: holds `tokenizer.json`, or `vocab.json`, `merges.txt` and `tokenizer_config.json`; the first is
@@ -106,7 +106,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learn a byte-level BPE with Qwen2's normaliser, split and special tokens.
+        """Learns a byte-level BPE with Qwen2's normaliser, split and special tokens.
 
         Args:
             texts: the corpus; the result depends on its contents alone.
@@ -131,7 +131,7 @@ class Tokenizer:
         return cls(backend)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without start or end token.
+        """The ids of a text, without start or end token.
 
         Raises:
             PromptError: if the text is not a str, or holds lone surrogates (half of a UTF-16 pair).
@@ -149,7 +149,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
-        """Return the text of ids; bytes that are not valid UTF-8 become U+FFFD.
+        """The text of ids; bytes that are not valid UTF-8 become U+FFFD.
 
         Args:
             ids: token ids.
@@ -162,7 +162,7 @@ class Tokenizer:
         return data.decode("utf-8", errors="replace")
 
     def token_bytes(self, index: int) -> bytes:
-        """Return the bytes that one token stands for; they need not be whole characters.
+        """The bytes of one token, which need not be whole characters.
 
         Raises:
             TokenizerError: if the id is not in the vocabulary.
@@ -179,15 +179,15 @@ class Tokenizer:
             raise TokenizerError(f"token {index}, {token!r}, is not byte-level: the tokenizer is damaged.") from error
 
     def is_special(self, index: int) -> bool:
-        """Say whether an id is a special token, one that `skip_special` leaves out."""
+        """Whether an id is a special token, one that `skip_special` leaves out."""
         return index in self._special
 
     def detokenizer(self, skip_special: bool = False) -> Detokenizer:
-        """Return a new `Detokenizer` for one stream of ids."""
+        """A new `Detokenizer` for one stream of ids."""
         return Detokenizer(self, skip_special)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write both official forms: tokenizer.json, vocab.json, merges.txt and tokenizer_config.json.
+        """Writes both official forms: tokenizer.json, vocab.json, merges.txt and tokenizer_config.json.
 
         Each file is written under a temporary name, then renamed. The folder is created where needed.
         """
@@ -248,7 +248,7 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, index: int) -> str:
-        """Take the next id and return the text that it completes, possibly "".
+        """Takes the next id and returns the text that it completes, possibly "".
 
         Raises:
             TokenizerError: if the id is not in the vocabulary.
@@ -258,14 +258,14 @@ class Detokenizer:
         return self._decoder.decode(self._tokenizer.token_bytes(index))
 
     def finish(self) -> str:
-        """Return what is left, an incomplete character as U+FFFD, and be ready for a new stream."""
+        """The rest of the text, an incomplete character as U+FFFD; the next id begins a new stream."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest
 
 
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
-    """Put Qwen2's normaliser, pre-tokenizer and decoder around a model."""
+    """Puts Qwen2's normaliser, pre-tokenizer and decoder around a model."""
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(

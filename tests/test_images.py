@@ -20,14 +20,12 @@ from bagel_mot.images import (
     VAE_TRANSFORM,
     VIT_TRANSFORM,
     ImageTransform,
-    latent_to_tokens,
     open_image,
     patchify,
     resize_bicubic,
     to_pil,
     to_pixels,
     to_uint8,
-    tokens_to_latent,
     unpatchify,
 )
 
@@ -333,7 +331,7 @@ def test_patches_come_back(channels: int, rows: int, columns: int, patch: int) -
 
 def test_order_inside_a_token_is_row_column_channel() -> None:
     latent = torch.randn(4, 6, 10)
-    tokens = latent_to_tokens(latent)
+    tokens = patchify(latent, 2)
     assert tokens.shape == (15, 16)
     for token, values in enumerate(tokens):
         row, column = divmod(token, 5)
@@ -344,7 +342,7 @@ def test_order_inside_a_token_is_row_column_channel() -> None:
             for channel in range(4)
         ]
         assert torch.equal(values, torch.stack(expected))
-    assert torch.equal(tokens_to_latent(tokens, 6, 10), latent)
+    assert torch.equal(unpatchify(tokens, 6, 10, 2), latent)
 
 
 def test_unfit_patches_are_refused() -> None:

@@ -24,10 +24,10 @@ from bagel_mot.model import kernels
 from bagel_mot.model.cache import KVReservation
 from bagel_mot.sequence import CAUSAL, SegmentSpan, TrainingLayout
 
-_FEW = 16  # queries: of text that is being written, not of a image
-_LARGEST_SCORES = 1 << 26  # numbers, 256 MiB of float32
+_MAX_DECODE_QUERIES = 16  # up to this many queries is text being written; an image has hundreds
+_LARGEST_SCORES = 1 << 26  # 256 MiB of float32
 
-Pair = tuple[Tensor, Tensor]  # of und slots (S, heads, head_dim) and gen slots (G, heads, head_dim)
+Pair = tuple[Tensor, Tensor]  # und slots (S, heads, head_dim) and gen slots (G, heads, head_dim)
 
 
 class Attend(Protocol):
@@ -78,7 +78,7 @@ class MaskedAttention:
 
 @dataclass(frozen=True)
 class CachedSample:
-    """One sample of an inference pack: where its new tokens stand, and the room for their keys and values."""
+    """One sample of an inference pack: the slots of its new tokens, and the room for their keys and values."""
 
     spans: Sequence[SegmentSpan]
     tail: KVReservation
@@ -168,7 +168,7 @@ class DecodeBatch:
                 for chunk, tokens in own
             ]
         )
-        # What is beyond a row's length reads the row's own new token: some number, where memory may hold none.
+        # Places beyond a row's length read its own new token: unused memory may hold values that are not numbers.
         ends = torch.tensor([(number[id(own[-1][0].slab)], own[-1][0].first + own[-1][1] - 1) for own in parts])
         tokens = table[:, 3]
         inside = torch.arange(int(tokens.sum())) - (tokens.cumsum(0) - tokens).repeat_interleave(tokens)
@@ -240,7 +240,9 @@ def attend_parts(query: Tensor, parts: list[tuple[Tensor, Tensor]], *, causal: b
     if others:
         out = _attend_and_merge(folded, parts, mask)
     elif (
-        n <= _FEW and query.device.type == "cuda" and kernels.has_flash_attention(folded, key, value, mask is not None)
+        n <= _MAX_DECODE_QUERIES
+        and query.device.type == "cuda"
+        and kernels.has_flash_attention(folded, key, value, mask is not None)
     ):
         # PyTorch would take cuDNN's kernel on newer GPUs, which builds a plan for every new length: for each token.
         out = kernels.flash_attention(folded, key, value)[0]
@@ -269,9 +271,7 @@ def _partial(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
 
 
 def _partial_by_matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same in float32 by plain matmuls, in blocks of queries, so that the scores of no more than a block stand in
-    memory.
-    """
+    """The same in float32 by plain matmuls, in blocks of queries: memory holds the scores of one block alone."""
     heads, n, dim = query.shape[1:]
     keys, values = key.float().transpose(-1, -2), value.float()
     out = torch.empty(query.shape, dtype=torch.float32, device=query.device)

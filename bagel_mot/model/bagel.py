@@ -5,7 +5,7 @@
                                              │            ├─ decoder ──┤
     latents ─ vae2llm ─ + time ─ + sin-cos ──┴─ gen slots ┘            └ norm_gen ─ llm2vae ── velocity
 
-The autoencoder stands beside it (`bagel_mot.model.vae`): frozen, it turns images into latents and back.
+The autoencoder (`bagel_mot.model.vae`) is a network of its own: frozen, it turns images into latents and back.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ class BagelModel(nn.Module):
         """Leaves out what a task does not need; it is not to be called on afterwards.
 
         Args:
-            pictures_in: the vision transformer and its connector, so that images can be drawn from texts alone.
-            pictures_out: the gen expert and the way of latents in and out, so that texts alone are written.
+            pictures_in: leave out the vision transformer and its connector; images are drawn from texts alone.
+            pictures_out: leave out the gen expert and the way of latents in and out; texts alone are written.
         """
         # A module set to None stays known by its name and is neither moved, stored nor counted.
         if pictures_in:
@@ -103,7 +103,7 @@ class BagelModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the activations: that of the norms (large matrices may be stored otherwise)."""
+        """The precision of activations: that of the norms (large matrices may be stored otherwise)."""
         return self.decoder.norm.weight.dtype
 
     @property
@@ -156,7 +156,14 @@ class BagelModel(nn.Module):
         return 0 * self.embed_latents(latent, like.new_zeros(1), index, index).sum().to(like.dtype)
 
     def forward(self, layout: Layout, values: Values, attend: Attention) -> tuple[Tensor, Tensor]:
-        """Hidden states before the final norms: und (S, hidden) and gen (G, hidden) slots."""
+        """The network up to the final norms.
+
+        Args:
+            layout, values: the packed sequence.
+            attend: decides who sees whom.
+
+        Returns: the hidden states of und slots (S, hidden) and gen slots (G, hidden).
+        """
         und, gen = self.embed(layout, values)
         positions = (layout.positions[:, : layout.und_len].flatten(), layout.positions[:, layout.und_len :].flatten())
         return self.decoder(und, gen, positions, attend)

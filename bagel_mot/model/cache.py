@@ -1,9 +1,9 @@
 """The key/value cache: append-only chunks, shared by prefix.
 
-A `Context` is what a request has read so far: a list of views into chunks. Forking a context, or cutting it back to an
-earlier segment, copies nothing: the result looks at the same memory. As with Go's slices, whoever appends first at the
-end of a chunk goes on in place; a second one that appends at a place already taken starts a chunk of its own. Chunks
-grow geometrically and are never moved, so the cache is never copied.
+A `Context` holds everything that a request has read so far: a list of views into chunks. Forking a context, or cutting
+it back to an earlier segment, copies nothing: the result looks at the same memory. As with Go's slices, whoever appends
+first at the end of a chunk goes on in place; a second one that appends at a place already taken starts a chunk of its
+own. Chunks grow geometrically and are never moved, so the cache is never copied.
 
 Room is taken as long as something looks at it. A chunk knows its living views by weak references, so what a dropped
 fork, a finished answer or a cancelled request had appended is free again without anybody giving it back.
@@ -130,7 +130,7 @@ class View:
 
 @dataclass(frozen=True)
 class Entry:
-    """A segment that stands in a context, and how the context stood just after it."""
+    """A segment of a context, and the state of the context just after it."""
 
     segment: Segment
     views: tuple[View, ...]
@@ -168,16 +168,17 @@ class KVReservation:
 
 
 class Context:
-    """What a request has read so far, as keys and values.
+    """The keys and values of everything that a request has read so far.
 
     Attributes:
-        entries: the segments in it, in order.
-        length: tokens in it.
-        position: the rotary position of what comes next.
+        entries: its segments, in order.
+        length: the number of its tokens.
+        position: the rotary position of the next token.
     """
 
     def __init__(self, spec: CacheSpec, reserve: int = 0) -> None:
-        """
+        """An empty context.
+
         Args:
             spec: the shape and place of keys and values.
             reserve: the number of tokens expected in all.
@@ -211,7 +212,7 @@ class Context:
         self._most = length
 
     def shared_entries(self, segments: tuple[Segment, ...]) -> int:
-        """How many of `segments`, from the first on, are this context's own (the very same objects)."""
+        """The number of `segments`, from the first on, that are this context's own (the very same objects)."""
         count = 0
         for entry, segment in zip(self.entries, segments, strict=False):
             if entry.segment is not segment:
@@ -227,8 +228,8 @@ class Context:
         """Room for `tokens` tokens behind this context: in place where the place is free, else in a chunk of its own.
 
         Args:
-            tokens: how many.
-            scratch: nothing will follow them, so a chunk of their own has no room to spare.
+            tokens: the number of tokens.
+            scratch: whether nothing will follow them: a chunk of their own has no room to spare then.
         """
         last = self._views[-1] if self._views else None
         if last and last.stop + tokens <= last.chunk.capacity and last.chunk.used == last.stop:
@@ -248,11 +249,11 @@ class Context:
         """Makes a tail, whose keys and values have been written, part of this context.
 
         Args:
-            tail: from `allocate` of this very context as it stands.
-            segments: what the tail holds, in order.
-            names: for each segment the one that an entry is kept for, to which the context can be cut back: by default
-                itself. With None, as for the single tokens of an answer being written or the first part of a text, the
-                context grows by an unnamed stretch.
+            tail: room allocated for this very context in its present state.
+            segments: the tokens in the tail, in order.
+            names: the segment that an entry is kept for, to which the context can be cut back, for each of `segments`:
+                by default itself. With None, as for the single tokens of an answer being written or the first part of a
+                text, the context grows by an unnamed stretch.
 
         Raises:
             RuntimeError: the tail belongs to another context or an earlier state, or holds another number of tokens.

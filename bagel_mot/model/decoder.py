@@ -91,7 +91,7 @@ class Expert(nn.Module):
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
     def nothing(self, like: Tensor) -> Tensor:
-        """Zero, computed through all weights.
+        """Zero (scalar), computed through all weights.
 
         In training every rank must gather and reduce the same parameters, whatever its pack holds.
         """
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
         Args:
             und, gen: embedded slots, (S, hidden) and (G, hidden).
             positions: rotary positions of und and gen slots, (S,) and (G,).
-            attend: who sees whom.
+            attend: decides who sees whom.
 
         Returns: the slots' hidden states, (S, hidden) and (G, hidden).
         """

@@ -22,13 +22,14 @@ _BLOCKS_AT_ONCE = 4
 
 
 class FlexMaskedAttention(MaskedAttention):
-    """`MaskedAttention` with a mask that is computed where it is needed and never stands in memory as a whole."""
+    """`MaskedAttention` with a mask that is computed where it is needed and is never in memory as a whole."""
 
     def __init__(self, layout: TrainingLayout) -> None:
         self.rows, self.und_len = layout.rows, layout.und_len
         self.blocks = block_mask(layout)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Queries (rows, heads, L, head_dim), keys and values (rows, kv_heads, L, head_dim) -> as queries."""
         grouped = query.shape[1] > key.shape[1]
         return _attend(query.device.type)(query, key, value, block_mask=self.blocks, enable_gqa=grouped)
 

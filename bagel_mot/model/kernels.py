@@ -111,7 +111,7 @@ def int4_weight_matmul(x: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
 
     Args:
         x: activations.
-        values: of `join_nibbles`.
+        values: whole numbers as `join_nibbles` orders them, (out/64, in, 32).
         numbers: bfloat16 (in/group, out, 2), the scale and the middle of each group of neighbours in a row.
     """
     blocks, inner, _ = values.shape
@@ -150,7 +150,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
 
 
 def has_flash_attention(query: Tensor, key: Tensor, value: Tensor, masked: bool) -> bool:
-    """Whether `flash_attention` takes such tensors.
+    """Whether `flash_attention` takes such tensors, (1, heads, tokens, head_dim) each.
 
     CUDA's kernel wants half precision, compute capability 8, heads of a size that it knows, and no mask. Heads whose
     size is no multiple of 8 it would take only padded.

@@ -35,6 +35,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(GROUPS, channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
         return super().forward(x.contiguous() if x.dtype == torch.float32 else x)
 
 
@@ -50,6 +51,7 @@ class ResnetBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)"""
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
@@ -67,6 +69,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
         batch, channels, height, width = x.shape
         h = self.norm(x)
         q, k, v = (
@@ -79,24 +82,26 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve both sides: a stride-2 convolution after padding right and bottom by one."""
+    """Halves both sides: a stride-2 convolution after padding right and bottom by one."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, channels, H/2, W/2)"""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Double both sides: nearest neighbour, then a convolution."""
+    """Doubles both sides: nearest neighbour, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, channels, 2·H, 2·W)"""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -110,6 +115,7 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) -> the same shape."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -124,6 +130,7 @@ class DownLevel(nn.Module):
         self.downsample = Downsample(out_channels) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H/2, W/2), or of full size in the coarsest level."""
         for block in self.block:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)
@@ -140,6 +147,7 @@ class UpLevel(nn.Module):
         self.upsample = Upsample(out_channels) if upsample else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, 2·H, 2·W), or of the same size in the finest level."""
         for block in self.block:
             x = block(x)
         return x if self.upsample is None else self.upsample(x)
@@ -161,6 +169,7 @@ class VaeEncoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.z_channels, 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, 2·z_channels, H/downsample, W/downsample)"""
         h = self.conv_in(pixels)
         for level in self.down:
             h = level(h)
@@ -192,6 +201,7 @@ class VaeDecoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        """(B, z_channels, h, w) -> (B, out_ch, h·downsample, w·downsample)"""
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
@@ -221,7 +231,7 @@ class Autoencoder(nn.Module):
         self.decoder = VaeDecoder(config)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return the scaled latent (B, z_channels, H/downsample, W/downsample) of pixels (B, 3, H, W) in [-1, 1].
+        """The scaled latent (B, z_channels, H/downsample, W/downsample) of pixels (B, 3, H, W) in [-1, 1].
 
         It is the posterior's mean, not a sample, shifted and scaled to about unit variance: (mean − shift)·scale.
 
@@ -231,7 +241,7 @@ class Autoencoder(nn.Module):
         return self.scale(self.posterior(pixels)[0])
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the posterior's mean and log-variance, each (B, z_channels, H/downsample, W/downsample), unscaled.
+        """The posterior's mean and log-variance, each (B, z_channels, H/downsample, W/downsample), unscaled.
 
         The log-variance is clamped to [-30, 20]. For training; `encode` serves everything else.
 
@@ -248,7 +258,7 @@ class Autoencoder(nn.Module):
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Return pixels (B, 3, h·downsample, w·downsample) of a scaled latent (B, z_channels, h, w).
+        """The pixels (B, 3, h·downsample, w·downsample) of a scaled latent (B, z_channels, h, w).
 
         They are about [-1, 1], but not clamped.
 
@@ -261,13 +271,13 @@ class Autoencoder(nn.Module):
         return self.decoder(self.unscale(latent))
 
     def scale(self, z: Tensor) -> Tensor:
-        """Map a raw posterior mean or sample to the scaled latent the model works on: (z − shift)·scale."""
+        """Maps a posterior mean or sample (B, z_channels, h, w) to the latent the model works on: (z − shift)·scale."""
         return (z - self.config.shift_factor) * self.config.scale_factor
 
     def unscale(self, latent: Tensor) -> Tensor:
-        """Undo `scale`: latent/scale + shift, what `decoder` takes."""
+        """The inverse of `scale`, the input of `decoder`: latent/scale + shift, (B, z_channels, h, w)."""
         return latent / self.config.scale_factor + self.config.shift_factor
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Reconstruct: `decode(encode(pixels))`, the same shape as the input."""
+        """Reconstructs pixels (B, 3, H, W) -> (B, 3, H, W)"""
         return self.decode(self.encode(pixels))

@@ -1,6 +1,6 @@
 """The SigLIP vision transformer at native resolution, and the connector into the decoder.
 
-Images of any grid run together: attention is full within each image. The learned positions stand in a square
+Images of any grid run together: attention is full within each image. The learned positions are a square
 table, indexed by row and column.
 """
 
@@ -33,7 +33,7 @@ class VitLayer(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, size)
 
     def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
-        """(P, hidden) patches of images with `lengths` patches each."""
+        """Patches (P, hidden) of images with `lengths` patches each -> (P, hidden)"""
         normed = self.norm1(x)
         q, k, v = (proj(normed).unflatten(-1, (self.heads, -1)) for proj in (self.q, self.k, self.v))
         x = x + self.out(_within_images(q, k, v, lengths).flatten(-2))
@@ -65,11 +65,14 @@ class VisionTransformer(nn.Module):
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, patches: Tensor, index: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
-        """
+        """Features of the patches of all images.
+
         Args:
             patches: (P, patch_dim) in [-1, 1], ordered (row, column, channel) within a patch.
             index: (P,) places in the position table (`bagel_mot.sequence.table_index`).
             grids: (rows, columns) of each image.
+
+        Returns: (P, hidden)
         """
         x = self.patch_embedding(patches) + self.position_embedding(index)
         lengths = [rows * columns for rows, columns in grids]
@@ -87,4 +90,5 @@ class Connector(nn.Module):
         self.fc2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(P, vit_hidden) -> (P, hidden)"""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

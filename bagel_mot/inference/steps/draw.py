@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from bagel_mot.config import BagelConfig
-from bagel_mot.images import to_pil, tokens_to_latent
+from bagel_mot.images import to_pil, unpatchify
 from bagel_mot.inference import sampler
 from bagel_mot.inference.engine.ops import DecodeOp, ForwardOp, Output, Steps, VelocityOp
 from bagel_mot.inference.history import History
@@ -145,4 +145,4 @@ def _ops(
 def _latent(config: BagelConfig, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Latent tokens (rows·columns, latent_dim) as a scaled latent (z, h, w)."""
     patch = config.latent_patch_size
-    return tokens_to_latent(tokens, grid[0] * patch, grid[1] * patch, patch)
+    return unpatchify(tokens, grid[0] * patch, grid[1] * patch, patch)

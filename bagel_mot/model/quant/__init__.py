@@ -1,4 +1,4 @@
-"""Weight matrices in few bits: how they are stored, made, brought back, and multiplied.
+"""Quantised weight matrices: how they are stored, made, dequantised, and multiplied.
 
     format   stored                                            bits a weight   made from
     int8     whole numbers −127..127, a scale for each row     8               largest of the row / 127

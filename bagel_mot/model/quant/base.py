@@ -1,8 +1,7 @@
-"""What every weight matrix in few bits can do.
+"""The base of all quantised weight matrices.
 
-One or few rows of activations want another way of multiplying than many. With few, reading the weights is all the time
-there is, and a kernel that multiplies them as they are stored wins. With many, the multiplications are, and it is
-quicker to bring a piece of the matrix into the precision of the activations and to use the ordinary matmul.
+Small batches are bound by reading weights, so they use a kernel that multiplies the matrix as it is stored. Large
+batches are bound by arithmetic, so they dequantise block by block and use an ordinary matmul.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from bagel_mot.allocator import on_own_pages
 
 _PIECE = 1 << 18  # values that are worked on at a time on the CPU where float32 intermediates are needed
 _PIECE_ON_DEVICE = 1 << 25  # the same on accelerators, where each piece costs the start of its operations
-_BLOCK = 1 << 22  # values that are brought back at a time on the CPU: 8 MB, which stay in the processor's cache
+_BLOCK = 1 << 22  # values that are dequantised at a time on the CPU: 8 MB, which stay in the processor's cache
 
 
 class QuantisedMatrix(ABC):
-    """A weight matrix (out, in) in few bits.
+    """A quantised weight matrix (out, in).
 
     Attributes:
         format: its name, which is also that of the precision.
-        few_rows: with at most so many rows of activations `multiply_few` is quicker, where there is one.
+        few_rows: the largest batch for which `multiply_few` is quicker, where there is one.
         shape: (out, in).
-        tensors: what it consists of, by name.
+        tensors: its parts, by name.
     """
 
     format: ClassVar[str]
@@ -48,7 +47,11 @@ class QuantisedMatrix(ABC):
     @classmethod
     @abstractmethod
     def quantise(cls, weight: Tensor) -> QuantisedMatrix:
-        """The nearest matrix to a weight (out, in) of any floating-point type, on its device."""
+        """The nearest matrix to a weight (out, in) of any floating-point type, on its device.
+
+        Raises:
+            CheckpointError: the shape does not fit the format.
+        """
 
     @classmethod
     @abstractmethod
@@ -60,7 +63,7 @@ class QuantisedMatrix(ABC):
         """Rows start..stop, (stop − start, in), on the device of the matrix."""
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
-        """(T, in) -> (T, out) without bringing the weights back; None where nothing here does that."""
+        """(T, in) -> (T, out) without dequantising the weights; None where nothing here does that."""
         return None
 
     def multiply_many(self, x: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class QuantisedMatrix(ABC):
         return result
 
     def blocks(self) -> list[tuple[int, int]]:
-        """Ranges of rows that are brought back at a time: all on accelerators, some of them on the CPU."""
+        """Ranges of rows that are dequantised at a time: all on accelerators, some of them on the CPU."""
         out, inner = self.shape
         rows = max(64, _BLOCK // inner // 64 * 64) if self.device.type == "cpu" else out
         return [(start, min(out, start + rows)) for start in range(0, out, rows)]
@@ -100,7 +103,7 @@ def pieces(shape: tuple[int, int], device: torch.device, multiple: int = 1) -> l
 
 
 def wide_pieces(weight: Tensor, multiple: int = 1) -> Iterator[tuple[int, int, Tensor]]:
-    """The same ranges with their rows of a weight in float32, to be changed at will: one buffer serves them all.
+    """The same ranges with their rows of a weight (out, in) in float32, to be changed at will: one buffer serves all.
 
     Rounding in place in a buffer outside the heap, and not in new tensors, is for memory's sake: their blocks would
     leave gaps in the heap between all the small tensors that stay, and a model of 400 MB took 900.
@@ -113,7 +116,7 @@ def wide_pieces(weight: Tensor, multiple: int = 1) -> Iterator[tuple[int, int, T
 
 
 def bfloat16_scale(scale: Tensor) -> Tensor:
-    """The first number of bfloat16 that is not below a scale, as float32; 1 for a scale of 0.
+    """The first numbers of bfloat16 that are not below scales (n,), as float32 (n,); 1 for a scale of 0.
 
     Kernels want scales in the precision of the activations. One that is exact in bfloat16 is not rounded again.
     """

@@ -34,6 +34,7 @@ class Int4Matrix(QuantisedMatrix):
 
     @classmethod
     def quantise(cls, weight: Tensor) -> Int4Matrix:
+        """The nearest matrix to a weight (out, in); CheckpointError where its shape does not fit."""
         out, inner = weight.shape
         group = group_of(inner)
         if group is None or not cls.fits((out, inner)):
@@ -61,6 +62,7 @@ class Int4Matrix(QuantisedMatrix):
         return cls((out, inner), {"values": values, "scale_and_middle": numbers})
 
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop, (stop − start, in)."""
         stop = self.shape[0] if stop is None else stop
         first, last = start // INT4_ROWS * INT4_ROWS, -(-stop // INT4_ROWS) * INT4_ROWS
         result = torch.empty(last - first, self.shape[1], dtype=dtype, device=self.device)
@@ -73,6 +75,7 @@ class Int4Matrix(QuantisedMatrix):
         return result[start - first : stop - first]
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
+        """(T, in) -> (T, out), or None where there is no kernel."""
         if not has_int4_kernel(x.device.type, x.dtype):
             return None
         return int4_weight_matmul(x, self.tensors["values"], self.tensors["scale_and_middle"])

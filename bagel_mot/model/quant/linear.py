@@ -1,4 +1,4 @@
-"""A linear map, and an embedding, whose weights are stored in few bits."""
+"""A linear map, and an embedding, with quantised weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from bagel_mot.model.quant import Fp8Matrix, Int8Matrix, QuantisedMatrix, RowSca
 
 
 class QuantisedWeight(nn.Module):
-    """A matrix stored in few bits, for inference. In a state dictionary it is as the `weight` that it was made from, in
-    the precision of the activations.
+    """A quantised matrix, not trained itself. In a state dictionary it is as the `weight` that it was made from, in the
+    precision of the activations.
     """
 
     def __init__(self, matrix: QuantisedMatrix, dtype: torch.dtype) -> None:
-        """
+        """A module with the tensors of a matrix as its buffers.
+
         Args:
             matrix: the weights.
-            dtype: of the activations.
+            dtype: the precision of the activations.
         """
         super().__init__()
         self.kind, self.shape, self.dtype = type(matrix), matrix.shape, dtype
@@ -45,16 +46,37 @@ class QuantisedWeight(nn.Module):
 
 
 class QuantisedEmbedding(QuantisedWeight):
-    """An embedding of which the rows that are asked for are brought back."""
+    """An embedding that dequantises the rows that are asked for."""
 
     def __init__(self, matrix: RowScaledMatrix, dtype: torch.dtype) -> None:
         super().__init__(matrix, dtype)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(...) int64 -> (..., width)"""
+        """ids (N,) or of any shape, int64 -> (N, width)"""
         matrix = self.matrix
         assert isinstance(matrix, RowScaledMatrix)
         return matrix.rows(ids, self.dtype)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """The product with a quantised matrix, and its gradient for the input, for which the matrix is dequantised anew: so
+    that adapters, such as those of QLoRA, can be trained on both sides of it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, linear: QuantisedLinear) -> Tensor:
+        """(T, in) -> (T, out)"""
+        ctx.matrix = linear.matrix
+        return linear._products(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """(T, out) -> (T, in)"""
+        matrix: QuantisedMatrix = ctx.matrix
+        found = gradient.new_zeros(gradient.shape[0], matrix.shape[1])
+        for start, stop in matrix.blocks():
+            found.addmm_(gradient[:, start:stop], matrix.dequantise(gradient.dtype, start, stop))
+        return found, None
 
 
 class QuantisedLinear(QuantisedWeight):
@@ -67,12 +89,13 @@ class QuantisedLinear(QuantisedWeight):
     def __init__(
         self, matrix: QuantisedMatrix, bias: Tensor | None, dtype: torch.dtype, *, dynamic: bool = False
     ) -> None:
-        """
+        """A linear map.
+
         Args:
             matrix: the weights.
-            bias: (out,), or none.
-            dtype: of the activations.
-            dynamic: for INT8 and FP8.
+            bias: (out,), or None.
+            dtype: the precision of the activations.
+            dynamic: multiply INT8 or FP8 weights with activations in 8 bits too.
         """
         super().__init__(matrix, dtype)
         self.dynamic = dynamic
@@ -81,8 +104,11 @@ class QuantisedLinear(QuantisedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in_features) -> (T, out_features)"""
+        if torch.is_grad_enabled() and x.requires_grad:
+            products = _FrozenProduct.apply(x, self)
         # On the CPU the kernels are chosen by the number of rows, and torch.compile cannot lower some of them.
-        products = self._products_apart(x) if x.device.type == "cpu" else self._products(x)
+        else:
+            products = self._products_apart(x) if x.device.type == "cpu" else self._products(x)
         bias = self._buffers["bias"]
         return products if bias is None else products + bias
 

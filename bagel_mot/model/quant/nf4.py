@@ -50,6 +50,7 @@ class Nf4Matrix(QuantisedMatrix):
 
     @classmethod
     def quantise(cls, weight: Tensor) -> Nf4Matrix:
+        """The nearest matrix to a weight (out, in); CheckpointError where its shape does not fit."""
         out, inner = weight.shape
         if not cls.fits((out, inner)):
             raise CheckpointError(f"a matrix of {out}×{inner} cannot be NF4: it takes rows of a multiple of {BLOCK}")
@@ -70,7 +71,7 @@ class Nf4Matrix(QuantisedMatrix):
         return self.shape[0] * self.shape[1] // self.tensors["scale"].numel()
 
     def scales(self) -> Tensor:
-        """Of all blocks, float32 (blocks,)."""
+        """The scales of all blocks, float32 (blocks,)."""
         scale = self.tensors["scale"]
         if scale.dtype != torch.uint8:
             return scale
@@ -78,6 +79,7 @@ class Nf4Matrix(QuantisedMatrix):
         return self.tensors["scale_levels"][scale.int()] * outer + self.tensors["scale_offset"]
 
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop, (stop − start, in)."""
         stop = self.shape[0] if stop is None else stop
         return self._dequantise(self.scales(), dtype, start, stop)
 
@@ -88,7 +90,7 @@ class Nf4Matrix(QuantisedMatrix):
         if has_bitsandbytes(packed.device.type):
             shape = [stop - start, inner]
             return torch.ops.bitsandbytes.dequantize_4bit(packed[:, None], scale, self.block, "nf4", shape, dtype)
-        # Two weights stand in a byte: a table of 256 pairs gives both at once.
+        # A byte holds two weights: a table of 256 pairs yields both at once.
         levels = _levels(packed.device)
         pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)
         result = torch.empty(stop - start, inner, dtype=dtype, device=packed.device)
@@ -98,6 +100,7 @@ class Nf4Matrix(QuantisedMatrix):
         return result
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
+        """(T, in) -> (T, out), or None where there is no kernel."""
         # The package's kernel for the CPU wants the weights in an order of its own.
         if x.device.type != "cuda" or x.shape[0] != 1 or not has_bitsandbytes("cuda"):
             return None
@@ -106,12 +109,13 @@ class Nf4Matrix(QuantisedMatrix):
         return torch.ops.bitsandbytes.gemv_4bit(x, packed, list(self.shape), self.scales(), code, self.block)
 
     def multiply_many(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out)"""
         scales = self.scales()
         return self.multiply_by_blocks(x, lambda start, stop: self._dequantise(scales, x.dtype, start, stop))
 
 
 def nearest_level(x: Tensor) -> Tensor:
-    """Of float32 (n,) within [−1, 1], which of `LEVELS` is nearest, of two equally near the lower: uint8 (n,).
+    """The nearest of `LEVELS` to float32 (n,) within [−1, 1], of two equally near the lower: uint8 (n,).
 
     A table of narrow cells knows it for all cells but those in which two levels meet, where it is compared: a third of
     the time of comparing with every border.
@@ -123,7 +127,7 @@ def nearest_level(x: Tensor) -> Tensor:
 
 @cache
 def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each of the cells of [−1, 1]: the level at its lower end, and the border above that."""
+    """The level at the lower end of each cell of [−1, 1], and the border above that: (cells,) each."""
     levels = torch.tensor(LEVELS)
     borders = (levels[1:] + levels[:-1]) / 2
     lower = torch.bucketize(torch.arange(2 * _CELLS + 1) / _CELLS - 1, borders)
@@ -151,8 +155,8 @@ def _in_8_bits(scale: Tensor) -> dict[str, Tensor]:
 
 @cache
 def dynamic_levels() -> Tensor:
-    """The 256 levels of dynamic quantisation in 8 bits (Dettmers 2016), ascending in [−1, 1], float32: a sign, a power
-    of ten, and steps within it, twice as many for every next power.
+    """The 256 levels of dynamic quantisation in 8 bits (Dettmers 2016), ascending in [−1, 1], float32 (256,): a sign, a
+    power of ten, and steps within it, twice as many for every next power.
     """
     levels = [0.0, 1.0]
     for power in range(7):
@@ -164,7 +168,7 @@ def dynamic_levels() -> Tensor:
 
 @torch.compiler.assume_constant_result  # else compiling goes through the import
 def has_bitsandbytes(device: str) -> bool:
-    """Whether the package is installed and brings weights back rightly on such a device."""
+    """Whether the package is installed and dequantises weights rightly on such a device."""
     return _bitsandbytes_works(device)
 
 
@@ -180,7 +184,7 @@ def _bitsandbytes_works(device: str) -> bool:
         packed = (every[:, 0] << 4 | every[:, 1])[:, None].to(device)
         scale = torch.full((1,), 2.0, device=device)
         got = torch.ops.bitsandbytes.dequantize_4bit(packed, scale, 64, "nf4", [1, 64], torch.float32)
-    except Exception:  # of whatever kind: it loads a library of its own
+    except Exception:  # any kind: it loads a library of its own
         return False
     wanted = 2 * torch.tensor(LEVELS)[every.flatten().int()]
     return hasattr(torch.ops.bitsandbytes, "gemv_4bit") and torch.allclose(got.flatten().cpu(), wanted, rtol=1e-5)

@@ -31,6 +31,7 @@ class RowScaledMatrix(QuantisedMatrix):
 
     @classmethod
     def quantise(cls, weight: Tensor) -> RowScaledMatrix:
+        """The nearest matrix to a weight (out, in)."""
         out, inner = weight.shape
         values = on_own_pages((out, inner), cls.dtype, weight.device)
         scale = torch.empty(out, dtype=torch.float32, device=weight.device)
@@ -41,6 +42,7 @@ class RowScaledMatrix(QuantisedMatrix):
         return cls((out, inner), {"values": values, "scale": scale})
 
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start..stop, (stop − start, in)."""
         values, scale = self.tensors["values"][start:stop], self.tensors["scale"][start:stop]
         result = torch.empty(values.shape, dtype=dtype, device=values.device)
         for i, j in pieces((values.shape[0], values.shape[1]), values.device):
@@ -48,13 +50,13 @@ class RowScaledMatrix(QuantisedMatrix):
         return result
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Single rows: (...) int64 -> (..., in)"""
+        """Single rows, index (N,) or of any shape, int64 -> (N, in)"""
         return (self.tensors["values"][index].float() * self.tensors["scale"][index][..., None]).to(dtype)
 
     def multiply_many(self, x: Tensor) -> Tensor:
-        """The scale is put on the products, because it is the same along a row; the values are exact in every
-        precision of activations. In float16 products of values without their scales overflow: the matrix is brought
-        back whole.
+        """(T, in) -> (T, out). The scale multiplies the products, because it is the same along a row; the values are
+        exact in every precision of activations. In float16 products of values without their scales overflow: the matrix
+        is dequantised.
         """
         if x.dtype == torch.float16:
             return super().multiply_many(x)
@@ -83,6 +85,7 @@ class Int8Matrix(RowScaledMatrix):
     largest = 127.0
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
+        """(T, in) -> (T, out), or None where there is no kernel."""
         # The kernel reads past the end of rows that are not of its width.
         if self.shape[1] % _KERNEL_WIDTH or not kernels.has_int8_kernel(x.device.type, x.dtype):
             return None

@@ -21,7 +21,7 @@ from bagel_mot.data.loader import Prefetcher
 from bagel_mot.data.packer import PackStream, TrainingPack, pack_gauges
 from bagel_mot.data.sources.base import Source
 from bagel_mot.errors import CheckpointError, RecipeError
-from bagel_mot.images import latent_to_tokens
+from bagel_mot.images import patchify
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import Defaults, read_defaults, save_defaults
 from bagel_mot.inference.loading import choose_device
@@ -126,7 +126,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             filled = torch.cat([some, some[:1].expand(_ENCODE_BATCH - len(some), -1, -1, -1)])
             moved = filled.to(self.device, non_blocking=True).to(DTYPES[self.recipe.precision])
             latents = self._encode(moved)[: len(some)].float()
-            tokens += [latent_to_tokens(latent, self.config.latent_patch_size) for latent in latents]
+            tokens += [patchify(latent, self.config.latent_patch_size) for latent in latents]
         return torch.cat(tokens)
 
     def gauges(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.kernels import join_nibbles, split_nibbles
-from bagel_mot.model.quant import FORMATS, Fp8Matrix, Int4Matrix, Int8Matrix, Nf4Matrix, QuantisedMatrix
+from bagel_mot.model.quant import FORMATS, Fp8Matrix, Int4Matrix, Int8Matrix, Nf4Matrix, QuantisedMatrix, base
 from bagel_mot.model.quant.linear import QuantisedLinear
 from bagel_mot.model.quant.nf4 import LEVELS, dynamic_levels, nearest_level
 
@@ -219,3 +219,33 @@ def test_multiplying_many_rows_is_one_graph(kind: str) -> None:
     x = torch.randn(60, 256, dtype=torch.bfloat16)
     compiled = torch.compile(matrix.multiply_many, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), matrix.multiply_many(x))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("tokens", [1, 70], ids=["few rows", "many rows"])
+def test_gradients_pass_through_to_adapters_on_both_sides(kind: str, tokens: int) -> None:
+    """As QLoRA wants it: the matrix is frozen, small matrices before and beside it are trained."""
+    torch.manual_seed(0)
+    linear = QuantisedLinear(FORMATS[kind].quantise(weight(128, 64)), torch.randn(128), torch.float32)
+    plain = linear.matrix.dequantise(torch.float32)
+    x, down, up = torch.randn(tokens, 64), torch.randn(4, 64), torch.randn(128, 4)
+    before = torch.randn(64, 64)
+    found = []
+    for frozen in (linear, lambda h: F.linear(h, plain, linear.bias)):
+        leaves = [t.clone().requires_grad_() for t in (before, down, up)]
+        h = F.linear(x, leaves[0])
+        (frozen(h) + F.linear(F.linear(h, leaves[1]), leaves[2])).square().mean().backward()
+        found.append([leaf.grad for leaf in leaves])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() < 0.03 * theirs.norm()  # kernels for few rows round activations
+    assert not any(parameter.requires_grad for parameter in linear.parameters())
+
+
+def test_the_gradient_of_a_large_matrix_is_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_BLOCK", 64 * 64)
+    linear = QuantisedLinear(FORMATS["int8"].quantise(weight(320, 64)), None, torch.float32)
+    assert len(linear.matrix.blocks()) == 5
+    x = torch.randn(40, 64, requires_grad=True)
+    g = torch.randn(40, 320)
+    linear(x).backward(g)
+    assert torch.allclose(x.grad, g @ linear.matrix.dequantise(torch.float32), atol=1e-4)
