@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bagel_mot.checkpoint.names import POSITION_TABLES
 from bagel_mot.checkpoint.precision import DYNAMIC, PARTS, Precision, format_of
-from bagel_mot.checkpoint.source import TensorSource, as_tensor
+from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor
 from bagel_mot.errors import CheckpointError, DeviceError
 from bagel_mot.model.bagel import sincos_table
 from bagel_mot.model.prepacked import prepack_linear
@@ -140,7 +140,7 @@ def _install(
     kind = FORMATS[format_of(stored)]
     if not isinstance(found, kind):
         # Where rounding is slow on the CPU an accelerator does it, one matrix at a time.
-        plain = as_tensor(found, torch.bfloat16 if isinstance(found, QuantisedMatrix) else found.dtype).to(device)
+        plain = as_stored(found, torch.bfloat16).to(device)
         if not kind.fits((plain.shape[0], plain.shape[1])):
             if not PARTS["decoder"].fullmatch(name):  # it was named, and would be left as it is for the most part
                 raise DeviceError(
@@ -200,7 +200,7 @@ def _checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMat
     rows, width = source.shape(name)
     formula = sincos_table(isqrt(rows), width)
     coarse = source.stored_bytes(name) < 2 * rows * width or isinstance(found, QuantisedMatrix)
-    table = as_tensor(found, torch.float32) if isinstance(found, QuantisedMatrix) else found
+    table = as_stored(found)
     low, high = torch.sub(table, formula).aminmax()
     error = max(-low.item(), high.item())
     tolerance = _COARSE_TABLE_TOLERANCE if coarse else _TABLE_TOLERANCE

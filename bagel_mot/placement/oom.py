@@ -46,8 +46,8 @@ class MemoryGuard:
         return sum(tokens() for tokens in self.holders)
 
     def check(self, needed: int) -> None:
-        """Refuses work that would not fit. On the CPU alone: there no operation fails for want of memory, but the system
-        ends the whole process. Accelerators fail by themselves, and are not asked.
+        """Refuses work that would not fit. On the CPU alone: there no operation fails for want of memory, but the
+        system ends the whole process. Accelerators fail by themselves, and are not asked.
 
         Args:
             needed: bytes that the work takes at the least.

@@ -21,7 +21,6 @@ from bagel_mot.placement.estimate import (
     DEVICE_BYTES,
     MARGIN,
     PROCESS_BYTES,
-    WeightBytes,
     memory_estimate,
     reference_workloads,
     weight_bytes,
@@ -155,14 +154,15 @@ def plans(
         stored: the types in which the checkpoint stores its weights.
         offloads: the places that layers may have which find no room on the device.
     """
-    kinds = dict.fromkeys(device.type for device, _ in machine.devices)
-    setups = [
-        setup
-        for text in precisions
-        for kind in kinds
-        if (setup := _setup(config, machine, tasks, parse_precision(text), kind, stored)) is not None
-    ]
-    found = [plan for setup in setups for plan in setup.plans(offloads)]
+    found: list[Plan] = []
+    for precision in map(parse_precision, precisions):
+        for kind in dict.fromkeys(device.type for device, _ in machine.devices):
+            devices = sorted((d for d in machine.devices if d[0].type == kind), key=lambda device: -device[1])
+            try:
+                setup = _Setup(config, machine, tasks, precision, devices, stored)
+            except DeviceError:  # these devices cannot compute in it
+                continue
+            found += setup.plans(offloads)
 
     def order(plan: Plan) -> tuple[bool, bool, bool, float]:
         again = stored.format not in (None, plan.precision.parts.get("decoder"))
@@ -206,61 +206,31 @@ def choose(
     )
 
 
-def _setup(
-    config: BagelConfig,
-    machine: Machine,
-    tasks: tuple[str, ...],
-    precision: Precision,
-    kind: str,
-    stored: StoredWeights,
-) -> _Setup | None:
-    """A precision on the devices of one kind; None where these cannot compute in it. Arguments as those of `plans`."""
-    devices = sorted(((d, free) for d, free in machine.devices if d.type == kind), key=lambda device: -device[1])
-    try:
-        check_hardware(precision, devices[0][0])
-    except DeviceError:
-        return None
-    on_cpu, types = kind == "cpu", (precision.activations, precision.autoencoder)
-    work = {
-        workload.name: memory_estimate(config, workload, *types, on_cpu=on_cpu).peak
-        for workload in reference_workloads(config)
-        if workload.task in tasks
-    }
-    return _Setup(
-        precision,
-        devices,
-        machine.host * (1 - MARGIN),
-        weight_bytes(config, precision, tasks),
-        work,
-        plain=not precision.parts and precision.activations == stored.layers,
-        embedding_in_file=precision.activations == stored.embedding and "embedding" not in precision.parts,
-        draws=bool({"generate", "edit"} & set(tasks)),
-    )
-
-
-@dataclass(frozen=True)
 class _Setup:
-    """A precision on the devices of one kind.
+    """A precision on the devices of one kind, given with their free bytes, most first."""
 
-    Attributes:
-        precision: the precision.
-        devices: the devices with their free bytes, most first.
-        host: bytes of main memory that may be used.
-        weights: the weights' bytes.
-        work: peak bytes of each workload beside weights, by its name.
-        plain: whether the layers can be used from the disk as they are stored.
-        embedding_in_file: whether a large token embedding can.
-        draws: whether images are drawn.
-    """
-
-    precision: Precision
-    devices: list[tuple[torch.device, int]]
-    host: float
-    weights: WeightBytes
-    work: dict[str, int]
-    plain: bool
-    embedding_in_file: bool
-    draws: bool
+    def __init__(
+        self,
+        config: BagelConfig,
+        machine: Machine,
+        tasks: tuple[str, ...],
+        precision: Precision,
+        devices: list[tuple[torch.device, int]],
+        stored: StoredWeights,
+    ) -> None:
+        check_hardware(precision, devices[0][0])
+        self.precision, self.devices = precision, devices
+        self.host = machine.host * (1 - MARGIN)
+        self.weights = weight_bytes(config, precision, tasks)
+        on_cpu, types = devices[0][0].type == "cpu", (precision.activations, precision.autoencoder)
+        self.work = {
+            workload.name: memory_estimate(config, workload, *types, on_cpu=on_cpu).peak
+            for workload in reference_workloads(config)
+            if workload.task in tasks
+        }
+        self.plain = not precision.parts and precision.activations == stored.layers
+        self.embedding_in_file = precision.activations == stored.embedding and "embedding" not in precision.parts
+        self.draws = bool({"generate", "edit"} & set(tasks))
 
     def plans(self, offloads: Sequence[str]) -> Iterator[Plan]:
         """The ways of running in this precision on these devices."""

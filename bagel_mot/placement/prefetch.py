@@ -58,7 +58,6 @@ class LayerPrefetcher:
         device: the device that computes.
         background: fetch in a thread. For weights whose reading takes its time; from pinned memory a stream is enough.
         after_fetch: is called with every weight's tensor once it has been copied.
-        buffers: the number of layers that are on the device at once.
     """
 
     def __init__(
@@ -68,12 +67,11 @@ class LayerPrefetcher:
         *,
         background: bool = False,
         after_fetch: Callable[[Tensor], object] | None = None,
-        buffers: int = 2,
     ) -> None:
         self._layers, self._device, self._after_fetch = layers, device, after_fetch
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # The longest unused first.
-        self._buffers = [Buffer(layers, device, self._stream) for _ in range(min(buffers, len(layers)))]
+        self._buffers = [Buffer(layers, device, self._stream) for _ in range(min(2, len(layers)))]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="bagel-layers") if background else None
 
     @contextmanager
