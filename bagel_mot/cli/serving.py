@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,14 @@ from bagel_mot.errors import BagelError, SettingError
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
+def _limit(about: str, low: float = 1, high: float | None = None) -> Any:
+    return typer.Option(help=about, min=low, max=high, rich_help_panel="Limits")
+
+
+def _security(*names: str, about: str, **more: Any) -> Any:
+    return typer.Option(*names, help=about, rich_help_panel="Security", **more)
+
+
 @command
 def serve(
     host: Annotated[
@@ -37,64 +45,42 @@ def serve(
     ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A key that clients must show (Authorization: Bearer KEY); repeatable. Better given in the variable, "
+        _security(
+            about="A key that clients must show (Authorization: Bearer KEY); repeatable. Better given in the variable, "
             "several with spaces between them: arguments can be seen by every user of the machine.",
             envvar="BAGEL_API_KEYS",
             metavar="KEY",
-            rich_help_panel="Security",
         ),
     ] = None,
     no_auth: Annotated[
-        bool,
-        typer.Option(
-            "--no-auth", help="Where no key is given, serve everybody who can reach it.", rich_help_panel="Security"
-        ),
+        bool, _security("--no-auth", about="Where no key is given, serve everybody who can reach it.")
     ] = False,
     allow_url: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A host from which pictures may be fetched, such as example.org or example.org:8443; repeatable. "
+        _security(
+            about="A host from which pictures may be fetched, such as example.org or example.org:8443; repeatable. "
             "None if not given.",
             metavar="HOST",
-            rich_help_panel="Security",
         ),
     ] = None,
     cors: Annotated[
         list[str] | None,
-        typer.Option(
-            help="An origin whose web pages may ask, such as https://example.org, or * for all; repeatable.",
+        _security(
+            about="An origin whose web pages may ask, such as https://example.org, or * for all; repeatable.",
             metavar="ORIGIN",
-            rich_help_panel="Security",
         ),
     ] = None,
-    log_prompts: Annotated[
-        bool, typer.Option("--log-prompts", help="Write what is asked into the log.", rich_help_panel="Security")
-    ] = False,
-    max_queue: Annotated[
-        int, typer.Option(help="Maximum requests at work and waiting; more get 429.", min=1, rich_help_panel="Limits")
-    ] = 64,
-    max_n: Annotated[int, typer.Option(help="Maximum results of one request.", min=1, rich_help_panel="Limits")] = 8,
-    max_images: Annotated[
-        int, typer.Option(help="Maximum pictures in one request.", min=1, rich_help_panel="Limits")
-    ] = 8,
-    max_image_pixels: Annotated[
-        int, typer.Option(help="Maximum pixels of a picture in a request.", min=1, rich_help_panel="Limits")
-    ] = 32_000_000,
-    max_body: Annotated[int, typer.Option(help="Maximum MiB of a request.", min=1, rich_help_panel="Limits")] = 64,
-    max_timesteps: Annotated[
-        int, typer.Option(help="Maximum num_timesteps.", min=2, max=1000, rich_help_panel="Limits")
-    ] = 250,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Maximum tokens written, thinking included.", min=1, rich_help_panel="Limits")
-    ] = 4096,
+    log_prompts: Annotated[bool, _security("--log-prompts", about="Write prompts into the log.")] = False,
+    max_queue: Annotated[int, _limit("Maximum requests at work and waiting; more get 429.")] = 64,
+    max_n: Annotated[int, _limit("Maximum results of one request.")] = 8,
+    max_images: Annotated[int, _limit("Maximum pictures in one request.")] = 8,
+    max_image_pixels: Annotated[int, _limit("Maximum pixels of a picture in a request.")] = 32_000_000,
+    max_body: Annotated[int, _limit("Maximum MiB of a request.")] = 64,
+    max_timesteps: Annotated[int, _limit("Maximum num_timesteps.", 2, 1000)] = 250,
+    max_new_tokens: Annotated[int, _limit("Maximum tokens written, thinking included.")] = 4096,
     memory: Annotated[
         float | None,
-        typer.Option(
-            help="GiB that requests may take beside the weights; most of what is free if not given.",
-            min=0.01,
-            rich_help_panel="Limits",
-        ),
+        _limit("GiB that requests may take beside the weights; most of the free memory if not given.", 0.01),
     ] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients speak. The first Ctrl-C finishes what is at work, a second ends.

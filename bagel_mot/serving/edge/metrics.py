@@ -19,34 +19,22 @@ class ServerMetrics:
     """The metrics of one app, in a registry of its own, so that several apps fit into one process."""
 
     def __init__(self, service: Service) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "bagel_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "bagel_http_request_seconds",
-            "From a request's head to the end of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.results = Counter("bagel_results", "Pictures and texts made.", ["task"], registry=self.registry)
-        self.result_seconds = Histogram(
-            "bagel_result_seconds",
-            "From the first step of a result to its last, waiting excluded.",
-            ["task"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.prompt_tokens = Counter(
-            "bagel_prompt_tokens", "Tokens of prompts.", ["task", "kind"], registry=self.registry
-        )
-        self.completion_tokens = Counter(
-            "bagel_completion_tokens", "Tokens of results.", ["task", "kind"], registry=self.registry
-        )
-        self.dropped_previews = Counter(
-            "bagel_dropped_previews", "Partial images not sent, since a newer one was there.", registry=self.registry
-        )
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"bagel_{name}", about, labels, registry=registry)
+
+        def histogram(name: str, about: str, label: str) -> Histogram:
+            return Histogram(f"bagel_{name}", about, [label], buckets=_SECONDS, registry=registry)
+
+        about_seconds = "From the first step of a result to its last, waiting excluded."
+        self.requests = counter("http_requests", "Requests answered.", "method", "route", "status")
+        self.seconds = histogram("http_request_seconds", "From a request's head to the end of its answer.", "route")
+        self.results = counter("results", "Pictures and texts made.", "task")
+        self.result_seconds = histogram("result_seconds", about_seconds, "task")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.", "task", "kind")
+        self.completion_tokens = counter("completion_tokens", "Tokens of results.", "task", "kind")
+        self.dropped_previews = counter("dropped_previews", "Partial images not sent, since a newer one was there.")
         self.registry.register(_State(service))
 
     def count(self, request: Request, result: Result) -> None:
