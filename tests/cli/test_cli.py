@@ -317,7 +317,7 @@ def test_a_damaged_conversation_does_not_end_a_chat(tiny: str) -> None:
     assert "001.png" in result.stdout
 
 
-def test_chat_never_draws_over_a_image(tiny: str) -> None:
+def test_chat_never_draws_over_an_image(tiny: str) -> None:
     folder = Path("bagel-chat")
     folder.mkdir()
     for name in ("002.png", "011.png", "7a.png", "½.png"):
