@@ -88,9 +88,9 @@ class Service:
         self.capacity: Capacity = capacity(bagel.config, usable, bagel.dtype, image_dtype, on_cpu=on_cpu)
         bagel.share_prefixes(self.capacity.prefix_tokens)
         engine = bagel.engine
-        engine.scheduler.max_active_cost = self.capacity.cache_tokens
-        engine.tokens.limit = self.capacity.step_tokens
-        engine.pixels.limit = max(1, self.capacity.step_pixels)
+        engine.max_active_cost = self.capacity.cache_tokens
+        engine.max_step_tokens = self.capacity.step_tokens
+        engine.max_step_pixels = max(1, self.capacity.step_pixels)
         self._lock = threading.RLock()
         self._present = 0  # requests submitted and not over
         self._closed = False

@@ -63,7 +63,7 @@ def test_a_stopped_run_gives_its_places_back(service: Service) -> None:
 def test_what_waits_for_room_is_stopped_at_once(
     service: Service, kind: str, hold: Hold, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.bagel.engine.scheduler, "max_active_cost", 1)
+    monkeypatch.setattr(service.bagel.engine, "max_active_cost", 1)
     first, second, chat = Generation(), Generation(), TabChat(1)
     hold.after(3)
     first.start(service, ["a red car"], "image", {"num_timesteps": 250})

@@ -495,7 +495,7 @@ def test_drawing_together_is_all_or_nothing(bagel: Bagel, monkeypatch: pytest.Mo
 
 def test_sessions_wait_for_room(bagel: Bagel) -> None:
     """What a session is about to hold counts, as it does for other requests."""
-    bagel.engine.scheduler.max_active_cost = 30  # a picture of 48×32 takes two branches of 8 tokens
+    bagel.engine.max_active_cost = 30  # a picture of 48×32 takes two branches of 8 tokens
     chats = [bagel.session() for _ in range(3)]
     for chat in chats:
         chat.add("a cat")

@@ -152,7 +152,7 @@ def test_a_client_that_leaves_ends_its_request(bagel: Bagel, loaded: Bagel, hold
 def test_a_client_that_leaves_before_its_turn_gives_up_its_place(bagel: Bagel, hold: Hold) -> None:
     hold.after(3)
     with running(bagel) as live, ThreadPoolExecutor(4) as pool:
-        bagel.engine.scheduler.max_active_cost = 200  # one such picture
+        bagel.engine.max_active_cost = 200  # one such picture
         first = pool.submit(live.post, "/v1/images/generations", {**DRAW, "size": "128x128", "num_timesteps": 60})
         wait_for(lambda: bagel.engine.active == 1)
         with asking(live, json.dumps({**DRAW, "size": "128x128"}).encode()):
@@ -288,7 +288,7 @@ def test_requests_have_the_room_that_sessions_leave(bagel: Bagel, hold: Hold) ->
     with pytest.raises(BusyError, match=f"open conversations hold {held} of {room}"):
         service.start(["x"], size="128x128")
     assert service.present == 0
-    bagel.engine.scheduler.max_active_cost, held = 400, 0
+    bagel.engine.max_active_cost, held = 400, 0
     hold.after(5)
     first = service.start(["x"], size="128x128", num_timesteps=100)
     wait_for(lambda: bagel.engine.active == 1)
@@ -324,10 +324,10 @@ def test_what_is_over_is_let_go_of_while_earlier_requests_go_on(bagel: Bagel, ho
 
 def test_a_model_has_one_service_at_a_time(bagel: Bagel) -> None:
     service = Service(bagel, memory=1 << 30)
-    limits = bagel.engine.tokens.limit, bagel.engine.scheduler.max_active_cost
+    limits = bagel.engine.max_step_tokens, bagel.engine.max_active_cost
     with pytest.raises(SettingError, match="this model has a service already: use that one, or close it first"):
         Service(bagel, memory=1 << 20)
-    assert limits == (bagel.engine.tokens.limit, bagel.engine.scheduler.max_active_cost)
+    assert limits == (bagel.engine.max_step_tokens, bagel.engine.max_active_cost)
     service.close()
     Service(bagel, memory=1 << 29).close()
 
@@ -335,7 +335,7 @@ def test_a_model_has_one_service_at_a_time(bagel: Bagel) -> None:
 def test_first_come_first_served(bagel: Bagel) -> None:
     """Where only one finds room at a time, they end in the order in which they came."""
     service = Service(bagel, memory=1 << 30)
-    bagel.engine.scheduler.max_active_cost = 200
+    bagel.engine.max_active_cost = 200
     ended: list[int] = []
     started = []
     for number in range(4):

@@ -9,20 +9,17 @@ class BatchBackoff:
     """The limit of a batch's size, lowered when memory runs out, so that not every step fails before it is split.
 
     Args:
-        limit: the size of a batch, at most.
         least: the size below which smaller batches gain nothing.
     """
 
-    def __init__(self, limit: int, least: int) -> None:
-        self.limit = limit
+    def __init__(self, least: int) -> None:
         self._least = least
         self._bound: int | None = None
         self._calm = 0  # batches since the last shortage
 
-    @property
-    def current(self) -> int:
-        """The limit now, in tokens or pixels."""
-        return self.limit if self._bound is None else min(self.limit, self._bound)
+    def bounded(self, limit: int) -> int:
+        """The limit that holds now, in tokens or pixels."""
+        return limit if self._bound is None else min(limit, self._bound)
 
     def reduce(self, failed: int, largest_op: int) -> None:
         """Halves the limit after a batch of size `failed` ran out of memory, but never below its largest single op,

@@ -61,7 +61,7 @@ class Engine:
     Attributes:
         runner: runs batches.
         scheduler: lets requests begin.
-        tokens, pixels: the limits of batches.
+        max_step_tokens, max_step_pixels, max_active_cost: the limits above, which may be changed.
     """
 
     def __init__(
@@ -80,9 +80,11 @@ class Engine:
             keep_freed_memory()
         self.model, self.autoencoder = model, autoencoder
         self.runner = Runner(model, autoencoder, special, vocab_size or model.config.decoder.vocab_size)
-        self.scheduler = Scheduler(max_active_cost)
+        self.scheduler = Scheduler()
         self.memory = memory or MemoryGuard()
-        self.tokens, self.pixels = BatchBackoff(max_step_tokens, _FEW_TOKENS), BatchBackoff(max_step_pixels, 1)
+        self.max_step_tokens, self.max_step_pixels = max_step_tokens, max_step_pixels
+        self.max_active_cost = max_active_cost
+        self._token_backoff, self._pixel_backoff = BatchBackoff(_FEW_TOKENS), BatchBackoff(1)
         self._lock = threading.RLock()  # held by the thread that steps
         self._stepping = False
         # One of the threads that wait for results, the driver, makes steps; the others sleep.
@@ -221,7 +223,7 @@ class Engine:
             self._close_cancelled()
 
     def _step(self) -> None:
-        active = self.scheduler.admit(lambda: self.memory.idle_tokens)
+        active = self.scheduler.admit(self.max_active_cost - self.memory.idle_tokens)
         self._run([op for ticket in active for op in ticket.ops if not op.settled])
         self._advance(active)
         # Extrapolated states need the velocity head alone: nobody waits for a forward pass of others.
@@ -240,14 +242,15 @@ class Engine:
         heads = [op for op in ops if isinstance(op, VelocityOp)]
         images: list[EncodeOp | DecodeOp] = [op for op in ops if isinstance(op, EncodeOp | DecodeOp)]
         self.stats.steps += bool(forwards or heads or images)
-        for batch in forward_batches(forwards, self.tokens.current):
+        for batch in forward_batches(forwards, self._token_backoff.bounded(self.max_step_tokens)):
             self._attempt(self.runner.forward, batch)
         if heads:
             self._attempt(self.runner.velocities, heads)
+        max_pixels = self._pixel_backoff.bounded(self.max_step_pixels)
         for kind, run in ((EncodeOp, self.runner.encode), (DecodeOp, self.runner.decode)):
             alike = sorted((op for op in images if isinstance(op, kind)), key=shape_of)
             for _, group in groupby(alike, key=shape_of):
-                for images_together in batches(group, self.runner.pixels, self.pixels.current):
+                for images_together in batches(group, self.runner.pixels, max_pixels):
                     self._attempt(run, images_together)
 
     def _attempt(self, run: Callable[[Any], None], batch: Sequence[Op]) -> None:
@@ -279,7 +282,7 @@ class Engine:
             self._backoff(left).reduce(sum(sizes), max(sizes))
 
     def _backoff(self, batch: Sequence[Op]) -> BatchBackoff:
-        return self.pixels if isinstance(batch[0], EncodeOp | DecodeOp) else self.tokens
+        return self._pixel_backoff if isinstance(batch[0], EncodeOp | DecodeOp) else self._token_backoff
 
     def _size(self, op: Op) -> int:
         """The size of an op, in pixels or tokens."""

@@ -17,13 +17,9 @@ _CHUNK = 1024
 class Scheduler:
     """Requests in order of their arrival. First come, first served: one that finds no room waits, and so do those
     behind it.
-
-    Attributes:
-        max_active_cost: requests wait while those at work have this much cost (tokens of cache) in all.
     """
 
-    def __init__(self, max_active_cost: int) -> None:
-        self.max_active_cost = max_active_cost
+    def __init__(self) -> None:
         self._tickets: list[Ticket[Any]] = []  # those at work, then those that wait for room
         self._arrivals: deque[Ticket[Any]] = deque()  # submitted since; taken in by whoever has the engine
 
@@ -47,11 +43,9 @@ class Scheduler:
     def forget_done(self) -> None:
         self._tickets = [ticket for ticket in self._tickets if not ticket.done()]
 
-    def admit(self, idle_tokens: Callable[[], int]) -> list[Ticket[Any]]:
-        """Lets those begin for whom there is room; returns all that are at work.
-
-        Args:
-            idle_tokens: tells the tokens of cache that are held between requests.
+    def admit(self, max_cost: int) -> list[Ticket[Any]]:
+        """Lets those begin for whom there is room: while others are at work, no more than `max_cost` tokens of cache in
+        all. Returns all that are at work.
         """
         self.take_arrivals()
         self.forget_done()
@@ -61,7 +55,7 @@ class Scheduler:
             if ticket.done():  # cancelled by one that has just begun
                 continue
             if not ticket.begun:
-                if active and cost + ticket.cost + idle_tokens() > self.max_active_cost:
+                if active and cost + ticket.cost > max_cost:
                     break
                 cost += ticket.cost
                 ticket.advance()

@@ -106,5 +106,5 @@ def test_a_long_prompt_does_not_hold_up_what_is_written(
 
 def test_a_request_longer_than_a_pass_is_answered(bagel: Bagel) -> None:
     expected = bagel.ask(None, "word " * 60, max_new_tokens=5)
-    bagel.engine.tokens.limit = 20
+    bagel.engine.max_step_tokens = 20
     assert bagel.ask(None, "word " * 60, max_new_tokens=5) == expected
