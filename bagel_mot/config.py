@@ -246,18 +246,11 @@ def _read_json(path: Path) -> JsonDict:
     return content
 
 
-def _inner(content: JsonDict, key: str, where: str) -> JsonDict:
-    """The object under a key; an empty one where it is left out."""
-    inner = content.get(key)
-    if inner is not None and not isinstance(inner, dict):
-        raise CheckpointError(f"{where}: {key} is {inner!r}; it must be an object")
-    return inner or {}
-
-
-def _check(content: JsonDict, where: str, key: str, wanted: Any) -> None:
-    """Checks that a key has the only value that this model knows, unless it is left out."""
-    if content.get(key) not in (None, wanted):
-        raise CheckpointError(f"{where}: {key} is {content[key]!r}; this model needs {wanted!r}")
+def _check(content: JsonDict, where: str, **wanted: Any) -> None:
+    """Checks that keys have the only value that this model knows, unless they are left out."""
+    for key, value in wanted.items():
+        if content.get(key) not in (None, value):
+            raise CheckpointError(f"{where}: {key} is {content[key]!r}; this model needs {value!r}")
 
 
 def _section(kind: type[Parsed], content: JsonDict, where: str, **parts: Any) -> Parsed:
@@ -280,36 +273,35 @@ def load_config(folder: Path | str) -> BagelConfig:
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; a checkpoint folder in the official layout is expected")
     top, where = _read_json(folder / "config.json"), str(folder / "config.json")
-    (llm, llm_where), (vit, vit_where) = (_part(folder, top, name) for name in ("llm_config", "vit_config"))
-    _check(llm, llm_where, "hidden_act", "silu")
-    _check(llm, llm_where, "rope_scaling", None)
-    _check(llm, llm_where, "use_sliding_window", False)
-    _check(vit, vit_where, "hidden_act", _GELU)
-    _check(top, where, "connector_act", _GELU)
-    vit_config = _section(VitConfig, {"num_hidden_layers": 27, **vit}, vit_where)
-    if vit_config.num_layers == 1:
-        raise CheckpointError(f"{vit_where}: num_hidden_layers is 1; it must be more, for the last layer is not run")
-    vae = _inner(top, "vae_config", where)
-    vae_config = _section(VaeConfig, vae, f"{where}, vae_config")
-    _check(vae, f"{where}, vae_config", "downsample", vae_config.downsample)
-    return _section(
-        BagelConfig,
-        top,
-        where,
-        decoder=_section(DecoderConfig, llm, llm_where),
-        vit=replace(vit_config, num_layers=vit_config.num_layers - 1),
-        vae=vae_config,
-    )
+    llm, vit, vae = (_part(folder, top, name) for name in ("llm_config", "vit_config", "vae_config"))
+    _check(*llm, hidden_act="silu", rope_scaling=None, use_sliding_window=False)
+    _check(*vit, hidden_act=_GELU)
+    _check(top, where, connector_act=_GELU)
+    vit_config, vae_config = _section(VitConfig, *vit), _section(VaeConfig, *vae)
+    _check(*vae, downsample=vae_config.downsample)
+    if vit[0].get("num_hidden_layers") is not None:
+        if vit_config.num_layers == 1:
+            raise CheckpointError(f"{vit[1]}: num_hidden_layers is 1; it must be more, for the last layer is not run")
+        vit_config = replace(vit_config, num_layers=vit_config.num_layers - 1)
+    decoder = _section(DecoderConfig, *llm)
+    return _section(BagelConfig, top, where, decoder=decoder, vit=vit_config, vae=vae_config)
 
 
 def _part(folder: Path, top: JsonDict, name: str) -> tuple[JsonDict, str]:
-    """The decoder's or the ViT's configuration and where it is: a file of its own, else an object in config.json."""
-    path = folder / f"{name}.json"
-    if path.exists():
+    """A part of the configuration and where it is: a file of its own, else an object in config.json. The autoencoder's
+    is never a file, and may be left out.
+    """
+    path, optional = folder / f"{name}.json", name == "vae_config"
+    if not optional and path.exists():
         return _read_json(path), str(path)
-    if name in top:
-        return _inner(top, name, str(folder / "config.json")), f"{folder / 'config.json'}, {name}"
-    raise CheckpointError(f"{path} is missing; the official layout has config.json, llm_config.json, vit_config.json")
+    if name not in top and not optional:
+        raise CheckpointError(
+            f"{path} is missing; the official layout has config.json, llm_config.json, vit_config.json"
+        )
+    inner = top.get(name)
+    if inner is not None and not isinstance(inner, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: {name} is {inner!r}; it must be an object")
+    return inner or {}, f"{folder / 'config.json'}, {name}"
 
 
 def dump_config(config: BagelConfig) -> dict[str, JsonDict]:

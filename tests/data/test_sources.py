@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from bagel_mot.data.documents import Document
 from bagel_mot.data.sources import SOURCES, read_source_config
 from bagel_mot.data.sources.base import Source
 from bagel_mot.data.sources.mini import MiniConfig
+from bagel_mot.errors import DataError
 from bagel_mot.worlds.mini.draw import draw_array
 from bagel_mot.worlds.mini.sampling import sample_scene
 
@@ -23,13 +25,18 @@ def test_the_kind_selects_a_type() -> None:
     assert all(kind == made().kind for kind, made in SOURCES.items())
 
 
-def test_a_source_needs_no_hooks() -> None:
+def test_a_source_needs_no_hooks(tmp_path: Path) -> None:
     class Bare(Source):
         def __call__(self, index: int) -> Document:
             return []
 
     source, rng = Bare(), random.Random(0)
-    assert source.texts() is source.images(rng, 1) is source.masked_images(rng, 1) is source.preview_images(64) is None
+    for hook in (source.texts, lambda: source.images(rng, 1), lambda: source.masked_images(rng, 1)):
+        with pytest.raises(DataError, match="Bare, the source that data.kind selects, has no (texts|images) to train"):
+            hook()
+    assert source.preview_images(64) is None
+    source.write_samples(None, tmp_path / "samples.png")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_toy_worlds_hooks_repeat_themselves() -> None:

@@ -13,32 +13,36 @@ from PIL import Image
 
 from bagel_mot.config import Section
 from bagel_mot.data.documents import Document
+from bagel_mot.errors import DataError
 
 
 class Source(ABC):
     """An endless supply of documents by index: the same index always gives the same document.
 
-    All but the documents are optional hooks. One that a source does not have returns None, as here: the recipe that
-    needs it is refused, and what would merely profit from it is left out.
+    All but the documents are optional hooks. A recipe that needs one which a source lacks is refused; what would merely
+    profit from it is left out.
     """
+
+    def _lacks(self, what: str) -> DataError:
+        return DataError(f"{type(self).__name__}, the source that data.kind selects, has no {what}: take another one")
 
     @abstractmethod
     def __call__(self, index: int) -> Document:
         """The document of an index."""
 
-    def texts(self) -> Iterator[str] | None:
+    def texts(self) -> Iterator[str]:
         """Texts to train a new model's tokenizer on, the same ones whenever asked."""
-        return None
+        raise self._lacks("texts to train a tokenizer on")
 
-    def images(self, rng: random.Random, count: int) -> np.ndarray | None:
+    def images(self, rng: random.Random, count: int) -> np.ndarray:
         """Typical images, uint8 (count, H, W, 3): latents are scaled by them, and reconstructions of them are shown."""
-        return None
+        raise self._lacks("images to train an autoencoder on")
 
-    def masked_images(self, rng: random.Random, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def masked_images(self, rng: random.Random, count: int) -> tuple[np.ndarray, np.ndarray]:
         """A batch for training an autoencoder: images, uint8 (count, H, W, 3), and the pixels whose errors weigh more,
         bool (count, H, W).
         """
-        return None
+        raise self._lacks("images to train an autoencoder on")
 
     def preview_images(self, side: int) -> Image.Image | None:
         """A sheet of 8 × 8 typical images, of `side` pixels a side each, that previews of a new model are fitted to."""

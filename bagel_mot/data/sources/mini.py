@@ -6,11 +6,10 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
-from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import Count, NotNegative, Share
@@ -35,16 +34,6 @@ _SHOWN = 128  # pixels of an image on the sheet of samples
 _TEXT = 46  # pixels of text below it
 
 
-def _drawable_side(side: int) -> int:
-    scale_of(side)
-    return side
-
-
-def _drawable_mix(mix: dict[str, float]) -> dict[str, float]:
-    sample_example(random.Random(0), mix)
-    return mix
-
-
 @dataclass(frozen=True)
 class MiniConfig(SourceConfig):
     """The toy world's images and documents.
@@ -58,10 +47,14 @@ class MiniConfig(SourceConfig):
     """
 
     kind: Literal["mini"] = "mini"
-    side: Annotated[Count, AfterValidator(_drawable_side)] = WORLD
-    mix: Annotated[dict[str, NotNegative], AfterValidator(_drawable_mix)] | None = None
+    side: Count = WORLD
+    mix: dict[str, NotNegative] | None = None
     target_copies: Count = 1
     unconditional_thinking: Share = 0.1
+
+    def __post_init__(self) -> None:
+        scale_of(self.side)  # the world itself says what it can draw
+        sample_example(random.Random(0), self.mix)
 
     def open(self, seed: int) -> MiniSource:
         return MiniSource(self, seed)

@@ -174,22 +174,22 @@ def summary(rows: Sequence[Score]) -> dict[str, float]:
 
     The mean of all rows is that of the model's rows: without the judge's.
     """
-    by_name = {row.name: row.share for row in rows}
-    means: dict[str, float] = {}
-
-    def mean(label: str, names: Sequence[str]) -> None:
-        shares = [by_name[name] for name in names if name in by_name]
-        if shares and len(shares) == len(names):
-            means[label] = round(sum(shares) / len(shares), 4)
-
-    mean("draw", [f"draw/{row}" for row in DRAW_ROWS])
-    mean("draw, the rows that have held-out combinations", [f"draw/{row}" for row in HELD_OUT_DRAW_ROWS])
-    mean("draw held out", [f"draw held out/{row}" for row in HELD_OUT_DRAW_ROWS])
-    mean("ask", [f"ask/{kind}" for kind in QUESTION_TYPES])
-    mean("edit", [f"edit/{kind}" for kind in EDIT_KINDS])
-    mean("chains", [f"edit/chain of {_CHAIN_LENGTH}"])
-    mean("riddles thinking", [f"riddle/{task} thinking" for task in RIDDLE_TASKS])
-    mean("riddles not thinking", [f"riddle/{task} not thinking" for task in RIDDLE_TASKS])
+    shares = {row.name: row.share for row in rows}
+    groups = {
+        "draw": [f"draw/{row}" for row in DRAW_ROWS],
+        "draw, the rows that have held-out combinations": [f"draw/{row}" for row in HELD_OUT_DRAW_ROWS],
+        "draw held out": [f"draw held out/{row}" for row in HELD_OUT_DRAW_ROWS],
+        "ask": [f"ask/{kind}" for kind in QUESTION_TYPES],
+        "edit": [f"edit/{kind}" for kind in EDIT_KINDS],
+        "chains": [f"edit/chain of {_CHAIN_LENGTH}"],
+        "riddles thinking": [f"riddle/{task} thinking" for task in RIDDLE_TASKS],
+        "riddles not thinking": [f"riddle/{task} not thinking" for task in RIDDLE_TASKS],
+    }
+    means = {
+        label: round(sum(shares[name] for name in names) / len(names), 4)
+        for label, names in groups.items()
+        if shares.keys() >= set(names)
+    }
     if "riddles thinking" in means and "riddles not thinking" in means:
         means["gain of thinking"] = round(means["riddles thinking"] - means["riddles not thinking"], 4)
     models = [row.share for row in rows if row.name not in JUDGE_ROWS]
@@ -211,17 +211,21 @@ class _MiniEvaluation:
         """One row."""
         started = time.perf_counter()
         group, _, row = name.partition("/")
+        items, seed = self.items, self.seed
         if group == "judge":
             outcomes = self._judge(through_autoencoder=name == JUDGE_ROWS[1])
         elif group in ("draw", "draw held out"):
-            outcomes = self._draw(row, "held_out" if group == "draw held out" else "train")
+            split = "held_out" if group == "draw held out" else "train"
+            outcomes = self._draw([(item.prompt, item.spec) for item in draw_items(row, items, seed, split)])
         elif group == "ask":
-            outcomes = self._ask(row)
+            asked = [(item.scene, item.question, item.answer) for item in ask_items(row, items, seed)]
+            outcomes = self._ask(asked, max_new_tokens=_ANSWER_TOKENS)
         elif group == "riddle":
             task, _, mode = row.partition(" ")
             outcomes = self._riddle(task, mode == "thinking")
         elif row in EDIT_KINDS:
-            outcomes = self._edit(row)
+            edits = edit_items(row, items, seed)
+            outcomes = self._edit([(item.scene, item.instruction, item.result) for item in edits])
         else:
             outcomes = self._chain()
         right = total = 0
@@ -247,25 +251,27 @@ class _MiniEvaluation:
             for scene, image in zip(scenes, images, strict=True):
                 yield same_scene(parse(image), scene)
 
-    def _draw(self, row: str, split: str) -> Iterator[bool]:
-        for items, seeds in self._batches(draw_items(row, self.items, self.seed, split)):
-            images = self.bagel.generate([item.prompt for item in items], seed=seeds, **self.settings)
-            for item, image in zip(items, images, strict=True):
-                yield draw_is_right(image, item.spec)
+    def _draw(self, asked: Sequence[tuple[str, Any]], **options: Any) -> Iterator[bool]:
+        """(prompt, the spec of what it asks for)"""
+        for items, seeds in self._batches(asked):
+            images = self.bagel.generate([prompt for prompt, _ in items], seed=seeds, **options, **self.settings)
+            yield from (draw_is_right(image, spec) for image, (_, spec) in zip(images, items, strict=True))
 
-    def _ask(self, row: str) -> Iterator[bool]:
-        for items, _ in self._batches(ask_items(row, self.items, self.seed)):
-            images = [draw(item.scene, self.side) for item in items]
-            answers = self.bagel.ask(images, [item.question for item in items], max_new_tokens=_ANSWER_TOKENS)
-            for item, answer in zip(items, answers, strict=True):
-                yield answer.strip() == item.answer
+    def _ask(self, asked: Sequence[tuple[Any, str, Any]], **options: Any) -> Iterator[bool]:
+        """(scene, question, the right answer)"""
+        for items, _ in self._batches(asked):
+            images = [draw(scene, self.side) for scene, _, _ in items]
+            answers = self.bagel.ask(images, [question for _, question, _ in items], **options)
+            yield from (said.strip() == answer for said, (_, _, answer) in zip(answers, items, strict=True))
 
-    def _edit(self, row: str) -> Iterator[bool]:
-        for items, seeds in self._batches(edit_items(row, self.items, self.seed)):
-            before = [draw(item.scene, self.side) for item in items]
-            images = self.bagel.edit(before, [item.instruction for item in items], seed=seeds, **self.settings)
-            for item, given, image in zip(items, before, images, strict=True):
-                yield edit_is_right(given, image, item.scene, item.result)
+    def _edit(self, asked: Sequence[tuple[Any, str, Any]], **options: Any) -> Iterator[bool]:
+        """(scene, instruction, the resulting scene)"""
+        for items, seeds in self._batches(asked):
+            given = [draw(scene, self.side) for scene, _, _ in items]
+            texts = [instruction for _, instruction, _ in items]
+            images = self.bagel.edit(given, texts, seed=seeds, **options, **self.settings)
+            for before, after, (scene, _, result) in zip(given, images, items, strict=True):
+                yield edit_is_right(before, after, scene, result)
 
     def _chain(self) -> Iterator[bool]:
         """Each chain in a session of its own; the image after the last edit is judged."""
@@ -284,21 +290,11 @@ class _MiniEvaluation:
                 yield edit_is_right(draw(item.scene, self.side), image, item.scene, item.result)
 
     def _riddle(self, task: str, think: bool) -> Iterator[bool]:
+        riddles = riddle_items(task, self.items, self.seed)
+        if task == "answer":
+            asked = [(riddle.scene_before, riddle.prompt, riddle.answer) for riddle in riddles]
+            return self._ask(asked, think=think, max_new_tokens=_THINK_TOKENS if think else _ANSWER_TOKENS)
         options: dict[str, Any] = {"think": think, **({"max_think_tokens": _THINK_TOKENS} if think else {})}
-        for riddles, seeds in self._batches(riddle_items(task, self.items, self.seed)):
-            prompts = [riddle.prompt for riddle in riddles]
-            if task == "draw":
-                images = self.bagel.generate(prompts, seed=seeds, **options, **self.settings)
-                for riddle, image in zip(riddles, images, strict=True):
-                    yield draw_is_right(image, riddle.spec)
-                continue
-            before = [draw(riddle.scene_before, self.side) for riddle in riddles]
-            if task == "edit":
-                images = self.bagel.edit(before, prompts, seed=seeds, **options, **self.settings)
-                for riddle, given, image in zip(riddles, before, images, strict=True):
-                    yield edit_is_right(given, image, riddle.scene_before, riddle.scene_after)
-                continue
-            tokens = _THINK_TOKENS if think else _ANSWER_TOKENS
-            answers = self.bagel.ask(before, prompts, think=think, max_new_tokens=tokens)
-            for riddle, answer in zip(riddles, answers, strict=True):
-                yield answer.strip() == riddle.answer
+        if task == "draw":
+            return self._draw([(riddle.prompt, riddle.spec) for riddle in riddles], **options)
+        return self._edit([(riddle.scene_before, riddle.prompt, riddle.scene_after) for riddle in riddles], **options)

@@ -135,33 +135,19 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
         self.rng = random.Random(recipe.seed)
         self._losses = torch.compile(self._losses_eager) if recipe.compile else self._losses_eager
 
-    def _images(self, rng: random.Random, count: int) -> Tensor:
-        """Typical images, (count, 3, H, W) in [-1, 1]."""
-        images = self.source.images(rng, count)
-        if images is None:
-            raise RecipeError(f"data.kind {self.recipe.data.kind!r} has no images to train an autoencoder on")
-        return to_tensor(images)
-
     def next_batch(self) -> ImageBatch:
-        """The next images, on the CPU."""
-        drawn = self.source.masked_images(self.rng, self.recipe.batch_size)
-        if drawn is None:
-            raise RecipeError(f"data.kind {self.recipe.data.kind!r} has no images to train an autoencoder on")
-        images, masks = drawn
+        images, masks = self.source.masked_images(self.rng, self.recipe.batch_size)
         weights = 1 + (self.recipe.mask_weight - 1) * masks[:, None].astype(np.float32)
         return ImageBatch(to_tensor(images), torch.from_numpy(weights), float(weights.sum(dtype=np.float64)))
 
     def counts(self, batch: ImageBatch) -> dict[str, float]:
-        """Weights of all values of pixels, and images."""
         weight = batch.total * 3
         return {"l1": weight, "mse": weight, "peak": weight, "kl": float(len(batch.pixels))}
 
     def tokens(self, batch: ImageBatch) -> int:
-        """Images."""
         return len(batch.pixels)
 
     def losses(self, batch: ImageBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Summed errors and divergence, scalars."""
         scale, device = self.module.config.downsample, self.device
         images, _, height, width = batch.pixels.shape
         shape = (images, self.module.config.z_channels, height // scale, width // scale)
@@ -201,7 +187,7 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
         save_checkpoint(folder, BagelConfig(vae=model.config), autoencoder=model.state_dict())
 
     def _scaled(self, model: Autoencoder) -> Autoencoder:
-        images = self._images(random.Random(self.recipe.seed + 1), _STATISTICS_IMAGES)
+        images = to_tensor(self.source.images(random.Random(self.recipe.seed + 1), _STATISTICS_IMAGES))
         means = [model.posterior(some.to(self.device))[0] for some in images.split(32)]
         latent = torch.cat(means).float().transpose(0, 1).flatten(1)
         gains = latent.std(dim=1).clamp_min(1e-6).reciprocal()
@@ -218,7 +204,7 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
     def write_samples(self, path: Path, checkpoint: Path) -> None:
         """Writes images above their reconstructions."""
         model = load_autoencoder(checkpoint, device=self.device)
-        images = self._images(random.Random(self.recipe.seed + 2), 12)
+        images = to_tensor(self.source.images(random.Random(self.recipe.seed + 2), 12))
         decoded = model.decode(model.encode(images.to(self.device))).float().cpu()
         # Two rows of twelve images, each image's rows of pixels beside those of its neighbours.
         sheet = np.concatenate([np.concatenate(list(to_uint8(row).numpy()), 1) for row in (images, decoded)])

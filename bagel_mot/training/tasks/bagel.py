@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bagel_mot.checkpoint.names import official_name
-from bagel_mot.checkpoint.official import folder_of, load_autoencoder, load_checkpoint, save_checkpoint
+from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencoder, load_checkpoint, save_checkpoint
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SETTINGS_FILES
 from bagel_mot.config import BagelConfig
 from bagel_mot.data.documents import SampleBuilder
@@ -27,7 +28,6 @@ from bagel_mot.inference.defaults import Defaults, read_defaults, save_defaults
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer
-from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
@@ -63,11 +63,9 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
         self.source = recipe.data.open(recipe.seed)
-        beginning = _begin(recipe, self.source)
-        self.module, self.autoencoder, self.tokenizer = beginning.model, beginning.autoencoder, beginning.tokenizer
-        shift = beginning.config.timestep_shift if recipe.timestep_shift is None else recipe.timestep_shift
-        self.config = replace(beginning.config, timestep_shift=shift)
-        self._settings_files = beginning.settings_files
+        start, self._settings_files = _begin(recipe, self.source)
+        self.module, self.autoencoder, self.tokenizer = start.model, start.autoencoder, start.tokenizer
+        self.config = replace(start.config, timestep_shift=recipe.timestep_shift or start.config.timestep_shift)
         self.module.to(self.device).train()
         select_trainable(self.module, recipe.trainable, official_name)
         for parameter in self.module.parameters():
@@ -98,10 +96,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             for layer in self.module.decoder.layers:
                 layer.compile(dynamic=False)
 
-    # ------------------------------------------------------------------------------------------------------------ data
-
     def next_batch(self) -> BagelBatch:
-        """The next pack, on the device."""
         return self.to_device(self._prefetcher.next_batch())
 
     @torch.no_grad()
@@ -130,41 +125,30 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         return torch.cat(tokens)
 
     def gauges(self) -> dict[str, float]:
-        """Samples that were too large, and shares of padding."""
         return pack_gauges(self._prefetcher.state_dict())
 
     def data_state(self) -> Any:
-        """The stream's place."""
         return self._prefetcher.state_dict()
 
     def load_data_state(self, state: Any) -> None:
-        """Puts the stream back to a place."""
         self._prefetcher.load_state_dict(state)
 
     def close(self) -> None:
-        """Ends the prefetching of packs."""
         self._prefetcher.close()
 
-    # ---------------------------------------------------------------------------------------------------------- losses
-
     def counts(self, batch: BagelBatch) -> dict[str, float]:
-        """Text targets, or their weights, and noised latent tokens."""
         return batch.counts
 
     def tokens(self, batch: BagelBatch) -> int:
-        """Tokens that are not padding."""
         return batch.layout.num_tokens
 
     def losses(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Summed cross-entropy and squared error, scalars."""
         layout, latents = batch.layout, batch.values.latents
         timesteps = draw_timesteps(len(layout.latent_grids), self.config.timestep_shift, generator)
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         noised = add_noise(layout, batch.values, timesteps, noise)
         losses = compute_losses(self.module, noised, self._attention(layout))
         return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
-
-    # ---------------------------------------------------------------------------------------------------------- output
 
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Writes a whole checkpoint: averaged weights, those that stayed as they are, and the files beside them."""
@@ -183,58 +167,36 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.source.write_samples(Bagel.from_pretrained(checkpoint, device=str(self.device)), path)
 
 
-# ------------------------------------------------------------------------------------------------------- the beginning
+def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:
+    """The run's own newest checkpoint, else the checkpoint `init`, else a new model.
 
-
-@dataclass
-class _Beginning:
-    """A run's beginning. `settings_files`: contents of the files that hold a checkpoint's defaults, by name."""
-
-    config: BagelConfig
-    model: BagelModel
-    autoencoder: Autoencoder
-    tokenizer: Tokenizer
-    settings_files: dict[str, bytes]
-
-
-def _begin(recipe: BagelRecipe, source: Source) -> _Beginning:
-    """A run's own newest checkpoint, else the checkpoint `init`, else a new model."""
+    Returns: the checkpoint, and the contents of the files with its default settings, by name.
+    """
     begun = checkpoint_folders(recipe.output)
     if not begun and recipe.model is not None:
-        beginning = _new(recipe, recipe.model, source)
-    else:
-        # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
-        where = begun[-1] if begun else find(str(recipe.init))
-        loaded = load_checkpoint(where, precision=torch.float32)
-        files = _settings_files(folder_of(where))
-        beginning = _Beginning(loaded.config, loaded.model, loaded.autoencoder, loaded.tokenizer, files)
-        if recipe.autoencoder is not None and not begun:
-            _exchange_autoencoder(beginning, recipe)
-    return beginning
+        return _new(recipe, recipe.model, source)
+    # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
+    where = begun[-1] if begun else find(str(recipe.init))
+    loaded = load_checkpoint(where, precision=torch.float32)
+    if recipe.autoencoder is not None and not begun:
+        loaded.autoencoder = load_autoencoder(find(recipe.autoencoder))
+        ours, theirs = loaded.config.vae, loaded.autoencoder.config
+        if (ours.z_channels, ours.downsample) != (theirs.z_channels, theirs.downsample):
+            raise RecipeError(
+                f"the autoencoder of {recipe.autoencoder} has {theirs.z_channels} latent channels, one for "
+                f"{theirs.downsample} pixels a side; the model of {recipe.init} takes {ours.z_channels} and "
+                f"{ours.downsample}"
+            )
+        loaded.config = replace(loaded.config, vae=theirs)
+    return loaded, _settings_files(folder_of(where))
 
 
-def _exchange_autoencoder(beginning: _Beginning, recipe: BagelRecipe) -> None:
-    autoencoder = load_autoencoder(find(str(recipe.autoencoder)))
-    ours, theirs = beginning.config.vae, autoencoder.config
-    if (ours.z_channels, ours.downsample) != (theirs.z_channels, theirs.downsample):
-        raise RecipeError(
-            f"the autoencoder of {recipe.autoencoder} has {theirs.z_channels} latent channels, one for "
-            f"{theirs.downsample} pixels a side; the model of {recipe.init} takes {ours.z_channels} and "
-            f"{ours.downsample}"
-        )
-    beginning.config, beginning.autoencoder = replace(beginning.config, vae=theirs), autoencoder
-
-
-def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> _Beginning:
+def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:
     """An untrained model on a trained autoencoder, with a tokenizer trained on the source's texts."""
     autoencoder = load_autoencoder(find(str(recipe.autoencoder)))
-    texts = source.texts()
-    if texts is None:
-        raise RecipeError(f"data.kind {recipe.data.kind!r} has no texts to train a new tokenizer on: start from init")
-    tokenizer = Tokenizer.train(texts, shape.decoder.vocab_size)
-    vocab = -(-tokenizer.vocab_size // 64) * 64
+    tokenizer = Tokenizer.train(source.texts(), shape.decoder.vocab_size)
     config = BagelConfig(
-        decoder=replace(shape.decoder, vocab_size=vocab),
+        decoder=replace(shape.decoder, vocab_size=-(-tokenizer.vocab_size // 64) * 64),
         vit=shape.vit,
         vae=autoencoder.config,
         max_latent_size=shape.max_latent_size,
@@ -244,10 +206,9 @@ def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> _Beginning:
     initialise(model, torch.Generator().manual_seed(recipe.seed))
     files: dict[str, bytes] = {}
     if (sheet := source.preview_images(config.vae.downsample * 8)) is not None:
-        with tempfile.TemporaryDirectory() as folder:
-            sheet.save(path := Path(folder) / PREVIEW_FILE, optimize=True)
-            files[PREVIEW_FILE] = path.read_bytes()
-    return _Beginning(config, model, autoencoder, tokenizer, files)
+        sheet.save(png := io.BytesIO(), "PNG", optimize=True)
+        files[PREVIEW_FILE] = png.getvalue()
+    return Checkpoint(config, model, autoencoder, tokenizer), files
 
 
 def _settle_defaults(files: dict[str, bytes], changes: dict[str, dict[str, Any]], config: BagelConfig) -> Defaults:
