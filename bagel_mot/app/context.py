@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +81,23 @@ def warn(sentence: str) -> None:
     gr.Warning(html.escape(sentence, quote=False), duration=12)
 
 
+def small_button(page: PageContext, part: str, key: str, **properties: Any) -> Any:
+    """A button whose text and element id follow from one key."""
+    own = {"value": say(key), "size": "sm", "elem_id": f"{part}-{key.replace('_', '-')}"}
+    return page.labels.make(gr.Button, **own, **properties)
+
+
+def settings_accordion(page: PageContext, part: str) -> Any:
+    """A place for all further settings, folded away."""
+    return page.labels.make(gr.Accordion, label=say("settings"), open=False, elem_id=f"{part}-settings")
+
+
+def text_field(page: PageContext, part: str, key: str, **properties: Any) -> Any:
+    """A text field whose label, placeholder and element id follow from one key."""
+    own = {"label": say(key), "placeholder": say(f"{key}_hint"), "lines": 2, "elem_id": f"{part}-{key}"}
+    return page.labels.make(gr.Textbox, **own, **properties)
+
+
 @contextmanager
 def three_columns() -> Iterator[tuple[gr.Column, gr.Column, gr.Column]]:
     """Inputs, results and settings: beside each other, or in this order on a phone."""
@@ -105,13 +122,6 @@ class RunButtons:
     """
 
     def __init__(self, page: PageContext, part: str, key: str) -> None:
-        """Builds both.
-
-        Args:
-            page: the page's context.
-            part: the part of the page, for the elements' ids.
-            key: the key of the first button's text.
-        """
         make = page.labels.make
         self.run = make(gr.Button, value=say(key), variant="primary", elem_id=f"{part}-run")
         self._stop = make(gr.Button, value=say("stop"), variant="stop", visible=False, elem_id=f"{part}-stop")
@@ -127,9 +137,12 @@ class RunButtons:
         return {self.run: gr.update(visible=not running), self._stop: gr.update(visible=running)}
 
 
-def example_texts(page: PageContext, part: str, texts: list[str]) -> gr.Dataset:
-    """A row of texts to click on."""
+def example_texts(
+    page: PageContext, part: str, texts: list[str], target: Any, value: Callable[[str], Any] = str
+) -> None:
+    """A row of texts; a click puts one into a field, as `value` makes it."""
     samples = [[one] for one in texts]
-    return page.labels.make(
+    dataset = page.labels.make(
         gr.Dataset, label=say("examples"), components=["textbox"], samples=samples, elem_id=f"{part}-examples"
     )
+    dataset.click(lambda sample: value(sample[0]), dataset, target, **INSTANT_EVENT)

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from bagel_mot.app.context import INSTANT_EVENT, PageContext
+from bagel_mot.app.context import INSTANT_EVENT, PageContext, small_button
 from bagel_mot.app.texts.language import LANGUAGES, Language, Spoken, say, text
 from bagel_mot.app.texts.settings import SETTING_TEXTS
 from bagel_mot.inference.api import Bagel
@@ -144,9 +144,7 @@ class Controls:
         """Builds buttons that set the seed: a new number, the last one, none."""
         (seed,) = self.controls["seed"].components
         with gr.Row(elem_classes="bagel-small"):
-            dice = self._button("dice", "dice")
-            again = self._button("last_seed", "last-seed")
-            none = self._button("no_seed", "no-seed")
+            dice, again, none = (self._button(key) for key in ("dice", "last_seed", "no_seed"))
 
         def reuse(request: gr.Request) -> Any:
             found = self._page.tabs.of(request).seeds.get(self._part)
@@ -159,8 +157,8 @@ class Controls:
     def build_presets(self) -> None:
         """Builds buttons for the presets of the first task, and one that resets everything."""
         with gr.Row(elem_classes="bagel-small"):
-            presets = [(self._button(name, name), preset) for name, preset in PRESETS[self.task].items()]
-            self._presets, self._reset = presets, self._button("reset", "reset")
+            presets = [(self._button(name), preset) for name, preset in PRESETS[self.task].items()]
+            self._presets, self._reset = presets, self._button("reset")
 
     def connect(self) -> None:
         """Makes the preset buttons work, once all controls are there."""
@@ -207,8 +205,8 @@ class Controls:
 
     # ------------------------------------------------------------------------------------------------ kinds of controls
 
-    def _button(self, key: str, name: str) -> Any:
-        return self._make(gr.Button, value=say(key), size="sm", elem_id=f"{self._part}-{name}")
+    def _button(self, key: str) -> Any:
+        return small_button(self._page, self._part, key)
 
     def _control(self, setting: Setting) -> Control:
         default, make = self.defaults[setting.name], partial(self._simple, setting)

@@ -59,11 +59,24 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
         context = PageContext(service, states, labels, selector)
         with gr.Tabs(elem_id="tabs") as tabs:
             with labels.make(gr.Tab, label=say("create"), id="create"):
-                keys, actions = ("prompt", "prompt_hint", "draw"), ("to_edit", "to_ask")
-                create = ImageTab(context, Task.GENERATE, keys=keys, texts=PROMPTS, actions=actions)
+                create = ImageTab(
+                    context,
+                    Task.GENERATE,
+                    prompt="prompt",
+                    run="draw",
+                    texts=PROMPTS,
+                    actions=("to_edit", "to_ask"),
+                )
             with labels.make(gr.Tab, label=say("edit"), id="edit"):
-                keys, actions = ("instruction", "instruction_hint", "change"), ("again", "to_ask")
-                edit = ImageTab(context, Task.EDIT, keys=keys, texts=INSTRUCTIONS, actions=actions, example=example)
+                edit = ImageTab(
+                    context,
+                    Task.EDIT,
+                    prompt="instruction",
+                    run="change",
+                    texts=INSTRUCTIONS,
+                    actions=("again", "to_ask"),
+                    example=example,
+                )
             with labels.make(gr.Tab, label=say("ask"), id="ask"):
                 ask = AskTab(context, example)
             with labels.make(gr.Tab, label=say("chat"), id="chat"):

@@ -144,7 +144,7 @@ def test_a_large_image_is_read_as_the_model_alone_reads_it(live: Live, plain: Ba
     [
         ({"prompt": None}, "prompt"),
         ({"prompt": ""}, "write something"),
-        ({"response_format": "url"}, "no addresses of them"),
+        ({"response_format": "url"}, "no URLs"),
         ({"size": "big"}, "size is 'big'"),
         ({"size": "33x32"}, "multiple of 16"),
         ({"size": "10000x10000"}, "size is 10000"),
@@ -175,7 +175,7 @@ def test_bad_generations_are_refused(live: Live, more: dict[str, Any], match: st
         ({"image": None, "other": None}, {"prompt": "x"}, "only image is one"),
         ({"image": None}, {"prompt": "x", "think": "perhaps"}, "think is 'perhaps'"),
         ({"image": None}, {"prompt": "x", "num_timesteps": "many"}, "num_timesteps is 'many'"),
-        ({"image": None}, {"prompt": "x", "image": "/etc/passwd"}, "image is no file"),
+        ({"image": None}, {"prompt": "x", "image": "/etc/passwd"}, "image is not a file"),
     ],
 )
 def test_bad_edits_are_refused(

@@ -9,13 +9,14 @@ import gradio as gr
 
 from bagel_mot.app import view
 from bagel_mot.app.context import (
-    INSTANT_EVENT,
     LONG_EVENT,
     PageContext,
     RunButtons,
     example_texts,
     hidden_while_empty,
+    settings_accordion,
     shown_errors,
+    text_field,
     three_columns,
 )
 from bagel_mot.app.controls import Controls
@@ -47,16 +48,9 @@ class AskTab:
         with three_columns() as (inputs, results, settings):
             with inputs:
                 self.images = upload_field(page, PART, "pictures_optional", example)
-                question = make(
-                    gr.Textbox,
-                    label=say("question"),
-                    placeholder=say("question_hint"),
-                    lines=2,
-                    elem_id=f"{PART}-question",
-                )
+                question = text_field(page, PART, "question")
                 self._buttons = RunButtons(page, PART, "answer_it")
-                dataset = example_texts(page, PART, QUESTIONS)
-                dataset.click(lambda sample: sample[0], dataset, question, **INSTANT_EVENT)
+                example_texts(page, PART, QUESTIONS, question)
             with results:
                 self._progress = hidden_while_empty(f"{PART}-progress")
                 self._thinking = hidden_while_empty(f"{PART}-thinking")
@@ -73,7 +67,7 @@ class AskTab:
             with settings:
                 self._controls.build("think")
                 self._controls.build_presets()
-                with make(gr.Accordion, label=say("settings"), open=False, elem_id=f"{PART}-settings"):
+                with settings_accordion(page, PART):
                     self._controls.build("seed")
                     self._controls.build_seed_buttons()
                     self._controls.build()

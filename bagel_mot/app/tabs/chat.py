@@ -16,7 +16,9 @@ from bagel_mot.app.context import (
     RunButtons,
     example_texts,
     hidden_while_empty,
+    settings_accordion,
     shown_errors,
+    small_button,
 )
 from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import open_uploads
@@ -50,12 +52,12 @@ class ChatTab:
                 elem_id=f"{PART}-switch",
             )
             actions = [
-                (make(gr.Button, value=say(key), size="sm", scale=1, elem_id=f"{PART}-{name}"), act)
-                for key, name, act in (
-                    ("new_chat", "new", TabState.begin_chat),
-                    ("branch", "branch", TabState.branch_chat),
-                    ("undo", "undo", lambda tab: tab.chat.undo()),
-                    ("close", "close", TabState.close_chat),
+                (small_button(page, PART, key, scale=1), act)
+                for key, act in (
+                    ("new_chat", TabState.begin_chat),
+                    ("branch", TabState.branch_chat),
+                    ("undo", lambda tab: tab.chat.undo()),
+                    ("close", TabState.close_chat),
                 )
             ]
         self._log = make(
@@ -84,10 +86,9 @@ class ChatTab:
         with gr.Row(elem_classes="bagel-small"):
             self._buttons = RunButtons(page, PART, "send")
             self._draw = make(gr.Button, value=say("draw"), variant="secondary", elem_id=f"{PART}-draw")
-        dataset = example_texts(page, PART, MESSAGES)
-        dataset.click(lambda sample: {"text": sample[0], "files": []}, dataset, self._box, **INSTANT_EVENT)
+        example_texts(page, PART, MESSAGES, self._box, lambda text: {"text": text, "files": []})
         self._controls.build("think")
-        with make(gr.Accordion, label=say("settings"), open=False, elem_id=f"{PART}-settings"):
+        with settings_accordion(page, PART):
             make(gr.Markdown, value=say("chat_settings"))
             self._controls.build_presets()
             self._controls.build("size", "seed")

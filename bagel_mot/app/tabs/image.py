@@ -15,7 +15,10 @@ from bagel_mot.app.context import (
     RunButtons,
     example_texts,
     hidden_while_empty,
+    settings_accordion,
     shown_errors,
+    small_button,
+    text_field,
     three_columns,
     warn,
 )
@@ -98,7 +101,8 @@ class ImageTab:
         page: PageContext,
         task: Task,
         *,
-        keys: tuple[str, str, str],
+        prompt: str,
+        run: str,
         texts: list[str],
         actions: Sequence[str],
         example: str | None = None,
@@ -108,7 +112,8 @@ class ImageTab:
         Args:
             page: the page's context.
             task: the task whose settings it has.
-            keys: the keys of the texts of the prompt, of its placeholder and of the button that draws.
+            prompt: the key of the prompt's label.
+            run: the key of the text on the button that draws.
             texts: prompts to click on.
             actions: the keys of `actions`.
             example: the file of an image to begin with, on a tab that takes images.
@@ -118,28 +123,15 @@ class ImageTab:
         with three_columns() as (inputs, results, settings):
             with inputs:
                 self.images = None if example is None else upload_field(page, self._part, "pictures", example)
-                self._prompt = self._make(
-                    gr.Textbox,
-                    label=say(keys[0]),
-                    placeholder=say(keys[1]),
-                    lines=2,
-                    autofocus=example is None,
-                    elem_id=f"{self._part}-{keys[0]}",
-                )
-                self._buttons = RunButtons(page, self._part, keys[2])
-                dataset = example_texts(page, self._part, texts)
-                dataset.click(lambda sample: sample[0], dataset, self._prompt, **INSTANT_EVENT)
+                self._prompt = text_field(page, self._part, prompt, autofocus=example is None)
+                self._buttons = RunButtons(page, self._part, run)
+                example_texts(page, self._part, texts, self._prompt)
             with settings:
                 count = self._build_settings()
             with results:
                 self.results = ResultGallery(page, self._part)
                 with gr.Row(elem_classes="bagel-small"):
-                    self.actions = {
-                        key: self._make(
-                            gr.Button, value=say(key), size="sm", elem_id=f"{self._part}-{key.replace('_', '-')}"
-                        )
-                        for key in actions
-                    }
+                    self.actions = {key: small_button(page, self._part, key) for key in actions}
         given = [self._prompt] if self.images is None else [self._prompt, self.images]
         self._given = len(given)
         gr.on(
@@ -170,7 +162,7 @@ class ImageTab:
         )
         controls.build("think", "seed")
         controls.build_seed_buttons()
-        with self._make(gr.Accordion, label=say("settings"), open=False, elem_id=f"{part}-settings"):
+        with settings_accordion(self._page, part):
             controls.build()
         controls.connect()
         with self._make(gr.Accordion, label=say("restore_title"), open=False, elem_id=f"{part}-restore"):

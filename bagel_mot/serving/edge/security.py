@@ -76,7 +76,7 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Headers, length: int) -> ApiError | None:
         if self.hosts is not None and _host(headers.get("host", "")) not in self.hosts:
             # A web page whose name was pointed at this machine looks like this.
-            return ApiError(403, "the server is not to be addressed by this name.", code="host_not_allowed")
+            return ApiError(403, "the server must not be addressed by this name.", code="host_not_allowed")
         if length > self.max_body_bytes:
             return TOO_LARGE
         path = str(scope["path"])

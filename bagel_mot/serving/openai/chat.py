@@ -163,11 +163,11 @@ def settings_of(body: ChatRequest, output: str, inputs: Sequence[str | bytes]) -
     settings = parse_extra(extra, task_of(inputs, output))
     own = "max_new_tokens" if output == "text" else "max_think_tokens"
     given = {"max_tokens": body.max_tokens, "max_completion_tokens": body.max_completion_tokens, own: settings.get(own)}
-    most = {name: count for name, count in given.items() if count is not None}
-    if len(set(most.values())) > 1:
-        raise ApiError(400, f"{' and '.join(most)} differ: give one of them.", param=next(iter(most)))
-    if most:
-        count = next(iter(most.values()))
+    limits = {name: count for name, count in given.items() if count is not None}
+    if len(set(limits.values())) > 1:
+        raise ApiError(400, f"{' and '.join(limits)} differ: give one of them.", param=next(iter(limits)))
+    if limits:
+        count = next(iter(limits.values()))
         # For an image it bounds the thinking alone, where more than the maximum is not a mistake.
         settings[own] = count if output == "text" else min(count, int(SETTINGS[own].high or count))
     if greedy:

@@ -98,7 +98,7 @@ async def _read_form(form: FormData) -> tuple[dict[str, Any], list[bytes]]:
         if name == "image":
             if not isinstance(value, UploadFile):
                 raise ApiError(
-                    400, "image is no file: send it as one, such as image=@car.png with curl.", param="image"
+                    400, "image is not a file: send it as one, such as image=@car.png with curl.", param="image"
                 )
             images.append(await value.read())
         elif isinstance(value, UploadFile):
@@ -115,7 +115,7 @@ async def _draw(
 ) -> ImagesResponse | Response:
     state.check_model(body.model)
     if body.response_format not in (None, "b64_json"):
-        message = "pictures are not kept here, so there are no addresses of them: response_format must be b64_json."
+        message = "pictures are not kept here, so they have no URLs: response_format must be b64_json."
         raise ApiError(400, message, param="response_format")
     form: Format = body.output_format or "png"
     if form == "png" and body.output_compression not in (None, 100):

@@ -178,7 +178,7 @@ class ImageRequest(BaseModel):
     size: str | None = Field(
         None, description='"WIDTHxHEIGHT" in pixels, or "auto": the checkpoint\'s own, for an edit that of the picture.'
     )
-    response_format: str | None = Field(None, description="b64_json; pictures are not kept, so there are no addresses.")
+    response_format: str | None = Field(None, description="b64_json; pictures are not kept, so they have no URLs.")
     output_format: Literal["png", "jpeg", "webp"] | None = None
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of JPEG and WebP. Default: 100.")
     stream: bool | None = None
