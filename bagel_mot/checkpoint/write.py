@@ -96,31 +96,25 @@ def parts_of(entry: TensorEntry) -> list[StoredPart]:
         values, size = BLOCKS[entry.stored]
         return [StoredPart(entry.name, torch.uint8, (prod(entry.shape) // values * size,))]
     out, inner = entry.shape
-    name, stem = entry.name, entry.name.removesuffix(".weight")
-    if entry.stored == "int8":
-        return [StoredPart(name, torch.int8, entry.shape), StoredPart(f"{stem}.SCB", torch.float32, (out,))]
-    if entry.stored == "fp8":
-        return [
-            StoredPart(name, torch.float8_e4m3fn, entry.shape),
-            StoredPart(f"{name}_scale", torch.float32, (out, 1)),
-        ]
-    if entry.stored == "int4":
-        group = group_of(inner)
-        assert group is not None
-        return [
-            StoredPart(name, torch.uint8, (out // 64, inner, 32)),
-            StoredPart(f"{name}_scale_and_middle", torch.bfloat16, (inner // group, out, 2)),
-        ]
-    assert entry.stored == "nf4"
-    blocks = out * inner // BLOCK
-    return [
-        StoredPart(name, torch.uint8, (out * inner // 2, 1)),
-        StoredPart(f"{name}.absmax", torch.uint8, (blocks,)),
-        StoredPart(f"{name}.quant_map", torch.float32, (len(LEVELS),)),
-        StoredPart(f"{name}.nested_absmax", torch.float32, (-(-blocks // SCALE_BLOCK),)),
-        StoredPart(f"{name}.nested_quant_map", torch.float32, (256,)),
-        StoredPart(f"{name}.quant_state.bitsandbytes__nf4", torch.uint8, (_NF4_STATE,)),
-    ]
+    group, blocks = group_of(inner) or 1, out * inner // BLOCK
+    endings: dict[str, list[tuple[str, torch.dtype, tuple[int, ...]]]] = {
+        "int8": [(".weight", torch.int8, entry.shape), (".SCB", torch.float32, (out,))],
+        "fp8": [(".weight", torch.float8_e4m3fn, entry.shape), (".weight_scale", torch.float32, (out, 1))],
+        "int4": [
+            (".weight", torch.uint8, (out // 64, inner, 32)),
+            (".weight_scale_and_middle", torch.bfloat16, (inner // group, out, 2)),
+        ],
+        "nf4": [
+            (".weight", torch.uint8, (out * inner // 2, 1)),
+            (".weight.absmax", torch.uint8, (blocks,)),
+            (".weight.quant_map", torch.float32, (len(LEVELS),)),
+            (".weight.nested_absmax", torch.float32, (-(-blocks // SCALE_BLOCK),)),
+            (".weight.nested_quant_map", torch.float32, (256,)),
+            (".weight.quant_state.bitsandbytes__nf4", torch.uint8, (_NF4_STATE,)),
+        ],
+    }
+    module = entry.name.removesuffix(".weight")
+    return [StoredPart(module + ending, dtype, shape) for ending, dtype, shape in endings[entry.stored]]
 
 
 def _tensors_of(made: Tensor | QuantisedMatrix) -> list[Tensor]:

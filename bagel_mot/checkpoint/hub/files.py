@@ -55,8 +55,7 @@ class RemoteFile:
 
     def matches(self, digest: Any) -> bool:
         """Whether a digest is that of the right content."""
-        wanted = self.sha256 or self.git_hash
-        return wanted is None or digest.hexdigest() == wanted
+        return self.etag in (None, digest.hexdigest())
 
 
 class Receiver(io.BufferedWriter):
