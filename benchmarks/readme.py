@@ -1,4 +1,5 @@
-"""Puts the measured figures of `benchmarks/results/` into the README and docs: `python benchmarks/readme.py`.
+"""Writes the settings and the measured figures of `benchmarks/results/` into the README and docs:
+`python benchmarks/readme.py`.
 
 bagel eval mini --json benchmarks/results/eval-mini.json
 bagel bench --config 0.5b --dtype float32 --json benchmarks/results/bench-0.5b-cpu-float32.json
@@ -17,6 +18,7 @@ from typing import Any
 from bagel_mot.checkpoint.precision import PLAIN
 from bagel_mot.evaluation.benchmarks.mini import ROWS, wilson
 from bagel_mot.files import write_text
+from bagel_mot.inference.settings import SETTINGS, TASKS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -211,14 +213,27 @@ def scored() -> dict[str, dict[str, Any]]:
     return whole({n: {**r, "chains": longer[n]} if n in longer else r for n, r in read(SCORED).items()})
 
 
+def settings() -> str:
+    """All settings as a Markdown table."""
+    lines = ["| setting | tasks | default | values | what it does | when to change it |", "|---|---|---|---|---|---|"]
+    for setting in SETTINGS.values():
+        defaults = {task: setting.default_text(task) for task in TASKS if task in setting.tasks}
+        first = next(iter(defaults.values()))
+        others = [f"{task}: {text}" for task, text in defaults.items() if text != first]
+        default = "; ".join([first, *others])
+        tasks = ", ".join(defaults) if len(defaults) < len(TASKS) else "all"
+        lines.append(f"| `{setting.name}` | {tasks} | {default} | {setting.range} | {setting.about} | {setting.when} |")
+    return "\n".join(lines)
+
+
 def tables() -> dict[Path, dict[str, str]]:
-    """What stands in which file between which marks."""
-    readme: dict[str, str] = {}
+    """The tables by file and mark."""
+    readme = {"settings": settings()}
     if EVALUATION.exists():
         readme["abilities"] = abilities(json.loads(EVALUATION.read_text(encoding="utf-8")))
     if reports := read(BENCHES):
         readme["speed"] = speed(reports)
-    found = {ROOT / "README.md": readme}
+    found = {ROOT / "README.md": readme, ROOT / "docs" / "settings.md": {"settings": settings()}}
     if FULL.exists():
         official = official_size(json.loads(FULL.read_text(encoding="utf-8")))
         found[ROOT / "docs" / "official.md"] = {"official size": official}

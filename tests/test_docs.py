@@ -23,7 +23,6 @@ from PIL import Image
 
 import bagel_mot.errors
 from bagel_mot import Bagel, BagelError, Session
-from bagel_mot.cli.options import settings_table
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import SETTINGS
 
@@ -106,11 +105,6 @@ def test_the_commands_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
-
-
-def test_the_settings_page_shows_the_settings_as_they_are() -> None:
-    shown = text_of("settings").partition("<!-- settings -->\n")[2].partition("\n<!-- end of settings -->")[0]
-    assert shown == settings_table(), f"put this into docs/settings.md:\n{settings_table()}"
 
 
 def test_every_setting_has_its_section() -> None:

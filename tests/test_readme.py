@@ -1,4 +1,4 @@
-"""The README shows the measured figures as the results hold them."""
+"""The README and docs show the settings as they are, and the measured figures as the results hold them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def readme() -> ModuleType:
 
 def test_the_readme_holds_the_figures_of_the_results(readme: ModuleType) -> None:
     tables = readme.tables()
-    assert {path.name for path in tables} >= {"README.md", "official.md"}
-    assert tables[ROOT / "README.md"].keys() == {"abilities", "speed"}
+    assert {path.name for path in tables} >= {"README.md", "official.md", "settings.md"}
+    assert tables[ROOT / "README.md"].keys() == {"settings", "abilities", "speed"}
     for path, marked in tables.items():
         assert readme.filled(path, marked) == path.read_text(encoding="utf-8"), "run python benchmarks/readme.py"
 

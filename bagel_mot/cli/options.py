@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bagel_mot.errors import BagelError, DeviceError
 from bagel_mot.files import check_writable, write_text, writing
-from bagel_mot.inference.settings import SETTINGS, TASKS, Setting, parse_settings, task_settings
+from bagel_mot.inference.settings import Setting, parse_settings, task_settings
 from bagel_mot.task import Task
 
 if TYPE_CHECKING:
@@ -248,16 +248,3 @@ def write_json(target: str | None, content: Any) -> None:
         return
     with writing(target, "give another file"):
         write_text(Path(target), text + "\n")
-
-
-def settings_table() -> str:
-    """All settings as a Markdown table, as the README shows them."""
-    lines = ["| setting | tasks | default | values | what it does | when to change it |", "|---|---|---|---|---|---|"]
-    for setting in SETTINGS.values():
-        defaults = {task: setting.default_text(task) for task in TASKS if task in setting.tasks}
-        first = next(iter(defaults.values()))
-        others = [f"{task}: {text}" for task, text in defaults.items() if text != first]
-        default = "; ".join([first, *others])
-        tasks = ", ".join(defaults) if len(defaults) < len(TASKS) else "all"
-        lines.append(f"| `{setting.name}` | {tasks} | {default} | {setting.range} | {setting.about} | {setting.when} |")
-    return "\n".join(lines)

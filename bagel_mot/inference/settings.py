@@ -185,9 +185,8 @@ class GenerationSettings:
         when="Raise it when the prompt is ignored; lower it when colours and contrasts get harsh.")
     cfg_image_scale: float = _setting(
         1.0, "float", tasks=DRAWING, low=0, high=20,
-        about="How strongly the picture keeps to the pictures given: guidance away from what would be drawn "
-        "without them; "
-        "1 or less is off.",
+        about="How strongly the picture follows the given pictures: guidance away from the picture without them; 1 or "
+        "less is off.",
         when="Raise it when an edit changes too much; lower it when it changes too little.")
     cfg_interval: tuple[float, float] = _setting(
         (0.4, 1.0), "interval", tasks=DRAWING, low=0, high=1,
@@ -196,7 +195,7 @@ class GenerationSettings:
         when="A higher low end is faster and gives details more freedom; edits keep the whole interval.")
     cfg_renorm_type: str = _setting(
         "global", "choice", tasks=DRAWING, choices=("global", "channel", "text_channel"),
-        about="What the guided velocity's length is brought back to: that of the whole picture, of each token, "
+        about="The length that the guided velocity is restored to: that of the whole picture, of each token, "
         "or of each token after text guidance alone.",
         when="Edits use text_channel; try global or channel when a picture looks blurry.")
     cfg_renorm_min: float = _setting(
@@ -205,7 +204,7 @@ class GenerationSettings:
         when="Raise it when pictures look pale or blurry.")
     num_timesteps: int = _setting(
         50, "int", tasks=DRAWING, low=2, high=1000,
-        about="Points of time from noise to picture; N points are N − 1 steps.",
+        about="The number of times from noise to picture; N times make N − 1 steps.",
         when="Lower it for speed (25 is often enough); raise it for fine detail.")
     timestep_shift: float = _setting(
         3.0, "float", tasks=DRAWING, low=0.01, high=100,
@@ -234,11 +233,11 @@ class GenerationSettings:
         when="Switch it on for prompts that need knowledge or planning; it costs the time of writing.")
     max_think_tokens: int = _setting(
         1024, "int", tasks=DRAWING, low=1, high=32768,
-        about="The most tokens of thinking before a picture.",
+        about="The maximum number of tokens of thinking before a picture.",
         when="Lower it to bound the time; raise it when thoughts break off.")
     max_new_tokens: int = _setting(
         1024, "int", tasks=(Task.ASK,), low=1, high=32768,
-        about="The most tokens of an answer, its thinking included.",
+        about="The maximum number of tokens of an answer, thinking included.",
         when="Lower it to bound the time; raise it when answers break off.")
     do_sample: bool = _setting(
         False, "bool",
@@ -267,7 +266,7 @@ class GenerationSettings:
         when="Set it when an answer has a known end, such as a line break.")
     seed: int | None = _setting(
         None, "int", low=0, high=MAX_SEED, optional=True,
-        about="Start of all randomness; the same seed gives the same result, whatever else runs beside it.",
+        about="The seed of all randomness; the same seed gives the same result, whatever else runs beside it.",
         when="Fix it to compare settings; leave it for a new result each time (the one drawn is reported).")
     # fmt: on
 

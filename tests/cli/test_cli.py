@@ -22,7 +22,6 @@ from bagel_mot import Bagel
 from bagel_mot.checkpoint.convert import STORED
 from bagel_mot.checkpoint.precision import LOSSY, QUANTISED
 from bagel_mot.cli import app
-from bagel_mot.cli.options import settings_table
 from bagel_mot.data.documents import Dropout
 from bagel_mot.data.packer import PackConfig
 from bagel_mot.data.sources.mini import MiniConfig
@@ -544,12 +543,6 @@ def test_demo_says_so_when_its_folder_is_lost(tiny: str, monkeypatch: pytest.Mon
 
 
 # ----------------------------------------------------------------------------------------------------------- README
-
-
-def test_the_readme_shows_the_settings_as_they_are() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = text.partition("<!-- settings -->\n")[2].partition("\n<!-- end of settings -->")[0]
-    assert shown == settings_table(), f"put this into README.md:\n{settings_table()}"
 
 
 def test_the_readme_names_every_command() -> None:
