@@ -33,6 +33,7 @@ from bagel_mot.serving.openai.schemas import (
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
 from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
 from bagel_mot.serving.service import Listen, SubmittedBatch
+from bagel_mot.task import Task
 
 router = APIRouter(tags=["chat"])
 
@@ -86,7 +87,7 @@ async def _start(body: ChatRequest, request: Request, state: AppState, listen: L
     output = output_of(body)
     with ImageInputs(state) as images:
         inputs = await read_messages(body.messages, state, images)
-        settings = settings_of(body, output, inputs)
+        settings = settings_of(body, task_of(inputs, output))
         return await state.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
 
 
@@ -144,7 +145,7 @@ def _check_count(messages: Sequence[Message], state: AppState) -> None:
     state.service.check_images(images)
 
 
-def settings_of(body: ChatRequest, output: str, inputs: Sequence[str | bytes]) -> dict[str, Any]:
+def settings_of(body: ChatRequest, task: Task) -> dict[str, Any]:
     """The generation settings that a body asks for.
 
     As OpenAI's clients expect, a temperature above 0 samples and 0 does not, and `top_p` alone samples at temperature
@@ -160,8 +161,8 @@ def settings_of(body: ChatRequest, output: str, inputs: Sequence[str | bytes]) -
     greedy = extra.get("top_p") == 0 and not isinstance(extra["top_p"], bool)
     if greedy:
         del extra["top_p"]
-    settings = parse_extra(extra, task_of(inputs, output))
-    own = "max_new_tokens" if output == "text" else "max_think_tokens"
+    settings = parse_extra(extra, task)
+    own = "max_think_tokens" if task.draws else "max_new_tokens"
     given = {"max_tokens": body.max_tokens, "max_completion_tokens": body.max_completion_tokens, own: settings.get(own)}
     limits = {name: count for name, count in given.items() if count is not None}
     if len(set(limits.values())) > 1:
@@ -169,7 +170,7 @@ def settings_of(body: ChatRequest, output: str, inputs: Sequence[str | bytes]) -
     if limits:
         count = next(iter(limits.values()))
         # For an image it bounds the thinking alone, where more than the maximum is not a mistake.
-        settings[own] = count if output == "text" else min(count, int(SETTINGS[own].high or count))
+        settings[own] = min(count, int(SETTINGS[own].high or count)) if task.draws else count
     if greedy:
         settings.setdefault("do_sample", False)
     temperature, top_p = settings.get("temperature"), settings.get("top_p", 1.0)
