@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -415,44 +415,55 @@ def pack(
     return _Packing(rows, spec, und_len, gen_len).training_layout()
 
 
+class _Line(NamedTuple):
+    """The place of a run's first token; or, with a tensor (tokens,) in each field, the place of every token."""
+
+    length: Any  # tokens of the run
+    kind: Any
+    slot: Any  # among the slots of its expert
+    before: Any  # slots of the other expert that lie before it in a tensor of (rows, und_len + gen_len)
+    position: Any
+    place: Any
+    sample: Any
+    segment: Any
+    mode: Any
+
+
 class _Packing:
     """All tokens of a pack in sequence order, with the slot of each."""
 
     def __init__(self, rows: Sequence[Sequence[Sample]], spec: PackSpec, und_len: int, gen_len: int) -> None:
         self.rows, self.und_len, self.gen_len, self.spec = len(rows), und_len, gen_len, spec
         self.runs: list[TokenRun] = []
-        self.first_slots: list[int] = []  # one per run, among those of its expert
-        self.noised: list[bool] = []  # per VAE image
+        self.lines: list[_Line] = []  # one per run
         self.spans: list[tuple[SegmentSpan, ...]] = []
-        self._table: list[tuple[int, ...]] = []  # one line a run, see below
         self._place = self._segment = 0
         for row, samples in enumerate(rows):
-            free = [row * und_len, row * gen_len]  # the next slots
-            before_row = row * gen_len, (row + 1) * und_len  # slots of the other expert that lie before in memory
+            free = [row * und_len, row * gen_len]  # the next slots of each expert
+            before = row * gen_len, (row + 1) * und_len
             for sample in samples:
-                self.spans.append(tuple(self._add(sample, free, before_row)))
-        table = torch.tensor(self._table, dtype=torch.int64).reshape(-1, 9)
+                self.spans.append(tuple(self._add(sample, free, before)))
+        table = torch.tensor(self.lines, dtype=torch.int64).reshape(-1, len(_Line._fields))
         lengths = table[:, 0]
-        self._tokens = table.repeat_interleave(lengths, 0).T
-        self._inside = torch.arange(self._place) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        _, self.kind, slots, before, *_ = self._tokens
-        self.slots = slots + self._inside
-        self._where = self.slots + before
+        inside = torch.arange(self._place) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        first = _Line(*table.repeat_interleave(lengths, 0).T)
+        self.tokens = first._replace(
+            slot=first.slot + inside,
+            position=first.position + inside * (first.kind == TEXT),
+            place=first.place + inside,
+        )
 
-    def _add(self, sample: Sample, free: list[int], before_row: tuple[int, int]) -> Iterator[SegmentSpan]:
+    def _add(self, sample: Sample, free: list[int], before: tuple[int, int]) -> Iterator[SegmentSpan]:
         position, first = sample.position, self._place
         for segment in sample.segments:
             (und, gen), start = free, self._place
             for run in segment.runs:
                 expert = int(run.kind == VAE)
                 self.runs.append(run)
-                self.first_slots.append(free[expert])
-                where = run.length, run.kind, free[expert], before_row[expert], position + run.position, self._place
-                self._table.append((*where, len(self.spans), self._segment, segment.mode))
+                at = run.length, run.kind, free[expert], before[expert], position + run.position, self._place
+                self.lines.append(_Line(*at, len(self.spans), self._segment, segment.mode))
                 free[expert] += run.length
                 self._place += run.length
-                if run.kind == VAE:
-                    self.noised.append(segment.mode == NOISED)
             if self._place > start:
                 self._segment += 1
                 yield SegmentSpan(segment.mode, (und, free[0]), (gen, free[1]), start - first)
@@ -461,7 +472,7 @@ class _Packing:
     def _per_slot(self, values: Tensor, padding: int | Tensor) -> Tensor:
         """Values of all tokens by slot, (rows, und_len + gen_len), and padding between them."""
         found = torch.empty(self.rows, self.und_len + self.gen_len, dtype=torch.int64).copy_(torch.as_tensor(padding))
-        found.view(-1)[self._where] = values
+        found.view(-1)[self.tokens.slot + self.tokens.before] = values
         return found
 
     def _fields(self) -> dict[str, Any]:
@@ -474,20 +485,21 @@ class _Packing:
 
         markers = {_START_OF_IMAGE: self.spec.special.start_of_image, _END_OF_IMAGE: self.spec.special.end_of_image}
         ids = [markers.get(i, i) for run in self.runs for i in run.ids]
+        kind, slots = self.tokens.kind, self.tokens.slot
         return {
             "rows": self.rows,
             "und_len": self.und_len,
             "gen_len": self.gen_len,
             "text_ids": torch.tensor(ids, dtype=torch.int64),
-            "text_slots": self.slots[self.kind == TEXT],
-            "vit_slots": self.slots[self.kind == VIT],
+            "text_slots": slots[kind == TEXT],
+            "vit_slots": slots[kind == VIT],
             "vit_index": index(VIT, self.spec.vit_side),
             "vit_grids": grids[VIT],
-            "latent_slots": self.slots[self.kind == VAE],
+            "latent_slots": slots[kind == VAE],
             "latent_index": index(VAE, self.spec.latent_side),
             "latent_image": torch.arange(len(sizes)).repeat_interleave(sizes),
             "latent_grids": grids[VAE],
-            "positions": self._per_slot(self._tokens[4] + self._inside * (self.kind == TEXT), 0),
+            "positions": self._per_slot(self.tokens.position, 0),
             "spans": tuple(self.spans),
         }
 
@@ -495,8 +507,8 @@ class _Packing:
         return Layout(**self._fields())
 
     def training_layout(self) -> TrainingLayout:
-        *_, place, sample, segment, mode = self._tokens
-        targets = [(slot, run.labels) for slot, run in zip(self.first_slots, self.runs, strict=True) if run.labels]
+        targets = [(at.slot, run.labels) for at, run in zip(self.lines, self.runs, strict=True) if run.labels]
+        noised = [at.mode == NOISED for at in self.lines if at.kind == VAE]
         counts = torch.tensor([len(labels) for _, labels in targets], dtype=torch.int64)
         slots = list(chain.from_iterable(range(slot, slot + len(labels)) for slot, labels in targets))
         return TrainingLayout(
@@ -504,9 +516,9 @@ class _Packing:
             ce_slots=torch.tensor(slots, dtype=torch.int64),
             ce_labels=torch.tensor(list(chain.from_iterable(labels for _, labels in targets)), dtype=torch.int64),
             ce_weights=(counts**-0.5).repeat_interleave(counts),
-            noised=torch.tensor(self.noised, dtype=torch.bool),
-            place=self._per_slot(place + self._inside, -1),
-            sample=self._per_slot(sample, -1 - torch.arange(self.und_len + self.gen_len)),
-            segment=self._per_slot(segment, -1),
-            mode=self._per_slot(mode, 0),
+            noised=torch.tensor(noised, dtype=torch.bool),
+            place=self._per_slot(self.tokens.place, -1),
+            sample=self._per_slot(self.tokens.sample, -1 - torch.arange(self.und_len + self.gen_len)),
+            segment=self._per_slot(self.tokens.segment, -1),
+            mode=self._per_slot(self.tokens.mode, 0),
         )

@@ -81,7 +81,7 @@ class CachedSample:
     """One sample of an inference pack: the slots of its new tokens, and the room for their keys and values."""
 
     spans: Sequence[SegmentSpan]
-    tail: KVReservation
+    reservation: KVReservation
 
 
 class CachedAttention:
@@ -93,7 +93,7 @@ class CachedAttention:
     """
 
     def __init__(self, samples: Sequence[CachedSample]) -> None:
-        batched = [s for s in samples if s.tail.chunk.pooled and len(s.spans) == 1 and s.spans[0].length == 1]
+        batched = [s for s in samples if s.reservation.chunk.pooled and len(s.spans) == 1 and s.spans[0].length == 1]
         self.batch = DecodeBatch(batched) if len(batched) > 1 else None
         self.samples = [s for s in samples if s not in batched] if self.batch else samples
 
@@ -105,17 +105,17 @@ class CachedAttention:
         if self.batch:
             self.batch.attend(layer, query[0], key[0], value[0], und_out)
         for sample in self.samples:
-            tail = sample.tail
+            reservation = sample.reservation
             for span in sample.spans:
                 und, gen = slice(*span.und), slice(*span.gen)
                 n_und = span.und[1] - span.und[0]
-                tail.write(layer, span.start, key[0][und], value[0][und])
+                reservation.write(layer, span.start, key[0][und], value[0][und])
                 if span.gen[1] > span.gen[0]:
-                    tail.write(layer, span.start + n_und, key[1][gen], value[1][gen])
+                    reservation.write(layer, span.start + n_und, key[1][gen], value[1][gen])
                     q = torch.cat([query[0][und], query[1][gen]])
                 else:
                     q = query[0][und]
-                parts = tail.visible(layer, span.start + span.length)
+                parts = reservation.visible(layer, span.start + span.length)
                 out = attend_parts(q, parts, causal=span.mode == CAUSAL)
                 und_out[und] = out[:n_und]
                 if span.gen[1] > span.gen[0]:
@@ -154,7 +154,7 @@ class DecodeBatch:
     """
 
     def __init__(self, samples: Sequence[CachedSample]) -> None:
-        parts = [sample.tail.parts(1) for sample in samples]
+        parts = [sample.reservation.parts(1) for sample in samples]
         lengths = torch.tensor([sum(tokens for _, tokens in row) for row in parts])
         self.longest = -(-int(lengths.max()) // 8) * 8  # kernels want masks in steps of 8
         self.mask = (torch.arange(self.longest) < lengths[:, None])[:, None, None]  # (R, 1, 1, L)

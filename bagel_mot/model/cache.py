@@ -20,7 +20,7 @@ from weakref import WeakSet, finalize
 import torch
 from torch import Tensor
 
-from bagel_mot.sequence import Segment
+from bagel_mot.sequence import Segment, segment_length
 
 _SMALLEST_CHUNK = 64
 _SLAB = 8192  # tokens
@@ -141,7 +141,7 @@ class Entry:
 class KVReservation:
     """Room for tokens after a context: scratch until `Context.commit` makes it part of the context.
 
-    Scratch may be written again and again; its room is free again once the tail is dropped.
+    Scratch may be written again and again; its room is free again once the reservation is dropped.
     """
 
     def __init__(self, views: tuple[View, ...], chunk: Chunk, start: int, stop: int) -> None:
@@ -151,19 +151,19 @@ class KVReservation:
         self.views_after = (*(views[:-1] if extends_last else views), View(chunk, stop))
 
     def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
-        """Writes keys and values, each (n, kv_heads, head_dim), `offset` tokens into the tail."""
+        """Writes keys and values, each (n, kv_heads, head_dim), `offset` tokens into the reservation."""
         start = self.start + offset
         target = self.chunk.layers[layer][:, :, start : start + keys.shape[0]]
         target[0].copy_(keys.transpose(0, 1))
         target[1].copy_(values.transpose(0, 1))
 
     def visible(self, layer: int, stop: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values, (kv_heads, n, head_dim) each, of the context and the first `stop` tokens of this tail."""
+        """Keys and values, (kv_heads, n, head_dim) each, of the context and the reservation's first `stop` tokens."""
         layers = ((chunk.layers[layer], end) for chunk, end in self.parts(stop))
         return [(pair[0, :, :end], pair[1, :, :end]) for pair, end in layers]
 
     def parts(self, stop: int) -> list[tuple[Chunk, int]]:
-        """The chunks with the context and the first `stop` tokens of this tail, and how many tokens of each."""
+        """The chunks with the context and the reservation's first `stop` tokens, and how many tokens of each."""
         return [*((view.chunk, view.stop) for view in self.views_after[:-1]), (self.chunk, self.start + stop)]
 
 
@@ -242,38 +242,38 @@ class Context:
 
     def commit(
         self,
-        tail: KVReservation,
+        reservation: KVReservation,
         segments: Sequence[Segment],
         names: Sequence[Segment | None] | None = None,
     ) -> None:
-        """Makes a tail, whose keys and values have been written, part of this context.
+        """Makes a reservation, whose keys and values have been written, part of this context.
 
         Args:
-            tail: room allocated for this very context in its present state.
-            segments: the tokens in the tail, in order.
+            reservation: room allocated for this very context in its present state.
+            segments: the tokens in the reservation, in order.
             names: the segment that an entry is kept for, to which the context can be cut back, for each of `segments`:
                 by default itself. With None, as for the single tokens of an answer being written or the first part of a
                 text, the context grows by an unnamed stretch.
 
         Raises:
-            RuntimeError: the tail belongs to another context or an earlier state, or holds another number of tokens.
+            RuntimeError: the reservation is another context's or an earlier state's, or holds another number of tokens.
         """
-        if tail.views_before != self._views:
-            raise RuntimeError("the tail belongs to another state of this context")
-        total = sum(segment.und_len + segment.gen_len for segment in segments)
-        if total != tail.stop - tail.start:
-            raise RuntimeError(f"the tail holds {tail.stop - tail.start} tokens, its segments {total}")
+        if reservation.views_before != self._views:
+            raise RuntimeError("the reservation belongs to another state of this context")
+        total, reserved = sum(map(segment_length, segments)), reservation.stop - reservation.start
+        if total != reserved:
+            raise RuntimeError(f"the reservation holds {reserved} tokens, its segments {total}")
         done = 0
         for segment, name in zip(segments, segments if names is None else names, strict=True):
-            tokens = segment.und_len + segment.gen_len
-            done += tokens
-            self.length += tokens
+            done += segment_length(segment)
+            self.length += segment_length(segment)
             self.position += segment.advance
             if name is not None:
-                views = (*tail.views_after[:-1], View(tail.chunk, tail.start + done)) if done else self._views
+                last = View(reservation.chunk, reservation.start + done)
+                views = (*reservation.views_after[:-1], last) if done else self._views
                 self.entries = (*self.entries, Entry(name, views, self.length, self.position))
         if total:
-            self._views = tail.views_after
+            self._views = reservation.views_after
 
     @property
     def chunks(self) -> set[Chunk]:

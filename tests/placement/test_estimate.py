@@ -116,7 +116,7 @@ def alive_in_forward(config: BagelConfig, dtype: torch.dtype, rows: list[Sample]
                 context.commit(behind, (TextSegment((5,) * context_length),))
             tokens = sum(segment.und_len + segment.gen_len for segment in row.segments)
             samples.append(CachedSample(spans, context.allocate(tokens, scratch=True)))
-            chunks = [samples[-1].tail.chunk, *(view.chunk for view in samples[-1].tail.views_before)]
+            chunks = [samples[-1].reservation.chunk, *(view.chunk for view in samples[-1].reservation.views_before)]
             caches += [layer for chunk in chunks for layer in chunk.layers]
 
         def compute() -> None:
