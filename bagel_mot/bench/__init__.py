@@ -111,7 +111,7 @@ def bench(
             "inference": max(m.numbers["peak_memory_bytes"] for m in measured if "training" not in m.name),
             "training": max((m.numbers["peak_memory_bytes"] for m in measured if "training" in m.name), default=0),
         },
-        "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
+        "settings": vars(settings),
         "results": numbers,
         "summary": _summary(numbers, depth / ran),
     }

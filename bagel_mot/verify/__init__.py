@@ -61,16 +61,8 @@ class VerifyReport:
         return bool(self.rows) and not self.failed
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "folder": self.folder,
-            "device": self.device,
-            "dtype": self.dtype,
-            "tolerance": self.tolerance,
-            "torch": torch.__version__,
-            "passed": self.passed,
-            "failed": len(self.failed),
-            "rows": [row.to_json() for row in self.rows],
-        }
+        summary = {"torch": torch.__version__, "passed": self.passed, "failed": len(self.failed)}
+        return {**vars(self), **summary, "rows": [row.to_json() for row in self.rows]}
 
 
 def verify(

@@ -43,13 +43,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         finite = self.error is None or math.isfinite(self.error)
-        return {
-            "case": self.case,
-            "quantity": self.quantity,
-            "error": self.error if finite else str(self.error),  # JSON has no NaN
-            "passed": self.passed,
-            "note": self.note,
-        }
+        return {**vars(self), "error": self.error if finite else str(self.error)}  # JSON has no NaN
 
 
 class Recorded:
