@@ -61,10 +61,6 @@ class History:
         return self.context.chunks | (set() if self.without_image is None else self.without_image.chunks)
 
     @property
-    def has_image(self) -> bool:
-        return any(turn.kind in IMAGES for turn in self.turns)
-
-    @property
     def last_grid(self) -> tuple[int, int] | None:
         """(rows, columns) of latent tokens of the last image that was read as VAE image; None without one."""
         grids = [segment.grid for segment in _segments(self.turns) if isinstance(segment, VaeSegment)]

@@ -283,7 +283,7 @@ class Session:
     def _drawing_request(self, settings: dict[str, Any], added: tuple[Input, ...] = ()) -> Request:
         if self.understanding:
             raise SettingError("this session is for understanding: open one with understanding=False to draw.")
-        request = self._request(Task.EDIT if self._history.has_image else Task.GENERATE, settings, added)
+        request = self._request(Task.GENERATE if self._history.last_grid is None else Task.EDIT, settings, added)
         self.runtime.engine.check_image(request.size)
         return request
 
