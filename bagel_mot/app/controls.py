@@ -109,13 +109,7 @@ class Controls:
     """
 
     def __init__(self, page: PageContext, part: str, *tasks: Task) -> None:
-        """Collects the defaults; `build` makes the controls.
-
-        Args:
-            page: the page's context.
-            part: the part of the page, for the elements' ids.
-            *tasks: tasks whose settings belong here; the first that has a setting gives its default.
-        """
+        """Collects the settings of `tasks`; the first that has a setting gives its default."""
         self.task, self._tasks = tasks[0], tasks
         self._page, self._part, self._make, self._limits = page, part, page.labels.make, page.service.limits
         bagel = page.service.bagel

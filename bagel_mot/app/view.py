@@ -132,13 +132,7 @@ def without_tags(written: str) -> str:
 
 
 def chat_messages(session: Session | None, files: MutableMapping[Turn, str], language: Language) -> list[ChatMessage]:
-    """The messages of a conversation.
-
-    Args:
-        session: the conversation; None is an empty one.
-        files: the file of each image, to which new ones are added.
-        language: the language of titles.
-    """
+    """The messages of a conversation, None being an empty one; `files` keeps the file of each image."""
     found: list[ChatMessage] = []
     for turn in () if session is None else session.history:
         content = turn.content

@@ -37,12 +37,7 @@ class AskTab:
     """
 
     def __init__(self, page: PageContext, example: str) -> None:
-        """Builds the tab and connects its buttons.
-
-        Args:
-            page: the page's context.
-            example: the file of an image to begin with.
-        """
+        """Builds the tab with the file of an image to begin with."""
         make = page.labels.make
         self._page, self._controls = page, Controls(page, PART, Task.ASK)
         with three_columns() as (inputs, results, settings):

@@ -107,7 +107,7 @@ class ImageTab:
         actions: Sequence[str],
         example: str | None = None,
     ) -> None:
-        """Builds the tab and connects its buttons.
+        """Builds the tab of a task.
 
         Args:
             page: the page's context.

@@ -71,11 +71,7 @@ class Channel:
     """
 
     def __init__(self, previews: int = 0) -> None:
-        """Begins without events.
-
-        Args:
-            previews: maximum number of previews of each image.
-        """
+        """Begins without events; `previews` is the maximum for each image."""
         self.dropped = 0
         self._previews = previews
         self._loop = asyncio.get_running_loop()
@@ -150,12 +146,7 @@ class EventStream(StreamingResponse):
     media_type = "text/event-stream"
 
     def __init__(self, content: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
-        """Prepares the response.
-
-        Args:
-            content: a generator that yields the events.
-            close: called at the end in any case, even if `content` was never begun.
-        """
+        """Sends the events of `content`, and calls `close` at the end in any case, even if that was never begun."""
         self._generator, self._close = content, close
         # The second header keeps nginx from collecting the events of minutes.
         super().__init__(self._generator, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
