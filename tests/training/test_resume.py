@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -104,6 +105,8 @@ def test_killed_in_a_save(
 
 _TRAIN = """
 import json, sys
+from bagel_mot.config import parse
+from bagel_mot.data.sources import mini
 from bagel_mot.training.tasks import bagel as unified
 from bagel_mot.training.loop import train
 from bagel_mot.training.recipe import BagelRecipe
@@ -112,13 +115,14 @@ class Quiet(unified.BagelTask):
     def write_samples(self, path, checkpoint):
         pass
 
-unified._TOKENIZER_TEXTS = 1000
-train(BagelRecipe.model_validate(json.loads(sys.argv[1])), Quiet)
+mini._TOKENIZER_TEXTS = 1000
+train(parse(BagelRecipe, json.loads(sys.argv[1]), "recipe"), Quiet)
 """
 
 
 def _process(recipe: BagelRecipe) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", _TRAIN, recipe.model_dump_json()], stderr=subprocess.DEVNULL)
+    raw = json.dumps({**recipe.stored(), "output": str(recipe.output)})
+    return subprocess.Popen([sys.executable, "-c", _TRAIN, raw], stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
