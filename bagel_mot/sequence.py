@@ -443,10 +443,10 @@ class _Packing:
             before = row * gen_len, (row + 1) * und_len
             for sample in samples:
                 self.spans.append(tuple(self._add(sample, free, before)))
-        table = torch.tensor(self.lines, dtype=torch.int64).reshape(-1, len(_Line._fields))
-        lengths = table[:, 0]
+        table = torch.tensor(self.lines, dtype=torch.int64).view(-1, len(_Line._fields)).T.contiguous()
+        lengths = table[0]
         inside = torch.arange(self._place) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        first = _Line(*table.repeat_interleave(lengths, 0).T)
+        first = _Line(*table.repeat_interleave(lengths, 1))
         self.tokens = first._replace(
             slot=first.slot + inside,
             position=first.position + inside * (first.kind == TEXT),
@@ -477,27 +477,30 @@ class _Packing:
 
     def _fields(self) -> dict[str, Any]:
         grids = {kind: tuple(run.grid for run in self.runs if run.kind == kind) for kind in (VIT, VAE)}
-        sizes = torch.tensor([rows * columns for rows, columns in grids[VAE]], dtype=torch.int64)
+        none = torch.zeros(0, dtype=torch.int64)
 
         def index(kind: int, side: int) -> Tensor:
             parts = [table_index(*grid, side, self.spec.interpolate) for grid in grids[kind]]
-            return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+            return torch.cat(parts) if parts else none
+
+        def slots_of(kind: int) -> Tensor:
+            return slots[self.tokens.kind == kind] if grids[kind] else none
 
         markers = {_START_OF_IMAGE: self.spec.special.start_of_image, _END_OF_IMAGE: self.spec.special.end_of_image}
         ids = [markers.get(i, i) for run in self.runs for i in run.ids]
-        kind, slots = self.tokens.kind, self.tokens.slot
+        slots: Tensor = self.tokens.slot
         return {
             "rows": self.rows,
             "und_len": self.und_len,
             "gen_len": self.gen_len,
             "text_ids": torch.tensor(ids, dtype=torch.int64),
-            "text_slots": slots[kind == TEXT],
-            "vit_slots": slots[kind == VIT],
+            "text_slots": slots[self.tokens.kind == TEXT] if grids[VIT] or grids[VAE] else slots,
+            "vit_slots": slots_of(VIT),
             "vit_index": index(VIT, self.spec.vit_side),
             "vit_grids": grids[VIT],
-            "latent_slots": slots[kind == VAE],
+            "latent_slots": slots_of(VAE),
             "latent_index": index(VAE, self.spec.latent_side),
-            "latent_image": torch.arange(len(sizes)).repeat_interleave(sizes),
+            "latent_image": torch.cat([none, *(torch.full((r * c,), i) for i, (r, c) in enumerate(grids[VAE]))]),
             "latent_grids": grids[VAE],
             "positions": self._per_slot(self.tokens.position, 0),
             "spans": tuple(self.spans),

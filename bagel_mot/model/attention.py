@@ -83,6 +83,11 @@ class CachedSample:
     spans: Sequence[SegmentSpan]
     reservation: KVReservation
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it is the next token of a text, which can be computed in a `DecodeBatch`."""
+        return self.reservation.chunk.pooled and len(self.spans) == 1 and self.spans[0].length == 1
+
 
 class CachedAttention:
     """Each sample's new tokens against its context and themselves.
@@ -93,9 +98,9 @@ class CachedAttention:
     """
 
     def __init__(self, samples: Sequence[CachedSample]) -> None:
-        batched = [s for s in samples if s.reservation.chunk.pooled and len(s.spans) == 1 and s.spans[0].length == 1]
+        batched = [sample for sample in samples if sample.decodes]
         self.batch = DecodeBatch(batched) if len(batched) > 1 else None
-        self.samples = [s for s in samples if s not in batched] if self.batch else samples
+        self.samples = [sample for sample in samples if not sample.decodes] if self.batch else samples
 
     def for_layer(self, layer: int) -> Attend:
         return partial(self._attend, layer)
