@@ -284,7 +284,7 @@ class TabChat:
                 own |= {"progress": listener.on_step, "on_preview": listener.on_preview}
                 result: Any = session.generate_image(*texts, **own)
             else:
-                result = session.ask(*texts, **own) if texts else session.generate_text(**own)
+                result = session.generate_text(*texts, **own)
         if generation.stopped:  # when there was nothing left to cancel; the conversation may have been changed since
             raise CancelledError
         self.sessions.append(session)

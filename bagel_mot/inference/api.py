@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -169,8 +168,8 @@ class Bagel:
                 each says which request it is about.
         """
         inputs, single = as_batch(prompt)
-        listener = Listener(on_text=on_text)
-        return self._batch(Task.GENERATE, inputs, single, settings, n, progress, listener, return_result)
+        listener = Listener(progress, on_text=on_text)
+        return self._batch(Task.GENERATE, inputs, single, settings, listener, return_result, n)
 
     def edit(
         self,
@@ -197,8 +196,8 @@ class Bagel:
         inputs, single = pair(image, instruction)
         if any(len(own) < 2 for own in inputs):
             raise PromptError("there is no picture to edit: give one, or use generate.")
-        listener = Listener(on_text=on_text)
-        return self._batch(Task.EDIT, inputs, single, settings, n, progress, listener, return_result)
+        listener = Listener(progress, on_text=on_text)
+        return self._batch(Task.EDIT, inputs, single, settings, listener, return_result, n)
 
     def ask(
         self,
@@ -227,8 +226,7 @@ class Bagel:
         if stream:
             check_stream(on_text, return_result)
             return self._stream(inputs, single, settings)
-        listener = Listener(on_text=on_text)
-        return self._batch(Task.ASK, inputs, single, settings, 1, None, listener, return_result)
+        return self._batch(Task.ASK, inputs, single, settings, Listener(on_text=on_text), return_result)
 
     def interleave(
         self,
@@ -254,8 +252,10 @@ class Bagel:
 
         Raises: see `edit`.
         """
-        listener, task = Listener(on_text=on_text, recorder=recorder), task_of(inputs, output)
-        return self._batch(task, [list(inputs)], True, settings, 1, progress, listener, return_result, noise)
+        listener = Listener(progress, on_text=on_text, recorder=recorder)
+        return self._batch(
+            task_of(inputs, output), [list(inputs)], True, settings, listener, return_result, noise=noise
+        )
 
     # ------------------------------------------------------------------------------------------------------- sessions
 
@@ -322,10 +322,9 @@ class Bagel:
         inputs: list[list[Any]],
         single: bool,
         settings: dict[str, Any],
-        n: int,
-        progress: OnStep | None,
         listener: Listener,
         return_result: bool,
+        n: int = 1,
         noise: Tensor | None = None,
     ) -> Any:
         """Checks everything, then runs all requests together."""
@@ -341,8 +340,8 @@ class Bagel:
                 requests += with_seeds(first, n)
         if listener.on_text is not None and len(requests) > 1:
             raise SettingError(f"on_text follows a single request: this is a batch of {len(requests)}.")
-        if progress is not None and task.draws:
-            listener = replace(listener, on_step=_counting(requests, progress))
+        if listener.on_step is not None:
+            listener = replace(listener, on_step=_counting(requests, listener.on_step))
         tickets = [self.submit_request(request, listener) for request in requests]
         self.engine.run_until(tickets)
         results = []
@@ -357,11 +356,8 @@ class Bagel:
         if not single:
             raise SettingError(f"stream follows a single question: these are {len(inputs)}.")
         prepare = Preparer(self.runtime)
-        return self._pieces(prepare.request(Task.ASK, prepare.inputs(inputs[0], Task.ASK), values[0]))
-
-    def _pieces(self, request: Request) -> Iterator[str]:
-        pieces: deque[str] = deque()
-        yield from self.engine.stream(self.submit_request(request, Listener(on_text=pieces.append)), pieces)
+        request = prepare.request(Task.ASK, prepare.inputs(inputs[0], Task.ASK), values[0])
+        return self.engine.stream(lambda on_text: self.submit_request(request, Listener(on_text=on_text)))
 
 
 def _counting(requests: Sequence[Request], progress: OnStep) -> OnStep:

@@ -206,18 +206,13 @@ def check_size(size: tuple[int, int], config: BagelConfig, what: str = "size") -
         )
 
 
-def check_grid(pixels: tuple[int, int], config: BagelConfig, patch: int) -> None:
-    """Checks that an image can be read.
-
-    Args:
-        pixels: the image's (width, height) after resizing for the ViT.
-        config: the model's configuration.
-        patch: the side of a patch in pixels.
+def check_grid(pixels: tuple[int, int], config: BagelConfig) -> None:
+    """Checks that an image, of (width, height) `pixels` after resizing for the ViT, can be read.
 
     Raises:
         SizeError: the image does not fit the ViT's position tables.
     """
-    side = config.vit.side if config.interpolate_pos else min(config.vit.side, config.vit_max_num_patch_per_side)
+    side, patch = min(config.vit.side, config.vit_max_num_patch_per_side), config.vit.patch_size
     if not config.interpolate_pos and max(pixels) > side * patch:
         raise SizeError(
             f"a picture of {pixels[0]}×{pixels[1]} pixels does not fit the ViT, whose side is {side * patch}."

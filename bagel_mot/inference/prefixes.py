@@ -12,12 +12,11 @@ Sharing copies nothing: a request that begins alike goes on from a fork of the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
-from bagel_mot.inference.engine.ops import PendingRead
 from bagel_mot.inference.history import History
 from bagel_mot.inference.request import IMAGES, Input
 from bagel_mot.model.cache import Context
@@ -40,10 +39,9 @@ class PrefixCache:
         self.hits = self.misses = 0
         self._kept: OrderedDict[Keys, History] = OrderedDict()
         self._at_work: WeakValueDictionary[Keys, History] = WeakValueDictionary()
-        self.reads: dict[Keys, PendingRead] = {}
-        # Contexts without images, by the ids of their segments, which they keep alive; and those that are being read.
-        self.contexts: WeakValueDictionary[Hashable, Context] = WeakValueDictionary()
-        self.pending_contexts: dict[Hashable, PendingRead] = {}
+        # Contexts without images, by the ids of their segments, which they keep alive.
+        self.contexts: WeakValueDictionary[Keys, Context] = WeakValueDictionary()
+        self.under_way: set[Keys] = set()  # beginnings, and contexts without images, that are being read
 
     @property
     def tokens(self) -> int:
@@ -55,11 +53,11 @@ class PrefixCache:
         self.max_tokens = max_tokens
         self._forget()
 
-    def pending(self, keys: Keys) -> PendingRead | None:
+    def pending(self, keys: Keys) -> Keys | None:
         """The read under way that has most in common with `keys`; None if waiting for it would gain nothing."""
         known = max((_common(own, keys) for own in (*self._kept, *self._at_work)), default=0)
-        best = max(self.reads, key=lambda own: _common(own, keys), default=())
-        return self.reads[best] if _common(best, keys) > known else None
+        best = max(self.under_way, key=lambda own: _common(own, keys), default=())
+        return best if _common(best, keys) > known else None
 
     def find(self, keys: Keys) -> History | None:
         """A copy of the longest history here that `keys` begin with; None without one."""
@@ -88,19 +86,18 @@ class PrefixCache:
         self._kept[keys] = history.copy()
         self._forget()
 
+    @contextmanager
+    def reading(self, keys: Keys) -> Iterator[None]:
+        """Notes a read under way, which ends when this is left, however that happens."""
+        self.under_way.add(keys)
+        try:
+            yield
+        finally:
+            self.under_way.discard(keys)
+
     def _forget(self) -> None:
         while self.tokens > self.max_tokens:
             self._kept.popitem(last=False)
-
-
-@contextmanager
-def announced(pending: dict[Any, PendingRead], key: Hashable) -> Iterator[None]:
-    """Notes a read under way, which ends when this is left, however that happens."""
-    pending[key] = PendingRead()
-    try:
-        yield
-    finally:
-        pending.pop(key).over = True
 
 
 def keys_of(inputs: Sequence[Input]) -> Keys:

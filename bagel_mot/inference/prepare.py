@@ -70,7 +70,7 @@ class Preparer:
         if task.draws:
             check_size(resized.size, config, "the picture, resized for the model,")
         for_vit = runtime.defaults.vit_transform.resize(resized)
-        check_grid(for_vit.size, config, config.vit.patch_size)
+        check_grid(for_vit.size, config)
         prepared = ImageInput(
             kind,
             opened if self._keep_originals else resized,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -139,12 +138,12 @@ class Session:
             CancelledError: it was cancelled.
         """
         request = self._drawing_request(settings, self._prepare(*([] if text is None else [text])))
-        ticket = self._submit(request, Listener(progress, on_preview, on_text))
-        result = self._accept(self._run(ticket, on_submit), request)
+        result = self._generate(request, Listener(progress, on_preview, on_text), on_submit)
         return result if return_result else result.image
 
     def generate_text(
         self,
+        text: str | None = None,
         *,
         stream: bool = False,
         on_text: Callable[[str], None] | None = None,
@@ -155,6 +154,7 @@ class Session:
         """Writes an answer, which becomes part of the conversation.
 
         Args:
+            text: see `generate_image`.
             stream: returns an iterator over the pieces as they are written, thinking included; without on_text and
                 return_result. It begins to write when the first piece is asked for. From then on the session cannot be
                 changed until the iterator has ended, which makes the answer part of the conversation, or is closed or
@@ -168,23 +168,17 @@ class Session:
 
         Raises: see `generate_image`.
         """
-        return self._write((), stream, on_text, on_submit, return_result, settings)
+        if stream:
+            check_stream(on_text, return_result)
+        request = self._request(Task.ASK, settings, self._prepare(*([] if text is None else [text])))
+        if stream:
+            return self._stream(request, on_submit, self._history)
+        result = self._generate(request, Listener(on_text=on_text), on_submit)
+        return result if return_result else result.text
 
-    def ask(
-        self,
-        question: str,
-        *,
-        stream: bool = False,
-        on_text: Callable[[str], None] | None = None,
-        on_submit: OnSubmit | None = None,
-        return_result: bool = False,
-        **settings: Any,
-    ) -> Any:
-        """`add(question)` and `generate_text(…)` as one: both become part of the conversation, or neither.
-
-        `undo` takes back the answer alone; once more, the question.
-        """
-        return self._write(self._prepare(question), stream, on_text, on_submit, return_result, settings)
+    def ask(self, question: str, **options: Any) -> Any:
+        """`generate_text(question, …)`: the answer to a question."""
+        return self.generate_text(question, **options)
 
     def fork(self) -> Session:
         """A second session that goes on from here. It shares the cache: nothing is computed or copied."""
@@ -291,12 +285,25 @@ class Session:
         """Reads inputs, which become part of the conversation."""
         self.runtime.check_room(self._history.context.position, sum(one.positions for one in inputs))
         history = self._history.copy()
-        steps = read(self.runtime, history, inputs)
-        self._run(self.runtime.engine.submit(steps, sum(one.tokens for one in inputs)), on_submit)
+        self._submit(read(self.runtime, history, inputs), sum(one.tokens for one in inputs), on_submit).result()
         self._history = history
 
-    def _submit(self, request: Request, listener: Listener) -> Ticket[Turned]:
-        return self.runtime.engine.submit(self._turn(request, listener), request.max_cache_tokens)
+    def _submit(self, steps: Steps[T], cost: int, on_submit: OnSubmit | None = None) -> Ticket[T]:
+        """Hands a ticket to whoever wants it; if that fails, nobody waits for it."""
+        ticket = self.runtime.engine.submit(steps, cost)
+        if on_submit is not None:
+            try:
+                on_submit(ticket)
+            except BaseException:
+                ticket.cancel()
+                raise
+        return ticket
+
+    def _start(self, request: Request, listener: Listener, on_submit: OnSubmit | None = None) -> Ticket[Turned]:
+        return self._submit(self._turn(request, listener), request.max_cache_tokens, on_submit)
+
+    def _generate(self, request: Request, listener: Listener, on_submit: OnSubmit | None) -> Result:
+        return self._accept(self._start(request, listener, on_submit).result(), request)
 
     def _turn(self, request: Request, listener: Listener) -> Steps[Turned]:
         """Reads the inputs of a request, generates what follows, and reads that, all on a copy of the history."""
@@ -314,41 +321,15 @@ class Session:
         yield from read(self.runtime, history, [generated])
         return history, result
 
-    def _run(self, ticket: Ticket[T], on_submit: OnSubmit | None) -> T:
-        _tell(ticket, on_submit)
-        self.runtime.engine.run_until([ticket])
-        return ticket.result()
-
-    def _write(
-        self,
-        added: tuple[Input, ...],
-        stream: bool,
-        on_text: Callable[[str], None] | None,
-        on_submit: OnSubmit | None,
-        return_result: bool,
-        settings: dict[str, Any],
-    ) -> Any:
-        """Reads `added` and writes an answer: at once, or as a stream."""
-        if stream:
-            check_stream(on_text, return_result)
-        request = self._request(Task.ASK, settings, added)
-        if stream:
-            return self._stream(request, on_submit, self._history)
-        result = self._accept(self._run(self._submit(request, Listener(on_text=on_text)), on_submit), request)
-        return result if return_result else result.text
-
     def _stream(self, request: Request, on_submit: OnSubmit | None, history: History) -> Generator[str, None, None]:
         """The pieces of an answer. The request was made for `history`."""
         self._check_free()
         if self._history is not history:
             raise BagelError("the session has changed since this stream was made: make it when it is to be read.")
         self._streaming = True
-        pieces: deque[str] = deque()
         try:
-            ticket = self._submit(request, Listener(on_text=pieces.append))
-            _tell(ticket, on_submit)
-            yield from self.runtime.engine.stream(ticket, pieces)
-            self._accept(ticket.result(), request)
+            stream = self.runtime.engine.stream(lambda tell: self._start(request, Listener(on_text=tell), on_submit))
+            self._accept((yield from stream), request)
         finally:
             self._streaming = False
 
@@ -358,16 +339,6 @@ class Session:
         self._marks += [before, before + added] if added else [before]
         self._history, result = outcome
         return result
-
-
-def _tell(ticket: Ticket[Any], on_submit: OnSubmit | None) -> None:
-    """Hands a ticket to whoever wants it; if that fails, nobody waits for it."""
-    if on_submit is not None:
-        try:
-            on_submit(ticket)
-        except BaseException:
-            ticket.cancel()
-            raise
 
 
 def draw_together(sessions: Sequence[Session], *, seed: Sequence[int | None], **settings: Any) -> list[Image.Image]:
@@ -393,7 +364,7 @@ def draw_together(sessions: Sequence[Session], *, seed: Sequence[int | None], **
     for i, (session, own_seed) in enumerate(zip(sessions, seed, strict=True)):
         with naming("session", i, count):
             requests.append(session._drawing_request({**settings, "seed": own_seed}))
-    tickets = [session._submit(request, NOBODY) for session, request in zip(sessions, requests, strict=True)]
+    tickets = [session._start(request, NOBODY) for session, request in zip(sessions, requests, strict=True)]
     if tickets:
         sessions[0].runtime.engine.run_until(tickets)
     outcomes = []

@@ -72,6 +72,8 @@ class Service:
 
     Attributes:
         capacity: the requests that the memory holds.
+        present: the number of requests at work and waiting.
+        open: whether requests are taken.
 
     Raises:
         SettingError: the model has a service that is open.
@@ -92,8 +94,8 @@ class Service:
         engine.max_step_tokens = self.capacity.step_tokens
         engine.max_step_pixels = max(1, self.capacity.step_pixels)
         self._lock = threading.RLock()
-        self._present = 0  # requests submitted and not over
-        self._closed = False
+        self.present = 0
+        self.open: bool = True
         self._durations: deque[float] = deque(maxlen=32)  # seconds of the last requests
         self._driver = Driver(engine)
         _services[bagel] = weakref.ref(self)
@@ -122,7 +124,9 @@ class Service:
             LimitError: it asks for more than the service gives.
             BagelError: it cannot be run; nothing was.
         """
-        self.check_n(n)
+        most = min(self.limits.n, self.limits.queue)
+        if not 1 <= n <= most:
+            raise LimitError(f"n is {n}: it must be from 1 to {most}.")
         self._take(n)
         began, places = time.monotonic(), n  # places that no ticket gives back yet
         tickets: list[Ticket[Result]] = []
@@ -136,14 +140,15 @@ class Service:
                 steps = respond(self.bagel.runtime, own, listener)
                 tickets.append(self._driver.submit(steps, own.max_cache_tokens))
                 places -= 1
-                tickets[-1].add_done_callback(partial(self._give_back_after, began))
+                tickets[-1].add_done_callback(partial(self._give_back, began))
             return SubmittedBatch(tickets, request)
         except BaseException:
             for ticket in tickets:
                 ticket.cancel()
             raise
         finally:
-            self._give_back(places)
+            with self._lock:
+                self.present -= places
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -157,7 +162,7 @@ class Service:
         try:
             yield
         finally:
-            self._give_back_after(began)
+            self._give_back(began)
 
     def check_place(self, count: int = 1) -> None:
         """Checks that places in the queue are free.
@@ -166,12 +171,12 @@ class Service:
             ClosedError: the service is shutting down.
             BusyError: fewer than `count` places are free now.
         """
-        if self._closed:
+        if not self.open:
             raise ClosedError("the service is shutting down: try again later.", _LEAST_RETRY)
-        if self._present + count > self.limits.queue:
+        if self.present + count > self.limits.queue:
             asked = "" if count == 1 else f", and {count} are asked for"
             raise BusyError(
-                f"{self._present} of {self.limits.queue} places are taken by requests at work or waiting{asked}: "
+                f"{self.present} of {self.limits.queue} places are taken by requests at work or waiting{asked}: "
                 "try again later.",
                 self._retry_after(),
             )
@@ -179,16 +184,12 @@ class Service:
     def _take(self, count: int) -> None:
         with self._lock:
             self.check_place(count)
-            self._present += count
+            self.present += count
 
-    def _give_back(self, count: int) -> None:
-        with self._lock:
-            self._present -= count
-
-    def _give_back_after(self, began: float, _: object = None) -> None:
+    def _give_back(self, began: float, _: object = None) -> None:
         with self._lock:
             self._durations.append(time.monotonic() - began)
-            self._present -= 1
+            self.present -= 1
 
     def count_sessions(self, tokens: Callable[[], int]) -> None:
         """Adds a function that tells how many tokens of cache sessions keep between their turns: requests have the room
@@ -282,16 +283,6 @@ class Service:
         if characters > most:
             raise LimitError(f"the stop texts have {characters} characters: this service takes at most {most}.")
 
-    def check_n(self, n: int) -> None:
-        """Checks how many results are asked for.
-
-        Raises:
-            LimitError: they are too many.
-        """
-        most = min(self.limits.n, self.limits.queue)
-        if not 1 <= n <= most:
-            raise LimitError(f"n is {n}: it must be from 1 to {most}.")
-
     def check_images(self, count: int) -> None:
         """Checks how many images are given.
 
@@ -332,16 +323,6 @@ class Service:
         """Does beforehand what would make the first requests wait."""
         _ = self.bagel.runtime.previewer
 
-    @property
-    def present(self) -> int:
-        """Requests at work and waiting."""
-        return self._present
-
-    @property
-    def open(self) -> bool:
-        """Whether requests are taken."""
-        return not self._closed
-
     def _retry_after(self) -> int:
         """Seconds until a place is likely to be free: the queue's usual pace."""
         with self._lock:
@@ -354,7 +335,7 @@ class Service:
     def close(self) -> None:
         """Takes no more requests; those at work go on."""
         with self._lock:
-            self._closed = True
+            self.open = False
 
     def stop(self) -> None:
         """Closes, and ends the service's own thread once it has done what it was given."""

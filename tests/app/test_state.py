@@ -210,14 +210,14 @@ def test_a_turn_takes_what_the_service_would_take(service: Service) -> None:
 def test_a_turn_that_ends_while_it_is_stopped_changes_nothing(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chat, run, ask = TabChat(1), Generation(), Session.ask
+    chat, run, answer = TabChat(1), Generation(), Session.generate_text
 
     def stopped(*given: Any, **more: Any) -> Any:
-        result = ask(*given, **more)
+        result = answer(*given, **more)
         run.stop()  # as Undo does, before it goes back
         return result
 
-    monkeypatch.setattr(Session, "ask", stopped)
+    monkeypatch.setattr(Session, "generate_text", stopped)
     run.start_thread(partial(chat.turn, service, run, ["What is there?"], "text", {"think": False}))
     assert follow(run) == []
     assert chat.sessions == []

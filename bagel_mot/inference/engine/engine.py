@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -54,14 +54,13 @@ class Engine:
         vocab_size: ids from here on are never chosen; by default all rows of the embedding can be.
         memory: says what fits into memory; by default everything does.
         max_step_tokens: tokens of one forward pass, at most; a step with more takes several. After memory ran out they
-            are fewer for a while; so it is with `max_step_pixels`.
+            are fewer for a while; so it is with `max_step_pixels`. All three limits may be changed later.
         max_active_cost: requests wait while those at work hold this many tokens of cache.
         max_step_pixels: pixels of one pass of the autoencoder, at most.
 
     Attributes:
         runner: runs batches.
         scheduler: lets requests begin.
-        max_step_tokens, max_step_pixels, max_active_cost: the limits above, which may be changed.
     """
 
     def __init__(
@@ -152,18 +151,25 @@ class Engine:
                 ticket.cancel(error if isinstance(error, Exception) else None)
             raise
 
-    def stream(self, ticket: Ticket[Any], pieces: deque[str]) -> Iterator[str]:
-        """Steps while a request writes into `pieces`, and yields them. If abandoned, the request is cancelled.
+    def stream(self, start: Callable[[Callable[[str], None]], Ticket[T]]) -> Generator[str, None, T]:
+        """Steps while a request writes, and yields the pieces. If abandoned, the request is cancelled.
+
+        Args:
+            start: submits the request, which is to call the function given with each piece.
+
+        Returns: the result of the request.
 
         Raises: what the request raised.
         """
+        pieces: deque[str] = deque()
+        ticket = start(pieces.append)
         try:
             while not ticket.done():
                 self._step_for(ticket)
                 while pieces:
                     yield pieces.popleft()
             yield from pieces  # another thread may have made the last step
-            ticket.result()
+            return ticket.result()
         finally:
             ticket.cancel()
 

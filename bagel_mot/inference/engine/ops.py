@@ -6,7 +6,7 @@ and returns the result of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
@@ -184,18 +184,8 @@ class DecodeOp(Op):
 
 
 @dataclass(eq=False)
-class PendingRead:
-    """A read of another request that is under way.
-
-    Attributes:
-        over: whether it has ended, whether it succeeded or not.
-    """
-
-    over: bool = False
-
-
-@dataclass(eq=False)
 class WaitOp(Op):
-    """Nothing to compute: it only waits until the read of another request is over."""
+    """Nothing to compute: it only waits until the read of another request, `key`, is no longer `under_way`."""
 
-    read: PendingRead
+    under_way: Collection[Hashable]
+    key: Hashable

@@ -75,7 +75,7 @@ class Ticket(Future[T]):
     @property
     def ready(self) -> bool:
         """Whether all ops that it waits for are settled."""
-        return all(op.read.over if isinstance(op, WaitOp) else op.settled for op in self.ops)
+        return all(op.key not in op.under_way if isinstance(op, WaitOp) else op.settled for op in self.ops)
 
     @property
     def heads(self) -> Sequence[Op]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from bagel_mot.images import to_pixels
 from bagel_mot.inference.engine.ops import EncodeOp, ForwardOp, Steps, WaitOp
 from bagel_mot.inference.history import History, Turn
-from bagel_mot.inference.prefixes import announced, keys_of, worth_keeping
+from bagel_mot.inference.prefixes import keys_of, worth_keeping
 from bagel_mot.inference.request import ImageInput, Input, TextInput
 from bagel_mot.inference.runtime import Runtime
 from bagel_mot.model.cache import Context
@@ -48,8 +48,8 @@ def begin(runtime: Runtime, inputs: Sequence[Input], expected: int) -> Steps[His
     """
     prefixes, keys = runtime.prefixes, keys_of(inputs)
     while (pending := prefixes.pending(keys)) is not None:
-        yield [WaitOp(pending)]
-    with announced(prefixes.reads, keys):
+        yield [WaitOp(prefixes.under_way, pending)]
+    with prefixes.reading(keys):
         history = prefixes.find(keys)
         common = worth_keeping(keys) if prefixes.max_tokens else 0
         if common and (history is None or len(history.turns) < common):
@@ -76,11 +76,11 @@ def read_alone(runtime: Runtime, context: Context, segments: tuple[Segment, ...]
     """
     prefixes = runtime.prefixes
     key = tuple(map(id, (*context.segments, *segments)))
-    while key in prefixes.pending_contexts:
-        yield [WaitOp(prefixes.pending_contexts[key])]
+    while key in prefixes.under_way:
+        yield [WaitOp(prefixes.under_way, key)]
     if (known := prefixes.contexts.get(key)) is not None:
         return known.fork()
-    with announced(prefixes.pending_contexts, key):
+    with prefixes.reading(key):
         if not context.length:  # memory for this branch alone, not for the whole conversation
             context = runtime.engine.new_context(sum(map(segment_length, segments)) + room)
         yield [ForwardOp(context, segments)]
