@@ -145,19 +145,11 @@ class TextStream:
             certain, self._held = self._held[: min(found)], ""
             self.stopped = True
         else:
-            keep = self._longest_beginning()
-            certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+            ends = range(len(self._held))  # the first from which on the text begins a stop text
+            cut = next((i for i in ends if any(stop.startswith(self._held[i:]) for stop in self._stop)), len(ends))
+            certain, self._held = self._held[:cut], self._held[cut:]
         self._given.append(certain)
         return certain
-
-    def _longest_beginning(self) -> int:
-        """The number of characters at the end of the text held back that begin a stop text."""
-        longest = max((len(stop) for stop in self._stop), default=1) - 1
-        for count in range(min(longest, len(self._held)), 0, -1):
-            ending = self._held[-count:]
-            if any(stop.startswith(ending) for stop in self._stop):
-                return count
-        return 0
 
 
 def split_thinking(text: str) -> tuple[str, str]:

@@ -51,10 +51,6 @@ class History:
         other.turns, other.without_image = kept, self.without_image
         return other
 
-    def append(self, turn: Turn) -> None:
-        """Adds a turn whose segments have just become part of the context."""
-        self.turns = (*self.turns, turn)
-
     @property
     def chunks(self) -> set[Chunk]:
         """The chunks of cache that it keeps alive."""

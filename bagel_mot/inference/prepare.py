@@ -121,7 +121,11 @@ class Preparer:
         if task.draws:
             size = self._size(resolved, images[-1].image.size if images else last_size)
             noised = _tokens(size, self.runtime.config.latent_stride)
-            _check_noise(noise, (noised - 2, self.runtime.config.latent_dim), size)
+            wanted = noised - 2, self.runtime.config.latent_dim
+            if noise is not None and tuple(noise.shape) != wanted:
+                raise SettingError(
+                    f"the noise is {tuple(noise.shape)}: a picture of {size[0]}×{size[1]} needs {wanted}."
+                )
         if resolved.think and position is None:
             inputs = (self.runtime.system_prompt(task), *inputs)
         request = Request(task, inputs, resolved, seed, size, noised, noise)
@@ -189,8 +193,3 @@ def _loading_name(task: Task) -> str:
 def _tokens(size: tuple[int, int], stride: int) -> int:
     """Tokens of an image of (width, height) pixels with one token per square of `stride` pixels and two markers."""
     return (size[0] // stride) * (size[1] // stride) + 2
-
-
-def _check_noise(noise: Tensor | None, wanted: tuple[int, int], size: tuple[int, int]) -> None:
-    if noise is not None and tuple(noise.shape) != wanted:
-        raise SettingError(f"the noise is {tuple(noise.shape)}: a picture of {size[0]}×{size[1]} needs {wanted}.")

@@ -53,18 +53,15 @@ class Driver:
         with self._changed:
             self._tickets.pop(ticket, None)
 
-    def _next(self) -> Ticket[Any] | None:
-        """The oldest ticket; None: there will be no more, and the thread is to end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._tickets or self._ending)
-            ticket = next(iter(self._tickets), None)
-            if ticket is None:
-                self._thread = None
-            return ticket
-
     def _run(self) -> None:
-        # Whichever request it waits for, a step advances all of them.
-        while (ticket := self._next()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._tickets or self._ending)
+                # Whichever request it waits for, a step advances all of them.
+                ticket = next(iter(self._tickets), None)
+                if ticket is None:
+                    self._thread = None
+                    return
             try:
                 self._engine.run_until([ticket])
             except BaseException as error:  # a step itself broke, not a request in it: the thread must live on

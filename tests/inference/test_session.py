@@ -131,7 +131,7 @@ def test_guidance_contexts(bagel: Bagel) -> None:
 
     def append(kind: Kind) -> None:
         count = 2 if kind in ("image", "drawing") else 1  # an image is two segments
-        history.append(Turn(kind, "", tuple(TextSegment((len(history.turns),)) for _ in range(count))))
+        history.turns += (Turn(kind, "", tuple(TextSegment((len(history.turns),)) for _ in range(count))),)
 
     def turns(role: Role) -> list[int]:
         """Turn numbers, one for each segment."""
@@ -158,7 +158,7 @@ def test_guidance_contexts(bagel: Bagel) -> None:
 def test_the_system_prompt_is_part_of_every_guidance_context_but_the_empty_one(bagel: Bagel) -> None:
     history = History(bagel.engine.new_context())
     for number, kind in enumerate(("system", "text", "thought", "drawing")):
-        history.append(Turn(kind, "", (TextSegment((number,)),)))  # type: ignore[arg-type]
+        history.turns += (Turn(kind, "", (TextSegment((number,)),)),)  # type: ignore[arg-type]
     found = history.guidance()
     assert found[Role.WITHOUT_IMAGE] == (*history.turns[0].segments, *history.turns[1].segments)
     assert found[Role.WITHOUT_TEXT] == found[Role.FULL]

@@ -117,7 +117,7 @@ class Engine:
             cost: tokens of cache that it will hold, at most.
         """
         ticket = Ticket(steps, cost, self.run_until, self._close_cancelled)
-        self.scheduler.submit(ticket)
+        self.scheduler.arrivals.append(ticket)
         return ticket
 
     @property

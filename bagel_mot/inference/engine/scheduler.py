@@ -21,21 +21,17 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._tickets: list[Ticket[Any]] = []  # those at work, then those that wait for room
-        self._arrivals: deque[Ticket[Any]] = deque()  # submitted since; taken in by whoever has the engine
-
-    def submit(self, ticket: Ticket[Any]) -> None:
-        """Takes a request in. Never waits."""
-        self._arrivals.append(ticket)
+        self.arrivals: deque[Ticket[Any]] = deque()  # submitted since; taken in by whoever has the engine
 
     @property
     def tickets(self) -> list[Ticket[Any]]:
         """All requests that are not done."""
-        return [ticket for ticket in [*self._tickets, *self._arrivals] if not ticket.done()]
+        return [ticket for ticket in [*self._tickets, *self.arrivals] if not ticket.done()]
 
     def take_arrivals(self) -> None:
         """Lets in what was submitted, and closes what was cancelled. For whoever holds the engine's lock."""
-        while self._arrivals:
-            self._tickets.append(self._arrivals.popleft())
+        while self.arrivals:
+            self._tickets.append(self.arrivals.popleft())
         for ticket in self._tickets:
             if ticket.overdue:
                 ticket.close()

@@ -35,8 +35,7 @@ def read(runtime: Runtime, history: History, inputs: Sequence[Input]) -> Steps[N
             segments.append(vit_segment(to_pixels(one.vit_image), runtime.config.vit.patch_size))
         turns.append(Turn(one.kind, one.content, tuple(segments)))
     yield [ForwardOp(history.context, tuple(segment for turn in turns for segment in turn.segments))]
-    for turn in turns:
-        history.append(turn)
+    history.turns += tuple(turns)  # their segments are part of the context by now
 
 
 def begin(runtime: Runtime, inputs: Sequence[Input], expected: int) -> Steps[History]:
