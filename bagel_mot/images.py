@@ -109,7 +109,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ImageError(
-            f"an array of shape {array.shape} and dtype {array.dtype} is no picture: "
+            f"an array of shape {array.shape} and dtype {array.dtype} is not a picture: "
             "give uint8 values of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."
         )
     if 0 in array.shape:

@@ -131,7 +131,7 @@ def load_checkpoint(
         model = BagelModel(config)
     known = {official_name(name) for name in model_shapes(config)}
     reads, draws = needed(tasks)
-    model.drop(pictures_in=not reads, pictures_out=not draws)
+    model.drop(image_input=not reads, image_output=not draws)
     device_of = device if callable(device) else on_device(device)
     if prepack:
         device_of = _with_embedding_in_file(device_of, source, precision)

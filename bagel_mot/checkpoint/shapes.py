@@ -24,7 +24,7 @@ def model_shapes(config: BagelConfig, *, reads: bool = True, draws: bool = True)
     """
     with torch.device("meta"):
         model = BagelModel(config)
-    model.drop(pictures_in=not reads, pictures_out=not draws)
+    model.drop(image_input=not reads, image_output=not draws)
     return MappingProxyType({name: tensor.shape for name, tensor in model.state_dict().items()})
 
 

@@ -51,7 +51,7 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     if isinstance(name, str) and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", text):
         return download(text)
     raise CheckpointError(
-        f"{text!r} is no checkpoint: give 'mini', a checkpoint folder, a file with weights in one "
+        f"{text!r} is not a checkpoint: give 'mini', a checkpoint folder, a file with weights in one "
         f"({', '.join(_WEIGHT_FILES)}), or a hub id such as 'owner/name'."
     )
 

@@ -84,18 +84,18 @@ class BagelModel(nn.Module):
         self.register_buffer("latent_pos_embed", sincos_table(config.max_latent_size, hidden))
         self.register_buffer("vit_pos_embed", sincos_table(config.vit_max_num_patch_per_side, hidden))
 
-    def drop(self, *, pictures_in: bool = False, pictures_out: bool = False) -> None:
+    def drop(self, *, image_input: bool = False, image_output: bool = False) -> None:
         """Leaves out what a task does not need; it is not to be called on afterwards.
 
         Args:
-            pictures_in: leave out the vision transformer and its connector; images are drawn from texts alone.
-            pictures_out: leave out the gen expert and the way of latents in and out; texts alone are written.
+            image_input: leave out the vision transformer and its connector; images are drawn from texts alone.
+            image_output: leave out the gen expert and the layers that take latents in and out; only text is written.
         """
         # A module set to None stays known by its name and is neither moved, stored nor counted.
-        if pictures_in:
+        if image_input:
             for name in ("vit", "connector", "vit_pos_embed"):
                 setattr(self, name, None)
-        if pictures_out:
+        if image_output:
             for name in ("latent_in", "latent_out", "time_embedding", "latent_pos_embed"):
                 setattr(self, name, None)
             for module, name in ((self.decoder, "norm_gen"), *((layer, "gen") for layer in self.decoder.layers)):

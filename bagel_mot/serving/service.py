@@ -74,15 +74,16 @@ class Service:
         capacity: the requests that the memory holds.
         present: the number of requests at work and waiting.
         open: whether requests are taken.
+        stopped: whether the model is free for another service.
 
     Raises:
-        SettingError: the model has a service that is open.
+        SettingError: the model has a service that is not stopped.
     """
 
     def __init__(self, bagel: Bagel, *, limits: Limits | None = None, memory: int | None = None) -> None:
         other = _services.get(bagel)
-        if other is not None and (service := other()) is not None and service.open:
-            raise SettingError("this model has a service already: use that one, or close it first.")
+        if other is not None and (service := other()) is not None and not service.stopped:
+            raise SettingError("this model has a service already: use that one, or stop it first.")
         self.bagel = bagel
         self.limits = limits or Limits()
         usable = int(free_memory(bagel.device) * (1 - MARGIN)) if memory is None else memory
@@ -95,7 +96,8 @@ class Service:
         engine.max_step_pixels = max(1, self.capacity.step_pixels)
         self._lock = threading.RLock()
         self.present = 0
-        self.open: bool = True
+        self.open, self.stopped = True, False
+        self._holders: list[Callable[[], int]] = []
         self._durations: deque[float] = deque(maxlen=32)  # seconds of the last requests
         self._driver = Driver(engine)
         _services[bagel] = weakref.ref(self)
@@ -195,6 +197,7 @@ class Service:
         """Adds a function that tells how many tokens of cache sessions keep between their turns: requests have the room
         that these leave.
         """
+        self._holders.append(tokens)
         self.bagel.engine.memory.holders.append(tokens)
 
     @property
@@ -338,6 +341,11 @@ class Service:
             self.open = False
 
     def stop(self) -> None:
-        """Closes, and ends the service's own thread once it has done what it was given."""
+        """Closes, ends the service's own thread once it has done what it was given, and lets go of the model."""
         self.close()
         self._driver.stop()
+        with self._lock:
+            holders, self._holders, self.stopped = self._holders, [], True
+        for tokens in holders:
+            self.bagel.engine.memory.holders.remove(tokens)
+        self.bagel.share_prefixes(0)

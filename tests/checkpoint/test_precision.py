@@ -210,7 +210,7 @@ def test_a_file_with_weights_is_a_checkpoint(golden: Any) -> None:
     single = Bagel.from_pretrained(golden.checkpoint / "ema.safetensors")
     a, b = folder.checkpoint.model.state_dict(), single.checkpoint.model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         Bagel.from_pretrained(Path(__file__))
 
 

@@ -137,7 +137,7 @@ def test_convert_compares_the_scores_of_mini(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_convert_refuses_what_it_cannot_do(tiny: Path, tmp_path: Path) -> None:
     refused("convert", tiny, "new", "--format", "int3", match="the format is 'int3': it must be bf16, ")
-    refused("convert", "nowhere", "new", "--format", "int8", match="'nowhere' is no checkpoint")
+    refused("convert", "nowhere", "new", "--format", "int8", match="'nowhere' is not a checkpoint")
     refused("convert", tiny, tiny, "--format", "int8", match="is the checkpoint that is to be converted")
     refused("convert", tiny, tmp_path / "x", "--format", "gguf-f16", "--shard-size", "1MB", match="is one file")
     Path("other").mkdir()

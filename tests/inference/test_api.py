@@ -560,7 +560,7 @@ def test_from_pretrained_reads_the_checkpoints_defaults(golden: Any, tmp_path: P
 
 
 def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="is no checkpoint: give 'mini'"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint: give 'mini'"):
         Bagel.from_pretrained("nowhere")
     with pytest.raises(CheckpointError):
         Bagel.from_pretrained(tmp_path)

@@ -290,7 +290,7 @@ def test_a_checkpoint_is_loaded_once_and_again_when_its_files_change(tmp_path: P
 
 
 def test_errors_are_the_sentences_of_bagel(model: Any) -> None:
-    with pytest.raises(CheckpointError, match="'nowhere' is no checkpoint: give 'mini', a checkpoint folder"):
+    with pytest.raises(CheckpointError, match="'nowhere' is not a checkpoint: give 'mini', a checkpoint folder"):
         NODES["BagelLoad"]().load("nowhere", "auto", "auto")
     with pytest.raises(PromptError, match="write something that the model can go by"):
         call("BagelGenerate", model=model, prompt=" ", seed=0, count=1)

@@ -325,11 +325,18 @@ def test_what_is_over_is_let_go_of_while_earlier_requests_go_on(bagel: Bagel, ho
 def test_a_model_has_one_service_at_a_time(bagel: Bagel) -> None:
     service = Service(bagel, memory=1 << 30)
     limits = bagel.engine.max_step_tokens, bagel.engine.max_active_cost
-    with pytest.raises(SettingError, match="this model has a service already: use that one, or close it first"):
+    with pytest.raises(SettingError, match="this model has a service already: use that one, or stop it first"):
         Service(bagel, memory=1 << 20)
     assert limits == (bagel.engine.max_step_tokens, bagel.engine.max_active_cost)
+    service.count_sessions(lambda: 100)
+    assert service.session_tokens == 100
     service.close()
-    Service(bagel, memory=1 << 29).close()
+    with pytest.raises(SettingError, match="stop it first"):  # requests of the first may still be at work
+        Service(bagel, memory=1 << 29)
+    service.stop()
+    second = Service(bagel, memory=1 << 29)
+    assert second.session_tokens == 0, "sessions of the one before are not the second one's"
+    second.stop()
 
 
 def test_first_come_first_served(bagel: Bagel) -> None:

@@ -88,7 +88,7 @@ def download(
             weights_files = _shards(fetch.place(listed[weights]), listed)
         else:
             if "config.json" not in listed:
-                raise CheckpointError(f"{repository} has no config.json: it is no checkpoint of this model.")
+                raise CheckpointError(f"{repository} has no config.json: it is not a checkpoint of this model.")
             fetch.get([listed["config.json"]], None)
             weights_files = _beside(fetch.place(listed["config.json"]), listed)
         names = dict.fromkeys((*COMPANIONS, weights, *weights_files))

@@ -141,7 +141,7 @@ def test_a_run_starts_from_whatever_names_a_checkpoint(
         assert {float(p.detach().mean()) for p in task.module.parameters()} == {4.0}
         assert task.config == first.config
     assert started(init=str(run), autoencoder="mini").autoencoder.config == first.autoencoder.config
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         started(init=str(tmp_path / "nowhere"))
 
 
