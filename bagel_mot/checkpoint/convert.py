@@ -97,15 +97,10 @@ def _shapes(source: TensorSource) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if official_name(name) in present}
 
 
-def is_big(name: str) -> bool:
-    """Whether a tensor (our name) is one of those that a conversion rounds."""
-    return PARTS["decoder"].fullmatch(name) is not None
-
-
 def _entry(source: TensorSource, ours: str, shape: tuple[int, ...], stored: str) -> TensorEntry:
     """The entry of a tensor; a matrix that the format does not take is in bfloat16."""
     name = official_name(ours)
-    if is_big(ours):
+    if PARTS["decoder"].fullmatch(ours):
         type = stored.removeprefix(_GGUF)
         if stored.startswith(_GGUF) and gguf_writing.fits(type, shape):
             return TensorEntry(name, shape, gguf_writing.TYPES[type], partial(_plain, source, name, torch.float32))

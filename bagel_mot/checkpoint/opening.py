@@ -60,8 +60,8 @@ def open_source(path: Path) -> TensorSource:
         path: a file of safetensors, an index of several (`*.safetensors.index.json`), or a file of GGUF.
 
     Raises:
-        CheckpointError: it is neither of these, is damaged, or holds a tensor of an unknown layout; a package that
-            reads the layout is missing.
+        CheckpointError: it is neither of these, is damaged, or holds a tensor of an unknown layout (the first is
+            named); a package that reads the layout is missing.
     """
     if path.suffix == ".gguf":
         return GgufFile(path)
@@ -74,15 +74,6 @@ def open_source(path: Path) -> TensorSource:
         raise CheckpointError(f"{path} is missing")
     files = SafetensorsFiles(path, safetensors_files(path))
     dfloat11.add_further_files(files)
-    return open_files(files)
-
-
-def open_files(files: SafetensorsFiles) -> TensorSource:
-    """The tensors of the model in safetensors files, of any layout.
-
-    Raises:
-        CheckpointError: a tensor is of a layout that nobody here knows; the first is named.
-    """
     if stored := dfloat11.recognise(files):
         return GroupedTensors(files, stored, ())
     markers = [name for name in files.names() if float8.is_marker(files, name)]

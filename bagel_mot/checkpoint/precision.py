@@ -124,7 +124,7 @@ def check_hardware(precision: Precision, device: torch.device) -> None:
                     f"precision 'fp8-dynamic' multiplies in FP8, which takes a CUDA device of compute capability 8.9 "
                     f"or later, but this is {here}: use 'fp8', which only stores weights so."
                 )
-        if stored in ("int8-dynamic",) and device.type == "mps":
+        if stored == "int8-dynamic" and device.type == "mps":
             raise DeviceError("precision 'int8-dynamic' is not to be had on 'mps': use 'int8'.")
         if stored.startswith("fp8") and device.type == "mps":
             raise DeviceError(f"precision {stored!r} is not to be had on 'mps', which has no FP8: use 'int8'.")

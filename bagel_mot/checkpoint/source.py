@@ -125,17 +125,14 @@ class SafetensorsFiles(TensorSource):
         self._stored: dict[str, StoredBytes] = {}
         self._maps: dict[Path, mmap.mmap] = {}
         for path in files:
-            self._add(read_header(path))
+            self.add(read_header(path))
 
-    def _add(self, found: dict[str, StoredBytes]) -> None:
+    def add(self, found: dict[str, StoredBytes]) -> None:
+        """Adds the tensors of another file."""
         for name, stored in found.items():
             if name in self._stored:
                 raise CheckpointError(f"{name} is in {self._stored[name].file} and in {stored.file}")
             self._stored[name] = stored
-
-    def add(self, other: SafetensorsFiles) -> None:
-        """Adds the tensors of other files."""
-        self._add(other._stored)
 
     @property
     def kind(self) -> str:

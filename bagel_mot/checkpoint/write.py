@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -210,24 +210,15 @@ def bytes_of(tensor: Tensor) -> np.ndarray[Any, Any]:
 def write_model(
     path: Path, entries: Sequence[TensorEntry], shard_size: int | None, advance: Advance | None = None
 ) -> None:
-    """Writes one file, or where `shard_size` (bytes) is given, shards and their index beside where it would stand.
+    """Writes one file, or where `shard_size` (bytes) is given, beside where it would stand
+    `model-00001-of-00007.safetensors`, … of at most that size each, and last the index that names them, as the hub's
+    libraries have it. A tensor that is larger alone has a file of its own.
 
     Errors as `write_safetensors`.
     """
     if shard_size is None:
         write_safetensors(path, entries, advance)
-    else:
-        write_sharded(path.parent, entries, shard_size, advance)
-
-
-def write_sharded(
-    folder: Path, entries: Sequence[TensorEntry], shard_size: int, advance: Advance | None = None
-) -> None:
-    """Writes `model-00001-of-00007.safetensors`, … of at most `shard_size` bytes each, and last the index that names
-    them. A tensor that is larger alone has a file of its own.
-
-    Errors as `write_safetensors`.
-    """
+        return
     shards: list[list[TensorEntry]] = [[]]
     filled = 0
     for entry in entries:
@@ -236,13 +227,15 @@ def write_sharded(
             filled = 0
         shards[-1].append(entry)
         filled += entry.nbytes
-    check_free_space(folder, sum(entry.nbytes for entry in entries))
+    total = sum(entry.nbytes for entry in entries)
+    check_free_space(path.parent, total)
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_safetensors(folder / file, shard, advance)
+        write_safetensors(path.parent / file, shard, advance)
         files |= {part.name: file for entry in shard for part in parts_of(entry)}
-    write_index(folder, files, sum(entry.nbytes for entry in entries))
+    index = {"metadata": {"total_size": total}, "weight_map": files}
+    write_text(path.parent / INDEX_FILE, json.dumps(index, indent=2) + "\n")
 
 
 def counting(progress: ByteProgress | None, total: int) -> Advance:
@@ -256,9 +249,3 @@ def counting(progress: ByteProgress | None, total: int) -> Advance:
             progress(done, total)
 
     return advance
-
-
-def write_index(folder: Path, files: Mapping[str, str], total: int) -> None:
-    """`model.safetensors.index.json`, as the hub's libraries have it: the file of each tensor, and bytes in all."""
-    content = {"metadata": {"total_size": total}, "weight_map": dict(files)}
-    write_text(folder / INDEX_FILE, json.dumps(content, indent=2) + "\n")

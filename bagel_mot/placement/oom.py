@@ -56,12 +56,14 @@ class MemoryGuard:
             MemoryShortageError: they are not there, even after the process has returned what it had kept.
         """
         device = self._device
-        if device is None or device.type != "cpu" or needed < _SMALL or _fits(needed, room_for_work()):
+        if device is None or device.type != "cpu" or needed < _SMALL:
             return
-        return_freed_memory()
-        if _fits(needed, room := room_for_work()):
+        room = room_for_work()
+        if room is not None and room < needed:
+            return_freed_memory()
+            room = room_for_work()
+        if room is None or room >= needed:
             return
-        assert room is not None
         raise MemoryShortageError(
             f"memory would run out on {device}: a step of this takes {size_text(needed)} at the least, and "
             f"{size_text(room)} is free; {_advice(self._plan, self._others)}."
@@ -73,11 +75,12 @@ class MemoryGuard:
         """
         if self._device is None or not is_out_of_memory(error) or isinstance(error, MemoryShortageError):
             return error
-        needed = _needed(str(error))
-        asked = "more memory was needed" if needed is None else f"{size_text(needed)} more was needed"
+        # PyTorch mostly says how much it tried to allocate.
+        match = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMG]iB)", str(error), re.IGNORECASE)
+        amount = size_text(int(float(match[1]) * _UNITS[match[2]])) + " more" if match else "more memory"
         return MemoryShortageError(
-            f"memory ran out on {self._device}: {asked} than there was, and {size_text(free_memory(self._device))} is "
-            f"free now; {_advice(self._plan, self._others)}."
+            f"memory ran out on {self._device}: {amount} was needed than there was, and "
+            f"{size_text(free_memory(self._device))} is free now; {_advice(self._plan, self._others)}."
         )
 
 
@@ -87,10 +90,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def _fits(needed: int, room: int | None) -> bool:
-    return room is None or needed <= room
 
 
 def _advice(plan: Plan | None, others: Sequence[Plan]) -> str:
@@ -103,9 +102,3 @@ def _advice(plan: Plan | None, others: Sequence[Plan]) -> str:
     if fitting is None:
         return f"{smaller}, or load it in fewer bits or with layers elsewhere (`bagel info --plan` shows what fits)"
     return f"{smaller}, or load it with {fitting.advice()}"
-
-
-def _needed(text: str) -> int | None:
-    """The bytes that PyTorch says it tried to allocate; None where it does not."""
-    match = re.search(r"tried to allocate ([\d.]+) ?(bytes|[KMG]iB)", text, re.IGNORECASE)
-    return None if match is None else int(float(match[1]) * _UNITS[match[2]])

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bagel_mot.placement.weights import Experts, aligned, carve
+from bagel_mot.placement.weights import Experts, carve
 
 
 class Buffer:
@@ -36,7 +36,7 @@ class Buffer:
     def __init__(self, layers: Sequence[Experts], device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self.places: list[dict[str, list[Tensor]]] = [{} for _ in layers]
         for expert in layers[0]:
-            size = max(sum(aligned(weight.home.nbytes) for weight in layer[expert]) for layer in layers)
+            size = max(sum(weight.room for weight in layer[expert]) for layer in layers)
             block = torch.empty(size, dtype=torch.uint8, device=device)
             if stream is not None:  # which may be writing still when the buffer is dropped
                 block.record_stream(stream)
@@ -44,7 +44,7 @@ class Buffer:
                 places[expert], start = [], 0
                 for weight in layer[expert]:
                     places[expert].append(carve(block, start, weight.home))
-                    start += aligned(weight.home.nbytes)
+                    start += weight.room
         self.layer: int | None = None
         self.arrivals: dict[str, Callable[[], Any]] = {}
         self.free = _event(device)

@@ -31,6 +31,11 @@ class Weight:
     name: str
     home: Tensor
 
+    @property
+    def room(self) -> int:
+        """Its bytes in a block, up to the next place where a tensor of any kind may begin."""
+        return -(-max(self.home.nbytes, 1) // 256) * 256
+
     def put(self, tensor: Tensor) -> None:
         """Lets the module use this tensor."""
         if self.name in self.module._parameters:
@@ -65,37 +70,28 @@ def pin(weights: Iterable[Weight]) -> None:
     here many share blocks that are powers of two.
     """
     for group in _groups(list(weights), _BLOCK):
-        needed = sum(map(_aligned, group))
+        needed = sum(weight.room for weight in group)
         block = torch.empty(1 << (needed - 1).bit_length(), dtype=torch.uint8, pin_memory=True)
         start = 0
         for weight in group:
             weight.home = carve(block, start, weight.home).copy_(weight.home)
             weight.put(weight.home)
-            start += _aligned(weight)
+            start += weight.room
 
 
 def _groups(weights: list[Weight], size: int) -> list[list[Weight]]:
     """Weights that share a block each, the largest first, each in the first block that has room."""
     groups: list[list[Weight]] = []
     room: list[int] = []
-    for weight in sorted(weights, key=_aligned, reverse=True):
-        place = next((i for i, left in enumerate(room) if left >= _aligned(weight)), None)
+    for weight in sorted(weights, key=lambda weight: weight.room, reverse=True):
+        place = next((i for i, left in enumerate(room) if left >= weight.room), None)
         if place is None:
             place = len(groups)
             groups.append([])
-            room.append(max(size, _aligned(weight)))
+            room.append(max(size, weight.room))
         groups[place].append(weight)
-        room[place] -= _aligned(weight)
+        room[place] -= weight.room
     return groups
-
-
-def _aligned(weight: Weight) -> int:
-    return aligned(weight.home.nbytes)
-
-
-def aligned(size: int) -> int:
-    """Bytes up to the next place where a tensor of any kind may begin."""
-    return -(-max(size, 1) // 256) * 256
 
 
 def carve(block: Tensor, start: int, like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from bagel_mot.checkpoint.convert import convert
 from bagel_mot.checkpoint.hub.download import download
 from bagel_mot.checkpoint.official import load_checkpoint, read_config
 from bagel_mot.checkpoint.opening import open_checkpoint, open_source
-from bagel_mot.checkpoint.write import entry_of, write_sharded
+from bagel_mot.checkpoint.write import entry_of, write_model
 from bagel_mot.cli import app
 from bagel_mot.errors import CheckpointError
 from tests.checkpoint.fake_hub import FakeHub, running
@@ -96,7 +96,7 @@ def test_progress_counts_what_is_here_too(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_shards_that_an_index_names(hub: FakeHub, tmp_path: Path) -> None:
     source = open_source(GOLDEN / WEIGHTS)
-    write_sharded(tmp_path / "shards", [entry_of(n, source.read(n)) for n in source.names()], 200_000)
+    write_model(tmp_path / "shards" / "ema.safetensors", [entry_of(n, source.read(n)) for n in source.names()], 200_000)
     shards = contents(tmp_path / "shards")
     assert len(shards) > 3
     hub.files = {**{name: content for name, content in NEEDED.items() if name != WEIGHTS}, **UNNEEDED, **shards}

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bagel_mot.checkpoint.write import TensorEntry, entry_of, parts_of, write_safetensors, write_sharded
+from bagel_mot.checkpoint.write import TensorEntry, entry_of, parts_of, write_model, write_safetensors
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import FORMATS
 
@@ -123,7 +123,7 @@ def test_nf4_is_what_bitsandbytes_writes_and_reads(tmp_path: Path) -> None:
 
 def test_shards_and_their_index(tmp_path: Path) -> None:
     tensors = {f"t{i}": torch.full((10,), float(i)) for i in range(5)} | {"large": torch.zeros(100)}
-    write_sharded(tmp_path, [entry_of(name, tensor) for name, tensor in tensors.items()], 80)
+    write_model(tmp_path / "ema.safetensors", [entry_of(name, tensor) for name, tensor in tensors.items()], 80)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     names = [f"model-0000{i}-of-00004.safetensors" for i in range(1, 5)]
     assert sorted(path.name for path in tmp_path.iterdir()) == [*names, "model.safetensors.index.json"]
@@ -135,12 +135,12 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
 
 def test_parts_of_a_matrix_stand_in_one_shard(tmp_path: Path) -> None:
     entries = [matrix_entry("nf4", torch.randn(64, 128)), entry_of("b", torch.zeros(4))]
-    write_sharded(tmp_path, entries, 100)
+    write_model(tmp_path / "ema.safetensors", entries, 100)
     files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
     assert {files[part.name] for part in parts_of(entries[0])} == {"model-00001-of-00002.safetensors"}
 
 
-@pytest.mark.parametrize("write", [write_safetensors, lambda path, entries: write_sharded(path.parent, entries, 50)])
+@pytest.mark.parametrize("write", [write_safetensors, lambda path, entries: write_model(path, entries, 50)])
 def test_an_exception_in_the_middle_leaves_no_file(tmp_path: Path, write: Callable[[Path, Any], None]) -> None:
     def fail() -> torch.Tensor:
         raise KeyboardInterrupt

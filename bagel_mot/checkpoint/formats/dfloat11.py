@@ -32,7 +32,7 @@ from bagel_mot.checkpoint.formats.exponents import CHUNK_BYTES, CodeTable, Damag
 from bagel_mot.checkpoint.formats.quantised_layouts import StoredTensor, unknown
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.shapes import model_shapes
-from bagel_mot.checkpoint.source import SafetensorsFiles
+from bagel_mot.checkpoint.source import SafetensorsFiles, read_header
 from bagel_mot.config import load_config
 from bagel_mot.errors import CheckpointError
 
@@ -53,8 +53,8 @@ def add_further_files(files: SafetensorsFiles) -> None:
         return  # the autoencoder, say
     for other in sorted(path.parent.glob("*.safetensors")):
         if other != path:
-            found = SafetensorsFiles(other, [other])
-            if any(name.endswith(_CODES) for name in found.names()):
+            found = read_header(other)
+            if any(name.endswith(_CODES) for name in found):
                 files.add(found)
 
 
