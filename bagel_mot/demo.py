@@ -183,22 +183,9 @@ def _shown(image: Image.Image, side: int) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #222; --soft: #777; --paper: #faf8f4; --card: #fff; --line: #e5e0d8 } @media
-(prefers-color-scheme: dark) { :root { --ink: #eee; --soft: #999; --paper: #191817; --card: #242220; --line: #3a3733 } }
-body { margin: 0 auto; max-width: 1080px; padding: 40px 24px 64px; background: var(--paper); color: var(--ink); font:
-16px/1.45 system-ui, sans-serif }
-h1 { font-size: 30px; margin: 0 } h2 { font-size: 20px; margin: 44px 0 2px } p { margin: 4px 0; color: var(--soft) }
-.cards { display: flex; flex-wrap: wrap; gap: 18px; margin-top: 14px } figure { margin: 0; width: 240px; background:
-var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden } figure img { display: block; width:
-240px; height: 240px; object-fit: contain; background: var(--line) } figcaption { padding: 10px 14px 14px } .title {
-font-weight: 600 } .text { margin-top: 4px } .thinking { margin-top: 6px; font-style: italic; color: var(--soft) }
-.note { margin-top: 6px; font-size: 13px; color: var(--soft) }
-"""
-
-
 def _page(sections: list[DemoSection], seconds: float) -> str:
     """The page as one HTML file, images included."""
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     parts = []
     for section in sections:
         cards = "".join(_figure(card) for card in section.cards)
@@ -208,7 +195,7 @@ def _page(sections: list[DemoSection], seconds: float) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>BAGEL</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>BAGEL</h1>"
+        f"<style>{style}</style></head><body><h1>BAGEL</h1>"
         f"<p>One model drew, edited, answered and thought all of this in {seconds:.0f} seconds.</p>"
         f"{''.join(parts)}</body></html>\n"
     )

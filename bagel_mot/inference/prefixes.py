@@ -72,9 +72,12 @@ class PrefixCache:
             self._kept.move_to_end(best)
         return known[best].copy(shared)
 
-    def lend(self, keys: Keys, history: History) -> None:
-        """Shares what a request has read for as long as it holds `history`."""
-        self._at_work[keys] = history
+    def lend(self, keys: Keys, history: History) -> History:
+        """Shares what a request has read. Requests that have read the same hold one history between them.
+
+        Returns: the history that is shared, for as long as the request holds it.
+        """
+        return self._at_work.setdefault(keys, history)
 
     def keep(self, keys: Keys, history: History) -> None:
         """Keeps what has been read so far for requests to come, unless it alone is beyond the budget."""

@@ -178,7 +178,7 @@ class Session:
 
     def ask(self, question: str, **options: Any) -> Any:
         """`generate_text(question, …)`: the answer to a question."""
-        return self.generate_text(question, **options)
+        return self.generate_text(question or "", **options)
 
     def fork(self) -> Session:
         """A second session that goes on from here. It shares the cache: nothing is computed or copied."""

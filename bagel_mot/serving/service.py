@@ -96,7 +96,8 @@ class Service:
         engine.max_step_pixels = max(1, self.capacity.step_pixels)
         self._lock = threading.RLock()
         self.present = 0
-        self.open, self.stopped = True, False
+        self.open: bool = True
+        self.stopped: bool = False
         self._holders: list[Callable[[], int]] = []
         self._durations: deque[float] = deque(maxlen=32)  # seconds of the last requests
         self._driver = Driver(engine)

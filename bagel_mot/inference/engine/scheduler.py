@@ -83,13 +83,15 @@ def forward_batches(ops: Sequence[ForwardOp], limit: int) -> Iterator[list[Forwa
 
 
 def _chunk(ops: Iterable[ForwardOp], room: int) -> Iterator[ForwardOp]:
-    """The first of `ops`, cut so that they have about `room` tokens in all; at least one piece of one."""
-    for op in ops:
-        if room <= 0:
-            return
+    """The first of `ops`, cut so that they have no more than `room` tokens in all; or one piece of the first."""
+    for i, op in enumerate(ops):
         op.take(room)
+        if i and op.tokens > room:
+            return
         room -= op.tokens
         yield op
+        if room <= 0:
+            return
 
 
 def batches(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:

@@ -23,9 +23,10 @@ def respond(runtime: Runtime, request: Request, listener: Listener) -> Steps[Res
     began = time.perf_counter()
     expected = request.prompt_tokens + min(request.max_text_tokens, _LIKELY_TEXT) + 2 + request.noised_tokens
     history = yield from begin(runtime, request.inputs, expected)
-    lent = history.copy()  # as long as this request is at work, others that begin alike go on from here
-    runtime.prefixes.lend(keys_of(request.inputs), lent)
+    # Held until this request is done: others that begin alike go on from here.
+    lent = runtime.prefixes.lend(keys_of(request.inputs), history.copy())
     result, _ = yield from follow(runtime, history, request, listener)
+    del lent
     result.seconds = time.perf_counter() - began
     return result
 

@@ -108,3 +108,23 @@ def test_a_request_longer_than_a_pass_is_answered(bagel: Bagel) -> None:
     expected = bagel.ask(None, "word " * 60, max_new_tokens=5)
     bagel.engine.max_step_tokens = 20
     assert bagel.ask(None, "word " * 60, max_new_tokens=5) == expected
+
+
+def test_beside_a_text_being_written_no_second_prompt_adds_an_image(
+    bagel: Bagel, golden: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a chunk has left after the first prompt is not enough for an image, and images are never cut."""
+    monkeypatch.setattr(scheduler, "_CHUNK", 16)
+    long, image, _ = prompt(bagel, golden)
+    assert segment_length(image) > 4
+    writing = ForwardOp(bagel.engine.new_context(), (bagel.runtime.text("a"),), Output.TOKEN, record=False)
+    first = ForwardOp(bagel.engine.new_context(), (bagel.runtime.text("word " * 2),))
+    second = ForwardOp(bagel.engine.new_context(), (image, long))
+    for op in (writing, first, second):
+        op.begin(None)
+    assert first.tokens < 16 < second.tokens
+    (batch,) = scheduler.forward_batches([writing, first, second], 1 << 20)
+    assert batch == [writing, first]
+    (batch,) = scheduler.forward_batches([writing, second], 1 << 20)
+    assert batch == [writing, second]
+    assert second.part == (image,), "alone it is read, though it is longer than a chunk"
