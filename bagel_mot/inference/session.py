@@ -122,7 +122,7 @@ class Session:
             text: added first, as by `add(text)`: both become part of the conversation, or neither. `undo` takes back
                 the image alone; once more, the text.
             progress: called with the denoising steps done and in all.
-            on_preview: called up to eight times with a small look at the image as it forms.
+            on_preview: called up to eight times with a small preview of the image as it forms.
             on_text: called with the pieces of the thinking.
             on_submit: is given the ticket before anything runs. `ticket.cancel()`, from any thread, ends the turn
                 within a step and leaves the session as it was.

@@ -1,11 +1,11 @@
 """The key/value cache: append-only chunks, shared by prefix.
 
 A `Context` holds everything that a request has read so far: a list of views into chunks. Forking a context, or cutting
-it back to an earlier segment, copies nothing: the result looks at the same memory. As with Go's slices, whoever appends
+it back to an earlier segment, copies nothing: the result shares the same memory. As with Go's slices, whoever appends
 first at the end of a chunk goes on in place; a second one that appends at a place already taken starts a chunk of its
 own. Chunks grow geometrically and are never moved, so the cache is never copied.
 
-Room is taken as long as something looks at it. A chunk knows its living views by weak references, so what a dropped
+Memory is occupied as long as a view refers to it. A chunk knows its living views by weak references, so what a dropped
 fork, a finished answer or a cancelled request had appended is free again without anybody giving it back.
 """
 
@@ -113,7 +113,7 @@ class Chunk:
 
     @property
     def used(self) -> int:
-        """The number of tokens that some living view looks at; room behind them may be written."""
+        """The number of tokens that some living view covers; memory behind them may be written."""
         return max((view.stop for view in self.views), default=0)
 
 
@@ -277,10 +277,10 @@ class Context:
 
     @property
     def chunks(self) -> set[Chunk]:
-        """The memory that this context looks at, shared with others or not."""
+        """The memory that this context refers to, shared with others or not."""
         return {view.chunk for view in self._views}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of cache this context looks at, shared chunks included."""
+        """Bytes of cache that this context refers to, shared chunks included."""
         return sum(chunk.nbytes for chunk in self.chunks)

@@ -201,7 +201,7 @@ def test_one_forward_pass_a_step(bagel: Bagel, golden: Any) -> None:
     stats = bagel.engine.stats
     # The image with the first text, the other texts behind it, texts alone; then steps, one later for the others.
     assert stats.forwards == 1 + 1 + 1 + 5
-    assert stats.rows == 3 * (1 + 1 + 5 * 3)
+    assert stats.forward_ops == 3 * (1 + 1 + 5 * 3)
 
 
 @pytest.mark.parametrize("taylorseer", [False, True])

@@ -53,8 +53,8 @@ class Engine:
         special: ids of the special tokens.
         vocab_size: ids from here on are never chosen; by default all rows of the embedding can be.
         memory: says what fits into memory; by default everything does.
-        max_step_tokens: tokens of one forward pass, at most; a step with more takes several. After memory ran out they
-            are fewer for a while; so it is with `max_step_pixels`. All three limits may be changed later.
+        max_step_tokens: tokens of one forward pass, at most; a step with more takes several. After memory ran out,
+            passes are smaller for a while. All three limits may be changed later.
         max_active_cost: requests wait while those at work hold this many tokens of cache.
         max_step_pixels: pixels of one pass of the autoencoder, at most.
 

@@ -26,7 +26,7 @@ class EngineStats:
 
     steps: int = 0  # in which something was computed
     forwards: int = 0  # passes of the model
-    rows: int = 0  # forward ops
+    forward_ops: int = 0
     prefill_tokens: int = 0  # read into contexts
     written_tokens: int = 0  # in texts being written, one per forward pass
     noised_tokens: int = 0  # in denoising steps, image markers included
@@ -89,7 +89,7 @@ class Runner:
             if op.advance():
                 op.settle(results.get(op))
             op.committing = False
-            self.stats.rows += 1
+            self.stats.forward_ops += 1
 
     def _layout(self, samples: Sequence[Sample]) -> Layout:
         """The layout of samples on the model's device. Denoising steps of the same images share one."""

@@ -71,7 +71,7 @@ class _State(Collector):
         counters = {
             "bagel_engine_steps": ("Steps of the engine.", stats.steps),
             "bagel_engine_forwards": ("Forward passes of the model.", stats.forwards),
-            "bagel_engine_rows": ("Rows of forward passes.", stats.rows),
+            "bagel_engine_rows": ("Rows of forward passes.", stats.forward_ops),
             "bagel_engine_prefill_tokens": ("Tokens read into contexts.", stats.prefill_tokens),
             "bagel_engine_written_tokens": ("Tokens of texts written.", stats.written_tokens),
             "bagel_engine_noised_tokens": ("Tokens of denoising steps.", stats.noised_tokens),

@@ -63,7 +63,7 @@ def test_requests_join_and_leave_between_steps(bagel: Bagel) -> None:
     assert long.done()
     assert engine.idle
     assert engine.stats.forwards == engine.stats.steps == 4
-    assert engine.stats.rows == 5
+    assert engine.stats.forward_ops == 5
     (alone,) = finish(bagel, read_texts(bagel, ["a", "red circle", "b", "c"]))
     for got, expected in zip(long.result(), alone, strict=True):
         assert relative(got, expected) < 1e-5
@@ -188,7 +188,7 @@ def test_an_interrupt_hands_nothing_over_twice(bagel: Bagel) -> None:
         bagel.engine.run_until([ticket])
     assert not behind.done()
     bagel.engine.run_until([behind])
-    assert bagel.engine.stats.rows == 1 + 3
+    assert bagel.engine.stats.forward_ops == 1 + 3
     (alone,) = finish(bagel, read_texts(bagel, ["a", "b", "c"]))
     for got, expected in zip(behind.result(), alone, strict=True):
         assert relative(got, expected) < 1e-5
