@@ -16,17 +16,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
 
 from bagel_mot.allocator import keep_freed_memory
-from bagel_mot.errors import MemoryShortageError
-from bagel_mot.inference.engine.backoff import BatchBackoff
-from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Op, Steps, VelocityOp
-from bagel_mot.inference.engine.runner import EngineStats, Runner, shape_of
-from bagel_mot.inference.engine.scheduler import Scheduler, batches, forward_batches
+from bagel_mot.inference.engine.batches import BatchRunner
+from bagel_mot.inference.engine.ops import Steps
+from bagel_mot.inference.engine.runner import EngineStats, Runner
+from bagel_mot.inference.engine.scheduler import Scheduler
 from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
@@ -37,7 +35,6 @@ from bagel_mot.tokenizer import SpecialTokens
 
 T = TypeVar("T")
 
-_FEW_TOKENS = 1024
 _FROM_WITHIN = "a request or its callback cannot run the engine that runs it"
 
 
@@ -81,9 +78,9 @@ class Engine:
         self.runner = Runner(model, autoencoder, special, vocab_size or model.config.decoder.vocab_size)
         self.scheduler = Scheduler()
         self.memory = memory or MemoryGuard()
+        self._batches = BatchRunner(self.runner, self.memory)
         self.max_step_tokens, self.max_step_pixels = max_step_tokens, max_step_pixels
         self.max_active_cost = max_active_cost
-        self._token_backoff, self._pixel_backoff = BatchBackoff(_FEW_TOKENS), BatchBackoff(1)
         self._lock = threading.RLock()  # held by the thread that steps
         self._stepping = False
         # One of the threads that wait for results, the driver, makes steps; the others sleep.
@@ -230,11 +227,12 @@ class Engine:
 
     def _step(self) -> None:
         active = self.scheduler.admit(self.max_active_cost - self.memory.idle_tokens)
-        self._run([op for ticket in active for op in ticket.ops if not op.settled])
+        ops = [op for ticket in active for op in ticket.ops if not op.settled]
+        self._batches.run(ops, self.max_step_tokens, self.max_step_pixels)
         self._advance(active)
         # Extrapolated states need the velocity head alone: nobody waits for a forward pass of others.
         while heads := [op for ticket in active for op in ticket.heads]:
-            self._attempt(self.runner.velocities, heads)
+            self._batches.attempt(self.runner.velocities, heads)
             self._advance(active)
         self.scheduler.forget_done()
 
@@ -242,62 +240,3 @@ class Engine:
         for ticket in active:
             if not ticket.done() and ticket.ready:  # it may have been cancelled by another request's callback
                 ticket.advance()
-
-    def _run(self, ops: Sequence[Op]) -> None:
-        forwards = [op for op in ops if isinstance(op, ForwardOp)]
-        heads = [op for op in ops if isinstance(op, VelocityOp)]
-        images: list[EncodeOp | DecodeOp] = [op for op in ops if isinstance(op, EncodeOp | DecodeOp)]
-        self.stats.steps += bool(forwards or heads or images)
-        for batch in forward_batches(forwards, self._token_backoff.bounded(self.max_step_tokens)):
-            self._attempt(self.runner.forward, batch)
-        if heads:
-            self._attempt(self.runner.velocities, heads)
-        max_pixels = self._pixel_backoff.bounded(self.max_step_pixels)
-        for kind, run in ((EncodeOp, self.runner.encode), (DecodeOp, self.runner.decode)):
-            alike = sorted((op for op in images if isinstance(op, kind)), key=shape_of)
-            for _, group in groupby(alike, key=shape_of):
-                for images_together in batches(group, self.runner.pixels, max_pixels):
-                    self._attempt(run, images_together)
-
-    def _attempt(self, run: Callable[[Any], None], batch: Sequence[Op]) -> None:
-        """Runs a batch; if it fails, each request's part on its own, so that only the culprits fail. If memory ran out,
-        each op on its own.
-        """
-        try:
-            self.memory.check(self._bytes(batch))
-            run(batch)
-            self._backoff(batch).succeeded()
-            return
-        except Exception as error:
-            left = [op for op in batch if not op.settled]
-            parts = [list(group) for _, group in groupby(left, key=lambda op: op.owner)]
-            explained = self.memory.explain(error)
-            short = isinstance(explained, MemoryShortageError)
-            if len(parts) == 1 and (len(left) == 1 or not short):
-                for op in left:
-                    op.settle(error=explained)
-                return
-            if short and len(parts) == 1:
-                parts = [[op] for op in left]
-            del explained
-        # Only here, where the error and with it the failed attempt's tensors are gone: they may be why it failed.
-        for part in parts:
-            self._attempt(run, part)
-        if short and any(op.error is None for op in left):
-            sizes = list(map(self._size, left))
-            self._backoff(left).reduce(sum(sizes), max(sizes))
-
-    def _backoff(self, batch: Sequence[Op]) -> BatchBackoff:
-        return self._pixel_backoff if isinstance(batch[0], EncodeOp | DecodeOp) else self._token_backoff
-
-    def _size(self, op: Op) -> int:
-        """The size of an op, in pixels or tokens."""
-        if isinstance(op, EncodeOp | DecodeOp):
-            return self.runner.pixels(op)
-        return op.tokens if isinstance(op, ForwardOp) else 0
-
-    def _bytes(self, batch: Sequence[Op]) -> int:
-        """Bytes that a batch takes at the least."""
-        if isinstance(batch[0], EncodeOp | DecodeOp):
-            return self.runner.image_bytes(sum(map(self._size, batch)), decode=isinstance(batch[0], DecodeOp))
-        return self.runner.forward_bytes([op for op in batch if isinstance(op, ForwardOp)])
