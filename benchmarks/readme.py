@@ -1,4 +1,4 @@
-"""Writes the settings and the measured figures of `benchmarks/results/` into the README and docs:
+"""Writes the settings, the plans and the measured figures of `benchmarks/results/` into the README and docs:
 `python benchmarks/readme.py`.
 
 bagel eval mini --json benchmarks/results/eval-mini.json
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bagel_mot.checkpoint.precision import PLAIN
+from bagel_mot.cli.planning import planned
 from bagel_mot.evaluation.benchmarks.mini import ROWS, wilson
-from bagel_mot.files import write_text
+from bagel_mot.files import size_text, write_text
 from bagel_mot.inference.settings import SETTINGS, TASKS
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,15 @@ SCORED = {n: RESULTS / ("eval-mini.json" if n == "float32" else f"eval-mini-{n}.
 CHAINS = {name: RESULTS / f"eval-mini-{name}-chains.json" for name in SCORED if name != "float32"}
 COMPARED = ("draw", "draw held out", "ask", "edit", "chains", "riddles thinking", "riddles not thinking")
 LOSS = 0.02
+# (memory of a card, main memory beside it, the cards in words)
+CARDS = (
+    ("8GB", "32GB", "none, or 8 GB"),
+    ("12GB", "32GB", "12 GB (RTX 3060, 4070)"),
+    ("16GB", "32GB", "16 GB (RTX 4080, 5070 Ti)"),
+    ("24GB", "64GB", "24 GB (RTX 3090, 4090)"),
+    ("48GB", "64GB", "48 GB (A6000, L40S)"),
+    ("80GB", "128GB", "80 GB (A100, H100)"),
+)
 # (label, rows by the beginning of their names, aim)
 GROUPS: tuple[tuple[str, str, str], ...] = (
     ("text to image", "draw/", "0.80"),
@@ -215,25 +225,47 @@ def scored() -> dict[str, dict[str, Any]]:
 
 def settings() -> str:
     """All settings as a Markdown table."""
-    lines = ["| setting | tasks | default | values | what it does | when to change it |", "|---|---|---|---|---|---|"]
+    lines = ["| setting | default, values | what it does, and when to change it |", "|---|---|---|"]
     for setting in SETTINGS.values():
         defaults = {task: setting.default_text(task) for task in TASKS if task in setting.tasks}
         first = next(iter(defaults.values()))
         others = [f"{task}: {text}" for task, text in defaults.items() if text != first]
         default = "; ".join([first, *others])
-        tasks = ", ".join(defaults) if len(defaults) < len(TASKS) else "all"
-        lines.append(f"| `{setting.name}` | {tasks} | {default} | {setting.range} | {setting.about} | {setting.when} |")
+        tasks = f"<br>{', '.join(defaults)}" if len(defaults) < len(TASKS) else ""
+        lines.append(
+            f"| `{setting.name}`{tasks} | **{default}**<br>{setting.range} | {setting.about} *{setting.when}* |"
+        )
+    return "\n".join(lines)
+
+
+def cards() -> str:
+    """What is chosen for the official weights on cards of several sizes, as a Markdown table.
+
+    Everything in it is predicted: sizes from the configuration, the time from nominal rates.
+    """
+    lines = ["| card | what is chosen | draw 1024×1024 | edit two images | ask | time |", "|---|---|---|---|---|---|"]
+    best = min(plan["relative_seconds"] for plan in planned("7b-mot", "80GB", "128GB")["plans"])
+    for size, ram, names in CARDS:
+        plan = next(plan for plan in planned("7b-mot", size, ram)["plans"] if plan["chosen"])
+        device, _, layers = plan["where"].partition(", ")
+        place = layers or ("all on the card" if plan["device_bytes"] else f"on the {device.upper()}")
+        chosen = f"{plan['precision']}, {place}" + (" (lossy)" if plan["lossy"] else "")
+        peaks = [size_text(peak) for peak in (plan["device_bytes"] or plan["host_bytes"]).values()]
+        lines.append(f"| {names} | {chosen} | " + " | ".join(peaks) + f" | {plan['relative_seconds'] / best:.3g}× |")
     return "\n".join(lines)
 
 
 def tables() -> dict[Path, dict[str, str]]:
     """The tables by file and mark."""
-    readme = {"settings": settings()}
+    chosen = {"cards": cards()}
+    found = {ROOT / "README.md": chosen, ROOT / "README.zh-CN.md": chosen}
+    found[ROOT / "docs" / "settings.md"] = {"settings": settings()}
+    measured: dict[str, str] = {}
     if EVALUATION.exists():
-        readme["abilities"] = abilities(json.loads(EVALUATION.read_text(encoding="utf-8")))
+        measured["abilities"] = abilities(json.loads(EVALUATION.read_text(encoding="utf-8")))
     if reports := read(BENCHES):
-        readme["speed"] = speed(reports)
-    found = {ROOT / "README.md": readme, ROOT / "docs" / "settings.md": {"settings": settings()}}
+        measured["speed"] = speed(reports)
+    found[ROOT / "docs" / "measured.md"] = measured
     if FULL.exists():
         official = official_size(json.loads(FULL.read_text(encoding="utf-8")))
         found[ROOT / "docs" / "official.md"] = {"official size": official}

@@ -224,7 +224,10 @@ def test_every_page_is_in_the_navigation() -> None:
         values = entry.values() if isinstance(entry, dict) else entry
         return [page for value in values for page in pages(value)]
 
-    assert sorted(pages(config["nav"])) == sorted(path.name for path in DOCS.glob("*.md"))
+    written = {path.name for path in DOCS.iterdir() if path.suffix in (".md", ".ipynb")}
+    internal = set(config["not_in_nav"].split())
+    assert internal == {"log.md", "gpu-worklist.md"}
+    assert sorted(pages(config["nav"])) == sorted(written - internal)
 
 
 @pytest.mark.slow
@@ -238,15 +241,24 @@ def test_the_site_builds(tmp_path: Path) -> None:
         html = (site / ("index.html" if page == "index" else f"{page}/index.html")).read_text(encoding="utf-8")
         assert "<h1" in html
         assert "```" not in html, f"{page}: a block was not understood"
-    assert "https://fonts." not in html
+    for page in site.rglob("*.html"):
+        fetched = re.findall(
+            r'<(?:script|link|img)[^>]*(?:src|href)="(https?://[^"]+)"', page.read_text(encoding="utf-8")
+        )
+        assert not fetched, f"{page.name} asks other servers"
+    assert 'md-component="source"' not in html  # the theme's own link asks GitHub for its stars
+    comfyui = (site / "comfyui" / "index.html").read_text(encoding="utf-8")
+    assert "BAGEL Text to Image" in comfyui
+    assert 'href="../settings/"' in comfyui
     assert (site / "images" / "settings" / "think.png").is_file()
-    assert not (site / "make_pictures.py").exists()
+    assert not list(site.rglob("*.py"))
 
 
 @pytest.mark.slow
 def test_a_link_to_nowhere_breaks_the_build(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs")
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    shutil.copytree(ROOT / "integrations", tmp_path / "integrations")
     (tmp_path / "docs" / "faq.md").write_text("# Questions\n\n[gone](nowhere.md)\n", encoding="utf-8")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
