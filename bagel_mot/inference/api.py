@@ -306,7 +306,7 @@ class Bagel:
 
     def submit_request(self, request: Request, listener: Listener = NOBODY) -> Ticket[Result]:
         """Takes a prepared request in; see `submit`."""
-        return self.engine.submit(respond(self.runtime, request, listener), request.max_cache_tokens)
+        return self.engine.submit(respond(self.runtime, request, listener), request.max_result_tokens, request.prompt)
 
     def share_prefixes(self, max_tokens: int) -> None:
         """Keeps what requests begin with (system prompt, image) for requests to come; 0 ends it.

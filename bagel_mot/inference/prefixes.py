@@ -12,16 +12,13 @@ Sharing copies nothing: a request that begins alike goes on from a fork of the s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from weakref import WeakValueDictionary
 
 from bagel_mot.inference.history import History
-from bagel_mot.inference.request import IMAGES, Input
+from bagel_mot.inference.request import IMAGES, Keys
 from bagel_mot.model.cache import Context
-
-Keys = tuple[Any, ...]
 
 
 class PrefixCache:
@@ -101,11 +98,6 @@ class PrefixCache:
     def _forget(self) -> None:
         while self.tokens > self.max_tokens:
             self._kept.popitem(last=False)
-
-
-def keys_of(inputs: Sequence[Input]) -> Keys:
-    """Keys that are equal where inputs are read alike."""
-    return tuple(one.key for one in inputs)
 
 
 def worth_keeping(keys: Keys) -> int:

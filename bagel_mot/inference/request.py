@@ -7,7 +7,7 @@ whoever needs a count asks the request for it. A request is pure data: it can be
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -96,6 +96,12 @@ class ImageInput:
 
 
 Input = TextInput | ImageInput
+Keys = tuple[Any, ...]
+
+
+def keys_of(inputs: Sequence[Input]) -> Keys:
+    """Keys that are equal where inputs are read alike."""
+    return tuple(one.key for one in inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,12 +161,22 @@ class Request:
         return self.settings.max_think_tokens if self.settings.think else 0
 
     @property
-    def max_cache_tokens(self) -> int:
-        """Upper bound of the tokens of KV cache that the request holds: its prompt, the text to be generated, and one
-        noised image per guidance branch.
+    def prompt(self) -> tuple[Keys, int]:
+        """A key that is equal for requests that read the same, and hold it once between them; and its tokens."""
+        return keys_of(self.inputs), self.prompt_tokens
+
+    @property
+    def max_result_tokens(self) -> int:
+        """Upper bound of the tokens of KV cache beside the prompt: the text to be generated, and one noised image per
+        guidance branch.
         """
         branches = len(roles_used(self.settings)) if self.task.draws else 0
-        return self.prompt_tokens + self.max_text_tokens + branches * self.noised_tokens
+        return self.max_text_tokens + branches * self.noised_tokens
+
+    @property
+    def max_cache_tokens(self) -> int:
+        """Upper bound of the tokens of KV cache that the request holds alone."""
+        return self.prompt_tokens + self.max_result_tokens
 
 
 @dataclass

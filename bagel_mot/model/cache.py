@@ -23,7 +23,8 @@ from torch import Tensor
 from bagel_mot.sequence import Segment, segment_length
 
 _SMALLEST_CHUNK = 64
-_SLAB = 8192  # tokens
+SLAB_TOKENS = 8192
+"""Tokens of cache that small chunks take from an accelerator at a time."""
 
 
 class CacheSpec(NamedTuple):
@@ -88,7 +89,8 @@ class CachePool:
         for slab in self._slabs:
             if (start := slab.take(tokens)) is not None:
                 return slab, start
-        slab = Slab(spec, max(tokens, _SLAB))
+        # A chunk that leaves no space for another of its kind has a slab of its own size.
+        slab = Slab(spec, tokens if 2 * tokens > SLAB_TOKENS else SLAB_TOKENS)
         self._slabs.add(slab)
         slab.take(tokens)
         return slab, 0

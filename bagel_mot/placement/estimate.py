@@ -15,6 +15,7 @@ from bagel_mot.checkpoint.official import needed
 from bagel_mot.checkpoint.precision import Precision, format_of
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig
+from bagel_mot.model.cache import SLAB_TOKENS
 from bagel_mot.model.quant import FORMATS
 
 MARGIN = 0.05
@@ -210,7 +211,8 @@ def memory_estimate(
         following = branches * (noised + 2) + (_PROMPT_TOKENS if branches > 2 else 0)
     else:
         following = _ANSWER_TOKENS
-    cache = cache_bytes(config.decoder, und + latents + following, activations)
+    held = und + latents + following + (0 if on_cpu else SLAB_TOKENS)  # small chunks share a slab there
+    cache = cache_bytes(config.decoder, held, activations)
     pixels = sum(width * height for width, height in workload.images) if workload.drawn else 0
     # Images are encoded before there is a cache.
     encoding = encode_bytes(config.vae, min(pixels, MAX_STEP_PIXELS), autoencoder)

@@ -28,9 +28,9 @@ class Driver:
         self._ending = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, steps: Steps[T], cost: int = 0) -> Ticket[T]:
+    def submit(self, steps: Steps[T], cost: int = 0, prompt: tuple[Any, int] = (None, 0)) -> Ticket[T]:
         """Takes a request in, as `Engine.submit`. Never waits."""
-        ticket = self._engine.submit(steps, cost)
+        ticket = self._engine.submit(steps, cost, prompt)
         with self._changed:
             self._tickets[ticket] = None
             self._ending = False

@@ -141,7 +141,7 @@ class Service:
             for index, own in enumerate(with_seeds(request, n)):
                 listener = NOBODY if listen is None else listen(index, own)
                 steps = respond(self.bagel.runtime, own, listener)
-                tickets.append(self._driver.submit(steps, own.max_cache_tokens))
+                tickets.append(self._driver.submit(steps, own.max_result_tokens, own.prompt))
                 places -= 1
                 tickets[-1].add_done_callback(partial(self._give_back, began))
             return SubmittedBatch(tickets, request)

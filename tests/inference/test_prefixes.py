@@ -11,8 +11,9 @@ from PIL import Image
 from bagel_mot.checkpoint.official import Checkpoint
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import Defaults
-from bagel_mot.inference.prefixes import PrefixCache, keys_of, worth_keeping
+from bagel_mot.inference.prefixes import PrefixCache, worth_keeping
 from bagel_mot.inference.prepare import Preparer
+from bagel_mot.inference.request import keys_of
 from bagel_mot.prompts import SYSTEM_PROMPT_GENERATE
 from bagel_mot.task import Task
 

@@ -58,7 +58,7 @@ def run(decoder: Decoder, pool: CachePool | None) -> list[Tensor]:
 
 @pytest.mark.parametrize("slab", [8192, 128, 1], ids=["one slab", "a few", "one for each chunk"])
 def test_many_texts_are_decoded_as_each_alone(slab: int, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_SLAB", slab)
+    monkeypatch.setattr(cache, "SLAB_TOKENS", slab)
     for ours, theirs in zip(run(decoder, CachePool()), run(decoder, None), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5)
 

@@ -22,7 +22,7 @@ from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model import kernels
 from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.model.cache import Context
+from bagel_mot.model.cache import CachePool, CacheSpec, Context
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import (
     PROCESS_BYTES,
@@ -291,3 +291,20 @@ def test_predictions_are_near_what_is_measured(task: str, side: int, dtype: torc
     # Never much less than is needed. The same program takes more or less from run to run, by where small blocks happen
     # to be between large ones: an image of 512 took 2.86 to 3.38 GB in eleven runs.
     assert 0.9 < predicted / measured < 1.2, f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
+
+
+def test_a_cache_in_slabs_takes_no_more_than_is_estimated() -> None:
+    config = NAMED_CONFIGS["0.5b"]
+    token = cache_bytes(config.decoder, 1, torch.bfloat16)
+    for workload in reference_workloads(config):
+        exact, slabs = (
+            memory_estimate(config, workload, torch.bfloat16, torch.float32, on_cpu=on_cpu).cache // token
+            for on_cpu in (True, False)
+        )
+        pool, spec = CachePool(), CacheSpec(1, 2, torch.bfloat16, (torch.device("meta"),))
+        # An image that is drawn has a chunk for each branch; the context has the rest.
+        drawn = 0 if workload.drawn is None else 4096 + 2
+        chunks = [drawn] * workload.branches * bool(drawn)
+        placed = [pool.place(spec, tokens) for tokens in [*chunks, exact - sum(chunks)]]
+        taken = sum(slab.layers[0].shape[2] for slab in {id(slab): slab for slab, _ in placed}.values())
+        assert exact <= taken <= slabs, workload.name

@@ -106,14 +106,15 @@ class Engine:
         if size is not None and self.active == 0:
             self.memory.check(self.runner.image_bytes(size[0] * size[1], decode=True))
 
-    def submit(self, steps: Steps[T], cost: int = 0) -> Ticket[T]:
+    def submit(self, steps: Steps[T], cost: int = 0, prompt: tuple[Any, int] = (None, 0)) -> Ticket[T]:
         """Takes a request in; it begins with the next step that has room. Never waits, whoever is stepping.
 
         Args:
             steps: the request, not yet begun.
-            cost: tokens of cache that it will hold, at most.
+            cost: tokens of cache that it will hold at most, without its prompt.
+            prompt: a key of its prompt, and the prompt's tokens: requests with equal keys hold it once.
         """
-        ticket = Ticket(steps, cost, self.run_until, self._close_cancelled)
+        ticket = Ticket(steps, cost, prompt, self.run_until, self._close_cancelled)
         self.scheduler.arrivals.append(ticket)
         return ticket
 

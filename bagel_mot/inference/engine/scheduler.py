@@ -41,22 +41,25 @@ class Scheduler:
 
     def admit(self, max_cost: int) -> list[Ticket[Any]]:
         """Lets those begin for whom there is room: while others are at work, no more than `max_cost` tokens of cache in
-        all. Returns all that are at work.
+        all, where equal prompts count once. Returns all that are at work.
         """
         self.take_arrivals()
         self.forget_done()
-        cost = sum(ticket.cost for ticket in self._tickets if ticket.begun)
+        begun = [ticket for ticket in self._tickets if ticket.begun]
+        prompts = dict(ticket.prompt for ticket in begun)
+        cost = sum(ticket.cost for ticket in begun) + sum(prompts.values())
         active: list[Ticket[Any]] = []
         for ticket in list(self._tickets):
             if ticket.done():  # cancelled by one that has just begun
                 continue
             if not ticket.begun:
-                if active and cost + ticket.cost > max_cost:
+                key, tokens = ticket.prompt
+                if active and cost + ticket.cost + (0 if key in prompts else tokens) > max_cost:
                     break
-                cost += ticket.cost
                 ticket.advance()
-                if ticket.done():
-                    cost -= ticket.cost
+                if not ticket.done():
+                    cost += ticket.cost + (0 if key in prompts else tokens)
+                    prompts[key] = tokens
             elif any(op.committing and not op.settled for op in ticket.ops):
                 # A step was broken off just there: whether its context holds the segments or not nobody knows.
                 ticket.close()

@@ -19,7 +19,8 @@ class Ticket(Future[T]):
 
     Args:
         steps: the request, not yet begun.
-        cost: tokens of cache that it holds at most.
+        cost: tokens of cache that it holds at most, without its prompt.
+        prompt: a key of its prompt, and the prompt's tokens: requests with equal keys hold it once.
         run_until: runs the engine until tickets are done.
         close_cancelled: closes all requests that were cancelled, or leaves it to the thread that has the engine.
 
@@ -32,6 +33,7 @@ class Ticket(Future[T]):
         self,
         steps: Steps[T],
         cost: int,
+        prompt: tuple[Any, int],
         run_until: Callable[[Sequence[Ticket[Any]]], None],
         close_cancelled: Callable[[], None],
     ) -> None:
@@ -40,7 +42,7 @@ class Ticket(Future[T]):
         self._run_until, self._close_cancelled = run_until, close_cancelled
         self._unwanted = self._running = False
         self._reason: Exception | None = None
-        self.cost = cost
+        self.cost, self.prompt = cost, prompt
         self.begun = False
         self.ops: Sequence[Op] = ()
 

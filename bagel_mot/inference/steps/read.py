@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from bagel_mot.images import to_pixels
 from bagel_mot.inference.engine.ops import EncodeOp, ForwardOp, Steps, WaitOp
 from bagel_mot.inference.history import History, Turn
-from bagel_mot.inference.prefixes import keys_of, worth_keeping
-from bagel_mot.inference.request import ImageInput, Input, TextInput
+from bagel_mot.inference.prefixes import worth_keeping
+from bagel_mot.inference.request import ImageInput, Input, TextInput, keys_of
 from bagel_mot.inference.runtime import Runtime
 from bagel_mot.model.cache import Context
 from bagel_mot.sequence import Segment, segment_length, vae_segment, vit_segment

@@ -7,7 +7,6 @@ import time
 from bagel_mot.inference.decode import split_thinking
 from bagel_mot.inference.engine.ops import Steps
 from bagel_mot.inference.history import History
-from bagel_mot.inference.prefixes import keys_of
 from bagel_mot.inference.request import IMAGE_POSITIONS, Listener, Request, TextInput
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.runtime import Runtime
@@ -24,7 +23,7 @@ def respond(runtime: Runtime, request: Request, listener: Listener) -> Steps[Res
     expected = request.prompt_tokens + min(request.max_text_tokens, _LIKELY_TEXT) + 2 + request.noised_tokens
     history = yield from begin(runtime, request.inputs, expected)
     # Held until this request is done: others that begin alike go on from here.
-    lent = runtime.prefixes.lend(keys_of(request.inputs), history.copy())
+    lent = runtime.prefixes.lend(request.prompt[0], history.copy())
     result, _ = yield from follow(runtime, history, request, listener)
     del lent
     result.seconds = time.perf_counter() - began

@@ -309,6 +309,27 @@ def test_requests_wait_for_room(bagel: Bagel) -> None:
     assert engine.stats.steps == 4  # 2, 2, 1, and the one that is too large for company
 
 
+def test_requests_of_one_prompt_need_room_for_it_once(bagel: Bagel) -> None:
+    engine = Engine(bagel.checkpoint.model, bagel.checkpoint.autoencoder, bagel.checkpoint.special, max_active_cost=100)
+
+    def steps() -> Steps[None]:
+        yield [ForwardOp(engine.new_context(), (text(bagel, "x"),))]
+
+    together = [engine.submit(steps(), cost=10, prompt=("one", 60)) for _ in range(4)]
+    fifth, other = (
+        engine.submit(steps(), cost=1, prompt=("one", 60)),
+        engine.submit(steps(), cost=1, prompt=("two", 60)),
+    )
+    engine.step()
+    assert all(ticket.done() for ticket in together)  # 4 times 10, and 60
+    assert not fifth.done()
+    assert not other.done()
+    engine.step()
+    assert fifth.done()
+    assert not other.done(), "its prompt is another one: 61 and 61 are too much"
+    engine.run_until([other])
+
+
 def test_images_of_one_size_run_together(bagel: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     original = bagel.checkpoint.autoencoder.encode
