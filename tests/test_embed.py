@@ -15,7 +15,7 @@ from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError
 
 CHECKPOINT = Path(__file__).parent / "golden" / "checkpoint"
-embed = runpy.run_path(str(Path(__file__).parent.parent / "recipes" / "embed.py"))["embed"]
+embed = runpy.run_path(str(Path(__file__).parent.parent / "tools" / "embed.py"))["embed"]
 
 
 def _changed_autoencoder(folder: Path, part: str) -> Path:

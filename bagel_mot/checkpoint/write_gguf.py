@@ -17,6 +17,7 @@ from torch import Tensor
 from bagel_mot.checkpoint.write import BLOCKS, Advance, TensorEntry, bytes_of
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space, write_atomically
+from bagel_mot.installation import install_command
 from bagel_mot.model.quant import QuantisedMatrix
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check_package() -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise CheckpointError("writing GGUF takes the package gguf: pip install 'bagel-mot[gguf]'") from error
+        raise CheckpointError(f"writing GGUF takes the package gguf: run {install_command('gguf')}") from error
 
 
 def write_gguf(path: Path, entries: Sequence[TensorEntry], advance: Advance | None = None) -> None:

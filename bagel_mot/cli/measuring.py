@@ -22,25 +22,36 @@ from bagel_mot.cli.options import (
     tables,
     write_json,
 )
-from bagel_mot.errors import SettingError
+from bagel_mot.errors import RecipeError, SettingError
 
 
 @command
 def train(
     recipe: Annotated[
-        Path, typer.Argument(help="A YAML recipe, such as recipes/mini-autoencoder.yaml.", metavar="RECIPE")
-    ],
+        str | None,
+        typer.Argument(help="A YAML file, or the name of a packaged recipe such as mini-bagel.", metavar="RECIPE"),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
             help="Values to change, nested keys with dots: optimizer.lr=1e-3 steps=500.", metavar="KEY=VALUE"
         ),
     ] = None,
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the packaged recipes and end.")] = False,
 ) -> None:
     """Train by a recipe; the same command resumes a run that was stopped. Ctrl-C saves first."""
+    from bagel_mot.training.packaged import find_recipe, packaged_recipes
     from bagel_mot.training.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    if list_recipes:
+        recipes = packaged_recipes()
+        width = max(map(len, recipes))
+        for name, line in recipes.items():
+            print(f"{name:{width}}  {line}")
+        return
+    if recipe is None:
+        raise RecipeError(f"missing argument 'RECIPE': a YAML file, or one of {', '.join(packaged_recipes())}.")
+    loaded = load_recipe(find_recipe(recipe), overrides or [])
     from bagel_mot.training.tasks import run_recipe
 
     print(run_recipe(loaded))

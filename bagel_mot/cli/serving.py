@@ -18,6 +18,7 @@ from bagel_mot.cli.options import (
     notes,
 )
 from bagel_mot.errors import BagelError, SettingError
+from bagel_mot.installation import install_command
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -96,7 +97,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("bagel_mot", "torch"):
             raise
-        raise BagelError(f'serving needs {error.name}: run pip install "bagel-mot[serve]".') from error
+        raise BagelError(f"serving needs {error.name}: run {install_command('serve')}.") from error
 
     keys = tuple(api_key or ())
     if any(not key.strip() or not key.isascii() for key in keys):

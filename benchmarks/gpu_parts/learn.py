@@ -27,13 +27,14 @@ from bagel_mot.checkpoint.convert import convert
 from bagel_mot.errors import BagelError
 from bagel_mot.training.checkpoints import checkpoint_folders
 from bagel_mot.training.loop import Run
+from bagel_mot.training.packaged import find_recipe
 from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
 from bagel_mot.training.tasks.autoencoder import AutoencoderTask
 from bagel_mot.training.tasks.bagel import BagelTask
 from gpu_parts.common import failure, seconds_of
 
 ROOT = Path(__file__).parents[2]
-RECIPES = {"autoencoder": "mini-gpu-autoencoder.yaml", "model": "mini-gpu.yaml"}
+RECIPES = {"autoencoder": "mini-gpu-autoencoder", "model": "mini-gpu"}
 EMBEDDED_SCORES = ROOT / "benchmarks" / "results" / "eval-mini.json"
 SHARD = 15 * 2**20
 TOKENS_WANTED = 200e6
@@ -245,7 +246,7 @@ def _pace(run: Run, plan: Plan, device: torch.device) -> tuple[int, int, float]:
 
 
 def _recipe(stage: str, values: dict[str, Any]) -> AutoencoderRecipe | BagelRecipe:
-    return load_recipe(ROOT / "recipes" / RECIPES[stage], [f"{key}={value}" for key, value in values.items()])
+    return load_recipe(find_recipe(RECIPES[stage]), [f"{key}={value}" for key, value in values.items()])
 
 
 def _reached(run: Path) -> int:
@@ -255,7 +256,7 @@ def _reached(run: Path) -> int:
 
 def _train(stage: str, values: dict[str, Any], seconds: float) -> None:
     """As a user would, in a process of its own; told to stop, which saves, when its time is over."""
-    command = [sys.executable, "-m", "bagel_mot", "train", str(ROOT / "recipes" / RECIPES[stage])]
+    command = [sys.executable, "-m", "bagel_mot", "train", RECIPES[stage]]
     training = subprocess.Popen([*command, *(f"{key}={value}" for key, value in values.items())], cwd=ROOT)
     try:
         training.wait(seconds)

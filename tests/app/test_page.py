@@ -274,5 +274,5 @@ def test_a_missing_package_is_told_in_one_sentence(monkeypatch: pytest.MonkeyPat
     import bagel_mot.app as package
 
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(BagelError, match=r"pip install \"bagel-mot\[app\]\""):
+    with pytest.raises(BagelError, match=r"run pip install .*\[app\]\"\.$"):
         importlib.reload(package)

@@ -427,19 +427,28 @@ def test_verify_exit_codes(tmp_path: Path) -> None:
 def test_train_hands_the_recipe_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = []
     monkeypatch.setattr("bagel_mot.training.tasks.run_recipe", lambda recipe: seen.append(recipe) or tmp_path / "last")
-    result = run("train", ROOT / "recipes" / "mini-autoencoder.yaml", "steps=7", "optimizer.lr=2e-3")
+    result = run("train", "mini-autoencoder", "steps=7", "optimizer.lr=2e-3")
     assert result.exit_code == 0, result.output
     assert (seen[0].steps, seen[0].optimizer.lr) == (7, 2e-3)
     assert result.stdout.strip() == str(tmp_path / "last")
     refused("train", "no.yaml", match="no.yaml")
-    refused("train", ROOT / "recipes" / "mini-autoencoder.yaml", "stepz=7", match="stepz")
-    refused("train", ROOT / "recipes" / "mini-autoencoder.yaml", "optimizer.betas=[1.5,0.9]", match="optimizer.betas")
+    refused("train", match="missing argument 'RECIPE': .* mini-bagel-further")
+    refused("train", "mini-autoencoder", "stepz=7", match="stepz")
+    refused("train", "mini-autoencoder", "optimizer.betas=[1.5,0.9]", match="optimizer.betas")
+
+
+def test_train_lists_the_packaged_recipes_with_a_line_each() -> None:
+    result = run("train", "--list")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert lines.keys() >= {"mini-autoencoder", "mini-bagel", "mini-bagel-further"}
+    assert lines["mini-bagel-further"].startswith("The embedded model mini, trained further")
 
 
 def test_train_that_is_interrupted_saves_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from bagel_mot.training.tasks import autoencoder
 
-    recipe = ROOT / "recipes" / "mini-autoencoder.yaml"
+    recipe = "mini-autoencoder"
     small = ("output=run", "steps=3", "batch_size=2", "precision=float32", "device=cpu", "model.ch_mult=[1,1]")
     monkeypatch.setattr(autoencoder, "_STATISTICS_IMAGES", 4)
     with monkeypatch.context() as patch:
@@ -457,7 +466,7 @@ def test_train_that_is_interrupted_saves_and_says_how_to_go_on(monkeypatch: pyte
 
 def test_train_where_no_folder_can_be_made_is_refused() -> None:
     Path("taken").write_text("")
-    recipe = ROOT / "recipes" / "mini-autoencoder.yaml"
+    recipe = "mini-autoencoder"
     refused("train", recipe, "output=taken/run", match="the folder taken/run cannot be made")
 
 

@@ -1,4 +1,4 @@
-"""Recipes: what is refused and how, what a begun run may change, and that those in recipes/ lead to one another."""
+"""Recipes: what is refused and how, what a begun run may change, and that the packaged ones lead to one another."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from bagel_mot.errors import RecipeError
+from bagel_mot.training.packaged import FOLDER, find_recipe, packaged_recipes
 from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+RECIPES = sorted(FOLDER.glob("*.yaml"))
 FURTHER = next(path for path in RECIPES if path.stem == "mini-bagel-further")
 BAGEL = next(path for path in RECIPES if path.stem == "mini-bagel")
 AUTOENCODER = next(path for path in RECIPES if path.stem == "mini-autoencoder")
@@ -152,6 +153,28 @@ def test_keys_that_a_stored_recipe_lacks_or_has_beyond_are_not_compared() -> Non
     older: dict[str, Any] = {**stored, "gone": 1, "model": {**stored["model"], "gone": 1}}
     del older["dropout"], older["model"]["max_latent_size"]
     load_recipe(BAGEL, ["dropout.vit=0.5", "model.max_latent_size=9"]).check_resumes(older)
+
+
+def test_a_recipe_is_found_by_its_path_and_a_packaged_one_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_recipe("mini-bagel-further") == FURTHER
+    own = tmp_path / "mini-bagel"
+    own.write_text("kind: bagel")
+    assert find_recipe("mini-bagel").resolve() == own, "a file comes before a packaged recipe of its name"
+    assert find_recipe("~/mini-bagel") == own
+    for given in ("recipes/mini-bagel.yaml", "mini-bagel.yaml", "mini-bagle", "../recipes/mini-bagel"):
+        with pytest.raises(RecipeError, match=rf"no file {given}.*did you mean mini-bagel\?") as caught:
+            find_recipe(given)
+        assert "--list" in str(caught.value)
+
+
+def test_each_packaged_recipe_says_in_one_line_what_it_trains() -> None:
+    lines = packaged_recipes()
+    assert list(lines) == [path.stem for path in RECIPES]
+    assert all(40 < len(line) < 120 and line.endswith(".") for line in lines.values()), lines
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

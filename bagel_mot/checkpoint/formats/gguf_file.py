@@ -19,6 +19,7 @@ from torch import Tensor
 from bagel_mot.checkpoint.names import official_of_llama
 from bagel_mot.checkpoint.source import DTYPES, PLAIN_TYPES, TensorSource
 from bagel_mot.errors import CheckpointError
+from bagel_mot.installation import install_command
 
 _PIECE = 1 << 20  # values dequantised at a time, over float32
 
@@ -53,7 +54,7 @@ class GgufFile(TensorSource):
             import gguf
         except ImportError as error:
             raise CheckpointError(
-                f"{path} is GGUF, which takes the package gguf: pip install 'bagel-mot[gguf]'"
+                f"{path} is GGUF, which takes the package gguf: run {install_command('gguf')}"
             ) from error
         try:
             reader = gguf.GGUFReader(path)

@@ -2,7 +2,7 @@
 
     app = create_app(Service(Bagel.from_pretrained("mini")), ServerOptions(model_name="mini"))
 
-Needs the packages of `pip install "bagel-mot[serve]"`.
+Needs the packages of the extra `serve`.
 """
 
 from __future__ import annotations

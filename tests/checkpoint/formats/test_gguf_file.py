@@ -132,5 +132,5 @@ def test_broken_files(tmp_path: Path) -> None:
 
 def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(CheckpointError, match=r"pip install 'bagel-mot\[gguf\]'"):
+    with pytest.raises(CheckpointError, match=r"run pip install .*\[gguf\]\""):
         open_source(tmp_path / "model.gguf")

@@ -1,4 +1,4 @@
-"""`python recipes/embed.py RUN`: makes a training run's newest checkpoint the embedded model.
+"""`python tools/embed.py RUN`: makes a training run's newest checkpoint the embedded model.
 
 The autoencoder may come from a run of its own that sharpened the decoder alone. The settings in `bagel_defaults.json`
 were chosen for `mini`, not by a run: they stay.
