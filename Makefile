@@ -1,6 +1,10 @@
 # make demo   install, then let the embedded model draw, edit, answer and think; writes demo/index.html
-# make test   install, then lint, format, types and the fast tests
-# make slow   the slow tests
+# make test   install, then lint and the fast tests
+# make lint   install, then lint, format and types
+# make fast   install, then the fast tests
+# make slow   install, then the slow tests
+# make docs   install, then the site, into site/
+# make venv   install alone
 # make bench-full   the official size with random weights (writes 30 GB into runs/full once; half an hour)
 # make clean  remove what the others made
 
@@ -12,8 +16,9 @@ BASE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 # The exact version is named on pip's command line, and first: a range would let pip take another build of PyTorch.
 TORCH := $(shell grep -E '^torch==' constraints.txt)
+INSTALL := $(BIN)/python -m pip install $(TORCH) -c constraints.txt
 
-.PHONY: venv demo test slow bench-full clean
+.PHONY: venv demo test lint fast slow docs bench-full clean
 .DEFAULT_GOAL := test
 
 venv: $(DEV)
@@ -21,31 +26,40 @@ venv: $(DEV)
 $(BASE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1): make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Installing into $(VENV): PyTorch and some 40 packages, for a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(TORCH) -c constraints.txt
-	$(BIN)/python -m pip install $(TORCH) -c constraints.txt -e .
+	$(INSTALL)
+	$(INSTALL) -e .
 	@touch $@
 
 $(DEV): $(BASE)
-	$(BIN)/python -m pip install $(TORCH) -c constraints.txt -e ".[dev]"
+	@echo "Installing what the tests need into $(VENV): about 80 packages, for some minutes the first time."
+	$(INSTALL) -e ".[dev]"
 	@touch $@
 
 demo: $(BASE)
 	$(BIN)/bagel demo
 
-test: venv
+test: lint fast
+
+lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fast: venv
 	$(BIN)/python -m pytest -m "not slow"
 
 # pytest's status 5 says that no test is marked slow, which is no failure.
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
 
+docs: venv
+	$(BIN)/python -m mkdocs build --strict
+
 bench-full: venv
 	$(BIN)/python benchmarks/full.py
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist demo site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find bagel_mot tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,7 +23,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     metadata = site / "bagel_mot-0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(
-        f"Metadata-Version: 2.4\nName: bagel-mot\nVersion: 0\nProject-URL: Homepage, x\nProject-URL: Source, {ADDRESS}\n"
+        "Metadata-Version: 2.4\nName: bagel-mot\nVersion: 0\n"
+        f"Project-URL: Homepage, x\nProject-URL: Source, {ADDRESS}\n"
     )
     monkeypatch.setattr(installation, "__file__", str(site / "bagel_mot" / "installation.py"))
     monkeypatch.setattr(installation, "distribution", lambda _: Distribution.at(metadata))

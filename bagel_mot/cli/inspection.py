@@ -43,12 +43,24 @@ def info(
     ram: Annotated[
         str | None, typer.Option(help="With --plan: assume this much free main memory.", metavar="SIZE")
     ] = None,
+    versions: Annotated[
+        bool,
+        typer.Option("--versions", help="Show versions, devices and threads instead, as a report of a fault needs."),
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Show a checkpoint: configuration, sizes, parameters by part, memory. Weights are not loaded.
 
     bagel info 7b-mot --plan --memory 12GB --ram 32GB
     """
+    if versions:
+        from bagel_mot.cli.versions import versions as installed
+
+        found = installed()
+        if json != "-":
+            _print_versions(found)
+        write_json(json, found)
+        return
     if (memory or ram) and not plan:
         raise SettingError("--memory and --ram are for --plan: add it, or leave them out.")
     if plan:
@@ -65,6 +77,14 @@ def info(
     if json != "-":
         _print_facts(facts)
     write_json(json, facts)
+
+
+def _print_versions(found: dict[str, Any]) -> None:
+    """Plain lines, to be copied into a report."""
+    for name, value in found.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{package} {version}" for package, version in value.items())
+        print(f"{name}: {', '.join(value) if isinstance(value, list) else value}")
 
 
 def _print_facts(facts: dict[str, Any]) -> None:

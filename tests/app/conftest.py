@@ -81,7 +81,7 @@ def browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        missing = 'playwright is not installed: pip install "bagel-mot[dev]"'
+        missing = 'playwright is not installed: pip install -e ".[dev]"'
     if missing:
         if os.environ.get("BAGEL_REQUIRE_BROWSER") == "1":
             pytest.fail(missing)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -29,6 +30,7 @@ from bagel_mot.evaluation.benchmarks.mini import Score
 from bagel_mot.inference.settings import SETTINGS, TASKS, task_settings
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
 from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
+from bagel_mot.version import __version__
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
@@ -421,6 +423,17 @@ def test_verify_exit_codes(tmp_path: Path) -> None:
     refused("verify", folder / "nothing", match="not a folder")
 
 
+def test_info_versions_are_lines_for_a_report() -> None:
+    result = run("info", "--versions", "--json", "versions.json")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(": ", 1) for line in result.stdout.splitlines())
+    assert lines["bagel-mot"].startswith(f"{__version__} in ")
+    assert lines["torch"] == torch.__version__
+    assert lines["threads"] == str(torch.get_num_threads())
+    assert "cpu" in lines["devices"]
+    assert json.loads(Path("versions.json").read_text())["torch"] == torch.__version__
+
+
 # ------------------------------------------------------------------------------------------------- train, eval, demo
 
 
@@ -554,9 +567,10 @@ def test_demo_says_so_when_its_folder_is_lost(tiny: str, monkeypatch: pytest.Mon
 # ----------------------------------------------------------------------------------------------------------- README
 
 
-def test_the_readme_names_every_command() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert all(f"`bagel {name}" in text for name in COMMANDS)
+def test_the_readme_or_a_page_names_every_command() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in pages)
+    assert [name for name in COMMANDS if not re.search(rf"(^|`)bagel {name}\b", text, re.MULTILINE)] == []
 
 
 def test_the_training_page_names_every_key_of_a_recipe() -> None:
