@@ -55,6 +55,10 @@ class DataError(BagelError):
     """Training or evaluation data is missing, unreadable, or not in the documented on-disk format."""
 
 
+class NotFiniteError(BagelError):
+    """Numbers became infinite or NaN at work: a weight is damaged, or they overflow in the precision."""
+
+
 class DeviceError(BagelError):
     """A device or precision was asked for that this machine, or this build of PyTorch, does not offer."""
 

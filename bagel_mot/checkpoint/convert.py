@@ -22,7 +22,7 @@ from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.precision import PARTS
 from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.side_files import COMPANIONS, MODEL_FILE
-from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor
+from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor, check_finite
 from bagel_mot.checkpoint.write import ByteProgress, TensorEntry, counting, is_written_so, write_model
 from bagel_mot.checkpoint.write_gguf import write_gguf
 from bagel_mot.errors import CheckpointError, SettingError
@@ -50,7 +50,8 @@ def convert(
 
     Raises:
         SettingError: `stored` is unknown, or GGUF is to be sharded.
-        CheckpointError: the source cannot be read, or is in `folder` itself; the package gguf is missing.
+        CheckpointError: the source cannot be read, has values that are not finite or beyond the
+            range of the format, or is in `folder` itself; the package gguf is missing.
         OSError: the folder is not empty or cannot be written, or the disk has no room.
     """
     check_request(source, folder, stored, shard_size)
@@ -110,12 +111,15 @@ def _entry(source: TensorSource, ours: str, shape: tuple[int, ...], stored: str)
 
 
 def _plain(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
-    return as_tensor(source.read(name), dtype)
+    tensor = as_tensor(source.read(name), dtype)
+    check_finite(source.where, name, tensor)
+    return tensor
 
 
 def _rounded(source: TensorSource, name: str, kind: type[QuantisedMatrix]) -> QuantisedMatrix:
     """A quantised matrix; where the source has it so, it is not rounded again."""
     found = source.read(name)
+    check_finite(source.where, name, found)
     if isinstance(found, kind) and is_written_so(found):
         return found
     return kind.quantise(as_stored(found))

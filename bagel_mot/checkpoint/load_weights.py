@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bagel_mot.checkpoint.names import POSITION_TABLES
 from bagel_mot.checkpoint.precision import DYNAMIC, PARTS, Precision, format_of
-from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor
+from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor, check_finite
 from bagel_mot.errors import CheckpointError, DeviceError
 from bagel_mot.model.bagel import sincos_table
 from bagel_mot.model.prepacked import prepack_linear
@@ -25,6 +25,9 @@ from bagel_mot.model.quant import FORMATS, QuantisedMatrix, RowScaledMatrix
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
 
 _AHEAD = 1 << 28  # bytes: the next tensor is read ahead if it is no larger
+# Bytes of the largest tensors that are always checked. Larger ones are where they are quantised, which passes over them
+# in any case; elsewhere numbers that are not finite are found at work.
+_ALWAYS_CHECKED = 1 << 24
 _TABLE_TOLERANCE = 8e-3  # error of a table in bfloat16, which the type does not tell: others are made from such files
 _COARSE_TABLE_TOLERANCE = 0.15  # error of a table in 4 to 8 bits
 
@@ -60,7 +63,8 @@ def load_tensors(
         prepack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
 
     Raises:
-        CheckpointError: a tensor is missing, extra or misshapen, or a position table is not that of its formula.
+        CheckpointError: a tensor is missing, extra or misshapen, a small one or one that is quantised is not finite, or
+            a position table is not that of its formula.
     """
     state = module.state_dict()
     wanted = {name_of(name): name for name in state}
@@ -83,6 +87,8 @@ def load_tensors(
         ours = wanted[theirs]
         if ours in POSITION_TABLES:
             found = _checked_table(source, theirs, found)
+        elif source.stored_bytes(theirs) <= _ALWAYS_CHECKED or precision.stored_as(ours) is not None:
+            check_finite(source.where, theirs, found)
         target = device_of(ours)
         assert target is not None
         _install(module, ours, found, precision, target, prepack)

@@ -23,6 +23,7 @@ from torch import Tensor
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError, MemoryShortageError
 from bagel_mot.files import size_text
+from bagel_mot.model.finite import is_finite
 from bagel_mot.model.quant import QuantisedMatrix
 
 DTYPES = {
@@ -287,3 +288,16 @@ def as_tensor(found: Tensor | QuantisedMatrix, dtype: torch.dtype) -> Tensor:
 def as_stored(found: Tensor | QuantisedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
     """A plain tensor in the type in which it is stored; a quantised matrix dequantised to `dtype`."""
     return found.dequantise(dtype) if isinstance(found, QuantisedMatrix) else found
+
+
+def check_finite(where: Path, name: str, found: Tensor | QuantisedMatrix) -> None:
+    """Checks the values of a tensor that was read from `where`.
+
+    Raises:
+        CheckpointError: some are infinite or no numbers.
+    """
+    parts = found.tensors.values() if isinstance(found, QuantisedMatrix) else (found,)
+    if not all(map(is_finite, parts)):
+        raise CheckpointError(
+            f"{where}: {name} holds infinite values or values that are not numbers: download or convert it anew"
+        )

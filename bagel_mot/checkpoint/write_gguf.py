@@ -18,7 +18,7 @@ from bagel_mot.checkpoint.write import BLOCKS, Advance, TensorEntry, bytes_of
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space, write_atomically
 from bagel_mot.installation import install_command
-from bagel_mot.model.quant import QuantisedMatrix
+from bagel_mot.model.finite import is_finite
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -51,7 +51,7 @@ def write_gguf(path: Path, entries: Sequence[TensorEntry], advance: Advance | No
     """Writes one file, whole or not at all.
 
     Raises:
-        CheckpointError: the package gguf is missing.
+        CheckpointError: the package gguf is missing, or values are beyond the range of their type.
         OSError: it cannot be written there, or the disk has no room for it.
     """
     check_package()
@@ -74,18 +74,26 @@ def _write(path: Path, entries: Sequence[TensorEntry], advance: Advance | None) 
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for entry in entries:
-            writer.write_tensor_data(_stored(entry.make(), entry.stored))
+            writer.write_tensor_data(_stored(entry))
             if advance is not None:
                 advance(entry.nbytes)
     finally:
         writer.close()
 
 
-def _stored(tensor: Tensor | QuantisedMatrix, type: torch.dtype | str) -> np.ndarray[Any, Any]:
-    """The bytes of a tensor, uint8 (bytes,)."""
+def _stored(entry: TensorEntry) -> np.ndarray[Any, Any]:
+    """The bytes of a tensor, uint8 (bytes,).
+
+    Raises:
+        CheckpointError: it has values that are beyond the range of the type.
+    """
+    tensor, type = entry.make(), entry.stored
     assert isinstance(tensor, Tensor)
     if isinstance(type, torch.dtype):
-        return bytes_of(tensor.to(type))
+        cast = tensor.to(type)
+        if not is_finite(cast):
+            raise _too_large(entry)
+        return bytes_of(cast)
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
@@ -95,5 +103,15 @@ def _stored(tensor: Tensor | QuantisedMatrix, type: torch.dtype | str) -> np.nda
     result = np.empty((blocks.shape[0], size), dtype=np.uint8)
     step = _PIECE // values
     for start in range(0, blocks.shape[0], step):
-        result[start : start + step] = quantize(blocks[start : start + step].float().numpy(), kind)
+        with np.errstate(over="ignore", invalid="ignore"):
+            result[start : start + step] = quantize(blocks[start : start + step].float().numpy(), kind)
+    # Each block begins with its scale in float16.
+    if not np.isfinite(np.ascontiguousarray(result[:, :2]).view(np.float16)).all():
+        raise _too_large(entry)
     return result.reshape(-1)
+
+
+def _too_large(entry: TensorEntry) -> CheckpointError:
+    return CheckpointError(
+        f"{entry.name} has values beyond the range of float16, which {entry.stored} is made of: take gguf-bf16"
+    )

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from bagel_mot.inference.engine.ops import TokenChoice
 from bagel_mot.inference.settings import GenerationSettings
+from bagel_mot.model.finite import finite_rows
 from bagel_mot.tokenizer import Tokenizer
 
 # Below this the likeliest token is taken: one whose logit is lower by 1e-4 would have a probability below e⁻¹⁰⁰, and
 # float32 would soon take the temperature itself for 0.
 MIN_TEMPERATURE = 1e-6
+NOT_FINITE = -1  # no token has this id
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
@@ -24,8 +26,9 @@ def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
         logits: (R, V) float32 of the next tokens.
         choices: one for each row.
 
-    Returns: R ids below V.
+    Returns: R ids below V; NOT_FINITE in place of each that would follow from logits that are not finite.
     """
+    finite = finite_rows(logits)
     logits = penalised(logits, [choice.tokens for choice in choices], [c.settings.repetition_penalty for c in choices])
     chosen = logits.argmax(-1)
     sampled = [row for row, choice in enumerate(choices) if samples(choice.settings)]
@@ -35,7 +38,7 @@ def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
         generators = [choices[row].generator for row in sampled]
         noise = [torch.empty(logits.shape[1], device=one.device).exponential_(generator=one) for one in generators]
         chosen[sampled] = (probabilities / torch.stack(noise).to(logits.device)).argmax(-1)
-    found: list[int] = chosen.tolist()
+    found: list[int] = chosen.where(finite, NOT_FINITE).tolist()
     return found
 
 

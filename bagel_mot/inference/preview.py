@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from bagel_mot.images import to_pil, to_pixels
+from bagel_mot.model.finite import is_finite
 from bagel_mot.model.vae import Autoencoder
 
 MAX_PREVIEWS = 8
@@ -52,8 +53,10 @@ class Previewer:
         gram += _RIDGE * gram.diagonal().mean() * torch.eye(gram.shape[0], device=gram.device)
         self.weight = torch.linalg.solve(gram, inputs.T @ wanted)  # (9·z + 1, 3·stride²)
 
-    def __call__(self, latent: Tensor) -> Image.Image:
-        """The preview of a scaled latent (z, h, w): an image of its proportions, at most 256 pixels wide or high."""
+    def __call__(self, latent: Tensor) -> Image.Image | None:
+        """The preview of a scaled latent (z, h, w): an image of its proportions, at most 256 pixels wide or high; None
+        if the latent is not finite.
+        """
         _, height, width = latent.shape
         full = self.stride
         # A cell's pixels are averaged beforehand, in the map itself, where the whole image would be too large.
@@ -63,7 +66,8 @@ class Previewer:
         weight = self.weight.view(-1, 3, block, full // block, block, full // block).mean((3, 5)).flatten(1)
         cells = _neighbourhoods(latent.to(weight.device, torch.float32)[None]) @ weight
         pixels = F.fold(cells.transpose(1, 2), (height * block, width * block), block, stride=block)
-        return to_pil(pixels[0].cpu())
+        preview = pixels[0].cpu()
+        return to_pil(preview) if is_finite(preview) else None
 
 
 def _neighbourhoods(latents: Tensor) -> Tensor:

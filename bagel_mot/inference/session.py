@@ -285,7 +285,8 @@ class Session:
         """Reads inputs, which become part of the conversation."""
         self.runtime.check_room(self._history.context.position, sum(one.positions for one in inputs))
         history = self._history.copy()
-        self._submit(read(self.runtime, history, inputs), sum(one.tokens for one in inputs), on_submit).result()
+        steps = read(self.runtime, history, inputs, keep=True)
+        self._submit(steps, sum(one.tokens for one in inputs), on_submit).result()
         self._history = history
 
     def _submit(self, steps: Steps[T], cost: int, on_submit: OnSubmit | None = None) -> Ticket[T]:
@@ -318,7 +319,7 @@ class Session:
         else:
             assert answer is not None, "what is not drawn is written"
             generated = answer
-        yield from read(self.runtime, history, [generated])
+        yield from read(self.runtime, history, [generated], keep=True)
         return history, result
 
     def _stream(self, request: Request, on_submit: OnSubmit | None, history: History) -> Generator[str, None, None]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel_mot.errors import RecipeError, TrainingError
+from bagel_mot.model.finite import first_not_finite, is_finite
 from bagel_mot.training import checkpoints
 from bagel_mot.training.metrics import Averages, Metrics
 from bagel_mot.training.optimizer import Ema, Optimizers
@@ -104,7 +105,8 @@ class Run:
         """Begins, or goes on from the newest checkpoint.
 
         Raises:
-            RecipeError: if the newest checkpoint is of another recipe, or damaged.
+            RecipeError: if the newest checkpoint is of another recipe, or damaged, or the weights to begin with are not
+                finite.
         """
         state = checkpoints.load_latest(recipe.output)
         if state is not None:
@@ -120,16 +122,22 @@ class Run:
         if state is not None:
             self.checkpoint = checkpoints.latest(recipe.output)
             self._load_state_dict(state)
+        if (name := self._not_finite()) is not None:
+            whose = f"{self.checkpoint} holds" if self.checkpoint else "the checkpoint to start from holds"
+            advice = "remove it to resume from the one before" if self.checkpoint else "download or convert it anew"
+            raise RecipeError(f"{whose} infinite values or values that are not numbers in {name}: {advice}")
         self._saved = self.step
 
     def save(self) -> None:
         """Writes a checkpoint, unless there is one of this very step.
 
         Raises:
-            TrainingError: if it cannot be written, or a gradient since the last report was not finite.
+            TrainingError: if it cannot be written, or a gradient since the last report or a weight is not finite.
         """
         if self._saved != self.step:
             self.settle()
+            if (name := self._not_finite()) is not None:
+                raise self._lost(f"{name} is not finite after step {self.step}")
             self.checkpoint = checkpoints.save(
                 self.recipe.output,
                 self.step,
@@ -191,10 +199,20 @@ class Run:
         steps = self.averages.settle()
         for step, numbers in enumerate(steps, self.step - len(steps) + 1):
             if not math.isfinite(numbers["grad_norm"]):
-                raise TrainingError(
-                    f"the gradient of step {step} is {numbers['grad_norm']}: the last checkpoint is "
-                    f"{self.checkpoint or 'none'}; lower the learning rate, or train in float32"
-                )
+                raise self._lost(f"the gradient of step {step} is {numbers['grad_norm']}")
+
+    def _lost(self, what: str) -> TrainingError:
+        """The error of weights that are lost."""
+        return TrainingError(
+            f"{what}: the last checkpoint is {self.checkpoint or 'none'}; lower the learning rate, or train in float32"
+        )
+
+    def _not_finite(self) -> str | None:
+        """The name of a weight, or of a weight's average, that is not finite; None if all are."""
+        found = first_not_finite(self.task.module)
+        if found is not None:
+            return found[0]
+        return next((name for name, average in self.ema.average.items() if not is_finite(average)), None)
 
 
 def _backward(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bagel_mot.checkpoint import convert as module
 from bagel_mot.checkpoint.compare import mean_by_kind, relative_errors
@@ -97,6 +97,49 @@ def test_big_matrices_are_rounded_and_nothing_else(source: Path, tmp_path: Path,
         else:
             assert error <= (1e-4 if stored == "gguf-f16" else 0), name
     assert changed == (2 * 2 * 7 if LARGEST[stored] else 0)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("place", ["decoder.layers.1.gen.down.weight", "connector.fc1.bias"])
+def test_values_that_are_not_finite_are_refused_and_nothing_is_written(
+    source: Path, tmp_path: Path, stored: str, place: str
+) -> None:
+    if stored.startswith("gguf"):
+        pytest.importorskip("gguf")
+    folder = Path(shutil.copytree(source, tmp_path / "damaged"))
+    tensors = load_file(folder / "ema.safetensors")
+    tensors[official_name(place)].view(-1)[7] = float("nan")
+    save_file(tensors, folder / "ema.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{official_name(place)} holds infinite values .*: download or convert"):
+        convert(folder, tmp_path / "new", stored)
+    assert {path.name for path in tmp_path.iterdir()} == {"damaged"}
+
+
+def test_a_quantised_file_whose_scale_is_not_finite_is_refused(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "int8", "int8")
+    tensors = load_file(tmp_path / "int8" / "ema.safetensors")
+    name = official_name("decoder.layers.0.und.q.weight")
+    tensors[name.replace("weight", "SCB")][3] = float("inf")
+    save_file(tensors, tmp_path / "int8" / "ema.safetensors")
+    for stored in ("int8", "bf16"):
+        with pytest.raises(CheckpointError, match=f"{name} holds infinite values"):
+            convert(tmp_path / "int8", tmp_path / "new", stored)
+    with pytest.raises(CheckpointError, match=f"{name} holds infinite values"):
+        Bagel.from_pretrained(tmp_path / "int8")
+
+
+def test_values_too_large_for_the_format_are_refused(source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    folder = Path(shutil.copytree(source, tmp_path / "large"))
+    tensors = load_file(folder / "ema.safetensors")
+    name = official_name("decoder.layers.1.gen.down.weight")
+    tensors[name][0, 0] = 1e7
+    save_file(tensors, folder / "ema.safetensors")
+    for stored in ("gguf-f16", "gguf-q8_0", "gguf-q4_0"):
+        with pytest.raises(CheckpointError, match=f"{name} has values beyond the range of float16.*: take gguf-bf16"):
+            convert(folder, tmp_path / "new", stored)
+    convert(folder, tmp_path / "new", "gguf-bf16")
+    assert open_checkpoint(tmp_path / "new").read(name)[0, 0] == tensors[name][0, 0]
 
 
 @pytest.mark.parametrize("stored", FORMATS)

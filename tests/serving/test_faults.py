@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import gc
 import json
@@ -100,6 +101,29 @@ def test_a_failing_request_fails_alone(
         assert live.post("/v1/images/generations", DRAW).status_code == 200  # and so do later ones
     assert type(error).__name__ in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_numbers_that_overflow_are_told_in_a_sentence_and_fail_alone(
+    bagel: Bagel, loaded: Bagel, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = copy.copy(loaded.checkpoint)
+    checkpoint.model = copy.deepcopy(checkpoint.model)
+    (token,) = checkpoint.tokenizer.encode("~")
+    with torch.no_grad():
+        checkpoint.model.decoder.embed_tokens.weight[token] = float("nan")
+    ask = {"messages": [{"role": "user", "content": "~"}]}
+    with running(Bagel(checkpoint, defaults=loaded.defaults)) as live, ThreadPoolExecutor(6) as pool:
+        good = [pool.submit(live.post, "/v1/images/generations", DRAW) for _ in range(3)]
+        bad = pool.submit(live.post, "/v1/images/generations", {**DRAW, "prompt": "~"})
+        text = pool.submit(live.post, "/v1/chat/completions", ask)
+        streamed = pool.submit(live.post, "/v1/chat/completions", {**ask, "stream": True})
+        for one in (bad, text):
+            failure = refused(one.result(), 500, r"embed_tokens\.weight holds infinite values")
+            assert failure["code"] == "not_finite"
+        assert "holds infinite values" in streamed.result().text
+        for one in good:
+            assert same(opened(one.result().json()["data"][0]["b64_json"]), bagel.generate("a red car", seed=1))
+    assert "holds infinite values" in caplog.text
 
 
 class Panic(BaseException):

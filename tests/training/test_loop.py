@@ -246,6 +246,43 @@ def test_a_gradient_that_is_not_finite_names_the_last_checkpoint(make: Make) -> 
     assert _steps(made.output) == [4, 5]
 
 
+def test_weights_that_are_lost_are_never_saved(make: Make) -> None:
+    """A step may take the weights beyond all numbers although its gradient was finite."""
+    made = make()
+    train(made, Line, stop_after=5)
+
+    class Leaping(Line):
+        def gauges(self) -> dict[str, float]:
+            return {}
+
+        def tokens(self, batch: Tensor) -> int:  # called at the end of a step
+            if self.drawn == 8:
+                self.module.weight.data.fill_(float("inf"))
+            return 1
+
+    with pytest.raises(TrainingError, match=r"weight is not finite after step 8: the last checkpoint is .*00000005"):
+        train(made, Leaping)
+    assert _steps(made.output) == [4, 5]
+
+
+def test_weights_to_begin_with_that_are_not_finite_are_refused_at_once(make: Make) -> None:
+    class Damaged(Line):
+        def __init__(self, recipe: Recipe | None = None) -> None:
+            super().__init__(recipe, step=_raise(AssertionError("a step"), *range(9)))
+            self.module.bias.data.fill_(float("nan"))
+
+    made = make()
+    with pytest.raises(RecipeError, match=r"the checkpoint to start from holds .* in bias: download or convert it"):
+        train(made, Damaged)
+    train(made, Line, stop_after=5)
+    path = made.output / "step-00000005" / checkpoints.STATE_FILE
+    state = torch.load(path, weights_only=True)
+    state["module"]["weight"].fill_(float("nan"))
+    torch.save(state, path)
+    with pytest.raises(RecipeError, match=r"step-00000005 holds .* in weight: remove it to resume from the one before"):
+        train(made, Line)
+
+
 def test_a_finished_run_gives_its_checkpoint_and_makes_no_step(make: Make) -> None:
     made = make()
     train(made, Line)

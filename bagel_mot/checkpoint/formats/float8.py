@@ -17,6 +17,7 @@ from torch import Tensor
 from bagel_mot.checkpoint.formats.quantised_layouts import StoredTensor, look, unknown
 from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.errors import CheckpointError
+from bagel_mot.model.finite import is_finite
 from bagel_mot.model.quant import Fp8Matrix, QuantisedMatrix
 
 _TYPES = {"F8_E4M3": "e4m3", "F8_E5M2": "e5m2"}
@@ -62,12 +63,12 @@ def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
 
     def load(files: SafetensorsFiles) -> Tensor | QuantisedMatrix:
         values = files.read(name)
-        if not _is_finite(values):
+        if not is_finite(values):
             raise CheckpointError(
                 f"{files.where}: {name} holds infinite values or values that are not numbers; download it anew"
             )
         scales = torch.ones(1) if scale is None else files.read(scale).float()
-        if not scales.isfinite().all():
+        if not is_finite(scales):
             raise CheckpointError(
                 f"{files.where}: {scale} holds infinite values or values that are not numbers; download it anew"
             )
@@ -86,16 +87,6 @@ def recognise(files: SafetensorsFiles, name: str) -> StoredTensor | None:
 def _first_scale(files: SafetensorsFiles) -> str | None:
     endings = tuple(f".{scale}" for scale in _SCALES)
     return next((name for name in files.names() if name.endswith(endings)), None)
-
-
-def _is_finite(values: Tensor) -> bool:
-    """Whether all values are finite numbers: the highest code of either sign in e4m3, and the four highest in e5m2, are
-    not.
-    """
-    if values.numel() == 0:
-        return True
-    first = 127 if values.dtype == torch.float8_e4m3fn else 124
-    return int(values.view(torch.int8).amax()) < first and int(values.view(torch.uint8).amax()) < first + 128
 
 
 _BLOCKWISE = f"with scales of {_BLOCK}×{_BLOCK} blocks"

@@ -54,7 +54,7 @@ Steps = Generator[Sequence[Op], None, T]
 class Output(Enum):
     """The kinds of result that a forward op can have."""
 
-    NONE = "none"  # nothing: the context has grown
+    NONE = "none"  # the context has grown; a scalar on the device says whether what was read is finite
     LOGITS = "logits"  # (vocab,) float32 after the last token
     TOKEN = "token"  # the id of the next token, chosen as `choice` says
     VELOCITY = "velocity"  # (N, latent_dim) float32 of the last segment, a noised image

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from bagel_mot.inference.decode import choose_tokens
+from bagel_mot.inference.decode import NOT_FINITE, choose_tokens
 from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Op, Output, VelocityOp
+from bagel_mot.inference.engine.overflow import OverflowReport
 from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.finite import finite_rows, is_finite
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel_mot.sequence import Layout, PackSpec, Sample, VaeSegment, Values, pack_cached
@@ -43,18 +45,21 @@ class Runner:
         vocab_size: ids from here on are never chosen.
         spec: the facts that packing needs to know of the model.
         stats: counts what was done.
+        overflow: says why numbers are not finite.
     """
 
     def __init__(self, model: BagelModel, autoencoder: Autoencoder, special: SpecialTokens, vocab_size: int) -> None:
         self.model, self.autoencoder, self.vocab_size = model, autoencoder, vocab_size
         self.stats = EngineStats()
+        self.overflow = OverflowReport(model, autoencoder)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self.spec = PackSpec.of(model.config, special)
 
     def forward(self, batch: Sequence[ForwardOp]) -> None:
         """One forward pass over the parts of all ops; the heads, too, run once for all.
 
-        Returns: nothing; ops that are complete are settled.
+        Returns: nothing; ops that are complete are settled, with an error where a token or an
+            image is not made of finite numbers.
         """
         samples = [Sample(op.part, op.context.position) for op in batch]
         layout, values = self._layout(samples), Values.of(samples, self.spec)
@@ -67,6 +72,14 @@ class Runner:
             if op.output in (Output.LOGITS, Output.TOKEN) and op.ends
         ]
         results = self._text_results([op for op, _ in texts], und[[slot for _, slot in texts]]) if texts else {}
+        reads = [
+            (op, spans[-1].und[1] - 1)
+            for op, spans in zip(batch, layout.spans, strict=True)
+            if op.output is Output.NONE and op.ends
+        ]
+        if reads:  # the last token has attended to all before it
+            finite = finite_rows(und[[slot for _, slot in reads]])
+            results |= dict(zip([op for op, _ in reads], finite, strict=True))
         images = [
             (op, slice(*spans[-1].gen))
             for op, spans in zip(batch, layout.spans, strict=True)
@@ -86,7 +99,7 @@ class Runner:
             if op.scratch is None:
                 op.committing = True
                 op.context.commit(reservation, op.part, op.names if op.record else [None] * len(op.part))
-            if op.advance():
+            if op.advance() and not op.settled:
                 op.settle(results.get(op))
             op.committing = False
             self.stats.forward_ops += 1
@@ -118,6 +131,9 @@ class Runner:
             choices = [choice for _, _, choice in choosing]
             tokens = choose_tokens(rows[:, : self.vocab_size], choices)
             for (row, op, choice), token in zip(choosing, tokens, strict=True):
+                if token == NOT_FINITE:
+                    op.settle(error=self.overflow.error())
+                    continue
                 found[op] = token
                 if choice.record:
                     choice.logits = logits[row].cpu()
@@ -150,7 +166,10 @@ class Runner:
         latents = torch.stack([op.latent for op in batch])
         pixels = self.autoencoder.decode(latents.to(self.model.device, self._image_dtype)).float().cpu()
         for op, image in zip(batch, pixels, strict=True):
-            op.settle(image)
+            if is_finite(image):
+                op.settle(image)
+            else:
+                op.settle(error=self.overflow.error())
         self.stats.decoded += len(batch)
 
     # ------------------------------------------------------------------------------------------------------- memory

@@ -22,6 +22,7 @@ from bagel_mot.inference.sampler import Role
 from bagel_mot.inference.steps.read import read_alone
 from bagel_mot.inference.taylorseer import TaylorSeer
 from bagel_mot.model.cache import Context, KVReservation
+from bagel_mot.model.finite import is_finite
 from bagel_mot.sequence import VaeSegment
 
 
@@ -69,17 +70,22 @@ def draw(runtime: Runtime, history: History, request: Request, listener: Listene
             v = sampler.guide(full, ops[Role.WITHOUT_TEXT].result, without_image, settings)
         if listener.on_preview is not None and due(done, len(times) - 1):
             # Guidance overshoots: what the full context alone leads to is nearer to the image.
-            listener.on_preview(runtime.previewer(_latent(config, x - t * full, grid)))
+            preview = runtime.previewer(_latent(config, x - t * full, grid))
+            if preview is None:
+                raise runtime.engine.runner.overflow.error()
+            listener.on_preview(preview)
         if listener.on_step is not None:
             listener.on_step(done, len(times) - 1)
         fresh = None
         if settings.eta and following and (not seers or done <= TaylorSeer.SMOOTH_AFTER):
             fresh = next(noises).to(device, torch.float32)
         x = sampler.step(x, v, t, following, settings.eta, fresh)
-    if listener.recorder is not None:
-        listener.recorder.latent = x.cpu()
+        if device.type == "cpu" and not is_finite(x):  # on others it would be waited for: they see it in the image
+            raise runtime.engine.runner.overflow.error()
     decode = DecodeOp(_latent(config, x, grid))
     yield [decode]
+    if listener.recorder is not None:
+        listener.recorder.latent = x.cpu()
     return Drawing(to_pil(decode.result), evaluations)
 
 

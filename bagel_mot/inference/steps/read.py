@@ -14,11 +14,17 @@ from bagel_mot.model.cache import Context
 from bagel_mot.sequence import Segment, segment_length, vae_segment, vit_segment
 
 
-def read(runtime: Runtime, history: History, inputs: Sequence[Input]) -> Steps[None]:
+def read(runtime: Runtime, history: History, inputs: Sequence[Input], *, keep: bool = False) -> Steps[None]:
     """Adds texts and images to a history, all in one prefill.
 
     An image is encoded once, however often it comes; it becomes a clean VAE image, unless it enters as ViT image alone,
     and a ViT image.
+
+    Args:
+        keep: says that the history outlives the request, so that its numbers are checked here.
+
+    Raises:
+        NotFiniteError: numbers of a history that is kept are not finite. Others show in what follows from them.
     """
     encoded = [one for one in inputs if isinstance(one, ImageInput) and one.vae_tokens]
     encodings = {id(one): EncodeOp(to_pixels(one.image)) for one in encoded}
@@ -34,7 +40,10 @@ def read(runtime: Runtime, history: History, inputs: Sequence[Input]) -> Steps[N
                 segments.append(vae_segment(encodings[id(one)].result, runtime.config.latent_patch_size))
             segments.append(vit_segment(to_pixels(one.vit_image), runtime.config.vit.patch_size))
         turns.append(Turn(one.kind, one.content, tuple(segments)))
-    yield [ForwardOp(history.context, tuple(segment for turn in turns for segment in turn.segments))]
+    op = ForwardOp(history.context, tuple(segment for turn in turns for segment in turn.segments))
+    yield [op]
+    if keep and not op.result:
+        raise runtime.engine.runner.overflow.error()
     history.turns += tuple(turns)  # their segments are part of the context by now
 
 
@@ -54,7 +63,7 @@ def begin(runtime: Runtime, inputs: Sequence[Input], expected: int) -> Steps[His
         if common and (history is None or len(history.turns) < common):
             # A history that is kept has no memory to spare: it stays when this request is over.
             history = history or History(runtime.engine.new_context(sum(one.tokens for one in inputs[:common])))
-            yield from read(runtime, history, inputs[len(history.turns) : common])
+            yield from read(runtime, history, inputs[len(history.turns) : common], keep=True)
             prefixes.keep(keys[:common], history)
             history = history.copy()
         history = history or History(runtime.engine.new_context(expected))

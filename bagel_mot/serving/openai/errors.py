@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from bagel_mot.errors import BagelError, ContextLengthError
+from bagel_mot.errors import BagelError, ContextLengthError, NotFiniteError
 from bagel_mot.placement.oom import is_out_of_memory
 from bagel_mot.serving.limits import BusyError, ClosedError, LimitError
 
@@ -78,6 +78,8 @@ def as_api_error(error: BaseException) -> ApiError:
     if is_out_of_memory(error):
         message = "there was not enough memory for this request: try again later, or ask for less."
         return ApiError(503, message, kind="server_error", code="out_of_memory", retry_after=_OUT_OF_MEMORY_RETRY)
+    if isinstance(error, NotFiniteError):
+        return ApiError(500, str(error), kind="server_error", code="not_finite")
     if isinstance(error, BagelError):
         return ApiError(400, str(error))
     if isinstance(error, CancelledError):
@@ -94,7 +96,8 @@ def log_failure(error: BaseException, what: str, log_prompts: bool) -> None:
         log_prompts: whether the message may be written, which may quote the request.
     """
     if as_api_error(error).status >= 500 and not isinstance(error, ApiError | ClosedError):
-        message = f": {error}" if log_prompts or is_out_of_memory(error) else ""
+        quotes_nothing = is_out_of_memory(error) or isinstance(error, NotFiniteError)
+        message = f": {error}" if log_prompts or quotes_nothing else ""
         where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
         _log.error("%s failed with %s%s\n%s", what, type(error).__name__, message, where)
     error.__traceback__ = None

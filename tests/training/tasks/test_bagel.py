@@ -121,6 +121,14 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
         assert torch.allclose(together[which], joined, rtol=1e-4, atol=1e-5)
 
 
+def test_a_damaged_start_is_named_at_once(recipe: Make, tmp_path: Path) -> None:
+    first = BagelTask(recipe())
+    first.module.connector.fc1.weight.data[0, 0] = float("nan")
+    first.write_weights(tmp_path / "damaged", {})
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors: connector\.fc1\.weight holds infinite values"):
+        BagelTask(recipe(model=None, autoencoder=None, init=str(tmp_path / "damaged"), output=tmp_path / "second"))
+
+
 def test_a_run_starts_from_whatever_names_a_checkpoint(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
