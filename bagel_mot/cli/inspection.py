@@ -45,7 +45,7 @@ def info(
     ] = None,
     versions: Annotated[
         bool,
-        typer.Option("--versions", help="Show versions, devices and threads instead, as a report of a fault needs."),
+        typer.Option("--versions", help="Show versions, devices and threads instead, for a report of a fault."),
     ] = False,
     json: JsonOption = None,
 ) -> None:

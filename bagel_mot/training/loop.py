@@ -328,6 +328,8 @@ def _write_samples(run: Run, metrics: Metrics) -> None:
     """Writes the samples, which are to look at: where they cannot be made, the training goes on."""
     assert run.checkpoint is not None
     try:
-        run.task.write_samples(run.recipe.output / "samples" / f"step-{run.step:08d}.png", run.checkpoint)
+        sheet = run.recipe.output / "samples" / f"step-{run.step:08d}.png"
+        run.task.write_samples(sheet, run.checkpoint)
+        metrics.samples(run.step, sheet)
     except Exception as error:
         metrics.note(f"no samples of step {run.step}: {type(error).__name__}: {error}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bagel_mot.errors import TrainingError
 from bagel_mot.files import write_text
+from bagel_mot.training.board import Board
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -104,9 +105,7 @@ class Metrics:
         )
         self._bar = self._progress.add_task(folder.name, total=steps, completed=start, numbers="")
         self._started = (time.perf_counter(), start)
-        self._board: Any = None
-        with self._board_may_fail():
-            self._board = _tensorboard(folder, start)
+        self._board = Board(folder / "tensorboard", start)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -118,9 +117,8 @@ class Metrics:
         self._progress.stop()
         with suppress(OSError):  # an earlier line could not be written
             self._file.close()
-        if self._board is not None:
-            with self._board_may_fail():
-                self._board.close()
+        with self._board_may_fail():
+            self._board.close()
 
     def advance(self, tokens: int) -> None:
         """Counts a step, and its tokens, towards the throughput."""
@@ -145,11 +143,20 @@ class Metrics:
             eta = (self.steps - step) / rate if rate else float("inf")
             print(f"step {step}/{self.steps} {text} eta {eta / 60:.1f} min", flush=True)
         self._write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
-        if self._board is not None:
-            with self._board_may_fail():
-                for name, value in numbers.items():
-                    self._board.add_scalar(name, value, step)
+        with self._board_may_fail():
+            self._board.add_scalars(numbers, step)
         self._done, self._tokens, self._since = 0, 0, now
+
+    def samples(self, step: int, sheet: Path) -> None:
+        """Shows the samples of a step in TensorBoard: a sheet, and the texts in the JSON file beside it, if there are
+        any.
+
+        Args:
+            step: the step.
+            sheet: a PNG file. The file of its name with `.json` holds a list of objects with the same keys.
+        """
+        with self._board_may_fail():
+            self._board.add_sheet(sheet, step)
 
     def _write(self, line: str) -> None:
         """Reports are to look at: where they cannot be written, as on a full disk, the training goes on."""
@@ -165,7 +172,7 @@ class Metrics:
         try:
             yield
         except OSError as error:
-            self._board = None
+            self._board.give_up()
             self.note(f"TensorBoard's file cannot be written: {error.strerror or error}")
 
     def note(self, text: str) -> None:
@@ -189,11 +196,3 @@ def _is_of(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None  # the `train` extra has it; the JSON lines hold the same numbers
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bagel_mot.data.documents import Document
-from bagel_mot.data.sources import SOURCES, read_source_config
+from bagel_mot.data.sources import SOURCES, mini, read_source_config
 from bagel_mot.data.sources.base import Source
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.errors import DataError
@@ -53,3 +54,11 @@ def test_the_toy_worlds_hooks_repeat_themselves() -> None:
     assert sheet is not None
     assert sheet.size == (512, 512)
     assert source.preview_images(63) is None
+
+
+def test_captions_of_a_sheet_are_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, at, text, **_: written.append(text))
+    cell = mini._captioned(Image.new("RGB", (8, 8)), "a green moon in the top left and a red car", 3)
+    assert written == ["a green moon in the", "top left and a red car"]
+    assert cell.height == mini._SHOWN + 2 + 3 * mini._LINE

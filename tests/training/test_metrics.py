@@ -59,14 +59,15 @@ def test_tensorboard_that_cannot_be_written_ends_no_training(
     (tmp_path / "tensorboard").unlink()
     with Metrics(tmp_path, 10, 1) as metrics:
         board = metrics._board
+        metrics.report(1, {"loss": 1.0})
 
         def full(*arguments: object) -> None:
             raise OSError(28, "No space left on device")
 
-        board.add_scalar = full
+        board._writer.add_scalar = full
         metrics.report(2, {"loss": 1.0})
         metrics.report(3, {"loss": 1.0})
-    board.close()
+    board._writer.close()
     told = capsys.readouterr().out
     assert told.count("TensorBoard's file cannot be written") == 2
     assert "step 3/10" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ _ONE_COPY = ("chain", "session")  # long documents
 _TOKENIZER_TEXTS = 60_000
 _PROMPTS, _EDITS, _QUESTIONS = 10, 5, 10
 _SHOWN = 128  # pixels of an image on the sheet of samples
-_TEXT = 46  # pixels of text below it
+_CHARACTERS, _LINE = 22, 11  # of the text below it: in a line, and pixels from one line to the next
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ class MiniSource(Source):
         scenes = [sample_scene(rng) for _ in range(_QUESTIONS)]
         asked = [questions(scene, rng, 1)[0] for scene in scenes]
         answers = bagel.ask([draw(s, side) for s in scenes], [qa.question for qa in asked], max_new_tokens=16)
-        rows = [[_captioned(*cell) for cell in cells[start : start + 10]] for start in range(0, len(cells), 10)]
+        lines = max(len(textwrap.wrap(text, _CHARACTERS)) for _, text in cells)
+        rows = [[_captioned(*cell, lines) for cell in cells[start : start + 10]] for start in range(0, len(cells), 10)]
         write_atomically(path, _sheet(rows).save)
         report = [
             {"question": qa.question, "right": qa.answer, "said": said} for qa, said in zip(asked, answers, strict=True)
@@ -150,11 +152,12 @@ class MiniSource(Source):
         write_text(path.with_suffix(".json"), json.dumps(report, indent=1))
 
 
-def _captioned(image: Image.Image, text: str) -> Image.Image:
-    cell = Image.new("RGB", (_SHOWN + 4, _SHOWN + _TEXT), "white")
+def _captioned(image: Image.Image, text: str, lines: int) -> Image.Image:
+    """An image above its text, which is broken between words, with room for so many lines."""
+    cell = Image.new("RGB", (_SHOWN + 4, _SHOWN + 2 + _LINE * lines), "white")
     cell.paste(image.resize((_SHOWN, _SHOWN), Image.Resampling.NEAREST), (0, 0))
-    for line, start in enumerate(range(0, len(text), 22)):
-        ImageDraw.Draw(cell).text((2, _SHOWN + 2 + 11 * line), text[start : start + 22], fill="black")
+    for number, line in enumerate(textwrap.wrap(text, _CHARACTERS)):
+        ImageDraw.Draw(cell).text((2, _SHOWN + 2 + _LINE * number), line, fill="black")
     return cell
 
 
