@@ -14,10 +14,10 @@ from PIL import Image
 from bagel_mot.app.image_files import keep
 from bagel_mot.app.state import Generation
 from bagel_mot.app.texts.language import Language, text
-from bagel_mot.inference.decode import THINK_CLOSE, THINK_OPEN, split_thinking
 from bagel_mot.inference.history import Turn
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.session import Session
+from bagel_mot.inference.thinking import THINK_CLOSE, split_thinking, unfinished_tag, without_tags
 
 ChatMessage = dict[str, Any]
 """A message as Gradio's Chatbot takes it."""
@@ -28,7 +28,9 @@ def progress_html(generation: Generation, language: Language) -> str:
     parts = [_bar(generation, language)]
     if generation.size is not None:
         if generation.text:
-            parts.append(thinking_html(without_tags(generation.text), language, open=not generation.total))
+            parts.append(
+                thinking_html(without_tags(_certain(generation.text)).strip(), language, open=not generation.total)
+            )
         parts.append(_previews(generation, blanks=True))
     return f'<div class="bagel-progress">{"".join(parts)}</div>'
 
@@ -119,13 +121,13 @@ def split_stream(written: str, think: bool) -> tuple[str, str]:
     """Divides a text that is still being written into thinking and answer."""
     if not think:
         return "", written
-    before, _, after = written.partition(THINK_CLOSE)
-    return without_tags(before), after.lstrip()
+    before, _, after = _certain(written).partition(THINK_CLOSE)
+    return without_tags(before).strip(), without_tags(after).lstrip()
 
 
-def without_tags(written: str) -> str:
-    """Thinking as it is being written, without the tags around it."""
-    return written.replace(THINK_OPEN, "").replace(THINK_CLOSE, "").strip()
+def _certain(written: str) -> str:
+    """A text that is still being written, without the beginning of a tag at its end."""
+    return written[: len(written) - unfinished_tag(written)]
 
 
 # --------------------------------------------------------------------------------------------------------------- chat
@@ -144,9 +146,11 @@ def chat_messages(session: Session | None, files: MutableMapping[Turn, str], lan
         elif turn.kind == "text":
             found.append(_text("user", content))
         elif turn.kind == "thought":
-            found += _thinking(without_tags(content), language)
+            found += _thinking(without_tags(_certain(content)).strip(), language)
         elif turn.kind == "answer":
-            thinking, answer = split_thinking(content) if session is not None and session.think else ("", content)
+            thinking, answer = (
+                split_thinking(content, complete=False) if session is not None and session.think else ("", content)
+            )
             found += _thinking(thinking, language)
             found.append(_text("assistant", answer.strip() or text(language, "no_answer")))
     return found  # without the system prompt

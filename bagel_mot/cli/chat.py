@@ -26,6 +26,7 @@ from bagel_mot.cli.options import (
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.files import make_writable_folder, writing
 from bagel_mot.inference.settings import MAX_SEED, SETTINGS, parse_settings
+from bagel_mot.inference.thinking import ThinkingStream
 from bagel_mot.task import Task
 
 if TYPE_CHECKING:
@@ -136,10 +137,19 @@ class TerminalChat:
             self.notes.print("\nstopped", style="dim")
 
     def _say(self, text: str) -> None:
-        def show(piece: str) -> None:
-            print(piece, end="", flush=True)
+        own = self._own(Task.ASK)
+        thinks, stream = own.get("think", self.session.think), ThinkingStream()
 
-        self.session.ask(text, on_text=show, **self._own(Task.ASK))
+        def show(thinking: str, answer: str) -> None:
+            self.notes.print(thinking, end="", style="dim", markup=False, soft_wrap=True)
+            print(answer, end="", flush=True)
+
+        def take(piece: str) -> None:
+            show(*stream.add(piece)) if thinks else show("", piece)
+
+        result = self.session.ask(text, on_text=take, return_result=True, **own)
+        if thinks:
+            show(*stream.finish(result))
         _tell("")
         self._count_up()
 

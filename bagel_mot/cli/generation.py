@@ -25,6 +25,7 @@ from bagel_mot.cli.options import (
 )
 from bagel_mot.errors import PromptError, SettingError
 from bagel_mot.files import check_writable, writing
+from bagel_mot.inference.thinking import ThinkingStream
 from bagel_mot.task import Task
 
 if TYPE_CHECKING:
@@ -113,14 +114,16 @@ def ask(
         raise PromptError(f"{question} is a file, and the question about it is missing: write it after the picture.")
     bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
     quiet, thinking = json == "-", bool(settings.get("think"))
+    thoughts = ThinkingStream()
     result = bagel.ask(
         images or None,
         question,
-        on_text=None if quiet else _print_thought if thinking else _print_piece,
+        on_text=None if quiet else (lambda piece: _print_thought(thoughts.add(piece)[0])) if thinking else _print_piece,
         return_result=True,
         **settings,
     )
     if thinking and not quiet:
+        _print_thought(thoughts.finish(result)[0])
         print(file=sys.stderr)
     if not quiet:
         print(result.text if thinking else "")

@@ -16,7 +16,6 @@ from bagel_mot.tokenizer import Tokenizer
 # float32 would soon take the temperature itself for 0.
 MIN_TEMPERATURE = 1e-6
 NOT_FINITE = -1  # no token has this id
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
@@ -153,14 +152,3 @@ class TextStream:
             certain, self._held = self._held[:cut], self._held[cut:]
         self._given.append(certain)
         return certain
-
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """Divides a text written with thinking into (thinking, answer), without the tags.
-
-    Where the thinking never ends, all is thinking and the answer is empty; where no tag stands, all is the answer.
-    """
-    before, closed, after = text.partition(THINK_CLOSE)
-    if not closed and not text.lstrip().startswith(THINK_OPEN):
-        return "", text
-    return before.strip().removeprefix(THINK_OPEN).strip(), after.strip()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bagel_mot.checkpoint.official import Checkpoint
-from bagel_mot.inference.decode import TextStream, choose_tokens, penalised, split_thinking, token_probabilities
+from bagel_mot.inference.decode import TextStream, choose_tokens, penalised, token_probabilities
 from bagel_mot.inference.engine.ops import TokenChoice
 from bagel_mot.inference.settings import GenerationSettings
 
@@ -222,19 +222,3 @@ def test_an_unfinished_character_ends_as_replacement(checkpoint: Checkpoint) -> 
     stream = TextStream(checkpoint.tokenizer)
     assert stream.add(tokens[0]) == ""
     assert stream.finish() == "\ufffd"
-
-
-@pytest.mark.parametrize(
-    ("text", "thinking", "answer"),
-    [
-        ("<think>one, two</think> three", "one, two", "three"),
-        ("<think> a\n</think>\nb", "a", "b"),
-        ("no tags", "", "no tags"),
-        ("<think>never ends", "never ends", ""),
-        ("lost its start</think> b", "lost its start", "b"),
-        ("<think></think>", "", ""),
-        (" x < y ", "", " x < y "),
-    ],
-)
-def test_split_thinking(text: str, thinking: str, answer: str) -> None:
-    assert split_thinking(text) == (thinking, answer)

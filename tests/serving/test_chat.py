@@ -209,6 +209,31 @@ def test_a_stream_divides_thinking_and_answer(live: Live, spoken: Callable[[str]
     assert (thinking, answer) == ("one and\none", "two, I think")
 
 
+@pytest.mark.parametrize("draws", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_limit_leaves_a_part_of_a_tag(
+    live: Live, plain: Bagel, spoken: Callable[[str], None], draws: bool, stream: bool
+) -> None:
+    words = "<think>one</think>two"
+    spoken(words)
+    client, found = live.openai(), []
+    for limit in range(1, len(plain.tokenizer.encode(words)) + 1):
+        request: Any = {"model": "tiny", "messages": [user("What?")], "max_tokens": limit}
+        request["extra_body"] = {"think": True, **({"num_timesteps": 2, "size": "32x32"} if draws else {})}
+        request |= {"modalities": ["image"]} if draws else {}
+        thinking = answer = ""
+        if stream:
+            deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(stream=True, **request)]
+        else:
+            deltas = [client.chat.completions.create(**request).choices[0].message]
+        for delta in deltas:
+            thinking += (delta.model_extra or {}).get("reasoning_content") or ""
+            answer += delta.content or ""
+        assert "<" not in thinking + answer
+        found.append((thinking, answer))
+    assert found[-1] == (("one two", "") if draws else ("one", "two"))
+
+
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 

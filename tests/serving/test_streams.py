@@ -1,70 +1,19 @@
-"""What a stream is made of: thinking and answer told apart, and what is kept for a slow reader."""
+"""What a stream is made of: its events, and what is kept for a slow reader."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from concurrent.futures import Future
 from typing import Any
 
-import pytest
 from PIL import Image
 
-from bagel_mot.inference.decode import split_thinking
 from bagel_mot.inference.request import Request
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import GenerationSettings
 from bagel_mot.serving.openai.streams import Channel, End, Preview, Text, event
-from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
 from bagel_mot.task import Task
 from tests.serving.coroutines import run_coroutine
-
-TEXTS = [
-    "<think>one and one</think> two",
-    " \n<think> \n a  b \n</think>\n\n c  d \n",
-    "no tags at all ",
-    "  no opening</think> answer",
-    "<think>never ends ",
-    "<think></think>",
-    "<think>a</thi</think>b</think>c",
-    "<think>a<think>b</think>c",
-    "<thin",
-    "<",
-    "",
-    "   ",
-    "<think>",
-    "< think>a</think>",
-    "a<think>b</think>c",
-]
-
-
-def cuts(text: str, rng: random.Random) -> list[str]:
-    places = sorted(rng.sample(range(len(text) + 1), min(len(text), rng.randint(0, 6))))
-    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_pieces_make_up_what_the_whole_is_divided_into(text: str) -> None:
-    rng = random.Random(0)
-    thinking, answer = split_thinking(text)
-    for _ in range(50):
-        stream, thoughts = ThinkingStream(), ThoughtStream()
-        parts = cuts(text, rng)
-        pieces = [*(stream.add(part) for part in parts), stream.finish()]
-        assert ("".join(t for t, _ in pieces), "".join(a for _, a in pieces)) == (thinking, answer)
-        told = "".join([*(thoughts.add(part) for part in parts), thoughts.finish()])
-        assert told == f"{thinking} {answer}".strip()
-
-
-def test_thinking_is_given_as_it_comes() -> None:
-    stream = ThinkingStream()
-    assert [stream.add(piece) for piece in ("<think>", "one ", "two", "</think>", " three")] == [
-        ("", ""),
-        ("one", ""),
-        (" two", ""),
-        ("", ""),
-        ("", "three"),
-    ]
 
 
 def test_a_slow_reader_gets_all_text_and_the_newest_look() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-from bagel_mot.inference.decode import split_thinking
 from bagel_mot.inference.engine.ops import Steps
 from bagel_mot.inference.history import History
 from bagel_mot.inference.request import IMAGE_POSITIONS, Listener, Request, TextInput
@@ -13,6 +12,7 @@ from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.steps.draw import draw
 from bagel_mot.inference.steps.read import begin, read
 from bagel_mot.inference.steps.write import Written, write
+from bagel_mot.inference.thinking import split_thinking
 
 _LIKELY_TEXT = 256  # tokens of a text that may become longer, for which memory is taken beforehand
 
@@ -45,7 +45,7 @@ def follow(
             yield from read(runtime, history, [written.input])
         drawing = yield from draw(runtime, history, request, listener)
         result = _result(history, request, written)
-        thinking, rest = split_thinking(result.raw_text)
+        thinking, rest = ("", "") if written is None else split_thinking(result.raw_text, written.ended)
         # A thought without its tags is a thought all the same: what follows is an image.
         result.image, result.thinking = drawing.image, f"{thinking} {rest}".strip()
         result.settings["size"] = request.size
@@ -55,7 +55,7 @@ def follow(
         written = yield from write(runtime, history, request, listener, "answer")
         answer, text = written.input, written.input.content
         result = _result(history, request, written)
-        result.thinking, result.text = split_thinking(text) if request.settings.think else ("", text)
+        result.thinking, result.text = split_thinking(text, written.ended) if request.settings.think else ("", text)
     result.seconds = time.perf_counter() - began
     return result, answer
 

@@ -23,11 +23,13 @@ class Written:
         input: the text up to its end token, the limit or the first stop text, to be read behind the history.
         tokens: the tokens it took to write it, the end token included.
         complete: whether it ended by itself or at a stop text, not at the limit.
+        ended: whether it ended by itself: neither the limit nor a stop text cut it.
     """
 
     input: TextInput
     tokens: int
     complete: bool
+    ended: bool
 
 
 def write(
@@ -71,7 +73,9 @@ def write(
             break
     _tell(listener, stream.finish())
     text = _fitting(runtime, kind, stream.text, room)
-    return Written(text, len(choice.tokens) + ended, ended or stream.stopped)
+    return Written(
+        text, len(choice.tokens) + ended, ended or stream.stopped, ended=ended and text.content == stream.text
+    )
 
 
 def _tell(listener: Listener, piece: str) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from bagel_mot.inference.prepare import task_of
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import SETTINGS
+from bagel_mot.inference.thinking import ThinkingStream, ThoughtStream
 from bagel_mot.serving.openai.errors import ApiError
 from bagel_mot.serving.openai.fields import parse_extra
 from bagel_mot.serving.openai.image_data import to_data_uri
@@ -31,7 +32,6 @@ from bagel_mot.serving.openai.schemas import (
     Usage,
 )
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
-from bagel_mot.serving.openai.thinking import ThinkingStream, ThoughtStream
 from bagel_mot.serving.service import Listen, SubmittedBatch
 from bagel_mot.task import Task
 
@@ -236,13 +236,11 @@ class _Chunks:
 
     async def _encode(self, news: Text | Preview | End) -> AsyncIterator[bytes]:
         if isinstance(news, Text):
-            delta = self._delta(news.index, news.text)
-            if delta:
+            if delta := self._delta(news.index, news.text):
                 yield self._chunk(news.index, delta)
         elif isinstance(news, End):
             result = news.result()
-            rest = self._delta(news.index, None)
-            if rest:
+            if rest := self._delta(news.index, result):
                 yield self._chunk(news.index, rest)
             if result.image is not None:
                 images = await self._state.in_thread(partial(_images, result)) or []
@@ -250,16 +248,16 @@ class _Chunks:
             self._results.append(result)
             yield self._chunk(news.index, {}, finish_reason=_finish_reason(result), seed=result.seed)
 
-    def _delta(self, index: int, piece: str | None) -> dict[str, str]:
-        """The fields that a piece of text adds to the message; None ends the text."""
+    def _delta(self, index: int, news: str | Result) -> dict[str, str]:
+        """The fields that a piece of text, or the end with its result, adds to the message."""
         if self._draws:
             thoughts = self._thoughts[index]
-            text = thoughts.finish() if piece is None else thoughts.add(piece)
+            text = thoughts.add(news) if isinstance(news, str) else thoughts.finish(news)
             return {self._thought_name: text} if text else {}
         if not self._thinks:
-            return {"content": piece} if piece else {}
+            return {"content": news} if news and isinstance(news, str) else {}
         answers = self._answers[index]
-        thinking, answer = answers.finish() if piece is None else answers.add(piece)
+        thinking, answer = answers.add(news) if isinstance(news, str) else answers.finish(news)
         found = {"reasoning_content": thinking, "content": answer}
         return {name: text for name, text in found.items() if text}
 
