@@ -10,7 +10,7 @@ import bagel_mot
 
 ROOT = Path(bagel_mot.__file__).parent
 ROOMS = (
-    ("errors", "files", "config", "prompts", "task", "allocator", "installation", "version"),
+    ("errors", "files", "config", "prompts", "scope", "task", "allocator", "installation", "version"),
     ("images", "video", "tokenizer"),
     ("sequence",),
     ("model",),

@@ -21,6 +21,7 @@ from bagel_mot.cli.options import (
     complain,
     load,
     notes,
+    print_hint,
     progress_bar,
 )
 from bagel_mot.errors import BagelError, PromptError, SettingError
@@ -137,6 +138,7 @@ class TerminalChat:
             self.notes.print("\nstopped", style="dim")
 
     def _say(self, text: str) -> None:
+        print_hint(self.bagel, text)
         own = self._own(Task.ASK)
         thinks, stream = own.get("think", self.session.think), ThinkingStream()
 
@@ -157,6 +159,7 @@ class TerminalChat:
         """Draws on a fork, which becomes the session once the image is saved."""
         from bagel_mot.inference.result import save_image
 
+        print_hint(self.bagel, text)
         session = self.session.fork()
         with progress_bar("drawing") as progress:
             result = session.generate_image(

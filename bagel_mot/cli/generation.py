@@ -19,6 +19,7 @@ from bagel_mot.cli.options import (
     command,
     load,
     notes,
+    print_hint,
     progress_bar,
     with_settings,
     write_json,
@@ -61,6 +62,7 @@ def generate(
     """
     _check_output(output)
     bagel = load(checkpoint, device, precision, ("generate",), offload=offload, memory=memory)
+    print_hint(bagel, *prompts)
     with progress_bar("drawing") as progress:
         results = bagel.generate(prompts, n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
@@ -87,6 +89,7 @@ def edit(
     """
     _check_output(output)
     bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
+    print_hint(bagel, instruction)
     with progress_bar("drawing") as progress:
         results = bagel.edit([images], [instruction], n=n, progress=progress, return_result=True, **settings)
     _deliver(results, output, json)
@@ -113,6 +116,7 @@ def ask(
     if not images and os.path.isfile(question):
         raise PromptError(f"{question} is a file, and the question about it is missing: write it after the picture.")
     bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
+    print_hint(bagel, question)
     quiet, thinking = json == "-", bool(settings.get("think"))
     thoughts = ThinkingStream()
     result = bagel.ask(

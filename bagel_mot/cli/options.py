@@ -196,6 +196,13 @@ def load(
     return bagel
 
 
+def print_hint(bagel: Bagel, *texts: str) -> None:
+    """Says on standard error, once, if one of the texts is outside what the model knows."""
+    hint = next(filter(None, map(bagel.hint, texts)), None)
+    if hint is not None:
+        notes().print(f"note: {hint}", style="dim", markup=False, soft_wrap=True)
+
+
 def new_table(title: str, *headings: str) -> Table:
     """A table whose first column is aligned to the left and the others to the right."""
     table = Table(title=title, title_justify="left")

@@ -47,6 +47,7 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "folder": None if folder is None else str(folder),
+        "knows": None if defaults.scope is None else defaults.scope.about,
         "decoder": {
             "layers": decoder.num_layers,
             "hidden": decoder.hidden_size,

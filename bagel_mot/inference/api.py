@@ -308,6 +308,13 @@ class Bagel:
         """Takes a prepared request in; see `submit`."""
         return self.engine.submit(respond(self.runtime, request, listener), request.max_result_tokens, request.prompt)
 
+    def hint(self, text: str) -> str | None:
+        """One sentence if a prompt has words that this checkpoint has never read, as its `bagel_scope.yaml` says;
+        None otherwise, and for checkpoints that do not say. Nothing is refused for it.
+        """
+        scope = self.runtime.defaults.scope
+        return None if scope is None else scope.hint(text)
+
     def share_prefixes(self, max_tokens: int) -> None:
         """Keeps what requests begin with (system prompt, image) for requests to come; 0 ends it.
 

@@ -17,7 +17,7 @@ published system does not read, and whose sampling would change its answers. Oth
 others `max_pixels` bounds one image, here it is shared by all images of a sample.
 
 An optional `preview_pictures.png` is a sheet of typical images, of eight latent cells a side each, that previews are
-fitted to.
+fitted to, and an optional `bagel_scope.yaml` says what a small model knows (`bagel_mot.scope`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from typing import Any
 from PIL import Image
 
 from bagel_mot.checkpoint.official import write_json
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE, SCOPE_FILE
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, ImageError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image
 from bagel_mot.inference.settings import TASKS, parse_settings, resolve
+from bagel_mot.scope import Scope, read_scope
 from bagel_mot.task import Task
 
 _OFFICIAL_SIZE = 1024
@@ -46,12 +47,15 @@ _WRITER = "bagel-mot"
 
 @dataclass(frozen=True)
 class Defaults:
-    """Default settings by task, how images are resized on their way in, and what previews are fitted to."""
+    """Default settings by task, how images are resized on their way in, what previews are fitted to, and what the
+    checkpoint knows, if it says so.
+    """
 
     vae_transform: ImageTransform
     vit_transform: ImageTransform
     tasks: Mapping[Task, Mapping[str, Any]] = field(default_factory=dict)
     preview_images: Image.Image | None = None
+    scope: Scope | None = None
 
     def of(self, task: Task) -> Mapping[str, Any]:
         return self.tasks.get(task, {})
@@ -76,9 +80,10 @@ def read_defaults(folder: Path, config: BagelConfig) -> Defaults:
     """The defaults of a checkpoint folder.
 
     Raises:
-        CheckpointError: its file is damaged, or holds an unknown key or a value out of range.
+        CheckpointError: a file is damaged, or holds an unknown key or a value out of range.
     """
-    defaults = dataclasses.replace(official_defaults(config), preview_images=_preview_images(folder, config))
+    preview, scope = _preview_images(folder, config), read_scope(folder / SCOPE_FILE)
+    defaults = dataclasses.replace(official_defaults(config), preview_images=preview, scope=scope)
     path = folder / DEFAULTS_FILE
     own = _read_json(path)
     known = (*TASKS, "vae_transform", "vit_transform")

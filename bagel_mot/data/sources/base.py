@@ -14,6 +14,7 @@ from PIL import Image
 from bagel_mot.config import Section
 from bagel_mot.data.documents import Document
 from bagel_mot.errors import DataError
+from bagel_mot.scope import Scope
 
 
 class Source(ABC):
@@ -46,6 +47,10 @@ class Source(ABC):
 
     def preview_images(self, side: int) -> Image.Image | None:
         """A sheet of 8 × 8 typical images, of `side` pixels a side each, that previews of a new model are fitted to."""
+        return None
+
+    def scope(self) -> Scope | None:
+        """What a new model that is trained on these documents will know."""
         return None
 
     def write_samples(self, bagel: Any, path: Path) -> None:  # noqa: B027

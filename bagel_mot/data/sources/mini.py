@@ -17,12 +17,13 @@ from bagel_mot.config import Count, NotNegative, Share
 from bagel_mot.data.documents import Document, ImagePart, TextPart
 from bagel_mot.data.sources.base import Source, SourceConfig
 from bagel_mot.files import write_atomically, write_text
+from bagel_mot.scope import Scope, words_of
 from bagel_mot.worlds.mini.captions import caption
 from bagel_mot.worlds.mini.draw import background, draw, draw_array, scale_of
 from bagel_mot.worlds.mini.edits import sample_edit
 from bagel_mot.worlds.mini.questions import questions
 from bagel_mot.worlds.mini.sampling import sample_scene
-from bagel_mot.worlds.mini.scene import MAX_THINGS, WORLD
+from bagel_mot.worlds.mini.scene import KINDS, MAX_THINGS, WORLD
 from bagel_mot.worlds.mini.training_examples import Say, Show, corpus, sample_example
 
 # Tasks whose images are drawn from conditions that dropout may remove. Where an answer is to be given about an
@@ -125,6 +126,11 @@ class MiniSource(Source):
             return None
         rng = random.Random(0)
         return _sheet([[draw(sample_scene(rng), side) for _ in range(8)] for _ in range(8)])
+
+    def scope(self) -> Scope:
+        """The toy world in a few words, and all words of its texts."""
+        about = f"English, and a toy world of {self.config.side}×{self.config.side} images: {', '.join(KINDS)}"
+        return Scope(about, tuple(sorted({word for text in self.texts() for word in words_of(text)})))
 
     def write_samples(self, bagel: Any, path: Path) -> None:
         """Writes a PNG sheet of captions drawn and scenes edited, and answers to questions beside it as JSON."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencoder, load_checkpoint, save_checkpoint
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SETTINGS_FILES
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE, SETTINGS_FILES
 from bagel_mot.config import BagelConfig
 from bagel_mot.data.documents import SampleBuilder
 from bagel_mot.data.loader import Prefetcher
@@ -208,6 +208,8 @@ def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> tuple[Checkpoi
     if (sheet := source.preview_images(config.vae.downsample * 8)) is not None:
         sheet.save(png := io.BytesIO(), "PNG", optimize=True)
         files[PREVIEW_FILE] = png.getvalue()
+    if (scope := source.scope()) is not None:
+        files[SCOPE_FILE] = scope.to_yaml().encode()
     return Checkpoint(config, model, autoencoder, tokenizer), files
 
 
