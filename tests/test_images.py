@@ -230,7 +230,7 @@ def test_damaged_files_are_opened_or_refused(file_format: str) -> None:
         (b"no picture", "known picture format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "known picture format"),
         (3, "int"),
-        (np.zeros((4, 4, 3)), "float64"),
+        (np.zeros((4, 4, 3), np.int64), "int64"),
         (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
         (np.zeros((4,), np.uint8), r"\(4,\)"),
         (np.zeros((0, 4, 3), np.uint8), "empty"),

@@ -13,7 +13,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from bagel_mot.errors import ImageError, SettingError
-from bagel_mot.images import open_image
+from bagel_mot.images import open_image, png
 from bagel_mot.inference.batch import naming
 from bagel_mot.inference.result import save_image
 from bagel_mot.inference.settings import SETTINGS, parse_settings
@@ -84,9 +84,7 @@ def read_metadata(path: str, task: Task, max_pixels: int) -> tuple[str, dict[str
     """
     data = _read(path)
     open_image(data, max_pixels)  # refuses what is damaged or too large
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-        found = {name: value for name, value in image.info.items() if isinstance(value, str)}
+    found = _texts(data)
     if "prompt" not in found or "settings" not in found:
         raise ImageError("the picture does not say how it was made: give a PNG file as it was downloaded from here.")
     try:
@@ -96,6 +94,18 @@ def read_metadata(path: str, task: Task, max_pixels: int) -> tuple[str, dict[str
         raise SettingError("the settings that the picture names are damaged: take another one.") from error
     known = {name: value for name, value in settings.items() if name in SETTINGS and task in SETTINGS[name].tasks}
     return found["prompt"], parse_settings(task, {**known, "seed": seed})
+
+
+def _texts(data: bytes) -> dict[str, str]:
+    """The texts in a PNG file's metadata; none where they are damaged, which costs only them."""
+    if not data.startswith(png.SIGNATURE):
+        return {}
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            return {name: value for name, value in image.info.items() if isinstance(value, str)}
+    except Exception:  # Pillow raises many types on damaged metadata
+        return {}
 
 
 def _read(path: str) -> bytes:

@@ -1,0 +1,167 @@
+"""Image files: which formats are opened, by which decoder, and the sentence for each file that is not."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from bagel_mot.errors import ImageError
+from bagel_mot.images import jpeg, png
+
+# Raster formats with a decoder of Pillow's own. Others are left out on purpose: EPS, for one, starts Ghostscript.
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000"),
+    *("ICO", "CUR", "ICNS", "PCX", "TGA", "QOI"),
+)
+
+# Formats that take a plugin of Pillow: signature, name, plugin's module, name in Pillow, extra of this package.
+_HEIC_BRANDS = rb"heic|heix|heim|heis|hevc|hevx|mif1|msf1"
+_PLUGINS = (
+    (re.compile(rb"....ftyp(?:" + _HEIC_BRANDS + rb")", re.DOTALL), "a HEIC", "pillow_heif", "HEIF", "heic"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "a JPEG XL", "pillow_jxl", "JXL", "jxl"),
+)
+_AVIF = re.compile(rb"....ftyp.{0,64}?avi[fs]", re.DOTALL)
+
+# Files that people take for images, and the way out of each.
+_RAW = "a camera's raw file, which has to be developed: export it as JPEG or PNG"
+_FOREIGN = tuple(
+    (re.compile(pattern, re.DOTALL | re.IGNORECASE), sentence)
+    for pattern, sentence in (
+        (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRO|IIRS|MMOR|IIU\0|....ftypcrx |FOVb|\0MRM", _RAW),
+        (rb"....ftyp", "a video, or a format of its kind that is not read: save one frame as PNG or JPEG"),
+        (rb"\x1aE\xdf\xa3|RIFF....AVI ", "a video: save one frame as PNG or JPEG"),
+        (rb"%PDF", "a PDF file: save the page as PNG or JPEG"),
+        (
+            rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,512}?-->\s*)?(?:<!DOCTYPE svg[^>]*>\s*)?<svg",
+            "an SVG drawing: save it as PNG",
+        ),
+        (rb"\s*<(?:!DOCTYPE html|html|head|\?xml)", "a web page or XML, not a picture: download the picture itself"),
+        (rb"version https://git-lfs", "a Git LFS pointer, not the picture: run `git lfs pull`"),
+        (rb"8BPS|8BPB", "a Photoshop file: export it as PNG or JPEG"),
+        (rb"gimp xcf", "a GIMP file: export it as PNG or JPEG"),
+        (rb"v/1\x01|#\?RADIANCE|#\?RGBE", "a picture of high dynamic range: tone-map it and save it as PNG or JPEG"),
+        (
+            re.escape(png.IOS_SIGNATURE),
+            "a PNG file optimised for iOS, which only Apple's tools read: save it as plain PNG",
+        ),
+        (rb"PK\x03\x04|\x1f\x8b|Rar!|7z\xbc\xaf", "an archive: unpack it and give the picture"),
+    )
+)
+
+
+def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """The bytes of an image file as a decoded Pillow image, in the file's own mode and orientation.
+
+    Args:
+        data: the whole file.
+        name: the image's name in messages, such as "the picture 'a.png'".
+        max_pixels: the greatest number of pixels that are decoded. JPEG files may have more: they are decoded at a
+            reduced scale.
+
+    Raises:
+        ImageError: if the file is of no known format, damaged, truncated or too large.
+    """
+    for pattern, sentence in _FOREIGN:
+        if pattern.match(data[:1024]) and not _reads_boxes(data):
+            raise ImageError(f"{name} is {sentence}.")
+    try:
+        if data.startswith(jpeg.SIGNATURE):
+            return _decode_jpeg(jpeg.without_metadata(data), name, max_pixels)
+        if data.startswith(png.SIGNATURE):
+            data = png.without_metadata(data)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_openers(data, name))
+        check_size(image, name, max_pixels)
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _check_tiff(image, name)
+        if image.format == "PNG":
+            image = png.with_exact_key(image, data)
+        return load(image, name)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{name} is too large: at most {max_pixels} pixels are accepted; make it smaller.") from error
+    except UnidentifiedImageError as error:
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            raise ImageError(
+                f"{name} is a TIFF file of a kind that is not read, or damaged: save it as PNG."
+            ) from error
+        raise ImageError(f"{name} is not in a known picture format: save it as PNG, JPEG or WebP.") from error
+    except Exception as error:  # Pillow's parsers raise many types on damaged headers
+        raise ImageError(f"{name} is damaged and cannot be opened ({error}): save it anew.") from error
+
+
+def load(image: Image.Image, name: str) -> Image.Image:
+    """The image with its pixels decoded.
+
+    Raises:
+        ImageError: if the file ends too early or its data is damaged.
+    """
+    png.widen_key(image)
+    try:
+        image.load()
+    except Exception as error:  # OSError for truncated files, but damaged streams raise many other types
+        raise ImageError(f"{name} is truncated or damaged ({error}): save or download it anew.") from error
+    return image
+
+
+def check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    """Refuses an image that has no pixels or too many, before it is decoded.
+
+    Raises:
+        ImageError: it has.
+    """
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise ImageError(f"{name} is empty ({width}×{height} pixels): it needs at least one pixel.")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} is too large: {width}×{height} = {width * height} pixels; at most {max_pixels} are accepted."
+        )
+
+
+def _decode_jpeg(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    image = jpeg.open_jpeg(data)
+    check_size(image, name, jpeg.most_pixels(data, max_pixels))
+    jpeg.reduce(image, max_pixels)
+    try:
+        return load(image, name)
+    except ImageError:
+        whole = jpeg.decode_without_end(data, max_pixels)
+        if whole is None:
+            raise
+        return whole
+
+
+def _reads_boxes(data: bytes) -> bool:
+    """Whether the file is of the one kind of media container that is read: HEIC and AVIF."""
+    return bool(_PLUGINS[0][0].match(data) or _AVIF.match(data))
+
+
+def _openers(data: bytes, name: str) -> list[str]:
+    """Pillow's names of the formats that may be tried on a file; registers the plugin that it takes."""
+    Image.init()
+    allowed = [known for known in FORMATS if known in Image.OPEN]
+    for signature, kind, module, opener, extra in _PLUGINS:
+        if signature.match(data) and not (extra == "heic" and "AVIF" in allowed and _AVIF.match(data)):
+            try:
+                plugin = importlib.import_module(module)
+            except ImportError as error:
+                raise ImageError(
+                    f'{name} is {kind} picture: install bagel-mot with the extra "{extra}" to read it, '
+                    "or save it as JPEG or PNG."
+                ) from error
+            if extra == "heic":
+                plugin.register_heif_opener()
+            return [opener]
+    return allowed
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:
+    """Refuses raw files of cameras, which are TIFF files whose first image is a small preview."""
+    dng_version, subfile_type, reduced = 50706, 254, 1
+    kind = image.tag_v2.get(subfile_type, 0)
+    if dng_version in image.tag_v2 or (isinstance(kind, int) and kind & reduced):
+        raise ImageError(f"{name} is {_RAW}.")
