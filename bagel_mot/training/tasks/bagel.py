@@ -188,7 +188,11 @@ def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, b
                 f"{ours.downsample}"
             )
         loaded.config = replace(loaded.config, vae=theirs)
-    return loaded, _settings_files(folder_of(where))
+    files = _settings_files(folder_of(where))
+    if SCOPE_FILE in files and not begun:  # which is what it will learn here, if that can be said
+        del files[SCOPE_FILE]
+        files |= _scope_file(source)
+    return loaded, files
 
 
 def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:
@@ -208,9 +212,15 @@ def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> tuple[Checkpoi
     if (sheet := source.preview_images(config.vae.downsample * 8)) is not None:
         sheet.save(png := io.BytesIO(), "PNG", optimize=True)
         files[PREVIEW_FILE] = png.getvalue()
-    if (scope := source.scope()) is not None:
-        files[SCOPE_FILE] = scope.to_yaml().encode()
-    return Checkpoint(config, model, autoencoder, tokenizer), files
+    return Checkpoint(config, model, autoencoder, tokenizer), files | _scope_file(source)
+
+
+def _scope_file(source: Source) -> dict[str, bytes]:
+    """The content of the file that says what a model trained on the source knows, by its name; none where the source
+    does not say.
+    """
+    scope = source.scope()
+    return {} if scope is None else {SCOPE_FILE: scope.to_yaml().encode()}
 
 
 def _settle_defaults(files: dict[str, bytes], changes: dict[str, dict[str, Any]], config: BagelConfig) -> Defaults:

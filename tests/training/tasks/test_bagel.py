@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bagel_mot.checkpoint.official import load_checkpoint, save_checkpoint
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE
 from bagel_mot.config import BagelConfig, load_config
 from bagel_mot.data.documents import ImagePart, IndexedSample
 from bagel_mot.data.packer import lay_out
+from bagel_mot.data.sources.base import Source
+from bagel_mot.data.sources.mini import MiniSource
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference import loading
 from bagel_mot.inference.defaults import read_defaults
@@ -345,3 +347,20 @@ def test_defaults_that_no_model_could_have_are_refused(
     init = str(_with_defaults(tmp_path, golden))
     with pytest.raises(RecipeError, match=message):
         BagelTask(recipe(model=None, autoencoder=None, init=init, defaults=defaults))
+
+
+def test_fine_tuning_says_what_the_new_data_teach(
+    recipe: Make, tmp_path: Path, golden: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _with_defaults(tmp_path, golden)
+    (folder / SCOPE_FILE).write_text("about: photographs of dogs")
+    given = {"model": None, "autoencoder": None, "init": str(folder), "trainable": ["connector.*"]}
+    task = BagelTask(recipe(**given))
+    task.write_weights(tmp_path / "after", {})
+    scope = read_defaults(tmp_path / "after", task.config).scope
+    assert scope is not None
+    assert "mushroom" in scope.about
+    monkeypatch.setattr(MiniSource, "scope", Source.scope)  # other data: what they teach is not known
+    task = BagelTask(recipe(**given))
+    task.write_weights(tmp_path / "other", {})
+    assert not (tmp_path / "other" / SCOPE_FILE).exists()
