@@ -75,7 +75,7 @@ def serve(
     max_queue: Annotated[int, _limit("Maximum requests at work and waiting; more get 429.")] = 64,
     max_n: Annotated[int, _limit("Maximum results of one request.")] = 8,
     max_images: Annotated[int, _limit("Maximum pictures in one request.")] = 8,
-    max_image_pixels: Annotated[int, _limit("Maximum pixels of a picture in a request.")] = 32_000_000,
+    max_image_pixels: Annotated[int, _limit("Maximum pixels of a picture in a request.")] = 52_000_000,
     max_body: Annotated[int, _limit("Maximum MiB of a request.")] = 64,
     max_timesteps: Annotated[int, _limit("Maximum num_timesteps.", 2, 1000)] = 250,
     max_new_tokens: Annotated[int, _limit("Maximum tokens written, thinking included.")] = 4096,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 
@@ -10,6 +9,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from bagel_mot.errors import ImageError
 from bagel_mot.images import jpeg, png
+from bagel_mot.installation import install_command
 
 # Raster formats with a decoder of Pillow's own. Others are left out on purpose: EPS, for one, starts Ghostscript.
 FORMATS = (
@@ -17,12 +17,8 @@ FORMATS = (
     *("ICO", "CUR", "ICNS", "PCX", "TGA", "QOI"),
 )
 
-# Formats that take a plugin of Pillow: signature, name, plugin's module, name in Pillow, extra of this package.
-_HEIC_BRANDS = rb"heic|heix|heim|heis|hevc|hevx|mif1|msf1"
-_PLUGINS = (
-    (re.compile(rb"....ftyp(?:" + _HEIC_BRANDS + rb")", re.DOTALL), "a HEIC", "pillow_heif", "HEIF", "heic"),
-    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "a JPEG XL", "pillow_jxl", "JXL", "jxl"),
-)
+# Containers of media, by the names in their first box; HEIC takes a plugin of Pillow.
+_HEIC = re.compile(rb"....ftyp(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
 _AVIF = re.compile(rb"....ftyp.{0,64}?avi[fs]", re.DOTALL)
 
 # Files that people take for images, and the way out of each.
@@ -31,14 +27,18 @@ _FOREIGN = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), sentence)
     for pattern, sentence in (
         (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRO|IIRS|MMOR|IIU\0|....ftypcrx |FOVb|\0MRM", _RAW),
+        (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL file, which is not read: save it as PNG or JPEG"),
         (rb"....ftyp", "a video, or a format of its kind that is not read: save one frame as PNG or JPEG"),
         (rb"\x1aE\xdf\xa3|RIFF....AVI ", "a video: save one frame as PNG or JPEG"),
         (rb"%PDF", "a PDF file: save the page as PNG or JPEG"),
         (
-            rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,512}?-->\s*)?(?:<!DOCTYPE svg[^>]*>\s*)?<svg",
+            rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--.{0,512}?-->\s*)?(?:<!DOCTYPE svg[^>]*>\s*)?<svg",
             "an SVG drawing: save it as PNG",
         ),
-        (rb"\s*<(?:!DOCTYPE html|html|head|\?xml)", "a web page or XML, not a picture: download the picture itself"),
+        (
+            rb"(?:\xef\xbb\xbf)?\s*<(?:!DOCTYPE html|html|head|\?xml)",
+            "a web page or XML, not a picture: download the picture itself",
+        ),
         (rb"version https://git-lfs", "a Git LFS pointer, not the picture: run `git lfs pull`"),
         (rb"8BPS|8BPB", "a Photoshop file: export it as PNG or JPEG"),
         (rb"gimp xcf", "a GIMP file: export it as PNG or JPEG"),
@@ -137,26 +137,23 @@ def _decode_jpeg(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 def _reads_boxes(data: bytes) -> bool:
     """Whether the file is of the one kind of media container that is read: HEIC and AVIF."""
-    return bool(_PLUGINS[0][0].match(data) or _AVIF.match(data))
+    return bool(_HEIC.match(data) or _AVIF.match(data))
 
 
 def _openers(data: bytes, name: str) -> list[str]:
     """Pillow's names of the formats that may be tried on a file; registers the plugin that it takes."""
     Image.init()
     allowed = [known for known in FORMATS if known in Image.OPEN]
-    for signature, kind, module, opener, extra in _PLUGINS:
-        if signature.match(data) and not (extra == "heic" and "AVIF" in allowed and _AVIF.match(data)):
-            try:
-                plugin = importlib.import_module(module)
-            except ImportError as error:
-                raise ImageError(
-                    f'{name} is {kind} picture: install bagel-mot with the extra "{extra}" to read it, '
-                    "or save it as JPEG or PNG."
-                ) from error
-            if extra == "heic":
-                plugin.register_heif_opener()
-            return [opener]
-    return allowed
+    if not _HEIC.match(data) or ("AVIF" in allowed and _AVIF.match(data)):
+        return allowed
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError(
+            f"{name} is a HEIC picture, which needs pillow-heif: {install_command('heic')}; or save it as JPEG or PNG."
+        ) from error
+    pillow_heif.register_heif_opener()
+    return ["HEIF"]
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:

@@ -47,7 +47,7 @@ class Limits:
     queue: int = 64
     images: int = 8
     items: int = 512
-    image_pixels: int = 32_000_000
+    image_pixels: int = 52_000_000
     text_characters: int = 32_768
     stop_characters: int = 1024
     n: int = 8
