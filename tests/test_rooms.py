@@ -10,7 +10,8 @@ import bagel_mot
 
 ROOT = Path(bagel_mot.__file__).parent
 ROOMS = (
-    ("errors", "files", "config", "prompts", "scope", "task", "allocator", "installation", "version"),
+    ("errors", "files", "config", "prompts", "scope", "task"),
+    ("allocator", "system_files", "threads", "installation", "version"),
     ("images", "video", "tokenizer"),
     ("sequence",),
     ("model",),

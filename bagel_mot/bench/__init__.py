@@ -26,6 +26,7 @@ from bagel_mot.bench.roofline import ForwardTokens, roofline
 from bagel_mot.bench.settings import QUICK, SPECIAL, BenchSettings, grid_of, random_ids
 from bagel_mot.bench.timing import Calls, Measured, measure, seconds
 from bagel_mot.bench.training import measure_training
+from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.config import BagelConfig, VaeConfig, VitConfig
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.model.bagel import BagelModel
@@ -33,6 +34,7 @@ from bagel_mot.model.cache import Context
 from bagel_mot.model.prepacked import prepack_weights
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import table_index
+from bagel_mot.threads import choose_threads
 
 _PROMPT = 64  # text tokens in the context of an image
 
@@ -76,7 +78,18 @@ def bench(
         layers: the number of decoder layers to run, at most; the report extrapolates to the full depth.
         progress: a callback that receives each quantity's name before it is measured.
     """
-    settings = settings or BenchSettings()
+    with choose_threads(weight_count(config)).at_work():
+        return _bench(config, settings or BenchSettings(), dtype, device, layers, progress or (lambda _: None))
+
+
+def _bench(
+    config: BagelConfig,
+    settings: BenchSettings,
+    dtype: torch.dtype,
+    device: str,
+    layers: int | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     depth = config.decoder.num_layers
     shallow = replace(config, decoder=replace(config.decoder, num_layers=min(layers or depth, depth)))
     where = torch.device(device)
@@ -87,7 +100,6 @@ def bench(
     stub = VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels)
     engine = Engine(model, Autoencoder(stub).to(where, dtype), SPECIAL)
     ran = len(model.decoder.layers)
-    say = progress or (lambda _: None)
     with torch.inference_mode():
         measured = _Inference(engine, reference, settings, where, weights[1], say).measure()
     del engine, model

@@ -28,6 +28,7 @@ from bagel_mot.checkpoint.write_gguf import write_gguf
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import check_free_space, check_new, whole_folder
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix
+from bagel_mot.threads import choose_threads
 
 GGUF_FILE = "ema.gguf"
 _GGUF = "gguf-"
@@ -63,7 +64,7 @@ def convert(
     check_free_space(folder, total)
     advance = counting(progress, total)
     try:
-        with whole_folder(folder) as staging:
+        with choose_threads().at_work(), whole_folder(folder) as staging:
             for path in companions:
                 shutil.copyfile(path, staging / path.name)
                 advance(path.stat().st_size)

@@ -12,7 +12,6 @@ same seed gives the same weights however they are sharded and however many threa
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -31,6 +30,7 @@ from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space, whole_folder
 from bagel_mot.model.bagel import sincos_table
+from bagel_mot.threads import choose_threads
 from bagel_mot.tokenizer import Tokenizer
 
 _BLOCK = 1 << 22  # values of one generator
@@ -119,6 +119,6 @@ def normal(shape: tuple[int, ...], deviation: float, seed: int, name: str, dtype
         fill(0)
     else:
         # PyTorch draws random numbers on one thread; several at a time are as fast as a disk.
-        with ThreadPoolExecutor(min(len(blocks), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(blocks), choose_threads().count)) as pool:
             list(pool.map(fill, range(len(blocks))))
     return result.view(shape)

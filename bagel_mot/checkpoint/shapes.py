@@ -34,3 +34,8 @@ def autoencoder_shapes(config: VaeConfig) -> Mapping[str, torch.Size]:
     with torch.device("meta"):
         autoencoder = Autoencoder(config)
     return MappingProxyType({name: tensor.shape for name, tensor in autoencoder.state_dict().items()})
+
+
+def weight_count(config: BagelConfig) -> int:
+    """The number of weights of a whole `BagelModel`."""
+    return sum(shape.numel() for shape in model_shapes(config).values())

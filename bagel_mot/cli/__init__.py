@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from bagel_mot.cli import chat, checkpoints, generation, inspection, measuring, page, serving
-from bagel_mot.cli.options import BAD_INPUT
+from bagel_mot.cli.options import BAD_INPUT, with_threads
 
 # typer brings its own click or takes the installed one, by its version; this is the class of whichever it is.
 _UsageError: Any = typer.BadParameter.__base__
@@ -63,21 +63,21 @@ app = typer.Typer(
     },
 )
 
-app.command("generate")(generation.generate)
-app.command("edit")(generation.edit)
-app.command("ask")(generation.ask)
-app.command("chat")(chat.chat)
-app.command("serve")(serving.serve)
-app.command("app")(page.app)
-app.command("demo")(inspection.demo)
+app.command("generate")(with_threads(generation.generate))
+app.command("edit")(with_threads(generation.edit))
+app.command("ask")(with_threads(generation.ask))
+app.command("chat")(with_threads(chat.chat))
+app.command("serve")(with_threads(serving.serve))
+app.command("app")(with_threads(page.app))
+app.command("demo")(with_threads(inspection.demo))
 app.command("info")(inspection.info)
-app.command("verify")(inspection.verify)
-app.command("convert")(checkpoints.convert)
+app.command("verify")(with_threads(inspection.verify))
+app.command("convert")(with_threads(checkpoints.convert))
 app.command("download")(checkpoints.download)
-app.command("init")(checkpoints.init)
-app.command("train")(measuring.train)
-app.command("eval")(measuring.evaluate)
-app.command("bench")(measuring.bench)
+app.command("init")(with_threads(checkpoints.init))
+app.command("train")(with_threads(measuring.train))
+app.command("eval")(with_threads(measuring.evaluate))
+app.command("bench")(with_threads(measuring.bench))
 
 
 def _version(wanted: bool) -> None:

@@ -208,7 +208,8 @@ def _print_bench(report: dict[str, Any]) -> None:
     machine = report["machine"]
     depth = f"{report['layers']} of {report['of_layers']} layers"
     title = f"{report['config']}, {depth}, {report['dtype']} on {report['device']}"
-    title += f" ({machine.get('gpu', machine['processor'])}, {machine['threads']} threads)"
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    title += f" ({machine.get('gpu', machine['processor'])}, {threads})"
     headings = ("seconds", "tokens/s", "GFLOP/s", "of matmul rate", "plain loop", "speed-up")
     table = new_table(title, "quantity", *headings)
     for row in report["results"]:

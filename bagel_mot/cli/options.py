@@ -20,6 +20,7 @@ from bagel_mot.errors import BagelError, DeviceError
 from bagel_mot.files import check_writable, write_text, writing
 from bagel_mot.inference.settings import Setting, parse_settings, task_settings
 from bagel_mot.task import Task
+from bagel_mot.threads import set_from_command_line
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +137,34 @@ def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., An
         return call
 
     return decorate
+
+
+def with_threads(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that gives a command that computes the option `--threads`."""
+    option = typer.Option(
+        "--threads",
+        metavar="N",
+        help="CPU threads that compute; by default chosen by the model and the cores this process may use.",
+    )
+    signature = inspect.signature(function)
+    hints = get_type_hints(function, include_extras=True)
+    own = [one.replace(annotation=hints.get(name, one.annotation)) for name, one in signature.parameters.items()]
+    added = inspect.Parameter(
+        "threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[int | None, option]
+    )
+
+    @functools.wraps(function)
+    def call(*args: Any, threads: int | None = None, **kwargs: Any) -> Any:
+        try:
+            set_from_command_line(threads)
+        except BagelError as error:
+            complain(error)
+            raise typer.Exit(BAD_INPUT) from error
+        return function(*args, **kwargs)
+
+    call.__signature__ = inspect.Signature([*own, added])  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in (*own, added)}
+    return call
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:

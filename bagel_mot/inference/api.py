@@ -30,6 +30,7 @@ from bagel_mot.inference.steps.respond import respond
 from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.placement.plan import Plan
 from bagel_mot.task import Task
+from bagel_mot.threads import Threads
 
 OnStep = Callable[[int, int], None]
 OnText = Callable[[str], None]
@@ -46,6 +47,7 @@ class Bagel:
         defaults: default settings and image sizes; the official ones if not given.
         compile: runs `torch.compile` on the experts; the first calls then take minutes, the others less.
         memory: says what fits into memory; by default everything does.
+        threads: the threads that compute; by default chosen by the size of the model.
 
     Attributes:
         config: the model's configuration.
@@ -62,6 +64,7 @@ class Bagel:
         defaults: Defaults | None = None,
         compile: bool = False,
         memory: MemoryGuard | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.plan: Plan | None = None
@@ -76,6 +79,7 @@ class Bagel:
             checkpoint.special,
             vocab_size=checkpoint.tokenizer.vocab_size,
             memory=memory,
+            threads=threads,
         )
         self.runtime = Runtime(
             engine=self.engine,
@@ -96,6 +100,7 @@ class Bagel:
         tasks: Collection[str] = TASKS,
         offload: str = "auto",
         memory: int | str | None = None,
+        threads: int | None = None,
         compile: bool = False,
     ) -> Bagel:
         """Loads a checkpoint.
@@ -115,6 +120,8 @@ class Bagel:
                 "none"; or "auto". With "cpu" or "disk" as many layers are loaded for each pass as have to be.
             memory: bytes, or a text such as "12GB", that may be taken of each accelerator (of main memory on the CPU);
                 the free memory less a margin if not given.
+            threads: CPU threads that compute; by default chosen by the size of the model and the cores that the process
+                may use (`bagel_mot.threads`).
             compile: see `Bagel`.
 
         For checkpoints above 1 GB "auto" is chosen so that the model fits, fastest way first (`bagel_mot.placement`);
@@ -124,9 +131,11 @@ class Bagel:
             CheckpointError: there is no such checkpoint, or it is damaged.
             DeviceError: the device or precision is unknown or not available, or there is not enough memory.
         """
-        loaded = load(name, precision, device, tasks, offload=offload, memory=memory, prepack=not compile)
+        loaded = load(
+            name, precision, device, tasks, offload=offload, memory=memory, threads=threads, prepack=not compile
+        )
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
-        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=loaded.memory)
+        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=loaded.memory, threads=loaded.threads)
         bagel.plan = loaded.plan
         return bagel
 

@@ -15,13 +15,16 @@ from bagel_mot.checkpoint.hub.download import download
 from bagel_mot.checkpoint.official import TASKS, Checkpoint, load_checkpoint, needed, read_config
 from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
 from bagel_mot.checkpoint.precision import PLAIN, Precision, check_hardware, dtype_name, parse_precision
+from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.files import parse_size
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.placement.offload import apply
 from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
+from bagel_mot.threads import Threads, choose_threads
 
 MINI = "mini"
 MINI_FOLDER = Path(__file__).parent.parent / "worlds" / "mini" / "weights"
@@ -125,12 +128,14 @@ class Loaded:
         folder: the folder that it comes from.
         plan: the way in which it runs, where that was chosen from several.
         memory: guards its memory, with advice of the other ways in which it would run here.
+        threads: the threads that compute.
     """
 
     checkpoint: Checkpoint
     folder: Path
     plan: Plan | None
     memory: MemoryGuard
+    threads: Threads
 
 
 def load(
@@ -141,6 +146,7 @@ def load(
     *,
     offload: str = "auto",
     memory: int | str | None = None,
+    threads: int | None = None,
     prepack: bool = True,
 ) -> Loaded:
     """Loads a checkpoint for inference. Arguments and errors as `Bagel.from_pretrained`.
@@ -152,6 +158,7 @@ def load(
     if offload not in OFFLOADS:
         raise SettingError(f"offload is {offload!r}: it must be {', '.join(map(repr, OFFLOADS))}.")
     needed(tasks)
+    choose_threads(asked=threads)
     source = open_checkpoint(find_checkpoint(name))
     stored = stored_weights(source)
     plan: Plan | None = None
@@ -168,14 +175,16 @@ def load(
         computes = choose_device(device)
         chosen = choose_precision(precision, computes, stored)
     guard = MemoryGuard(computes, plan, alternatives)
+    working = choose_threads(weight_count(read_config(source)), threads)
     try:
-        checkpoint = load_checkpoint(
-            source,
-            precision=chosen,
-            device=computes if plan is None else plan.placement.device_of,
-            tasks=tasks,
-            prepack=prepack and computes.type == "cpu",
-        )
+        with working.at_work():
+            checkpoint = load_checkpoint(
+                source,
+                precision=chosen,
+                device=computes if plan is None else plan.placement.device_of,
+                tasks=tasks,
+                prepack=prepack and computes.type == "cpu",
+            )
         if plan is not None and (plan.offload != "none" or len(plan.devices) > 1):
             apply(checkpoint.model, plan.placement)
     except Exception as error:
@@ -184,7 +193,7 @@ def load(
             raise
         traceback.clear_frames(error.__traceback__)  # which hold what has been loaded
         raise shortage from error
-    return Loaded(checkpoint, source.where.parent, plan, guard)
+    return Loaded(checkpoint, source.where.parent, plan, guard, working)
 
 
 def _check_arguments(precision: object, device: object, memory: object) -> None:
@@ -272,6 +281,7 @@ def automatic_precisions(stored: StoredWeights, devices: Sequence[torch.device])
 
 def compile_experts(model: BagelModel) -> None:
     """Runs `torch.compile` on everything in a layer but the softmax; the number of tokens stays free."""
+    prepare_compiling()
     for layer in model.decoder.layers:
         for expert in filter(None, (layer.und, layer.gen)):
             for method in ("project", "finish"):

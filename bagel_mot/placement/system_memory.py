@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-ROOT = Path("/")
-"""The folder below which the system's own files are read (proc, sys)."""
+from bagel_mot.system_files import control_groups, system_lines
+
 _UNKNOWN = 4 << 30  # where the system does not say
 
 
@@ -35,39 +35,32 @@ def room_for_work() -> int | None:
     return min(value for value in found if value is not None)
 
 
-def _lines(path: str) -> list[str]:
-    """The lines of one of the system's files; none where there is no such file."""
-    try:
-        return (ROOT / path).read_text().splitlines()
-    except OSError:
-        return []
-
-
 def _meminfo(name: str) -> int | None:
     """Bytes that the kernel reports under a name; None where it does not."""
-    found = next((line for line in _lines("proc/meminfo") if line.startswith(f"{name}:")), None)
+    found = next((line for line in system_lines("proc/meminfo") if line.startswith(f"{name}:")), None)
     return None if found is None else int(found.split()[1]) * 1024
 
 
 def _address_space() -> int | None:
     """Bytes left of this process's limit of address space (`ulimit -v`); None without one."""
-    limit = next((line.split()[3] for line in _lines("proc/self/limits") if line.startswith("Max address space")), "")
-    mapped = _lines("proc/self/statm")
+    limit = next(
+        (line.split()[3] for line in system_lines("proc/self/limits") if line.startswith("Max address space")), ""
+    )
+    mapped = system_lines("proc/self/statm")
     if not limit.isdecimal() or not mapped:
         return None
     return max(0, int(limit) - int(mapped[0].split()[0]) * mmap.PAGESIZE)
 
 
-# By the version of control groups: how the line of /proc/self/cgroup begins that names this process's group, the
-# folder of all groups, and in each of them its limit, what it has taken, and the beginning of names in its statistics;
-# then the limit and use of swap, which version 1 counts with memory.
-_VERSIONS = (
-    ("0::", "sys/fs/cgroup", "memory.max", "memory.current", "", "memory.swap.max", "memory.swap.current"),
-    (
-        *(":memory:", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+# The files of a control group, by its hierarchy (see `control_groups`): its limit, its use, and the beginning of names
+# in its statistics; then the limit and use of swap, which version 1 counts with memory.
+_FILES = {
+    "": ("memory.max", "memory.current", "", "memory.swap.max", "memory.swap.current"),
+    "memory": (
+        *("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
         *("memory.memsw.limit_in_bytes", "memory.memsw.usage_in_bytes"),
     ),
-)
+}
 
 
 def _container(*, most: bool = False, swap: int = 0) -> int | None:
@@ -80,7 +73,8 @@ def _container(*, most: bool = False, swap: int = 0) -> int | None:
     """
     names = ("inactive_file", "active_file") if most else ("inactive_file",)
     left = []
-    for group, (limit, used, beginning, *swapping) in _groups():
+    for hierarchy, group in control_groups("memory"):
+        limit, used, beginning, *swapping = _FILES[hierarchy]
         try:
             free = _left(group / limit, group / used)
             found = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -99,7 +93,7 @@ def _left(limit: Path, used: Path) -> int | None:
     return None if allowed == "max" else int(allowed) - taken
 
 
-def _swap(group: Path, files: list[str], swap: int, with_memory: int) -> int:
+def _swap(group: Path, files: Sequence[str], swap: int, with_memory: int) -> int:
     """Bytes of swap that a control group may still take; 0 where it does not say.
 
     Args:
@@ -113,20 +107,3 @@ def _swap(group: Path, files: list[str], swap: int, with_memory: int) -> int:
     except (OSError, ValueError):
         return 0
     return max(0, swap if own is None else min(swap, own - with_memory))
-
-
-def _groups() -> Iterator[tuple[Path, list[str]]]:
-    """Folders of this process's control group and of those around it, each with the names of its files. In a container
-    its own may be where the groups begin, under whatever name it has outside.
-    """
-    lines = _lines("proc/self/cgroup")
-    for beginning, folder, *files in _VERSIONS:
-        own = next((line.partition(beginning)[2] for line in lines if beginning in line), "/")
-        root = ROOT / folder
-        group = root / own.strip("/")
-        while True:
-            if group.is_dir():
-                yield group, files
-            if group == root or root not in group.parents:
-                break
-            group = group.parent

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel_mot.errors import RecipeError, TrainingError
 from bagel_mot.model.finite import first_not_finite, is_finite
+from bagel_mot.threads import choose_threads
 from bagel_mot.training import checkpoints
 from bagel_mot.training.metrics import Averages, Metrics
 from bagel_mot.training.optimizer import Ema, Optimizers
@@ -284,9 +285,7 @@ def train(recipe: Kind, make_task: Callable[[Kind], TrainingTask[Any, Any]], *, 
             trained in it already.
         KeyboardInterrupt: if a signal ended the run before its last step.
     """
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    with checkpoints.run_lock(recipe.output):
+    with choose_threads(asked=recipe.threads).at_work(), checkpoints.run_lock(recipe.output):
         run = Run(recipe, make_task)
         try:
             _carry_out(run, recipe.steps if stop_after is None else min(run.step + stop_after, recipe.steps))

@@ -32,12 +32,15 @@ from bagel_mot.data.packer import PackConfig
 from bagel_mot.data.sources import read_source_config
 from bagel_mot.data.sources.base import SourceConfig
 from bagel_mot.errors import RecipeError, did_you_mean
+from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
 
 _Data = Annotated[SerializeAsAny[SourceConfig], PlainValidator(read_source_config)]
 _Patterns = Annotated[tuple[str, ...], Field(min_length=1), must_be("a list of patterns such as connector.*")]
 _Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63), must_be("a whole number from 0 to 2⁶³ − 1")]
-_Threads = Annotated[int, Field(strict=True, ge=1, le=1024), must_be("a whole number from 1 to 1024")]
+_ThreadCount = Annotated[
+    int, Field(strict=True, ge=1, le=MOST_THREADS), must_be(f"a whole number from 1 to {MOST_THREADS}")
+]
 _Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False), must_be("a number of 1 or more")]
 
 
@@ -55,7 +58,7 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     compile: Flag = False
-    threads: _Threads | None = None
+    threads: _ThreadCount | None = None
     trainable: _Patterns = ("*",)  # patterns of names of parameters; the others stay as they are
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -94,7 +94,7 @@ def verify(
     subject = Subject(recorded, checkpoint, spec, Bagel(checkpoint, defaults=defaults))
     report = VerifyReport(str(folder), str(device), str(dtype).removeprefix("torch."), tolerance)
     seen: set[str] = set()
-    with _exact_float32():
+    with subject.bagel.engine.threads.at_work(), _exact_float32():
         for case in recorded.cases:
             if progress is not None:
                 progress(case)

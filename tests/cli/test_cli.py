@@ -27,7 +27,9 @@ from bagel_mot.data.documents import Dropout
 from bagel_mot.data.packer import PackConfig
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.evaluation.benchmarks.mini import Score
+from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.inference.settings import SETTINGS, TASKS, task_settings
+from bagel_mot.threads import Threads
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
 from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
 from bagel_mot.version import __version__
@@ -126,6 +128,36 @@ def test_help_is_fast_because_torch_is_not_imported() -> None:
     code = f"import sys, bagel_mot.cli; print([m for m in {slow} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("info", "download")])
+def test_commands_that_compute_take_a_number_of_threads(command: str) -> None:
+    assert "--threads" in run(command, "--help").stdout
+
+
+def test_a_number_of_threads_out_of_range_is_refused() -> None:
+    result = run("bench", "--threads", 0)
+    assert result.exit_code == 2
+    assert result.stderr == "bagel: --threads is 0: it must be a whole number from 1 to 1024.\n"
+
+
+def test_the_number_of_threads_reaches_the_model(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Threads] = []
+    init = Engine.__init__
+
+    def watched(self: Engine, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        seen.append(self.threads)
+
+    monkeypatch.setattr(Engine, "__init__", watched)
+    monkeypatch.setenv("BAGEL_THREADS", "3")
+    for options in (["--threads", 2], []):
+        assert run("generate", "a", "-c", tiny, "--seed", 0, *options).exit_code == 0
+    assert seen == [Threads(2, asked=True), Threads(3, asked=True)]
+    monkeypatch.setenv("BAGEL_THREADS", "none")
+    result = run("generate", "a", "-c", tiny)
+    assert result.exit_code == 2
+    assert result.stderr == "bagel: BAGEL_THREADS is 'none': it must be a whole number from 1 to 1024.\n"
 
 
 # ------------------------------------------------------------------------------------------------------- generation

@@ -1,4 +1,4 @@
-"""A system whose memory is what a test says."""
+"""A system whose memory and processors are what a test says."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bagel_mot.placement import system_memory
+from bagel_mot import system_files
 
 
 class FakeSystem:
-    """The files in which a system says how much memory there is, below a folder of a test's own.
+    """The files in which a system says how much there is of everything, below a folder of a test's own.
 
     Attributes:
         root: the folder.
@@ -34,5 +34,5 @@ class FakeSystem:
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
     """A system that says nothing until a test lets it."""
-    monkeypatch.setattr(system_memory, "ROOT", tmp_path / "system")
+    monkeypatch.setattr(system_files, "ROOT", tmp_path / "system")
     return FakeSystem(tmp_path / "system")

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from bagel_mot.allocator import keep_freed_memory
+from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.inference.engine.batches import BatchRunner
 from bagel_mot.inference.engine.ops import Steps
 from bagel_mot.inference.engine.runner import EngineStats, Runner
@@ -31,6 +32,7 @@ from bagel_mot.model.cache import Context
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import MAX_STEP_PIXELS, MAX_STEP_TOKENS
 from bagel_mot.placement.oom import MemoryGuard
+from bagel_mot.threads import Threads, choose_threads
 from bagel_mot.tokenizer import SpecialTokens
 
 T = TypeVar("T")
@@ -54,6 +56,7 @@ class Engine:
             passes are smaller for a while. All three limits may be changed later.
         max_active_cost: requests wait while those at work hold this many tokens of cache.
         max_step_pixels: pixels of one pass of the autoencoder, at most.
+        threads: the number of threads that compute; by default chosen by the size of the model.
 
     Attributes:
         runner: runs batches.
@@ -71,6 +74,7 @@ class Engine:
         max_step_tokens: int = MAX_STEP_TOKENS,
         max_active_cost: int = 262144,
         max_step_pixels: int = MAX_STEP_PIXELS,
+        threads: Threads | None = None,
     ) -> None:
         if model.device.type == "cpu":
             keep_freed_memory()
@@ -81,6 +85,7 @@ class Engine:
         self._batches = BatchRunner(self.runner, self.memory)
         self.max_step_tokens, self.max_step_pixels = max_step_tokens, max_step_pixels
         self.max_active_cost = max_active_cost
+        self.threads = threads or choose_threads(weight_count(model.config))
         self._lock = threading.RLock()  # held by the thread that steps
         self._stepping = False
         # One of the threads that wait for results, the driver, makes steps; the others sleep.
@@ -215,7 +220,7 @@ class Engine:
             RuntimeError: called by a request, or by one of its callbacks.
         """
         try:
-            with self._lock, torch.inference_mode():
+            with self._lock, self.threads.at_work(), torch.inference_mode():
                 if self._stepping:
                     raise RuntimeError(_FROM_WITHIN)
                 self._stepping = True

@@ -120,7 +120,6 @@ class QuantisedLinear(QuantisedWeight):
             return products
         return matrix.multiply_many(x)
 
-    @torch.compiler.disable
     def _products_apart(self, x: Tensor) -> Tensor:
         return self._products(x)
 

@@ -166,7 +166,6 @@ def dynamic_levels() -> Tensor:
     return torch.tensor(sorted(levels), dtype=torch.float32)
 
 
-@torch.compiler.assume_constant_result  # else compiling goes through the import
 def has_bitsandbytes(device: str) -> bool:
     """Whether the package is installed and dequantises weights rightly on such a device."""
     return _bitsandbytes_works(device)

@@ -28,6 +28,7 @@ from bagel_mot.inference.defaults import Defaults, read_defaults, save_defaults
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer
+from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
@@ -92,6 +93,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         if recipe.activation_checkpointing:
             checkpoint_activations(self.module)
         if recipe.compile:
+            prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
             for layer in self.module.decoder.layers:
                 layer.compile(dynamic=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.kernels import join_nibbles, split_nibbles
 from bagel_mot.model.quant import FORMATS, Fp8Matrix, Int4Matrix, Int8Matrix, Nf4Matrix, QuantisedMatrix, base
+from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.model.quant.linear import QuantisedLinear
 from bagel_mot.model.quant.nf4 import LEVELS, dynamic_levels, nearest_level
 
@@ -217,8 +218,25 @@ def test_multiplying_many_rows_is_one_graph(kind: str) -> None:
     """What compiling has to leave and enter again costs more than it gains."""
     matrix = FORMATS[kind].quantise(weight(128, 256))
     x = torch.randn(60, 256, dtype=torch.bfloat16)
+    prepare_compiling()
     compiled = torch.compile(matrix.multiply_many, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), matrix.multiply_many(x))
+
+
+def test_the_kernels_of_the_cpu_are_left_out_of_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare_compiling()
+    traced: list[bool] = []
+    multiply = QuantisedLinear._products
+
+    def watched(self: QuantisedLinear, x: torch.Tensor) -> torch.Tensor:
+        traced.append(torch.compiler.is_compiling())
+        return multiply(self, x)
+
+    monkeypatch.setattr(QuantisedLinear, "_products", watched)
+    linear = QuantisedLinear(FORMATS["int8"].quantise(weight(128, 64)), None, torch.float32)
+    x = torch.randn(3, 64)
+    assert torch.equal(torch.compile(linear, backend="eager")(x), linear(x))
+    assert traced == [False, False]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
