@@ -103,7 +103,7 @@ def _texts(data: bytes) -> dict[str, str]:
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.load()
-            return {name: value for name, value in image.info.items() if isinstance(value, str)}
+            return {str(name): value for name, value in image.info.items() if isinstance(value, str)}
     except Exception:  # Pillow raises many types on damaged metadata
         return {}
 

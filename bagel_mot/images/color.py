@@ -17,16 +17,16 @@ _LEAST_MEAN = 8  # of levels; floats above 1 whose mean is less are rather of hi
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
     """An RGB copy of a decoded image: 8 bits, in sRGB, transparent parts over white, without any metadata.
 
-    An image that is tagged as sRGB, or not tagged, keeps its levels.
+    An image that is tagged as sRGB, or not tagged, keeps its levels. `name` is the image's name in messages.
 
     Raises:
         ImageError: if it has integers of 32 bits or floats whose range cannot be told.
     """
     profile = image.info.get("icc_profile")
-    image = _to_levels(image)
+    image = _to_levels(image, name)
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
         alpha = image.getchannel("A")
@@ -53,21 +53,21 @@ def levels_of(values: np.ndarray, name: str) -> np.ndarray:
     return np.rint(values * 255).astype(np.uint8)
 
 
-def _to_levels(image: Image.Image) -> Image.Image:
+def _to_levels(image: Image.Image, name: str) -> Image.Image:
     """The image with 8 bits a sample, in a mode that Pillow can convert."""
     if image.mode.startswith("I;16"):
         return _from_sixteen_bits(image)
     if image.mode == "I":
-        return Image.fromarray(_integer_levels(image))
+        return Image.fromarray(_integer_levels(image, name))
     if image.mode == "F":
-        return Image.fromarray(_float_levels(image))
+        return Image.fromarray(_float_levels(image, name))
     if image.mode == "La":
         return image.convert("LA")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB")) or image
     if image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED and np.asarray(image).max() > 127:
-        raise ImageError("the picture has negative values of 8 bits: save it with unsigned levels of 0..255.")
+        raise ImageError(f"{name} has negative values of 8 bits: save it with unsigned levels of 0..255.")
     return image
 
 
@@ -85,27 +85,27 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     return gray
 
 
-def _integer_levels(image: Image.Image) -> np.ndarray:
+def _integer_levels(image: Image.Image, name: str) -> np.ndarray:
     """The uint8 levels of an image of mode I, which holds 8, 16 or 32 bits: by its format, or else by its values."""
     samples = np.asarray(image)
     low, high = int(samples.min()), int(samples.max())
     if low < 0 or high > 65535:
         raise ImageError(
-            f"the picture has integers from {low} to {high}, whose black and white cannot be told: "
+            f"{name} has integers from {low} to {high}, whose black and white cannot be told: "
             "save it with levels of 8 or 16 bits."
         )
     sixteen_bits = image.format == "PPM" or high > 255
     return (samples >> 8 if sixteen_bits else samples).astype(np.uint8)
 
 
-def _float_levels(image: Image.Image) -> np.ndarray:
+def _float_levels(image: Image.Image, name: str) -> np.ndarray:
     """The uint8 levels of an image of mode F: floats in 0..1, or levels of 0..255, as Pillow's own conversions are."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if low >= 0 and 1 < high <= 255 and (values.mean() >= _LEAST_MEAN or (values == np.rint(values)).all()):
         levels = np.asarray(image.convert("L"))
     else:
-        levels = levels_of(values, "the picture")
+        levels = levels_of(values, name)
     return ~levels if _tag(image, _PHOTOMETRIC) == 0 else levels
 
 

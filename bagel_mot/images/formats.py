@@ -78,7 +78,9 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             _check_tiff(image, name)
         if image.format == "PNG":
             image = png.with_exact_key(image, data)
-        return load(image, name)
+        load(image, name)
+        check_size(image, name, max_pixels)  # icons say only when they are decoded
+        return image
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -90,7 +92,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             ) from error
         raise ImageError(f"{name} is not in a known picture format: save it as PNG, JPEG or WebP.") from error
     except Exception as error:  # Pillow's parsers raise many types on damaged headers
-        raise ImageError(f"{name} is damaged and cannot be opened ({error}): save it anew.") from error
+        raise ImageError(f"{name} is damaged, or of a kind that is not read ({error}): save it anew.") from error
 
 
 def load(image: Image.Image, name: str) -> Image.Image:

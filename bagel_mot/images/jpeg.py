@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 
-from PIL import Image, JpegImagePlugin
+from PIL import Image, ImageChops, JpegImagePlugin
 
 SIGNATURE = b"\xff\xd8\xff"
 MAX_REDUCTION = 8
@@ -83,14 +83,18 @@ def decode_without_end(data: bytes, max_pixels: int) -> Image.Image | None:
     if not _has_all_scans(body):
         return None
     restart = _next_restart(body)
-    images = []
-    for probe in (b"", *_PROBES):
-        image = open_jpeg(body + probe + (restart + probe if probe else b"") + bytes([0xFF, _END]))
+
+    def decoded(following: bytes) -> Image.Image:
+        image = open_jpeg(body + following + bytes([0xFF, _END]))
         reduce(image, max_pixels)
         image.load()
-        images.append(image)
-    whole = images[0].tobytes()
-    return images[0] if all(image.tobytes() == whole for image in images[1:]) else None
+        return image
+
+    whole = decoded(b"")
+    for probe in _PROBES:
+        if ImageChops.difference(whole, decoded(probe + restart + probe)).getbbox():
+            return None
+    return whole
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:

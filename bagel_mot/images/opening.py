@@ -57,10 +57,10 @@ def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
         image = formats.decode(data, name, max_pixels)
     try:
         turn = _TURNS.get(_orientation(image))
-        rgb = to_rgb(image)
+        rgb = to_rgb(image, name)
         return rgb if turn is None else rgb.transpose(turn)
-    except ImageError as error:
-        raise ImageError(str(error).replace("the picture", name, 1)) from error
+    except ImageError:
+        raise
     except Exception as error:  # Pillow raises many types on damaged palettes and the like
         raise ImageError(f"{name} is damaged and cannot be converted to RGB ({error}): save it anew.") from error
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from bagel_mot.errors import ImageError
 from bagel_mot.images import open_image
+from bagel_mot.serving.limits import Limits
 from tests.images.corpus import cases, noise, over_white, p3_to_srgb, smooth
 from tests.images.encoders import P3_XYZ, SRGB_CURVE, profile, saved
 
@@ -152,12 +153,13 @@ def test_jpegs_beyond_the_reduced_scale_are_refused() -> None:
 @pytest.mark.parametrize("size", [(8064, 6048), (12_000, 9000)])
 def test_photos_of_todays_phones_are_opened(size: tuple[int, int]) -> None:
     data = saved(Image.linear_gradient("L").resize(size), "JPEG", quality=50)
+    limit = Limits().image_pixels
     tracemalloc.start()
-    got = open_image(data, max_pixels=52_000_000)
+    got = open_image(data, limit)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * len(data) + (1 << 20)  # Python's part: copies of the file, no pixels
-    assert got.width * got.height <= 52_000_000
+    assert got.width * got.height <= limit
     column = np.asarray(got)[:: got.height // 8, 0, 0].astype(int)
     assert np.abs(column - np.linspace(0, 255, 9)[: len(column)]).max() <= 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import shutil
 import weakref
@@ -261,7 +262,9 @@ def test_forms_of_ask(bagel: Bagel, golden: Any) -> None:
     assert isinstance(alone, str)
     assert bagel.ask(Image.open(wide), "What is it?") == alone
     assert bagel.ask(np.array(Image.open(wide).convert("RGB")), "What is it?") == alone
+    assert bagel.ask(np.array(Image.open(wide).convert("RGB")) / 255, "What is it?") == alone
     assert bagel.ask(wide.read_bytes(), "What is it?") == alone
+    assert bagel.ask(io.BytesIO(wide.read_bytes()), "What is it?") == alone
     assert bagel.ask([wide, None, [wide, wide]], ["What is it?"] * 3)[0] == alone
     assert isinstance(bagel.ask(None, "Hello"), str)
     assert bagel.ask(wide, []) == bagel.generate([]) == bagel.generate([], seed=[]) == []
