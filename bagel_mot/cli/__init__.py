@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from bagel_mot.cli import chat, checkpoints, generation, inspection, measuring, page, serving
+from bagel_mot.cli.help import Command, print_help
 from bagel_mot.cli.options import BAD_INPUT, with_threads
 
 # typer brings its own click or takes the installed one, by its version; this is the class of whichever it is.
@@ -31,6 +32,9 @@ class _Commands(TyperGroup):
             return super().make_context(info_name, args, *more, **options)
         with _in_one_sentence():
             return super().make_context(info_name, args, *more, **options)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        print_help(self, ctx)
 
     def invoke(self, ctx: Any) -> Any:
         with _in_one_sentence():
@@ -63,21 +67,21 @@ app = typer.Typer(
     },
 )
 
-app.command("generate")(with_threads(generation.generate))
-app.command("edit")(with_threads(generation.edit))
-app.command("ask")(with_threads(generation.ask))
-app.command("chat")(with_threads(chat.chat))
-app.command("serve")(with_threads(serving.serve))
-app.command("app")(with_threads(page.app))
-app.command("demo")(with_threads(inspection.demo))
-app.command("info")(inspection.info)
-app.command("verify")(with_threads(inspection.verify))
-app.command("convert")(with_threads(checkpoints.convert))
-app.command("download")(checkpoints.download)
-app.command("init")(with_threads(checkpoints.init))
-app.command("train")(with_threads(measuring.train))
-app.command("eval")(with_threads(measuring.evaluate))
-app.command("bench")(with_threads(measuring.bench))
+app.command("generate", cls=Command)(with_threads(generation.generate))
+app.command("edit", cls=Command)(with_threads(generation.edit))
+app.command("ask", cls=Command)(with_threads(generation.ask))
+app.command("chat", cls=Command)(with_threads(chat.chat))
+app.command("serve", cls=Command)(with_threads(serving.serve))
+app.command("app", cls=Command)(with_threads(page.app))
+app.command("demo", cls=Command)(with_threads(inspection.demo))
+app.command("info", cls=Command)(inspection.info)
+app.command("verify", cls=Command)(with_threads(inspection.verify))
+app.command("convert", cls=Command)(with_threads(checkpoints.convert))
+app.command("download", cls=Command)(checkpoints.download)
+app.command("init", cls=Command)(with_threads(checkpoints.init))
+app.command("train", cls=Command)(with_threads(measuring.train))
+app.command("eval", cls=Command)(with_threads(measuring.evaluate))
+app.command("bench", cls=Command)(with_threads(measuring.bench))
 
 
 def _version(wanted: bool) -> None:

@@ -139,6 +139,7 @@ def download(
             "--format",
             help="Convert it to this format and write it to --to, as `bagel convert` does; the download stays in the "
             "hub's cache. bf16: the files as they are.",
+            metavar="FORMAT",
         ),
     ] = "bf16",
 ) -> None:

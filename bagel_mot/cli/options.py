@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bagel_mot.cli.help import MORE, help_all
 from bagel_mot.errors import BagelError, DeviceError
 from bagel_mot.files import check_writable, write_text, writing
 from bagel_mot.inference.settings import Setting, parse_settings, task_settings
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
     from bagel_mot.inference.api import Bagel
 
+_HelpAllOption = Annotated[
+    bool,
+    typer.Option("--help-all", callback=help_all, is_eager=True, help="Show all options with all details, and exit."),
+]
 ALL_TASKS = ("generate", "edit", "understand")
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -45,9 +50,9 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        help="auto, float32, bfloat16, float16, or for the decoder's matrices int8, int8-dynamic, fp8, "
-        "fp8-dynamic, int4 (lossy), nf4 (lossy); other parts may follow: "
-        "int8,head=int8,vit=int8,embedding=int8,activations=float16,autoencoder=bfloat16.",
+        help="auto, float32, bfloat16, float16, or for the decoder's matrices int8, int8-dynamic, fp8, fp8-dynamic, "
+        f"int4 (lossy), nf4 (lossy).{MORE}Other parts may follow, as in int8,head=int8,activations=float16: head, vit, "
+        "embedding, activations, autoencoder.",
         metavar="PRECISION",
     ),
 ]
@@ -71,13 +76,25 @@ JsonOption = Annotated[
 # texts, and the setting itself checks the values: its errors say more than typer's.
 _KINDS: dict[str, tuple[Any, str | None, Callable[[str], float] | None]] = {
     "bool": (bool, None, None),
-    "choice": (str, None, None),
+    "choice": (str, "NAME", None),
     "float": (str, "FLOAT", float),
     "int": (str, "INTEGER", int),
     "interval": (tuple[str, str], "LOW HIGH", float),
     "size": (str, "WIDTHxHEIGHT", None),
     "texts": (list[str], "TEXT", None),
 }
+
+
+_GROUPS = {
+    "Picture and seed (official defaults; a checkpoint's own come first)": ("size", "seed"),
+    "Steps": ("num_timesteps", "timestep_shift", "eta", "enable_taylorseer"),
+    "Guidance": ("cfg_text_scale", "cfg_image_scale", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
+    "Thinking and text": (
+        "think", "max_think_tokens", "max_new_tokens", "stop", "do_sample", "temperature", "top_k", "top_p",
+        "repetition_penalty",
+    ),
+}  # fmt: skip
+"""The settings by the panel in which the help shows them."""
 
 
 def _value(setting: Setting, words: Any) -> Any:
@@ -91,9 +108,18 @@ def _value(setting: Setting, words: Any) -> Any:
         return " ".join(words) if setting.kind == "interval" else words
 
 
+def _group(name: str) -> str:
+    """The title of the panel in which a setting is shown."""
+    return next(title for title, names in _GROUPS.items() if name in names)
+
+
 def _help(setting: Setting, task: Task) -> str:
-    about = f"{setting.about} {setting.when}"
-    return f"{escape(about)} [dim]\\[default: {setting.default_text(task)}; {escape(setting.range)}][/dim]"
+    default = setting.default_text(task)
+    short = escape(setting.about)
+    if default != "none" and setting.kind != "bool":  # flags are off where nothing is said
+        short += f" [dim]\\[default: {default}][/dim]"
+    values = "" if setting.kind == "bool" else f" [dim]\\[{escape(setting.range)}][/dim]"
+    return f"{short}{MORE}{escape(setting.when)}{values}"
 
 
 def _parameter(setting: Setting, task: Task) -> inspect.Parameter:
@@ -103,13 +129,29 @@ def _parameter(setting: Setting, task: Task) -> inspect.Parameter:
     option = typer.Option(
         *names,
         help=_help(setting, task),
-        metavar=metavar or "|".join(setting.choices) or None,
+        metavar=metavar,
         show_default=False,
-        rich_help_panel="Settings, with the official defaults; a checkpoint's own take precedence",
+        rich_help_panel=_group(setting.name),
     )
-    return inspect.Parameter(
-        setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
+    return _keyword(setting.name, None, Annotated[kind | None, option])
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _with_parameters(call: Callable[..., Any], *added: inspect.Parameter) -> Callable[..., Any]:
+    """Lets a function that wraps another show that one's parameters and these, for typer to read."""
+    hints = get_type_hints(call, include_extras=True)
+    shown = inspect.signature(call).parameters.values()
+    own = [
+        one.replace(annotation=hints.get(one.name, one.annotation))
+        for one in shown
+        if one.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    call.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+    call.__annotations__ = {one.name: one.annotation for one in (*own, *added)}
+    return call
 
 
 def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -117,13 +159,8 @@ def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., An
     settings = task_settings(task)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        hints = get_type_hints(function, include_extras=True)
-        own = [
-            parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        parameters = [*own, *(_parameter(setting, task) for setting in settings)]
+        order = [name for names in _GROUPS.values() for name in names]
+        grouped = sorted(settings, key=lambda setting: order.index(setting.name))
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -132,9 +169,7 @@ def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., An
             chosen = parse_settings(task, {name: value for name, value in given.items() if value not in (None, [])})
             return function(*args, **kwargs, **chosen)
 
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return call
+        return _with_parameters(call, *(_parameter(setting, task) for setting in grouped))
 
     return decorate
 
@@ -146,12 +181,6 @@ def with_threads(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N",
         help="CPU threads that compute; by default chosen by the model and the cores this process may use.",
     )
-    signature = inspect.signature(function)
-    hints = get_type_hints(function, include_extras=True)
-    own = [one.replace(annotation=hints.get(name, one.annotation)) for name, one in signature.parameters.items()]
-    added = inspect.Parameter(
-        "threads", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[int | None, option]
-    )
 
     @functools.wraps(function)
     def call(*args: Any, threads: int | None = None, **kwargs: Any) -> Any:
@@ -162,9 +191,7 @@ def with_threads(function: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(BAD_INPUT) from error
         return function(*args, **kwargs)
 
-    call.__signature__ = inspect.Signature([*own, added])  # type: ignore[attr-defined]
-    call.__annotations__ = {one.name: one.annotation for one in (*own, added)}
-    return call
+    return _with_parameters(call, _keyword("threads", None, Annotated[int | None, option]))
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -172,6 +199,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("help_all", None)
         try:
             if (json := kwargs.get("json")) not in (None, "-"):  # checked before minutes of work
                 with writing(json, "give another file"):
@@ -184,7 +212,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
             print(file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from error
 
-    return call
+    return _with_parameters(call, _keyword("help_all", False, _HelpAllOption))
 
 
 def complain(error: BagelError) -> None:

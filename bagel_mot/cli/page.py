@@ -23,7 +23,7 @@ from bagel_mot.errors import BagelError, SettingError
 @command
 def app(
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 is every one of this machine.")
+        str, typer.Option(help="Address to listen at; 0.0.0.0 is every one of this machine.", metavar="ADDRESS")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 7860,
     share: Annotated[
@@ -43,7 +43,9 @@ def app(
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "auto",
     memory: MemoryOption = None,
-    lang: Annotated[Literal["en", "zh"], typer.Option(help="Language that the page begins in.")] = "en",
+    lang: Annotated[
+        Literal["en", "zh"], typer.Option(help="Language that the page begins in.", metavar="en|zh")
+    ] = "en",
 ) -> None:
     """Open the page: draw, edit, ask and chat in a browser. Ctrl-C ends.
 

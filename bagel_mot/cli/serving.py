@@ -34,7 +34,7 @@ def _security(*names: str, about: str, **more: Any) -> Any:
 @command
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 is every one of this machine.")
+        str, typer.Option(help="Address to listen at; 0.0.0.0 is every one of this machine.", metavar="ADDRESS")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
     checkpoint: CheckpointOption = "mini",
@@ -42,7 +42,10 @@ def serve(
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "auto",
     model_name: Annotated[
-        str | None, typer.Option(help="The name by which clients ask for the model; the checkpoint's if not given.")
+        str | None,
+        typer.Option(
+            help="The name by which clients ask for the model; the checkpoint's if not given.", metavar="NAME"
+        ),
     ] = None,
     api_key: Annotated[
         list[str] | None,

@@ -102,23 +102,56 @@ def test_help_names_every_command() -> None:
     assert run("--version").stdout.startswith("bagel ")
 
 
+def _help_of(*arguments: str) -> str:
+    """The words of a help, without frames and line breaks."""
+    return " ".join(re.sub("[│╭╮╰╯─]", " ", run(*arguments).stdout).split())
+
+
 @pytest.mark.parametrize("task", TASKS)
-def test_help_lists_each_setting_with_default_and_range(task: Any) -> None:
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", run(task, "--help").stdout).split())
+def test_the_whole_help_has_each_setting_with_default_and_range(task: Any) -> None:
+    text = _help_of(task, "--help-all")
     for setting in task_settings(task):
-        assert f"--{setting.name.replace('_', '-')}" in text
-        assert setting.about.split(":")[0][:40] in text
+        flag = setting.name.replace("_", "-")
+        assert f"--{flag}" in text or f"--[no-]{flag}" in text
+        assert f"{setting.about}" in text
+        assert setting.when in text
+        assert setting.kind == "bool" or f"[{setting.range}]" in text
     for setting in SETTINGS.values():
         if task not in setting.tasks:
             assert f"--{setting.name.replace('_', '-')} " not in text
     if task == "edit":
-        assert "[default: 2; 0 to 20]" in text
-        assert "text_channel" in text
+        assert "[default: 2]" in text
+        assert "[default: text_channel]" in text
+
+
+@pytest.mark.parametrize("width", [80, 100])
+@pytest.mark.parametrize("command", [*COMMANDS, ""])
+def test_help_is_short_and_nothing_in_it_is_cut(command: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    name = [command] if command else []
+    short = run(*name, "--help")
+    assert short.exit_code == 0
+    assert len(short.stdout.splitlines()) < 80
+    whole = [run(*name, "--help-all").stdout] if command else []
+    for text in (short.stdout, *whole):
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        assert "<bool>" not in text
+    if whole:
+        options = {*re.findall(r"(?<![\w-])--[\w\[-][\w\]-]+", short.stdout)}
+        assert options <= {*re.findall(r"(?<![\w-])--[\w\[-][\w\]-]+", whole[0])} | {"--help-all"}
+
+
+def test_less_used_settings_are_in_the_whole_help_alone() -> None:
+    assert "--cfg-renorm-min" not in run("generate", "--help").stdout
+    assert "--help-all shows" in run("generate", "--help").stdout
+    assert "--cfg-renorm-min FLOAT" in run("generate", "--help-all").stdout
+    assert "--help-all" not in run("init", "--help").stdout  # has nothing more to say
 
 
 @pytest.mark.parametrize("command", ["generate", "ask", "serve", "convert"])
 def test_help_marks_precisions_that_lose_accuracy(command: str) -> None:
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", run(command, "--help").stdout).split())
+    text = _help_of(command, "--help")
     written = LOSSY & {*(STORED if command == "convert" else QUANTISED)}  # activations are in no file
     assert set(re.findall(r"([\w-]+) \(lossy\)", text)) == written
 

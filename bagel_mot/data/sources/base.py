@@ -50,7 +50,7 @@ class Source(ABC):
         return None
 
     def scope(self) -> Scope | None:
-        """What a model that is trained on these documents will know; None where that is not known."""
+        """The scope of a model that is trained on these documents; None where that is not known."""
         return None
 
     def write_samples(self, bagel: Any, path: Path) -> None:  # noqa: B027
