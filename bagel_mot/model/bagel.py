@@ -35,10 +35,12 @@ def sincos_table(side: int, size: int) -> Tensor:
     """
     if size % 4:
         raise ValueError(f"a sin-cos table needs a width divisible by 4, not {size}")
+    table = torch.empty(side, side, size, dtype=torch.float32)
+    if table.is_meta:  # to work it out there, PyTorch would import its whole compiler
+        return table.flatten(0, 1)
     frequencies = 10000.0 ** -(torch.arange(size // 4, dtype=torch.float64) / (size / 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     axis = torch.cat([angles.sin(), angles.cos()], dim=-1).float()  # (side, size/2)
-    table = torch.empty(side, side, size, dtype=torch.float32)
     table[..., : size // 2] = axis
     table[..., size // 2 :] = axis[:, None]
     return table.flatten(0, 1)

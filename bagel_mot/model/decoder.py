@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bagel_mot.config import DecoderConfig
 from bagel_mot.model.attention import Attend, Attention
 from bagel_mot.model.cache import CachePool, CacheSpec
+from bagel_mot.model.embedding import new_embedding
 
 Rope = tuple[Tensor, Tensor]  # cosines and sines, (T, 1, head_dim) float32 each
 
@@ -143,7 +144,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self._cache_pool = CachePool()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = new_embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.config import VitConfig
+from bagel_mot.model.embedding import new_embedding
 
 
 class VitLayer(nn.Module):
@@ -60,7 +61,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embedding = nn.Linear(config.patch_dim, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.side**2, config.hidden_size)
+        self.position_embedding = new_embedding(config.side**2, config.hidden_size)
         self.layers = nn.ModuleList(VitLayer(config) for _ in range(config.num_layers))
         self.post_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 

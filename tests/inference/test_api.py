@@ -6,6 +6,8 @@ import gc
 import io
 import json
 import shutil
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -645,6 +647,20 @@ def test_half_precision_is_close(golden: Any, bagel: Bagel, defaults: Defaults, 
     latents = [recorder.latent for recorder in recorders]
     assert latents[1].dtype == torch.float32
     assert golden.error(latents[1], latents[0]) < 0.05
+
+
+def test_loading_and_drawing_import_no_compiler_and_no_library_of_an_extra() -> None:
+    """Each of them would take as long to import as all that is needed."""
+    slow = ("torch._dynamo", "torch._inductor", "sympy", "transformers", "gradio", "fastapi", "bitsandbytes")
+    code = f"""
+import sys
+from bagel_mot import Bagel
+bagel = Bagel.from_pretrained("mini", device="cpu")
+bagel.ask(bagel.generate("a cup", num_timesteps=2, seed=0), "What?", max_new_tokens=2)
+print([name for name in {slow} if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 @pytest.mark.slow
