@@ -159,8 +159,8 @@ def _openers(data: bytes, name: str) -> list[str]:
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:
-    """Refuses raw files of cameras, which are TIFF files whose first image is a small preview."""
-    dng_version, subfile_type, reduced = 50706, 254, 1
+    """Refuses raw files of cameras, which are TIFF files whose first image is a small preview of an inner one."""
+    dng_version, subfile_type, inner_images, reduced = 50706, 254, 330, 1
     kind = image.tag_v2.get(subfile_type, 0)
-    if dng_version in image.tag_v2 or (isinstance(kind, int) and kind & reduced):
+    if dng_version in image.tag_v2 or (inner_images in image.tag_v2 and isinstance(kind, int) and kind & reduced):
         raise ImageError(f"{name} is {_RAW}.")

@@ -68,7 +68,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
 def _read(source: Any) -> tuple[str, bytes]:
     """The name of a source in messages, and its bytes."""
     if isinstance(source, bytes | bytearray | memoryview):
-        return f"the picture of {len(bytes(source))} bytes", bytes(source)
+        data = bytes(source)
+        return f"the picture of {len(data)} bytes", data
     if isinstance(source, str | os.PathLike):
         return _read_path(os.fspath(source))
     if hasattr(source, "read"):

@@ -13,7 +13,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 IOS_SIGNATURE = SIGNATURE + b"\0\0\0\4CgBI"
 _MAX_TEXT = 1 << 20  # bytes; Pillow refuses files with a longer text or colour profile
 _KEY_BYTES = {0: (2,), 2: (6,), 3: range(1, 257)}  # length of tRNS by colour type
-_LEVEL_STEP = {"L;2": 85, "L;4": 17}  # Pillow widens the levels of these to 8 bits, but not the transparent one
+# The mask and the step to 8 bits of a transparent level, by Pillow's name of the depth: it widens all levels but this.
+_KEY_DEPTH = {"1": (1, 1), "L;2": (3, 85), "L;4": (15, 17), "L": (255, 1)}
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -69,10 +70,11 @@ def _inflates(compressed: bytes) -> bool:
 def widen_key(image: Image.Image) -> None:
     """Brings the transparent level or colour of an image that is not decoded yet to the depth Pillow decodes it to."""
     key, depth = image.info.get("transparency"), _stored_depth(image)
-    if isinstance(key, int) and depth in _LEVEL_STEP:
-        image.info["transparency"] = (key * _LEVEL_STEP[depth]) & 255
-    elif isinstance(key, tuple) and depth == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in key)
+    if isinstance(key, int) and depth in _KEY_DEPTH:
+        mask, step = _KEY_DEPTH[depth]
+        image.info["transparency"] = (key & mask) * step
+    elif isinstance(key, tuple) and depth in ("RGB", "RGB;16B"):
+        image.info["transparency"] = tuple(value & 255 if depth == "RGB" else value >> 8 for value in key)
 
 
 def with_exact_key(image: Image.Image, data: bytes) -> Image.Image:

@@ -72,6 +72,14 @@ def test_an_image_that_says_nothing_of_use(uploads: Path, notes: dict[str, str],
         read_metadata(str(uploads / "a.png"), "generate", PIXELS)
 
 
+def test_an_image_whose_texts_are_too_long_says_nothing(uploads: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * (1 << 21), zip=True)
+    Image.new("RGB", (8, 8)).save(uploads / "a.png", pnginfo=info)
+    with pytest.raises(ImageError, match="does not say how it was made"):
+        read_metadata(str(uploads / "a.png"), "generate", PIXELS)
+
+
 def test_settings_of_other_versions_are_left_out(uploads: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_itxt("prompt", "a cup")

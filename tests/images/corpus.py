@@ -102,11 +102,12 @@ def pngs() -> Iterator[Case]:
                 samples = noise(name, 1, depth)
                 expected, chunks = rgb(eight(samples, depth)), []
                 if keyed:
-                    samples[3, 4] |= 1  # not 0, which is the same at every depth
+                    samples[3, 4] = interlace if depth == 1 else samples[3, 4] | 1  # not 0, the same at every depth
                     key = int(samples[3, 4, 0])
                     samples[0, 0] = key ^ 1  # differs in the last bit only
                     expected = over_white(eight(samples, depth), (samples != key) * 255)
-                    chunks = [chunk(b"tRNS", struct.pack(">H", key))]
+                    unused = 1 << depth if interlace and depth < 16 else 0  # bits above the depth do not count
+                    chunks = [chunk(b"tRNS", struct.pack(">H", key | unused))]
                 yield Case(name, png(samples, 0, depth, interlace=interlace, chunks=chunks), expected)
         for depth in (8, 16):
             for keyed in (False, True):
@@ -117,7 +118,8 @@ def pngs() -> Iterator[Case]:
                     samples[5, 6], samples[5, 7] = samples[3, 4], samples[3, 4] ^ [0, 0, 1]
                     alpha = (samples != samples[3, 4]).any(axis=2, keepdims=True) * 255
                     expected = over_white(eight(samples, depth), alpha)
-                    chunks = [chunk(b"tRNS", struct.pack(">3H", *samples[3, 4]))]
+                    unused = 256 if interlace and depth == 8 else 0
+                    chunks = [chunk(b"tRNS", struct.pack(">3H", *samples[3, 4] | unused))]
                 yield Case(name, png(samples, 2, depth, interlace=interlace, chunks=chunks), expected)
             for color_type, channels in ((4, 2), (6, 4)):
                 name = f"png-{'gray' if color_type == 4 else 'rgb'}{depth}-alpha{'-adam7' * interlace}"
@@ -303,7 +305,8 @@ def tiffs() -> Iterator[Case]:
         yield Case(f"tiff-turned-{orientation}", data, rgb(255 - (samples >> 8)))
     data = tiff([raw], WIDTH, HEIGHT, [8] * 4, 5, tags={50706: ("B", [1, 4, 0, 0])})
     yield Case("tiff-dng", data, refusal="raw")
-    yield Case("tiff-preview", tiff([raw], WIDTH, HEIGHT, [8] * 4, 5, tags={254: ("I", [1])}), refusal="raw")
+    data = tiff([raw], WIDTH, HEIGHT, [8] * 4, 5, tags={254: ("I", [1]), 330: ("I", [8])})
+    yield Case("tiff-preview", data, refusal="raw")
     yield Case("tiff-half-float", tiff([raw], WIDTH, HEIGHT, [16], 1, tags={339: ("H", [3])}), refusal="TIFF")
 
 
