@@ -42,11 +42,19 @@ def serve(
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "auto",
     model_name: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="The name by which clients ask for the model; the checkpoint's if not given.", metavar="NAME"
+            "--served-model-name",
+            "--model-name",
+            help="The name by which clients ask for the model; the checkpoint's if not given. Repeatable: further "
+            "names, such as gpt-image-1, are taken as well.",
+            metavar="NAME",
         ),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Refuse OpenAI's fields that have no effect here, instead of ignoring them."),
+    ] = False,
     api_key: Annotated[
         list[str] | None,
         _security(
@@ -105,6 +113,9 @@ def serve(
     keys = tuple(api_key or ())
     if any(not key.strip() or not key.isascii() for key in keys):
         raise SettingError("an API key is empty or not ASCII: give letters, digits and signs.")
+    names = tuple(model_name or [name_of(checkpoint)])
+    if any(not name.strip() for name in names):
+        raise SettingError("a name of the model is empty: give one that clients can ask for.")
     check_exposure(host, keys, no_auth)
     listening = listen(host, port)  # before minutes go into loading a large model
     with listening:
@@ -121,7 +132,8 @@ def serve(
         bagel = load(checkpoint, device, precision, offload=offload)
         service = Service(bagel, limits=limits, memory=None if memory is None else int(memory * 2**30))
         options = ServerOptions(
-            model_name=model_name or name_of(checkpoint),
+            model_name=names[0],
+            aliases=names[1:],
             api_keys=keys,
             allowed_urls=tuple(allow_url or ()),
             cors_origins=tuple(cors or ()),
@@ -129,6 +141,7 @@ def serve(
             allowed_hosts=(*_LOCAL_NAMES, host) if is_loopback(host) and not keys and not no_auth else None,
             max_body_bytes=max_body << 20,
             log_prompts=log_prompts,
+            strict=strict,
         )
         address = address_of(listening)
 

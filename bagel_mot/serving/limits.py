@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bagel_mot.errors import BagelError
+from bagel_mot.errors import BagelError, PromptError
 from bagel_mot.tokenizer import SPECIAL_TOKENS
 
 
@@ -25,7 +25,27 @@ class ClosedError(BusyError):
 
 
 class LimitError(BagelError):
-    """A request asks for more than this service gives to one, or more than its memory holds."""
+    """A request asks for more than this service gives to one, or more than its memory holds.
+
+    Attributes:
+        setting: the name of the setting that asks for too much, if it is one.
+    """
+
+    def __init__(self, message: str, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+class InputError(BagelError):
+    """One of the texts and images of a request cannot be used.
+
+    Attributes:
+        number: its place among them, counted from 0.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -64,3 +84,18 @@ def without_special_tokens(text: str) -> str:
             if token in text:
                 text, found = text.replace(token, ""), True
     return text
+
+
+def clean_text(text: str) -> str:
+    """A stranger's text without its special tokens.
+
+    Raises:
+        PromptError: nothing else was in it.
+    """
+    left = without_special_tokens(text)
+    if text.strip() and not left.strip():
+        raise PromptError(
+            f"the text is {text[:60]!r}: special tokens are removed, and nothing is left of it; write something that "
+            "the model can go by."
+        )
+    return left

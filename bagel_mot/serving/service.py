@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.errors import SettingError
+from bagel_mot.errors import BagelError, SettingError
 from bagel_mot.images import ImageSource, open_image
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.engine.ticket import Ticket
@@ -31,7 +31,7 @@ from bagel_mot.inference.steps.respond import respond
 from bagel_mot.placement.estimate import MARGIN, Capacity, capacity
 from bagel_mot.placement.system_memory import free_memory
 from bagel_mot.serving.driver import Driver
-from bagel_mot.serving.limits import BusyError, ClosedError, LimitError, Limits, without_special_tokens
+from bagel_mot.serving.limits import BusyError, ClosedError, InputError, LimitError, Limits, clean_text
 from bagel_mot.task import Task
 
 __all__ = ["BusyError", "ClosedError", "LimitError", "Limits", "Listen", "Service", "SubmittedBatch"]
@@ -39,6 +39,7 @@ __all__ = ["BusyError", "ClosedError", "LimitError", "Limits", "Listen", "Servic
 Listen = Callable[[int, Request], Listener]
 """Chooses the listener for the result of a number, from its request."""
 _LEAST_RETRY, _MOST_RETRY = 1, 120  # seconds
+_TOKENS = {True: "max_think_tokens", False: "max_new_tokens"}  # by whether the task draws
 
 
 _services: weakref.WeakKeyDictionary[Bagel, weakref.ref[Service]] = weakref.WeakKeyDictionary()
@@ -129,7 +130,7 @@ class Service:
         """
         most = min(self.limits.n, self.limits.queue)
         if not 1 <= n <= most:
-            raise LimitError(f"n is {n}: it must be from 1 to {most}.")
+            raise LimitError(f"n is {n}: it must be from 1 to {most}.", "n")
         self._take(n)
         began, places = time.monotonic(), n  # places that no ticket gives back yet
         tickets: list[Ticket[Result]] = []
@@ -137,7 +138,7 @@ class Service:
             request = self.check(inputs, output, settings)
             given = request.settings.seed
             if given is not None and given + n - 1 > MAX_SEED:
-                raise LimitError(f"seed is {given}: with n {n} the last one would be above {MAX_SEED}.")
+                raise LimitError(f"seed is {given}: with n {n} the last one would be above {MAX_SEED}.", "seed")
             for index, own in enumerate(with_seeds(request, n)):
                 listener = NOBODY if listen is None else listen(index, own)
                 steps = respond(self.bagel.runtime, own, listener)
@@ -216,10 +217,13 @@ class Service:
         self._check_counts(inputs)
         task = task_of(inputs, output)
         prepare = Preparer(self.bagel.runtime, max_pixels=self.limits.image_pixels)
-        prepared = prepare.inputs(
-            [without_special_tokens(one) if isinstance(one, str) else one for one in inputs], task
-        )
-        request = prepare.request(task, prepared, self._with_default_tokens(task, settings))
+        prepared = [] if inputs else [*prepare.inputs((), task)]
+        for number, one in enumerate(inputs):
+            try:
+                prepared += prepare.inputs([clean_text(one) if isinstance(one, str) else one], task)
+            except BagelError as error:
+                raise InputError(str(error), number) from error
+        request = prepare.request(task, tuple(prepared), self._with_default_tokens(task, settings))
         self.check_request(request)
         cost = request.max_cache_tokens
         if cost > self.capacity.cache_tokens:
@@ -238,7 +242,7 @@ class Service:
 
     def _with_default_tokens(self, task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The settings with a limit of tokens, where none is given, that this service takes."""
-        name = "max_think_tokens" if task.draws else "max_new_tokens"
+        name = _TOKENS[task.draws]
         default = int(self.bagel.defaults.of(task).get(name, getattr(GenerationSettings(), name)))
         if settings.get(name) is not None:
             return dict(settings)
@@ -254,13 +258,15 @@ class Service:
         if request.size is not None:
             if settings.num_timesteps > self.limits.timesteps:
                 raise LimitError(
-                    f"num_timesteps is {settings.num_timesteps}: this service takes at most {self.limits.timesteps}."
+                    f"num_timesteps is {settings.num_timesteps}: this service takes at most {self.limits.timesteps}.",
+                    "num_timesteps",
                 )
             width, height = request.size
             if width * height > most_pixels:
                 raise LimitError(
                     f"a picture of {width}×{height} has {width * height} pixels, this service has memory for "
-                    f"{most_pixels}: ask for a smaller one."
+                    f"{most_pixels}: ask for a smaller one.",
+                    "size",
                 )
         images = [one for one in request.inputs if isinstance(one, ImageInput)]
         for image in images if request.task.draws else ():
@@ -278,14 +284,15 @@ class Service:
                 "give or ask for a smaller picture."
             )
         if request.max_text_tokens > self.limits.new_tokens:
+            name = _TOKENS[request.task.draws]
             raise LimitError(
-                f"{request.max_text_tokens} tokens of text are asked for: this service writes at most "
-                f"{self.limits.new_tokens}."
+                f"{name} is {request.max_text_tokens}: this service writes at most {self.limits.new_tokens} tokens.",
+                name,
             )
         # Every token is compared with all of them, while everybody waits.
         characters, most = sum(map(len, settings.stop)), self.limits.stop_characters
         if characters > most:
-            raise LimitError(f"the stop texts have {characters} characters: this service takes at most {most}.")
+            raise LimitError(f"the stop texts have {characters} characters: this service takes at most {most}.", "stop")
 
     def check_images(self, count: int) -> None:
         """Checks how many images are given.

@@ -156,7 +156,7 @@ def test_a_large_image_is_read_as_the_model_alone_reads_it(live: Live, plain: Ba
         ({"partial_images": 4, "stream": True}, "partial_images"),
         ({"output_compression": 50}, "a PNG loses nothing"),
         ({"output_format": "gif"}, "output_format"),
-        ({"quality": "high"}, "num_timesteps"),
+        ({"negative_prompt": "blur"}, "say in the prompt"),
         ({"background": "transparent"}, "no background"),
         ({"mask": "x"}, "no mask"),
     ],

@@ -23,6 +23,8 @@ from tests.serving.conftest import Live, running
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 OPERATIONS = {
+    "GET /",
+    "GET /version",
     "GET /v1/models",
     "GET /v1/models/{model}",
     "POST /v1/chat/completions",

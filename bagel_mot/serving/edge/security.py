@@ -135,7 +135,9 @@ class _Body:
 
 
 class Observe:
-    """Numbers requests, counts and logs them, and responds to unexpected errors."""
+    """Numbers requests, counts and logs them, adds the headers that routes leave in their state, responds to unexpected
+    errors, and answers HEAD as GET without a body.
+    """
 
     def __init__(self, app: ASGIApp, metrics: ServerMetrics, log_prompts: bool) -> None:
         self.app, self.metrics, self.log_prompts = app, metrics, log_prompts
@@ -145,14 +147,21 @@ class Observe:
             await self.app(scope, receive, send)
             return
         number = f"req_{uuid.uuid4().hex[:16]}"
-        scope.setdefault("state", {})["request_id"] = number
-        began, status = time.monotonic(), 0
+        state = scope.setdefault("state", {})
+        state["request_id"], state["headers"] = number, {}
+        began, status, method = time.monotonic(), 0, scope["method"]
+        if method == "HEAD":  # as GET; the body is left out below
+            scope = {**scope, "method": "GET"}
 
         async def numbered(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = number
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = number
+                headers.update(state["headers"])
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -166,10 +175,10 @@ class Observe:
         finally:
             seconds = time.monotonic() - began
             route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if route != "other" and scope["method"] in _METHODS else "any"
-            self.metrics.requests.labels(method, route, str(status)).inc()
+            counted = method if route != "other" and method in _METHODS else "any"
+            self.metrics.requests.labels(counted, route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(seconds)
-            _log.info("%s %s %s %d %.3f s", number, scope["method"], route, status, seconds)
+            _log.info("%s %s %s %d %.3f s", number, method, route, status, seconds)
 
 
 def _host(header: str) -> str:

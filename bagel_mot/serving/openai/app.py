@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -21,8 +22,8 @@ from starlette.middleware.cors import CORSMiddleware
 from bagel_mot.serving.edge.metrics import ServerMetrics
 from bagel_mot.serving.edge.security import Gate, Observe
 from bagel_mot.serving.openai import chat, images
-from bagel_mot.serving.openai.errors import ApiError, install, no_such_model
-from bagel_mot.serving.openai.routes import AppState, CurrentState
+from bagel_mot.serving.openai.errors import ApiError, install
+from bagel_mot.serving.openai.routes import HINT_HEADER, IGNORED_HEADER, AppState, CurrentState
 from bagel_mot.serving.openai.schemas import ErrorResponse, Model, ModelList
 from bagel_mot.serving.options import ServerOptions
 from bagel_mot.serving.service import Service
@@ -33,6 +34,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "5XX": {"model": ErrorResponse, "description": "The server cannot answer now."},
 }
 _STARTED = int(time.time())
+_FAVICON = (  # a bagel
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64" fill="none"><circle cx="32" cy="32" r="20" '
+    'stroke="#d98e3f" stroke-width="19"/><circle cx="32" cy="32" r="20" stroke="#f2b76b" stroke-width="12"/></svg>'
+)
 router = APIRouter()
 
 
@@ -42,6 +47,28 @@ class ServerStatus(BaseModel):
     status: str
     model: str
     requests: int
+
+
+class Overview(BaseModel):
+    """The server's addresses, for whoever opens it in a browser."""
+
+    model: str
+    version: str
+    docs: str = "/docs"
+    openapi: str = "/openapi.json"
+    models: str = "/v1/models"
+    chat: str = "/v1/chat/completions"
+    images: str = "/v1/images/generations"
+    edits: str = "/v1/images/edits"
+    health: str = "/health"
+    ready: str = "/ready"
+    metrics: str = "/metrics"
+
+
+class ServerVersion(BaseModel):
+    """The version of bagel_mot that serves."""
+
+    version: str
 
 
 def create_app(service: Service, options: ServerOptions | None = None) -> FastAPI:
@@ -60,11 +87,12 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
         yield
         state.ready = False
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="BAGEL",
         version=__version__,
         summary="Text and pictures in, text and pictures out, as OpenAI's clients speak.",
         lifespan=lifespan,
+        favicon_url="/favicon.ico",
         responses=_ERRORS,
     )
     app.state.bagel = state
@@ -85,28 +113,38 @@ def create_app(service: Service, options: ServerOptions | None = None) -> FastAP
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(options.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"],
+            expose_headers=["x-request-id", "retry-after", IGNORED_HEADER, HINT_HEADER],
         )
     app.add_middleware(Observe, metrics=metrics, log_prompts=options.log_prompts)
     return app
 
 
+@router.get("/", tags=["state"], summary="Where things are")
+async def overview(state: CurrentState) -> Overview:
+    return Overview(model=state.options.model_name, version=__version__)
+
+
+@router.get("/version", tags=["state"], summary="The version of the server")
+async def version() -> ServerVersion:
+    return ServerVersion(version=__version__)
+
+
+@router.get("/favicon.ico", include_in_schema=False)
+async def favicon() -> Response:
+    return Response(_FAVICON, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
+
+
 @router.get("/v1/models", tags=["models"], summary="What models there are")
 async def models(state: CurrentState) -> ModelList:
-    return ModelList(data=[_model(state)])
+    """The model under each of its names."""
+    return ModelList(data=[Model(id=name, created=_STARTED) for name in state.options.names])
 
 
 @router.get("/v1/models/{model:path}", tags=["models"], summary="One model")
 async def model(model: str, state: CurrentState) -> Model:
-    if model != state.options.model_name:
-        raise no_such_model(model, state.options.model_name)
-    return _model(state)
-
-
-def _model(state: AppState) -> Model:
-    return Model(id=state.options.model_name, created=_STARTED)
+    return Model(id=state.model(model), created=_STARTED)
 
 
 @router.get("/health", tags=["state"], summary="Whether the process lives")

@@ -13,12 +13,11 @@ from starlette.responses import Response
 
 from bagel_mot.inference.prepare import task_of
 from bagel_mot.inference.result import Result
-from bagel_mot.inference.settings import SETTINGS
 from bagel_mot.inference.thinking import ThinkingStream, ThoughtStream
-from bagel_mot.serving.openai.errors import ApiError
-from bagel_mot.serving.openai.fields import parse_extra
+from bagel_mot.serving.limits import without_special_tokens
+from bagel_mot.serving.openai.errors import ApiError, shown
 from bagel_mot.serving.openai.image_data import to_data_uri
-from bagel_mot.serving.openai.routes import AppState, CurrentState, ImageInputs
+from bagel_mot.serving.openai.routes import AppState, CurrentState, Given, ImageInputs
 from bagel_mot.serving.openai.schemas import (
     CHAT_EXAMPLES,
     EVENT_STREAM,
@@ -26,9 +25,11 @@ from bagel_mot.serving.openai.schemas import (
     ChatCompletion,
     ChatRequest,
     Choice,
+    DrawnImage,
+    ImageContent,
     ImageUrl,
-    IndexedImage,
     Message,
+    TextContent,
     Usage,
 )
 from bagel_mot.serving.openai.streams import Channel, End, EventStream, Preview, Text, event
@@ -54,11 +55,11 @@ async def chat(
     `modalities` says which: `["text"]` (the default), `["image"]`, or both, where with `think` the thinking is the
     text. Images are in `message.images` as data URIs.
     """
-    state.check_model(body.model)
+    name = state.model(body.model)
     if body.stream:
         channel = Channel()
         started = await _start(body, request, state, channel.listen)
-        chunks = _Chunks(state, started, body)
+        chunks = _Chunks(state, started, body, name)
         return EventStream(chunks.stream(request, channel), started.cancel)
     started = await _start(body, request, state)
     results = await state.results(request, started)
@@ -66,7 +67,7 @@ async def chat(
     return ChatCompletion(
         id=_new_id(),
         created=int(time.time()),
-        model=state.options.model_name,
+        model=name,
         choices=[
             Choice(
                 index=index,
@@ -86,9 +87,10 @@ async def chat(
 async def _start(body: ChatRequest, request: Request, state: AppState, listen: Listen | None = None) -> SubmittedBatch:
     output = output_of(body)
     with ImageInputs(state) as images:
-        inputs = await read_messages(body.messages, state, images)
-        settings = settings_of(body, task_of(inputs, output))
-        return await state.start(request, inputs, output, 1 if body.n is None else body.n, settings, listen)
+        given = await read_messages(body.messages, state, images)
+        task = task_of([one.content for one in given], output)
+        settings = settings_of(body, request, state, task)
+        return await state.start(request, given, output, 1 if body.n is None else body.n, settings, listen)
 
 
 def output_of(body: ChatRequest) -> str:
@@ -104,53 +106,77 @@ def output_of(body: ChatRequest) -> str:
     return "image" if "image" in (body.modalities or ()) else "text"
 
 
-async def read_messages(messages: Sequence[Message], state: AppState, images: ImageInputs) -> list[str | bytes]:
+async def read_messages(messages: Sequence[Message], state: AppState, images: ImageInputs) -> list[Given]:
     """The texts and images of a conversation in the order in which the model reads them.
 
-    They are those of the messages, except that where a message ends with an image its texts come after its images:
-    the model goes by the last text.
+    They are those of the messages without blank texts, except that where a message ends with an image its texts come
+    after its images: the model goes by the last text.
 
     Raises:
-        ApiError: the conversation does not end with the user, or a message is empty.
-        ImageError: an image cannot be read.
+        ApiError: there is nothing to go by, the conversation does not end with the user, or an image cannot be read.
     """
-    if messages[-1].role != "user":
-        sentence = f"the last message is from {messages[-1].role!r}: it must be the user's, which is to be answered."
-        raise ApiError(400, sentence, param=f"messages.{len(messages) - 1}.role")
-    _check_count(messages, state)
-    inputs: list[str | bytes] = []
-    for number, message in enumerate(messages):
-        content = [message.content] if isinstance(message.content, str) else list(message.content or ())
-        parts = [part if isinstance(part, str) else part.text if part.type == "text" else part for part in content]
-        if message.role == "assistant":  # an answer that was an image alone, or thinking that did not end
-            parts = [part for part in parts if not isinstance(part, str) or part.strip()]
-        parts += message.images or ()
-        if not parts and message.role == "assistant":
-            continue
-        if not parts:
-            raise ApiError(400, f"messages.{number} is empty: leave it out.", param=f"messages.{number}.content")
-        if not isinstance(parts[-1], str):
-            parts.sort(key=lambda part: isinstance(part, str))  # stable: images first
-        for part in parts:
-            inputs.append(part if isinstance(part, str) else await images.file(part.image_url.url))
-    return inputs
+    contents = [_contents(message, f"messages[{number}]") for number, message in enumerate(messages)]
+    holding = [number for number, parts in enumerate(contents) if parts]
+    if not holding:
+        raise _nothing_to_go_by(messages)
+    last = holding[-1]
+    if messages[last].role != "user":
+        sentence = f"the last message is from {messages[last].role!r}: it must be the user's, which is to be answered"
+        more = "; this server does not continue an answer" if messages[last].role == "assistant" else ""
+        raise ApiError(400, f"{sentence}{more}.", param=f"messages[{last}].role")
+    parts = [part for own in contents for part in own]
+    state.service.check_images(sum(isinstance(part, ImageContent) for part, _ in parts))  # before any is decoded
+    given = []
+    for part, param in parts:
+        if isinstance(part, str):
+            given.append(Given(part, param))
+        else:
+            address, place = part.address
+            given.append(await images.file(address, f"{param}.{place}"))
+    return given
 
 
-def _check_count(messages: Sequence[Message], state: AppState) -> None:
-    """Checks the number of images, before any is fetched or decoded."""
-    images = sum(len(message.images or ()) for message in messages)
-    for message in messages:
-        if isinstance(message.content, list):
-            images += sum(part.type == "image_url" for part in message.content)
-    state.service.check_images(images)
+def _contents(message: Message, place: str) -> list[tuple[str | ImageContent, str]]:
+    """The texts that are not blank and the images of a message, in the order to be read, each with its place."""
+    parts: list[tuple[str | ImageContent, str]] = []
+    if isinstance(message.content, str):
+        parts.append((message.content, f"{place}.content"))
+    else:
+        for number, part in enumerate(message.content or ()):
+            own = f"{place}.content[{number}]"
+            parts.append((part, own) if isinstance(part, ImageContent) else (part.text, f"{own}.text"))
+    parts += [(image, f"{place}.images[{number}]") for number, image in enumerate(message.images or ())]
+    parts = [one for one in parts if not isinstance(one[0], str) or without_special_tokens(one[0]).strip()]
+    if parts and not isinstance(parts[-1][0], str):
+        parts.sort(key=lambda one: isinstance(one[0], str))  # stable: images first
+    return parts
 
 
-def settings_of(body: ChatRequest, task: Task) -> dict[str, Any]:
+def _nothing_to_go_by(messages: Sequence[Message]) -> ApiError:
+    """The response to a conversation without an image and with nothing but blank texts."""
+    texts = [message.content for message in messages if isinstance(message.content, str)]
+    texts += [
+        part.text
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+        if isinstance(part, TextContent)
+    ]
+    sent = [text for text in texts if text.strip()]
+    if sent:
+        why = f"nothing is left of {shown(sent[-1])} without its special tokens, which are removed"
+    else:
+        why = "there is neither a picture nor a text that is not blank"
+    last = f"messages[{len(messages) - 1}].content"
+    return ApiError(400, f"{why}: write something that the model can go by.", param=last)
+
+
+def settings_of(body: ChatRequest, request: Request, state: AppState, task: Task) -> dict[str, Any]:
     """The generation settings that a body asks for.
 
     As OpenAI's clients expect, a temperature above 0 samples and 0 does not, and `top_p` alone samples at temperature
     1, where 0 leaves the likeliest token alone. Where neither is given, the checkpoint's default holds (the likeliest
-    token). `do_sample` overrules both.
+    token). `do_sample` overrules both. More tokens than the server writes are no mistake: it writes as many as it does.
 
     Raises:
         ApiError: one of them is wrong.
@@ -161,16 +187,17 @@ def settings_of(body: ChatRequest, task: Task) -> dict[str, Any]:
     greedy = extra.get("top_p") == 0 and not isinstance(extra["top_p"], bool)
     if greedy:
         del extra["top_p"]
-    settings = parse_extra(extra, task)
+    settings = state.settings(request, extra, task)
     own = "max_think_tokens" if task.draws else "max_new_tokens"
     given = {"max_tokens": body.max_tokens, "max_completion_tokens": body.max_completion_tokens, own: settings.get(own)}
-    limits = {name: count for name, count in given.items() if count is not None}
+    limits = {name: count for name, count in given.items() if count is not None and count != -1}
+    if 0 in limits.values():
+        name = next(name for name, count in limits.items() if count == 0)
+        raise ApiError(400, f"{name} is 0: it must be 1 or more, or -1 for as many as the server gives.", param=name)
     if len(set(limits.values())) > 1:
         raise ApiError(400, f"{' and '.join(limits)} differ: give one of them.", param=next(iter(limits)))
     if limits:
-        count = next(iter(limits.values()))
-        # For an image it bounds the thinking alone, where more than the maximum is not a mistake.
-        settings[own] = min(count, int(SETTINGS[own].high or count)) if task.draws else count
+        settings[own] = min(next(iter(limits.values())), state.service.limits.new_tokens)
     if greedy:
         settings.setdefault("do_sample", False)
     temperature, top_p = settings.get("temperature"), settings.get("top_p", 1.0)
@@ -189,11 +216,11 @@ def _new_id() -> str:
     return f"chatcmpl-{uuid.uuid4().hex}"
 
 
-def _images(result: Result) -> list[IndexedImage] | None:
-    return None if result.image is None else [IndexedImage(image_url=ImageUrl(url=to_data_uri(result.image)))]
+def _images(result: Result) -> list[DrawnImage] | None:
+    return None if result.image is None else [DrawnImage(image_url=ImageUrl(url=to_data_uri(result.image)))]
 
 
-def _answer(body: ChatRequest, result: Result, images: list[IndexedImage] | None) -> Answer:
+def _answer(body: ChatRequest, result: Result, images: list[DrawnImage] | None) -> Answer:
     if images is None:
         return Answer(content=result.text, reasoning_content=result.thinking or None)
     if "text" in (body.modalities or ()):
@@ -208,11 +235,11 @@ def _finish_reason(result: Result) -> Literal["stop", "length"]:
 class _Chunks:
     """Encodes the chunks of one streamed completion."""
 
-    def __init__(self, state: AppState, started: SubmittedBatch, body: ChatRequest) -> None:
+    def __init__(self, state: AppState, started: SubmittedBatch, body: ChatRequest, name: str) -> None:
         self._state, self._started = state, started
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
         self._head = {"id": _new_id(), "object": "chat.completion.chunk", "created": int(time.time())}
-        self._head["model"] = state.options.model_name
+        self._head["model"] = name
         self._thought_name = "content" if "text" in (body.modalities or ()) else "reasoning_content"
         count = len(started.tickets)
         self._draws, self._thinks = started.request.task.draws, started.request.settings.think

@@ -14,12 +14,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from bagel_mot.errors import BagelError, ContextLengthError, NotFiniteError
+from bagel_mot.errors import BagelError, ContextLengthError, NotFiniteError, SizeError
 from bagel_mot.placement.oom import is_out_of_memory
 from bagel_mot.serving.limits import BusyError, ClosedError, LimitError
 
 _log = logging.getLogger("bagel_mot.serving")
 _OUT_OF_MEMORY_RETRY = 5  # seconds
+_SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(eq=False)
@@ -74,7 +75,9 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, ContextLengthError):
         return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, LimitError):
-        return ApiError(400, str(error), code="limit_exceeded")
+        return ApiError(400, str(error), param=error.setting, code="limit_exceeded")
+    if isinstance(error, SizeError):
+        return ApiError(400, str(error), param="size")
     if is_out_of_memory(error):
         message = "there was not enough memory for this request: try again later, or ask for less."
         return ApiError(503, message, kind="server_error", code="out_of_memory", retry_after=_OUT_OF_MEMORY_RETRY)
@@ -103,8 +106,8 @@ def log_failure(error: BaseException, what: str, log_prompts: bool) -> None:
     error.__traceback__ = None
 
 
-def no_such_model(name: str, served: str) -> ApiError:
-    message = f"the model {name!r} does not exist here: this server has {served!r}."
+def no_such_model(name: str, served: Sequence[str]) -> ApiError:
+    message = f"the model {name[:100]!r} does not exist here: this server has {' and '.join(map(repr, served))}."
     return ApiError(404, message, param="model", code="model_not_found")
 
 
@@ -116,10 +119,12 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return from_validation(error.errors()).response()
+        return from_validation(error.errors(), error.body).response()
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 400 and isinstance(error.__cause__, ValueError | RecursionError):
+            return unreadable(error.__cause__).response()
         path = request.url.path
         sentences = {
             404: f"there is nothing at {path!r}: see /docs for what there is.",
@@ -137,18 +142,95 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http)
 
 
-def from_validation(errors: Sequence[Any]) -> ApiError:
+def unreadable(error: ValueError | RecursionError) -> ApiError:
+    """The response to a body that cannot be read as JSON, from what reading it raised."""
+    if isinstance(error, json.JSONDecodeError):
+        what = f"is not valid JSON ({error.msg} at character {error.pos})"
+    elif isinstance(error, UnicodeDecodeError):
+        what = f"is not valid UTF-8 (at byte {error.start}): encode it so"
+    elif isinstance(error, RecursionError):
+        what = "is nested too deeply: a request has only a few levels"
+    else:  # Python reads no whole numbers of thousands of digits
+        what = "holds a whole number of thousands of digits: no field takes one"
+    return ApiError(400, f"the body {what}.")
+
+
+def from_validation(errors: Sequence[Any], body: Any) -> ApiError:
     """One sentence about the first error that pydantic found; for a value of several possible kinds, about the kind
-    that it came closest to.
+    that it came closest to. Places are those of the client's own body.
     """
-    error = max(errors, key=lambda found: len(found["loc"]))
-    place = [part for part in error["loc"] if part != "body"]
-    param = ".".join(str(part) for part in place if isinstance(part, int) or str(part).isidentifier())
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "missing" and param:
+    found = [(_place(error["loc"], body), error) for error in errors]
+    deepest = max((place for place, _ in found), key=len)
+    alike = [error for place, error in found if place == deepest]
+    error, param, value = alike[0], path_name(deepest), _at(deepest, body)
+    kind = error["type"]
+    if kind == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON ({error['ctx']['error']} at character {error['loc'][-1]}).")
+    if kind == "missing" and isinstance(body, dict):
+        param = path_name([*deepest, error["loc"][-1]])
         return ApiError(400, f"{param} is missing.", param=param)
-    if error["type"] in ("json_invalid", "missing"):
+    if not deepest and not isinstance(body, dict):
         return ApiError(400, "the body is not a JSON object: send one with Content-Type: application/json.")
-    return ApiError(
-        400, f"{param}: {message[:1].lower()}{message[1:]}." if param else f"{message}.", param=param or None
-    )
+    if kind == "too_short":
+        return ApiError(400, f"{param} is empty: it needs at least one item.", param=param)
+    wanted = [text for one in alike if (text := _wanted(one))]
+    if wanted:
+        choices = " or ".join(dict.fromkeys(wanted))
+        return ApiError(400, f"{param} is {shown(value)}: it must be {choices}.", param=param)
+    message = str(error["msg"]).removeprefix("Value error, ").removesuffix(".")
+    return ApiError(400, f"{param}: {message[:1].lower()}{message[1:]}." if param else f"{message}.", param=param)
+
+
+def path_name(place: Sequence[str | int]) -> str | None:
+    """A place in a body as OpenAI's errors write it: `messages[0].content[1].text`; None for the body itself."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in place]
+    return "".join(parts).removeprefix(".") or None
+
+
+def shown(value: Any) -> str:
+    """A value of a body as JSON; of a long one the beginning."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
+def _place(loc: Sequence[str | int], body: Any) -> list[str | int]:
+    """The part of pydantic's location that the body has: names of schemas are left out."""
+    value, place = body, []
+    for part in loc:
+        is_field = isinstance(value, dict) and isinstance(part, str) and part.isidentifier() and part in value
+        if is_field or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            value = value[part]
+            place.append(part)
+    return place
+
+
+def _at(place: Sequence[str | int], body: Any) -> Any:
+    for part in place:
+        body = body[part]
+    return body
+
+
+_WANTED = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
+def _wanted(error: Any) -> str | None:
+    """The values that would have been right, in words; None for other errors."""
+    context = error.get("ctx", {})
+    if error["type"] == "greater_than_equal":
+        return f"{context['ge']} or more"
+    if error["type"] == "less_than_equal":
+        return f"{context['le']} or less"
+    if error["type"] == "literal_error":
+        return str(context["expected"])
+    return _WANTED.get(error["type"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bagel_mot.errors import SettingError
@@ -11,8 +12,9 @@ from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings
 from bagel_mot.serving.openai.errors import ApiError
 from bagel_mot.task import Task
 
-# OpenAI's fields that say nothing about the result: accepted and ignored.
-WITHOUT_EFFECT = (
+# OpenAI's fields without effect here, on which no client relies. They are ignored, and the answer says so; a strict
+# server takes those of NEUTRAL only with values that ask for nothing.
+HARMLESS = (
     "user",
     "metadata",
     "store",
@@ -20,8 +22,16 @@ WITHOUT_EFFECT = (
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "prediction",
+    "verbosity",
+    "frequency_penalty",
+    "presence_penalty",
+    "quality",
+    "style",
+    "moderation",
+    "input_fidelity",
 )
-# OpenAI's fields that are not offered, with the values that ask for nothing and so are accepted.
+# OpenAI's fields that a strict server refuses, or any, with the values that ask for nothing and so are accepted.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -45,36 +55,65 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "moderation": ("auto", "low"),
     "input_fidelity": (),
     "mask": (),
+    "negative_prompt": ("",),
 }
 _INSTEAD = {
     "quality": "num_timesteps says how finely it draws",
     "mask": "say in the prompt what is to change",
+    "negative_prompt": "say in the prompt what is to be there",
     "frequency_penalty": "repetition_penalty does about the same",
     "presence_penalty": "repetition_penalty does about the same",
     "reasoning_effort": "think switches thinking on",
 }
+_NO_THINKING = ("none", "minimal")  # values of reasoning_effort
+# What -1 means where clients send it: not given, or off.
+_MINUS_ONE = {"seed": None, "max_new_tokens": None, "max_think_tokens": None, "top_k": 0}
 
 
-def parse_extra(extra: Mapping[str, Any], task: Task) -> dict[str, Any]:
-    """The settings among the fields that a body has besides its own.
+@dataclass(frozen=True)
+class Extra:
+    """The fields that a body has besides its own, read.
+
+    Attributes:
+        settings: the generation settings, validated.
+        ignored: names of fields that were given and have no effect.
+    """
+
+    settings: dict[str, Any]
+    ignored: tuple[str, ...]
+
+
+def parse_extra(extra: Mapping[str, Any], task: Task, strict: bool = False) -> Extra:
+    """Reads the fields that a body has besides its own.
 
     Raises:
         ApiError: a field is unknown, belongs to another task, or has a value that is not offered.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
+    ignored = []
     for name, value in extra.items():
-        if value is None or name in WITHOUT_EFFECT:
+        if value is None or (name in NEUTRAL and value in NEUTRAL[name]):
             continue
-        if name in NEUTRAL:
-            if value in NEUTRAL[name]:
-                continue
+        if name == "reasoning_effort" and not strict and isinstance(value, str):
+            settings.setdefault("think", value not in _NO_THINKING)
+        elif name in HARMLESS and not (strict and name in NEUTRAL):
+            ignored.append(name)
+        elif name in NEUTRAL:
             hint = _INSTEAD.get(name, "leave it out")
             raise ApiError(400, f"this server has no {name}: {hint}.", param=name)
-        try:
-            settings.update(parse_settings(task, {name: value}))
-        except SettingError as error:
-            raise ApiError(400, str(error), param=name) from error
-    return settings
+        else:
+            settings[name] = _parsed(name, value, task)
+    return Extra({name: value for name, value in settings.items() if value is not None}, tuple(ignored))
+
+
+def _parsed(name: str, value: Any, task: Task) -> Any:
+    try:
+        setting = SETTINGS.get(name)
+        if name in _MINUS_ONE and value == -1 and setting is not None and task in setting.tasks:
+            return _MINUS_ONE[name]
+        return parse_settings(task, {name: value})[name]
+    except SettingError as error:
+        raise ApiError(400, str(error), param=name) from error
 
 
 def from_form(name: str, values: list[str]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,16 +15,30 @@ import anyio
 from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
+from bagel_mot.errors import ImageError
 from bagel_mot.inference.result import Result
 from bagel_mot.serving.edge.fetch import MAX_BYTES, fetch
 from bagel_mot.serving.edge.metrics import ServerMetrics
+from bagel_mot.serving.limits import InputError
 from bagel_mot.serving.openai.errors import ApiError, ClientGone, as_api_error, log_failure, no_such_model
+from bagel_mot.serving.openai.fields import parse_extra
 from bagel_mot.serving.openai.image_data import from_data_uri
 from bagel_mot.serving.openai.streams import PING, Channel, End, Preview, Text, event
 from bagel_mot.serving.options import ServerOptions
 from bagel_mot.serving.service import Listen, Service, SubmittedBatch
+from bagel_mot.task import Task
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Given:
+    """A text, or the bytes of an image file, and its place in the client's body."""
+
+    content: str | bytes
+    param: str
+
+
 _log = logging.getLogger("bagel_mot.serving")
 _WORKERS = 4  # images that are decoded or encoded at the same time
 _FETCHES = 8  # images that are fetched at the same time
@@ -45,13 +59,18 @@ class ImageInputs:
     def __exit__(self, *_: object) -> None:
         self._count(-self._bytes)
 
-    async def file(self, url: str) -> bytes:
-        """The image file behind a data URI or an address.
+    async def file(self, url: str, param: str) -> Given:
+        """The image file behind a data URI or an address that stands at `param` in the body.
 
         Raises:
-            ImageError: it is neither, or cannot be fetched.
-            ApiError: the requests present have fetched as much as the server takes.
+            ApiError: it is neither, cannot be fetched, or the requests present have fetched all that the server takes.
         """
+        try:
+            return Given(await self._file(url), param)
+        except ImageError as error:
+            raise ApiError(400, str(error), param=param) from error
+
+    async def _file(self, url: str) -> bytes:
         if url[:5].lower() == "data:":
             return await self._state.in_thread(partial(from_data_uri, url))
         async with self._state.fetches:
@@ -97,19 +116,31 @@ class AppState:
         """Runs a long call beside the event loop."""
         return await run_sync(call, limiter=self.workers)
 
-    def check_model(self, name: str | None) -> None:
-        """Checks the name of the model that a body asks for.
+    def model(self, name: str | None) -> str:
+        """The name of the model that a body asks for; its first one where the body names none.
 
         Raises:
             ApiError: it is another than the one here.
         """
-        if name is not None and name != self.options.model_name:
-            raise no_such_model(name, self.options.model_name)
+        if name is not None and name not in self.options.names:
+            raise no_such_model(name, self.options.names)
+        return name or self.options.model_name
+
+    def settings(self, request: Request, extra: Mapping[str, Any], task: Task) -> dict[str, Any]:
+        """The generation settings among a body's extra fields. The answer's headers name those that have no effect.
+
+        Raises:
+            ApiError: a field is not offered.
+        """
+        parsed = parse_extra(extra, task, self.options.strict)
+        if parsed.ignored:
+            request.state.headers[IGNORED_HEADER] = ", ".join(parsed.ignored)
+        return parsed.settings
 
     async def start(
         self,
         request: Request,
-        inputs: Sequence[str | bytes],
+        given: Sequence[Given],
         output: str,
         n: int,
         settings: dict[str, Any],
@@ -117,12 +148,22 @@ class AppState:
     ) -> SubmittedBatch:
         """Checks a request and submits it.
 
-        Raises: as `Service.start`.
+        Raises:
+            ApiError: one of the texts and images cannot be used.
+            Exception: as `Service.start`.
         """
+        inputs = [one.content for one in given]
+        hint = self.service.bagel.hint("\n".join(one for one in inputs if isinstance(one, str)))
+        if hint is not None:
+            # Headers are ASCII; whatever else a prompt has is escaped, as in Python.
+            request.state.headers[HINT_HEADER] = hint.encode("ascii", "backslashreplace").decode()
         if self.options.log_prompts:
             _log.info("%s asks %r", request.state.request_id, [item for item in inputs if isinstance(item, str)])
         call = partial(self.service.start, inputs, output=output, n=n, listen=listen, **settings)
-        return await self.in_thread(call)
+        try:
+            return await self.in_thread(call)
+        except InputError as error:
+            raise ApiError(400, str(error), param=given[error.number].param) from error
 
     async def results(self, request: Request, started: SubmittedBatch) -> list[Result]:
         """Waits for all results; if the client leaves, or one of them fails, the others are cancelled.
@@ -132,6 +173,8 @@ class AppState:
             Exception: what a request raised.
         """
         waiting = asyncio.gather(*(asyncio.wrap_future(ticket) for ticket in started.tickets))
+        # Where the client leaves, nobody asks for what became of the results.
+        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())
         gone = asyncio.create_task(_disconnected(request))
         try:
             both: set[asyncio.Future[Any]] = {waiting, gone}
@@ -192,5 +235,9 @@ def state_of(request: Request) -> AppState:
     return state
 
 
+HINT_HEADER = "x-bagel-hint"
+"""The header that says which words of a prompt the checkpoint does not know."""
+IGNORED_HEADER = "x-bagel-ignored"
+"""The header that names the fields of a body that had no effect."""
 CurrentState = Annotated[AppState, Depends(state_of)]
 """A route's parameter that receives the app's state."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from bagel_mot.inference.request import Request
 from bagel_mot.inference.result import Result
-from bagel_mot.serving.openai.fields import with_settings
+from bagel_mot.serving.openai.fields import setting_schemas, with_settings
 from bagel_mot.task import Task
 
 MessageRole = Literal["system", "developer", "user", "assistant"]
@@ -51,20 +51,68 @@ class ImageUrl(BaseModel):
     url: str = Field(
         description="A data URI, `data:image/png;base64,…`; or an address, where the server allows its host."
     )
-    detail: Literal["auto", "low", "high"] | None = Field(None, description="Accepted, without effect.")
+    detail: Any = Field(None, description="Accepted, without effect.")
+
+
+class AnthropicImage(BaseModel):
+    """An image as Anthropic's clients send it."""
+
+    type: Literal["base64", "url"] = "base64"
+    media_type: Any = None
+    data: str | None = None
+    url: str | None = None
 
 
 class TextContent(BaseModel):
-    type: Literal["text"]
-    text: str
+    type: Literal["text", "input_text", "output_text", "refusal"] = "text"
+    text: str = Field(validation_alias=AliasChoices("text", "refusal"))
 
 
 class ImageContent(BaseModel):
-    type: Literal["image_url"] = "image_url"
-    image_url: ImageUrl
+    type: Literal["image_url", "input_image", "image"] = "image_url"
+    image_url: ImageUrl | str | None = None
+    source: AnthropicImage | None = None
+
+    @model_validator(mode="after")
+    def _has_an_address(self) -> Self:
+        if not self.address[0]:
+            raise ValueError('it has no picture: give {"type": "image_url", "image_url": {"url": "data:…"}}')
+        return self
+
+    @property
+    def address(self) -> tuple[str, str]:
+        """The data URI or address, and its place in the part."""
+        if isinstance(self.image_url, str):
+            return self.image_url, "image_url"
+        if self.image_url is not None:
+            return self.image_url.url, "image_url.url"
+        if self.source is not None and self.source.data is not None:
+            return f"data:;base64,{self.source.data}", "source.data"
+        return (self.source.url or "", "source.url") if self.source is not None else ("", "image_url")
 
 
-Part = Annotated[TextContent | ImageContent, Field(discriminator="type")]
+_TEXT_PART, _IMAGE_PART = "text part", "image part"
+_PART_KINDS = {
+    **dict.fromkeys(("text", "input_text", "output_text", "refusal"), _TEXT_PART),
+    **dict.fromkeys(("image_url", "input_image", "image"), _IMAGE_PART),
+}
+
+
+def _part_kind(part: Any) -> str | None:
+    if isinstance(part, TextContent | ImageContent):
+        return _TEXT_PART if isinstance(part, TextContent) else _IMAGE_PART
+    kind = part.get("type") if isinstance(part, dict) else None
+    return _PART_KINDS.get(kind) if isinstance(kind, str) else None
+
+
+Part = Annotated[
+    Annotated[TextContent, Tag(_TEXT_PART)] | Annotated[ImageContent, Tag(_IMAGE_PART)],
+    Discriminator(
+        _part_kind,
+        custom_error_type="part_kind",
+        custom_error_message='it must be a text or a picture: its type "text" or "image_url"',
+    ),
+]
 
 
 class Message(BaseModel):
@@ -92,8 +140,13 @@ class ChatRequest(BaseModel):
         description='["text"] for an answer, ["image"] for a picture, ["text", "image"] for one with its thinking.',
     )
     n: int | None = Field(None, description="How many answers, with seeds counting up. Default: 1.")
-    max_tokens: int | None = Field(None, ge=1, description="The older name of max_completion_tokens.")
-    max_completion_tokens: int | None = Field(None, ge=1, description="Maximum tokens written, thinking included.")
+    max_tokens: int | None = Field(None, ge=-1, description="The older name of max_completion_tokens.")
+    max_completion_tokens: int | None = Field(
+        None,
+        ge=-1,
+        description="Maximum tokens written, thinking included; more than the server writes is the server's maximum. "
+        "-1: not given.",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -115,6 +168,9 @@ def token_details(request: Request, results: Sequence[Result]) -> tuple[TokenDet
 
 
 class Usage(BaseModel):
+    completion_tokens_limit: int = Field(
+        description="The maximum number of tokens of text of each result: what was asked for, or the server's maximum."
+    )
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -125,6 +181,7 @@ class Usage(BaseModel):
     def of(cls, request: Request, results: Sequence[Result]) -> Self:
         prompt, completion = token_details(request, results)
         return cls(
+            completion_tokens_limit=request.max_text_tokens,
             prompt_tokens=prompt.total,
             completion_tokens=completion.total,
             total_tokens=prompt.total + completion.total,
@@ -133,7 +190,9 @@ class Usage(BaseModel):
         )
 
 
-class IndexedImage(ImageContent):
+class DrawnImage(BaseModel):
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
     index: int = 0
 
 
@@ -144,7 +203,7 @@ class Answer(BaseModel):
     reasoning_content: str | None = Field(
         None, description="The thinking before the answer, where it is not the content."
     )
-    images: list[IndexedImage] | None = Field(None, description="Pictures drawn, as data URIs.")
+    images: list[DrawnImage] | None = Field(None, description="Pictures drawn, as data URIs.")
 
 
 class Choice(BaseModel):
@@ -278,16 +337,25 @@ CHAT_EXAMPLES: dict[str, Any] = {
 GENERATION_EXAMPLES: dict[str, Any] = {
     "draw": {"summary": "Two pictures", "value": {"prompt": "a red car", "n": 2, "seed": 0, "num_timesteps": 4}}
 }
-EDIT_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["image", "prompt"],
-    "properties": {
-        "image": {
-            "description": "The picture to change, or several (also as `image[]`).",
-            "anyOf": [
-                {"type": "string", "format": "binary"},
-                {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1},
-            ],
-        },
-    },
-}
+_URI = {"type": "string", "description": "A data URI; or an address, where the server allows its host."}
+_REFERENCE = {"anyOf": [_URI, {"type": "object", "required": ["image_url"], "properties": {"image_url": _URI}}]}
+
+
+def edit_schemas() -> dict[str, Any]:
+    """The schemas of an edit's body, by media type."""
+    own = ImageRequest.model_json_schema()["properties"]
+    fields = {**own, **{name: value for name, value in setting_schemas(Task.EDIT).items() if name not in own}}
+    file = {"type": "string", "format": "binary"}
+    image = {
+        "description": "The picture to change, or several (also as `image[]`).",
+        "anyOf": [file, {"type": "array", "items": file, "minItems": 1}],
+    }
+    images = {
+        "description": "The picture to change, or several (also as `images`).",
+        "anyOf": [_REFERENCE, {"type": "array", "items": _REFERENCE, "minItems": 1}],
+    }
+
+    def schema(image: dict[str, Any]) -> dict[str, Any]:
+        return {"schema": {"type": "object", "required": ["image", "prompt"], "properties": {"image": image, **fields}}}
+
+    return {"multipart/form-data": schema(image), "application/json": schema(images)}

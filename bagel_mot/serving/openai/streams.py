@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from bagel_mot.inference.preview import due
 from bagel_mot.inference.request import Listener, Request
 from bagel_mot.inference.result import Result
+from bagel_mot.serving.openai.errors import ClientGone
 
 PING_SECONDS = 15.0
 """Seconds of silence after which a comment is sent, so that no proxy takes the connection for dead."""
@@ -141,7 +142,9 @@ PING = b": ping\n\n"
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. If the client leaves, the generator is closed at once, wherever it waits."""
+    """Server-sent events. If the client leaves, the generator is closed at once, wherever it waits, and `ClientGone` is
+    raised.
+    """
 
     media_type = "text/event-stream"
 
@@ -152,6 +155,7 @@ class EventStream(StreamingResponse):
         super().__init__(self._generator, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete = False
         try:
             async with anyio.create_task_group() as tasks:
 
@@ -162,8 +166,11 @@ class EventStream(StreamingResponse):
                 tasks.start_soon(watch)
                 with suppress(OSError):  # some servers raise it when the client has left
                     await self.stream_response(send)
+                    complete = True
                 tasks.cancel_scope.cancel()
         finally:
             self._close()
             with anyio.CancelScope(shield=True):
                 await self._generator.aclose()
+        if not complete:
+            raise ClientGone
