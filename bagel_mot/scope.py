@@ -16,7 +16,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Scope:
-    """What a checkpoint knows, as its `bagel_scope.yaml` says.
+    """The knowledge of a checkpoint, as its `bagel_scope.yaml` states it.
 
     Attributes:
         about: its world in a few words, such as "a toy world of 64×64 images".

@@ -2,8 +2,8 @@
 `python benchmarks/readme.py`.
 
 bagel eval mini --json benchmarks/results/eval-mini.json
-bagel bench --config 0.5b --dtype float32 --json benchmarks/results/bench-0.5b-cpu-float32.json
-bagel bench --config 0.5b --dtype bfloat16 --json benchmarks/results/bench-0.5b-cpu-bfloat16.json
+bagel bench --config 0.5b --precision float32 --json benchmarks/results/bench-0.5b-cpu-float32.json
+bagel bench --config 0.5b --precision bfloat16 --json benchmarks/results/bench-0.5b-cpu-bfloat16.json
 make bench-full
 python benchmarks/precision.py
 """

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +43,7 @@ TEXT              say something; the model answers
 /draw [TEXT]      draw what TEXT says, or what follows from the conversation
 /set NAME=VALUE   change a setting from now on, such as /set num_timesteps=25 or /set cfg_interval=0.2 0.9;
                   /set alone lists what is set, `bagel generate --help` and `bagel ask --help` what there is
-/undo             undo the last turn
+/undo             take back the last turn: what was drawn or said, and the text that asked for it
 /save FOLDER      keep the conversation
 /load FOLDER      continue a kept one
 /help             this list
@@ -84,6 +87,20 @@ def chat(
         if is_new:
             with contextlib.suppress(OSError):  # images were drawn
                 output.rmdir()
+
+
+def typed_path(text: str) -> Path:
+    """The path that a person typed, or dropped on the terminal, which may have put it in quotes or written backslashes
+    before its blanks: these go where no file has the literal name.
+    """
+    literal = Path(text).expanduser()
+    if literal.exists():
+        return literal
+    with contextlib.suppress(ValueError):  # a quotation mark that is not closed
+        words = shlex.split(text)
+        if len(words) == 1 and (os.sep == "/" or text[:1] in "'\""):  # elsewhere backslashes part folders
+            return Path(words[0]).expanduser()
+    return literal
 
 
 class TerminalChat:
@@ -190,7 +207,7 @@ class TerminalChat:
     def _add_image(self, path: str) -> None:
         if not path:
             raise PromptError("/image needs the path of a picture, such as /image car.png.")
-        self.session.add(Path(path).expanduser())
+        self.session.add(typed_path(path))
         self.notes.print(f"{path}: {self.session.tokens} tokens so far", style="dim", markup=False)
 
     def _set(self, text: str) -> None:
@@ -199,9 +216,9 @@ class TerminalChat:
         if not text:
             _tell("\n".join(f"{name}={value}" for name, value in self.settings.items()) or "nothing is set")
             return
-        name, separator, raw = (part.strip() for part in text.partition("="))
-        if not separator:
-            raise SettingError(f"{text!r} is not of the form name=value.")
+        name, raw = (part.strip() for part in re.split(r"\s*=\s*|\s+", f"{text} ", maxsplit=1))
+        if not raw:
+            raise SettingError(f"{text!r} has no value: write name=value, such as num_timesteps=25.")
         name = name.replace("-", "_")
         try:
             value = yaml.safe_load(raw)
@@ -220,20 +237,25 @@ class TerminalChat:
             self.settings |= parsed
 
     def _undo(self, _: str) -> None:
+        """Takes a whole turn back: with what was drawn or said, the text that asked for it."""
+        before = self.session.history
         self.session.undo()
+        left = self.session.history
+        if before[-1].kind in ("drawing", "answer") and left and left[-1].kind == "text":
+            self.session.undo()
         self.notes.print(f"{len(self.session.history)} turns left", style="dim")
 
     def _save(self, folder: str) -> None:
         if not folder:
             raise PromptError("/save needs a folder, such as /save monday.")
         with writing(folder, "name another folder"):
-            self.session.save(Path(folder).expanduser())
+            self.session.save(typed_path(folder))
         _tell(f"saved to {folder}")
 
     def _load(self, folder: str) -> None:
         if not folder:
             raise PromptError("/load needs the folder of a saved conversation.")
-        self.session = self.bagel.load_session(Path(folder).expanduser())
+        self.session = self.bagel.load_session(typed_path(folder))
         if self.settings.get("think") and not self.session.think:
             del self.settings["think"]  # it would make every turn fail
         self.notes.print(f"{len(self.session.history)} turns", style="dim")

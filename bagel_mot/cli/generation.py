@@ -71,7 +71,8 @@ def generate(
 @command
 @with_settings(Task.EDIT)
 def edit(
-    images: Annotated[list[str], typer.Argument(help="One or more pictures.", metavar="IMAGE")],
+    *,
+    images: Annotated[list[str] | None, typer.Argument(help="One or more pictures.", metavar="IMAGE...")] = None,
     instruction: Annotated[str, typer.Argument(help="What to do with them.", metavar="INSTRUCTION")],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
@@ -87,6 +88,9 @@ def edit(
 
     bagel edit car.png "make it night" -o night.png
     """
+    if not images:
+        _check_not_a_file(instruction, "the instruction for it")
+        raise PromptError(f"a picture to change is missing: write its file before the instruction {instruction!r}.")
     _check_output(output)
     bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
     print_hint(bagel, instruction)
@@ -113,8 +117,8 @@ def ask(
 
     bagel ask car.png "How many cars are there?"
     """
-    if not images and os.path.isfile(question):
-        raise PromptError(f"{question} is a file, and the question about it is missing: write it after the picture.")
+    if not images:
+        _check_not_a_file(question, "the question about it")
     bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
     print_hint(bagel, question)
     quiet, thinking = json == "-", bool(settings.get("think"))
@@ -132,6 +136,16 @@ def ask(
     if not quiet:
         print(result.text if thinking else "")
     write_json(json, _facts(result))
+
+
+def _check_not_a_file(text: str, missing: str) -> None:
+    """Checks that the only argument is not an image whose text was forgotten.
+
+    Raises:
+        PromptError: it is.
+    """
+    if os.path.isfile(text):
+        raise PromptError(f"{text} is a file, and {missing} is missing: write it after the picture.")
 
 
 def _print_piece(piece: str) -> None:

@@ -91,7 +91,8 @@ def _label(param: Any) -> Text:
     """The names of an option and what it takes, or the name of an argument."""
     if param.param_type_name == "argument":
         return Text(param.metavar + ("..." if param.nargs != 1 else ""), style="bold cyan")
-    names = sorted(param.opts, key=len, reverse=True)
+    long = [name for name in param.opts if name.startswith("--")][:1]  # further ones are of earlier versions
+    names = [*long, *(name for name in param.opts if not name.startswith("--"))]
     if param.secondary_opts:  # --x and --no-x
         names[0] = f"--[no-]{names[0].removeprefix('--')}"
     label = Text(", ".join(names), style="bold cyan")

@@ -45,7 +45,10 @@ CheckpointOption = Annotated[
         metavar="NAME",
     ),
 ]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.", metavar="DTYPE")]
+# `--dtype` is what the commands that measure called it before.
+DtypeOption = Annotated[
+    str, typer.Option("--precision", "--dtype", help="float32, bfloat16 or float16.", metavar="PRECISION")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="DEVICE")]
 PrecisionOption = Annotated[
     str,
@@ -277,7 +280,7 @@ def dtype_named(name: str) -> torch.dtype:
     import torch
 
     if name not in (names := ("float32", "bfloat16", "float16")):
-        raise DeviceError(f"dtype is {name!r}: it must be {', '.join(names)}.")
+        raise DeviceError(f"precision is {name!r}: it must be {', '.join(names)}.")
     return getattr(torch, name)
 
 

@@ -11,6 +11,7 @@ import typer
 from bagel_mot.cli.options import (
     CheckpointOption,
     DeviceOption,
+    MemoryOption,
     OffloadOption,
     PrecisionOption,
     command,
@@ -18,6 +19,7 @@ from bagel_mot.cli.options import (
     notes,
 )
 from bagel_mot.errors import BagelError, SettingError
+from bagel_mot.files import parse_size
 from bagel_mot.installation import install_command
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -41,6 +43,7 @@ def serve(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
     offload: OffloadOption = "auto",
+    memory: MemoryOption = None,
     model_name: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,9 +93,13 @@ def serve(
     max_body: Annotated[int, _limit("Maximum MiB of a request.")] = 64,
     max_timesteps: Annotated[int, _limit("Maximum num_timesteps.", 2, 1000)] = 250,
     max_new_tokens: Annotated[int, _limit("Maximum tokens written, thinking included.")] = 4096,
-    memory: Annotated[
-        float | None,
-        _limit("GiB that requests may take beside the weights; most of the free memory if not given.", 0.01),
+    work_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that requests may take beside the weights, such as 4GB; most of what is free if not given.",
+            metavar="SIZE",
+            rich_help_panel="Limits",
+        ),
     ] = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's clients speak. The first Ctrl-C finishes what is at work, a second ends.
@@ -129,8 +136,8 @@ def serve(
             timesteps=max_timesteps,
             new_tokens=max_new_tokens,
         )
-        bagel = load(checkpoint, device, precision, offload=offload)
-        service = Service(bagel, limits=limits, memory=None if memory is None else int(memory * 2**30))
+        bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
+        service = Service(bagel, limits=limits, memory=None if work_memory is None else parse_size(work_memory))
         options = ServerOptions(
             model_name=names[0],
             aliases=names[1:],

@@ -23,6 +23,7 @@ from bagel_mot import Bagel
 from bagel_mot.checkpoint.convert import STORED
 from bagel_mot.checkpoint.precision import LOSSY, QUANTISED
 from bagel_mot.cli import app
+from bagel_mot.cli.chat import typed_path
 from bagel_mot.data.documents import Dropout
 from bagel_mot.data.packer import PackConfig
 from bagel_mot.data.sources.mini import MiniConfig
@@ -274,7 +275,8 @@ def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str,
 
 
 def test_an_edit_needs_an_image_and_an_instruction() -> None:
-    refused("edit", "make it dark", match="missing argument 'IMAGE'; `.*edit --help`")
+    refused("edit", "make it dark", match="a picture to change is missing: write its file before the instruction")
+    refused("edit", match="missing argument 'INSTRUCTION'; `.*edit --help`")
 
 
 def test_an_unknown_checkpoint_or_option_is_refused() -> None:
@@ -297,6 +299,7 @@ def test_an_image_that_cannot_be_written_is_refused_before_anything_is_loaded(
 def test_a_question_may_not_be_forgotten(tiny: str) -> None:
     shutil.copy(GOLDEN / "images" / "tiny.png", "car.png")
     refused("ask", "car.png", "-c", "no-such-folder", match="car.png is a file, and the question about it is missing")
+    refused("edit", "car.png", "-c", "no-such-folder", match="car.png is a file, and the instruction for it is missing")
     assert run("ask", "car.jpg", "-c", tiny).exit_code == 0  # no file: a text like any other
     assert run("ask", "word " * 100, "-c", tiny).exit_code == 0  # longer than a file's name may be
 
@@ -341,10 +344,56 @@ def test_chat_draws_answers_undoes_and_saves(tiny: str) -> None:
     session.add("the same in blue")
     assert session.generate_image(seed=1, num_timesteps=2).tobytes() == drawn.tobytes()
     kept = json.loads(Path("kept/session.json").read_text())
-    assert [turn["kind"] for turn in kept["turns"]] == ["image", "text", "drawing", "text"]
-    result = run("chat", "-c", tiny, input="/load kept\n/undo\n/undo\n/undo\n/undo\n/undo\n")
+    assert [turn["kind"] for turn in kept["turns"]] == ["image", "text", "drawing"]
+    result = run("chat", "-c", tiny, input="/load kept\n/undo\n/undo\n/undo\n")
+    assert "1 turns left" in result.stderr, "the text goes with the drawing"
+    assert "0 turns left" in result.stderr
     assert result.exit_code == 0
     assert "nothing to undo" in result.stderr
+
+
+def test_undo_in_the_chat_takes_a_whole_turn_back(tiny: str) -> None:
+    image = GOLDEN / "images" / "square.png"
+    lines = [
+        "/set num_timesteps 2",
+        "/set max_new_tokens 2",
+        f"/image {image}",
+        "/draw a car",
+        "/draw",
+        "/undo",
+        "/undo",
+        "What?",
+        "/undo",
+        "/save kept",
+    ]
+    result = run("chat", "-c", tiny, "--seed", 1, input="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    assert [line for line in result.stderr.splitlines() if "left" in line] == [
+        "3 turns left",
+        "1 turns left",
+        "1 turns left",
+    ]
+    assert [turn["kind"] for turn in json.loads(Path("kept/session.json").read_text())["turns"]] == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ('"a b.png"', "a b.png"),
+        ("'a b.png'", "a b.png"),
+        (r"a\ b.png", "a b.png"),
+        (r"it\'s\ \(1\).png", "it's (1).png"),
+        ("a b.png", "a b.png"),
+        ("it's.png", "it's.png"),
+        ('"quoted".png', '"quoted".png'),
+    ],
+)
+def test_paths_in_the_chat_are_typed_as_terminals_paste_them(
+    typed: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).touch()
+    assert typed_path(typed) == Path(name)
 
 
 def test_a_chat_without_images_leaves_no_folder(tiny: str) -> None:
