@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
+from typing import Any
 
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from bagel_mot.errors import ImageError
-from bagel_mot.images import jpeg, png
+from bagel_mot.images import jpeg, jxl, png
 from bagel_mot.installation import install_command
 
 # Raster formats with a decoder of Pillow's own. Others are left out on purpose: EPS, for one, starts Ghostscript.
@@ -17,7 +19,7 @@ FORMATS = (
     *("ICO", "CUR", "ICNS", "PCX", "TGA", "QOI"),
 )
 
-# Containers of media, by the names in their first box; HEIC takes a plugin of Pillow.
+# Containers of media, by the names in their first box.
 _HEIC = re.compile(rb"....ftyp(?:heic|heix|heim|heis|hevc|hevx|mif1|msf1)", re.DOTALL)
 _AVIF = re.compile(rb"....ftyp.{0,64}?avi[fs]", re.DOTALL)
 
@@ -27,7 +29,6 @@ _FOREIGN = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), sentence)
     for pattern, sentence in (
         (rb"II\*\0.{4}CR|FUJIFILMCCD-RAW|IIRO|IIRS|MMOR|IIU\0|....ftypcrx |FOVb|\0MRM", _RAW),
-        (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL file, which is not read: save it as PNG or JPEG"),
         (rb"....ftyp", "a video, or a format of its kind that is not read: save one frame as PNG or JPEG"),
         (rb"\x1aE\xdf\xa3|RIFF....AVI ", "a video: save one frame as PNG or JPEG"),
         (rb"%PDF", "a PDF file: save the page as PNG or JPEG"),
@@ -72,14 +73,14 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
             return _decode_jpeg(jpeg.without_metadata(data), name, max_pixels)
         if data.startswith(png.SIGNATURE):
             data = png.without_metadata(data)
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_openers(data, name))
-        check_size(image, name, max_pixels)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_openers(data, name, max_pixels))
+        check_size(image.size, name, max_pixels)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _check_tiff(image, name)
         if image.format == "PNG":
             image = png.with_exact_key(image, data)
         load(image, name)
-        check_size(image, name, max_pixels)  # icons say only when they are decoded
+        check_size(image.size, name, max_pixels)  # icons say only when they are decoded
         return image
     except ImageError:
         raise
@@ -109,13 +110,13 @@ def load(image: Image.Image, name: str) -> Image.Image:
     return image
 
 
-def check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    """Refuses an image that has no pixels or too many, before it is decoded.
+def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Refuses an image that has no pixels or too many, by its width and height.
 
     Raises:
         ImageError: it has.
     """
-    width, height = image.size
+    width, height = size
     if width == 0 or height == 0:
         raise ImageError(f"{name} is empty ({width}×{height} pixels): it needs at least one pixel.")
     if width * height > max_pixels:
@@ -126,7 +127,7 @@ def check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 def _decode_jpeg(data: bytes, name: str, max_pixels: int) -> Image.Image:
     image = jpeg.open_jpeg(data)
-    check_size(image, name, jpeg.most_pixels(data, max_pixels))
+    check_size(image.size, name, jpeg.most_pixels(data, max_pixels))
     jpeg.reduce(image, max_pixels)
     try:
         return load(image, name)
@@ -142,20 +143,27 @@ def _reads_boxes(data: bytes) -> bool:
     return bool(_HEIC.match(data) or _AVIF.match(data))
 
 
-def _openers(data: bytes, name: str) -> list[str]:
+def _openers(data: bytes, name: str, max_pixels: int) -> list[str]:
     """Pillow's names of the formats that may be tried on a file; registers the plugin that it takes."""
     Image.init()
     allowed = [known for known in FORMATS if known in Image.OPEN]
-    if not _HEIC.match(data) or ("AVIF" in allowed and _AVIF.match(data)):
-        return allowed
+    if jxl.SIGNATURE.match(data):
+        _plugin("pillow_jxl", "pillow-jxl-plugin", f"{name} is a JPEG XL picture", "jxl")
+        check_size(jxl.size(data), name, max_pixels)
+        return ["JXL"]
+    if _HEIC.match(data) and not ("AVIF" in allowed and _AVIF.match(data)):
+        _plugin("pillow_heif", "pillow-heif", f"{name} is a HEIC picture", "heic").register_heif_opener()
+        return ["HEIF"]
+    return allowed
+
+
+def _plugin(module: str, package: str, subject: str, extra: str) -> Any:
     try:
-        import pillow_heif
+        return importlib.import_module(module)
     except ImportError as error:
         raise ImageError(
-            f"{name} is a HEIC picture, which needs pillow-heif: {install_command('heic')}; or save it as JPEG or PNG."
+            f"{subject}, which needs {package}: {install_command(extra)}; or save it as JPEG or PNG."
         ) from error
-    pillow_heif.register_heif_opener()
-    return ["HEIF"]
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, name: str) -> None:

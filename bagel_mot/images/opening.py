@@ -47,11 +47,11 @@ def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
     """
     if isinstance(source, Image.Image):
         name, image = "the picture", source
-        formats.check_size(image, name, max_pixels)
+        formats.check_size(image.size, name, max_pixels)
         formats.load(image, name)
     elif isinstance(source, np.ndarray):
         name, image = "the array", _from_array(source)
-        formats.check_size(image, name, max_pixels)
+        formats.check_size(image.size, name, max_pixels)
     else:
         name, data = _read(source)
         image = formats.decode(data, name, max_pixels)
@@ -122,6 +122,8 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return 1  # JPEG XL has an orientation of its own, which is applied; EXIF counts in the JPEG files it may hold
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged metadata is no reason to refuse the pixels

@@ -523,8 +523,6 @@ def others() -> Iterator[Case]:
         ("mp4", b"\0\0\0\x18ftypisom" + b"\0" * 60, "video"),
         ("cr2", b"II*\0\x10\0\0\0CR\2\0" + b"\0" * 60, "raw"),
         ("hdr", b"#?RADIANCE\n", "dynamic range"),
-        ("jxl", b"\xff\x0a\x07A$\x08", "JPEG XL"),
-        ("jxl-boxes", b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0" * 60, "JPEG XL"),
         ("zip", b"PK\3\4" + b"\0" * 60, "archive"),
         ("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "known picture format"),
     ):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bagel_mot.errors import ImageError
-from bagel_mot.images import open_image
+from bagel_mot.images import jxl, open_image
 from bagel_mot.serving.limits import Limits
 from tests.images.corpus import cases, noise, over_white, p3_to_srgb, smooth
 from tests.images.encoders import P3_XYZ, SRGB_CURVE, profile, saved
@@ -164,15 +164,78 @@ def test_photos_of_todays_phones_are_opened(size: tuple[int, int]) -> None:
     assert np.abs(column - np.linspace(0, 255, 9)[: len(column)]).max() <= 4
 
 
-# HEIC
+# Plugins
 
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + b"\0" * 40
+JXL = b"\xff\x0a" + b"\0" * 40
 
 
-def test_heic_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImageError, match=r"HEIC picture, which needs pillow-heif: pip install .*\[heic\]"):
-        open_image(HEIC)
+@pytest.mark.parametrize(
+    ("data", "module", "message"),
+    [
+        (HEIC, "pillow_heif", r"HEIC picture, which needs pillow-heif: pip install .*\[heic\]"),
+        (JXL, "pillow_jxl", r"JPEG XL picture, which needs pillow-jxl-plugin: pip install .*\[jxl\]"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + JXL, "pillow_jxl", "JPEG XL picture, which needs"),
+    ],
+)
+def test_files_that_need_a_plugin_name_its_extra(
+    data: bytes, module: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImageError, match=message):
+        open_image(data)
+
+
+def header(*fields: tuple[int, int]) -> bytes:
+    """Fields of a value and a number of bits each, the lowest bit first."""
+    bits, count = 0, 0
+    for value, length in fields:
+        bits |= value << count
+        count += length
+    return bits.to_bytes(16, "little")
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        (((1, 1), (7, 5), (1, 3)), (64, 64)),
+        (((1, 1), (7, 5), (0, 3), (3, 5)), (32, 64)),
+        (((0, 1), (0, 2), (299, 9), (4, 3)), (450, 300)),
+        (((0, 1), (2, 2), (99_999, 18), (0, 3), (3, 2), (1_999_999, 30)), (2_000_000, 100_000)),
+    ],
+)
+def test_the_size_of_jpeg_xl_is_known_before_decoding(fields: Any, size: tuple[int, int]) -> None:
+    stream = b"\xff\x0a" + header(*fields)
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return (len(content) + 8).to_bytes(4, "big") + kind + content
+
+    start = box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ")
+    for data in (
+        stream,
+        start + box(b"jxlc", stream),
+        start + box(b"Exif", b"abc") + box(b"jxlp", b"\0\0\0\0" + stream),
+    ):
+        assert jxl.size(data) == size
+    with pytest.raises(ValueError, match="damaged"):
+        jxl.size(start)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_jpeg_xl_is_opened_with_its_extra(orientation: int) -> None:
+    pytest.importorskip("pillow_jxl")
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # which does not count beside the codestream's own
+    data = saved(Image.fromarray(SAMPLES), "JXL", lossless=True, exif=exif.tobytes())
+    assert np.array_equal(opened(data), SAMPLES)
+    rgba = noise("jxl", 4)
+    with_alpha = saved(Image.fromarray(rgba.astype(np.uint8)), "JXL", lossless=True)
+    assert np.abs(opened(with_alpha) - over_white(rgba[..., :3], rgba[..., 3:])).max() <= 1
+    with pytest.raises(ImageError, match="13×11 = 143 pixels; at most 142"):
+        open_image(data, max_pixels=142)
+    for wrong in (data[: len(data) // 2], JXL):
+        with pytest.raises(ImageError):
+            open_image(wrong)
 
 
 def test_heic_is_opened_with_its_extra() -> None:
