@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,8 @@ from bagel_mot.sequence import table_index
 from bagel_mot.tokenizer import SpecialTokens
 
 SMALL = BenchSettings(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +171,15 @@ def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.Monke
     assert all("plain" not in entry["seconds"] for entry in report["results"])
     assert "prefill" in result.stdout
     assert CliRunner().invoke(app, ["bench", "--config", "13b"]).exit_code == 2
+
+
+def test_measuring_memory_writes_nothing_to_the_terminal() -> None:
+    """PyTorch's profiler reports its beginning and end on standard error, unless it is told not to."""
+    code = "import torch; from bagel_mot.bench.machine import peak_allocated as peak; "
+    code += "print(peak(torch.device('cpu'), lambda: torch.ones(1000)))"
+    environment = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment, cwd=ROOT
+    )
+    assert int(found.stdout) >= 4000
+    assert found.stderr == ""

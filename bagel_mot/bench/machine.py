@@ -82,6 +82,8 @@ def peak_allocated(device: torch.device, call: Callable[[], object]) -> int:
         before = torch.mps.driver_allocated_memory()
         call()
         return max(0, torch.mps.driver_allocated_memory() - before)
+    # Else PyTorch's profiler writes two lines to the terminal each time that it runs; it reads this at its first run.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     assert profiled.profiler is not None

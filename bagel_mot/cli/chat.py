@@ -41,8 +41,8 @@ _HELP = """\
 TEXT              say something; the model answers
 /image PATH       show a picture
 /draw [TEXT]      draw what TEXT says, or what follows from the conversation
-/set NAME=VALUE   change a setting from now on, such as /set num_timesteps=25 or /set cfg_interval=0.2 0.9;
-                  /set alone lists what is set, `bagel generate --help` and `bagel ask --help` what there is
+/set NAME VALUE   change a setting from now on, such as /set num_timesteps 25 or /set cfg_interval 0.2 0.9;
+                  /set alone lists what is set, `bagel generate --help-all` and `bagel ask --help-all` what there is
 /undo             take back the last turn: what was drawn or said, and the text that asked for it
 /save FOLDER      keep the conversation
 /load FOLDER      continue a kept one
@@ -74,7 +74,7 @@ def chat(
 ) -> None:
     """Talk, show images, have images drawn: one conversation, each turn computed once.
 
-    /help lists the commands; /set changes any setting that `bagel generate --help` or `bagel ask --help` shows.
+    /help lists the commands; /set changes any setting that `bagel generate --help-all` or `bagel ask --help-all` shows.
     """
     seed = parse_settings(Task.GENERATE, {"seed": seed})["seed"]
     is_new = not output.exists()

@@ -44,7 +44,8 @@ CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, 
 @with_settings(Task.GENERATE)
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(help="What to draw; several prompts run as one batch.", metavar="PROMPT")
+        list[str],
+        typer.Argument(help="What to draw; several prompts run as one batch. - is standard input.", metavar="PROMPT"),
     ],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
@@ -61,6 +62,7 @@ def generate(
     bagel generate "a red car under a yellow sun" -o car.png --seed 0
     """
     _check_output(output)
+    prompts = _typed(prompts)
     bagel = load(checkpoint, device, precision, ("generate",), offload=offload, memory=memory)
     print_hint(bagel, *prompts)
     with progress_bar("drawing") as progress:
@@ -73,7 +75,7 @@ def generate(
 def edit(
     *,
     images: Annotated[list[str] | None, typer.Argument(help="One or more pictures.", metavar="IMAGE...")] = None,
-    instruction: Annotated[str, typer.Argument(help="What to do with them.", metavar="INSTRUCTION")],
+    instruction: Annotated[str, typer.Argument(help="The change; - is standard input.", metavar="INSTRUCTION")],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
     checkpoint: CheckpointOption = "mini",
@@ -88,10 +90,11 @@ def edit(
 
     bagel edit car.png "make it night" -o night.png
     """
+    _check_not_a_file(images, instruction, "the instruction for it")
     if not images:
-        _check_not_a_file(instruction, "the instruction for it")
         raise PromptError(f"a picture to change is missing: write its file before the instruction {instruction!r}.")
     _check_output(output)
+    [instruction] = _typed([instruction])
     bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
     print_hint(bagel, instruction)
     with progress_bar("drawing") as progress:
@@ -104,7 +107,7 @@ def edit(
 def ask(
     *,
     images: Annotated[list[str] | None, typer.Argument(help="Pictures, if any.", metavar="IMAGE")] = None,
-    question: Annotated[str, typer.Argument(help="A question about them.", metavar="QUESTION")],
+    question: Annotated[str, typer.Argument(help="A question about them; - is standard input.", metavar="QUESTION")],
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -117,8 +120,8 @@ def ask(
 
     bagel ask car.png "How many cars are there?"
     """
-    if not images:
-        _check_not_a_file(question, "the question about it")
+    _check_not_a_file(images, question, "the question about it")
+    [question] = _typed([question])
     bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
     print_hint(bagel, question)
     quiet, thinking = json == "-", bool(settings.get("think"))
@@ -138,13 +141,16 @@ def ask(
     write_json(json, _facts(result))
 
 
-def _check_not_a_file(text: str, missing: str) -> None:
-    """Checks that the only argument is not an image whose text was forgotten.
+def _check_not_a_file(images: list[str] | None, text: str, missing: str) -> None:
+    """Checks that the last argument is not an image whose text was forgotten.
 
     Raises:
         PromptError: it is.
     """
-    if os.path.isfile(text):
+    from PIL import Image
+
+    # After an image only a name like that of another one is taken for it: a text may also be the name of some file.
+    if os.path.isfile(text) and (not images or Path(text).suffix.lower() in Image.registered_extensions()):
         raise PromptError(f"{text} is a file, and {missing} is missing: write it after the picture.")
 
 
@@ -154,6 +160,25 @@ def _print_piece(piece: str) -> None:
 
 def _print_thought(piece: str) -> None:
     notes().print(piece, end="", style="dim", markup=False, soft_wrap=True)
+
+
+def _typed(texts: list[str]) -> list[str]:
+    """The texts, with standard input in place of a `-`.
+
+    Raises:
+        PromptError: `-` is given twice, or standard input is empty or not text.
+    """
+    if "-" not in texts:
+        return texts
+    if texts.count("-") > 1:
+        raise PromptError("- is given more than once: standard input can be read only once.")
+    try:
+        read = sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not text: {error}.") from error
+    if not read:
+        raise PromptError("- reads a text from standard input, which is empty.")
+    return [read if text == "-" else text for text in texts]
 
 
 def _check_output(path: Path) -> None:

@@ -277,6 +277,26 @@ def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str,
 def test_an_edit_needs_an_image_and_an_instruction() -> None:
     refused("edit", "make it dark", match="a picture to change is missing: write its file before the instruction")
     refused("edit", match="missing argument 'INSTRUCTION'; `.*edit --help`")
+    for name in ("car.png", "other.png"):
+        shutil.copy(GOLDEN / "images" / "tiny.png", name)
+    refused("edit", "car.png", match="car.png is a file, and the instruction for it is missing: write it after")
+    refused("edit", "car.png", "other.png", match="other.png is a file, and the instruction for it is missing")
+    refused("ask", "car.png", "other.png", match="other.png is a file, and the question about it is missing")
+
+
+def test_a_hyphen_reads_the_text_from_standard_input(tiny: str) -> None:
+    def prompt(*arguments: str, input: str) -> str:
+        result = run(*arguments, "-c", tiny, "--json", "facts.json", input=input)
+        assert result.exit_code == 0, result.output
+        facts = json.loads(Path("facts.json").read_text())
+        return str((facts[0] if isinstance(facts, list) else facts)["prompt"])
+
+    shutil.copy(GOLDEN / "images" / "tiny.png", "car.png")
+    assert prompt("generate", "-", input="a red car\n") == "a red car"
+    assert prompt("edit", "car.png", "-", input="make it\nnight\n") == "make it\nnight"
+    assert prompt("ask", "-", input="What?") == "What?"
+    refused("generate", "-", match="- reads a text from standard input, which is empty")
+    refused("generate", "-", "-", match="- is given more than once")
 
 
 def test_an_unknown_checkpoint_or_option_is_refused() -> None:
@@ -394,6 +414,31 @@ def test_paths_in_the_chat_are_typed_as_terminals_paste_them(
     monkeypatch.chdir(tmp_path)
     Path(name).touch()
     assert typed_path(typed) == Path(name)
+
+
+def test_undo_takes_back_whole_turns(tiny: str) -> None:
+    picture = GOLDEN / "images" / "square.png"
+    for lines, left in (
+        (["/draw a car", "/undo"], []),
+        ([f"/image {picture}", "/draw in blue", "/undo"], ["image"]),
+        ([f"/image {picture}", "What is it?", "/undo"], ["image"]),
+        (["a car", "/draw", "/undo"], ["text", "answer"]),
+        (["/draw a car", f"/image {picture}", "/undo", "/undo"], []),
+    ):
+        for more in ([], ["--think"]):
+            result = run("chat", "-c", tiny, *more, input="\n".join([*lines, "/save kept"]))
+            assert result.exit_code == 0, result.output
+            kinds = [turn["kind"] for turn in json.loads(Path("kept/session.json").read_text())["turns"]]
+            assert [kind for kind in kinds if kind not in ("system", "thought")] == left, (lines, kinds)
+            shutil.rmtree("kept")
+
+
+def test_set_takes_a_name_and_a_value(tiny: str) -> None:
+    lines = "/set num_timesteps 2\n/set cfg-interval 0.2 0.9\n/set stop=a = b\n/set\n/set eta\n/set num_timesteps x\n"
+    result = run("chat", "-c", tiny, input=lines)
+    assert result.stdout.splitlines() == ["num_timesteps=2", "cfg_interval=(0.2, 0.9)", "stop=('a = b',)"]
+    assert "'eta' has no value" in result.stderr
+    assert "num_timesteps is 'x'" in result.stderr
 
 
 def test_a_chat_without_images_leaves_no_folder(tiny: str) -> None:
