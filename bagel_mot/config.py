@@ -11,7 +11,6 @@ fewer** than `vit_config.json` says, q/k are RMS-normalised per head, and the ou
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import field, replace
@@ -23,6 +22,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, PydanticCustomError
 
 from bagel_mot.errors import BagelError, CheckpointError, did_you_mean
+from bagel_mot.files import read_json
 
 JsonDict = dict[str, Any]
 Parsed = TypeVar("Parsed")
@@ -236,16 +236,6 @@ def _plain_fields(kind: type) -> dict[str, str]:
     return {name: _OFFICIAL.get(name, name) for name in names}
 
 
-def _read_json(path: Path) -> JsonDict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} could not be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; a JSON object is expected")
-    return content
-
-
 def _check(content: JsonDict, where: str, **wanted: Any) -> None:
     """Checks that keys have the only value that this model knows, unless they are left out."""
     for key, value in wanted.items():
@@ -272,7 +262,7 @@ def load_config(folder: Path | str) -> BagelConfig:
         raise CheckpointError(f"{folder} is not a folder; a checkpoint folder with config.json is expected")
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder} has no config.json; a checkpoint folder in the official layout is expected")
-    top, where = _read_json(folder / "config.json"), str(folder / "config.json")
+    top, where = read_json(folder / "config.json", CheckpointError), str(folder / "config.json")
     llm, vit, vae = (_part(folder, top, name) for name in ("llm_config", "vit_config", "vae_config"))
     _check(*llm, hidden_act="silu", rope_scaling=None, use_sliding_window=False)
     _check(*vit, hidden_act=_GELU)
@@ -293,7 +283,7 @@ def _part(folder: Path, top: JsonDict, name: str) -> tuple[JsonDict, str]:
     """
     path, optional = folder / f"{name}.json", name == "vae_config"
     if not optional and path.exists():
-        return _read_json(path), str(path)
+        return read_json(path, CheckpointError), str(path)
     if name not in top and not optional:
         raise CheckpointError(
             f"{path} is missing; the official layout has config.json, llm_config.json, vit_config.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
@@ -11,11 +12,93 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bagel_mot.errors import BagelError, SettingError
 
 _STAGING = ".partial"
 _LARGEST = 1 << 62
+_LONGEST_SHOWN = 60  # characters of a path in a sentence
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_HTML = (b"<!doctype html", b"<html")
+
+
+def user_path(path: str | os.PathLike[str], error: type[BagelError] = BagelError) -> Path:
+    """A path as people write it: `~` at its beginning is the home folder, `~NAME` that of another user, unless there is
+    a file or folder of that very name.
+
+    Raises:
+        BagelError: of the type `error`: the path is empty or too long, holds a null character, or begins with a user
+            who is not known.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise error("the path is empty: give a file or a folder.")
+    is_literal = re.match(r"~[^/\\]", text) is not None and os.path.lexists(text)
+    expanded = text if is_literal else os.path.expanduser(text)
+    try:
+        os.lstat(expanded)
+    except (OSError, ValueError) as refused:
+        if isinstance(refused, ValueError) or refused.errno == errno.ENAMETOOLONG:
+            shown = text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+            wrong = "it holds a null character" if isinstance(refused, ValueError) else "it is too long"
+            raise error(f"{shown!r} cannot be a path: {wrong}.") from refused
+    if expanded.startswith("~") and not is_literal:
+        user = re.split(r"[/\\]", text)[0]
+        raise error(f"{text!r} begins with {user}, which is nobody's home here: write the folder out.")
+    return Path(expanded)
+
+
+def check_content(path: Path, error: type[BagelError]) -> None:
+    """Checks that a file is itself, and nothing that is often found in its place.
+
+    Raises:
+        BagelError: of the type `error`: it is a folder, is empty, or is a Git LFS pointer or a web page.
+        OSError: it is missing, or cannot be read.
+    """
+    if path.is_dir():
+        raise error(f"{path} is a folder: a file is expected there.")
+    with open(path, "rb") as file:
+        start = file.read(1024)
+    if not start:
+        raise error(f"{path} is empty: download or write it anew.")
+    if is_lfs_pointer(start):
+        raise error(f"{path} is a Git LFS pointer, not the file itself: run git lfs pull, or bagel download.")
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:15].lower().startswith(_HTML):
+        raise error(f"{path} is a web page, such as a site sends in place of a file: download the file itself.")
+
+
+def is_lfs_pointer(content: bytes) -> bool:
+    """Whether a file's content is a pointer, as Git LFS leaves it where the file itself was not fetched."""
+    return content.startswith(_LFS_POINTER)
+
+
+def read_text(path: Path, error: type[BagelError]) -> str:
+    """The text of a UTF-8 file, without the byte order mark that some editors put first.
+
+    Raises:
+        BagelError: of the type `error`: it is something else, as `check_content` has it.
+        OSError, UnicodeDecodeError: it is missing, cannot be read, or is not UTF-8.
+    """
+    check_content(path, error)
+    return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path, error: type[BagelError]) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        BagelError: of the type `error`: it is missing, cannot be read, or is not a JSON object.
+    """
+    try:
+        content = json.loads(read_text(path, error))
+    except error:
+        raise
+    except (OSError, ValueError, RecursionError) as refused:
+        raise error(f"{path} could not be read as JSON: {refused}") from refused
+    if not isinstance(content, dict):
+        raise error(f"{path} holds a {type(content).__name__}; a JSON object is expected")
+    return content
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from bagel_mot.errors import CheckpointError
+from bagel_mot.files import read_text
 
 _WORD = re.compile(r"[^\W\d_]+")
 _NAMED = 3
@@ -51,9 +52,11 @@ def read_scope(path: Path) -> Scope | None:
         CheckpointError: the file is damaged, or holds something else.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        raw = yaml.safe_load(read_text(path, CheckpointError))
     except FileNotFoundError:
         return None
+    except CheckpointError:
+        raise
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path} could not be read as YAML: {error}") from error
     known = isinstance(raw, dict) and set(raw) <= {"about", "words"} and isinstance(raw.get("about"), str)

@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from bagel_mot.errors import PromptError, SettingError, TokenizerError
-from bagel_mot.files import write_text
+from bagel_mot.files import read_json, read_text, write_text
 
 BOS = "<|im_start|>"
 EOS = "<|im_end|>"
@@ -90,7 +90,7 @@ class Tokenizer:
         single = folder / "tokenizer.json"
         if single.is_file():
             try:
-                return cls(tokenizers.Tokenizer.from_str(single.read_text(encoding="utf-8")))
+                return cls(tokenizers.Tokenizer.from_str(read_text(single, TokenizerError)))
             except TokenizerError:
                 raise
             except Exception as error:  # the library raises bare Exception
@@ -279,13 +279,13 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 
 
 def _from_parts(vocab_path: Path, merges_path: Path, config_path: Path) -> tokenizers.Tokenizer:
-    vocab = _read_json(vocab_path)
+    vocab = read_json(vocab_path, TokenizerError)
     merges = _read_merges(merges_path)
     try:
         backend = _byte_level(models.BPE(vocab, merges))
     except Exception as error:  # the library raises bare Exception, e.g. for a merge of unknown tokens
         raise TokenizerError(f"{vocab_path} and {merges_path.name} do not fit together ({error}).") from error
-    listed = _read_json(config_path).get("added_tokens_decoder")
+    listed = read_json(config_path, TokenizerError).get("added_tokens_decoder")
     if not isinstance(listed, Mapping):
         raise TokenizerError(f"{config_path} has no added_tokens_decoder, which lists the special tokens.")
     try:
@@ -303,19 +303,11 @@ def _from_parts(vocab_path: Path, merges_path: Path, config_path: Path) -> token
     return backend
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: not JSON, or not UTF-8
-        raise TokenizerError(f"{path} cannot be read ({error}): download it anew.") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds a {type(content).__name__}: a JSON object is expected.")
-    return content
-
-
 def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path, TokenizerError).split("\n")
+    except TokenizerError:
+        raise
     except (OSError, ValueError) as error:
         raise TokenizerError(f"{path} cannot be read ({error}): download it anew.") from error
     merges: list[tuple[str, str]] = []

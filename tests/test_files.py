@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bagel_mot.errors import SettingError
+from bagel_mot.errors import CheckpointError, DataError, SettingError
 from bagel_mot.files import (
     check_free_space,
     check_writable,
     make_writable_folder,
     parse_size,
+    read_json,
+    user_path,
     whole_folder,
     write_atomically,
     write_text,
@@ -211,3 +213,60 @@ def test_sizes_as_they_are_typed(text: str, size: int) -> None:
 def test_invalid_sizes(text: str) -> None:
     with pytest.raises(SettingError, match="is not a size"):
         parse_size(text)
+
+
+# --------------------------------------------------------------------------------------------- paths and files of users
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="homes are found by other variables there")
+def test_the_path_of_a_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert user_path("~") == user_path("~/") == tmp_path
+    assert user_path(Path("~/a b/c.png")) == tmp_path / "a b" / "c.png"
+    assert user_path("a/~/b") == Path("a/~/b")
+    assert user_path("./~/b") == Path("~/b")
+    (tmp_path / "~backup.png").write_bytes(b"1")
+    assert user_path("~backup.png") == Path("~backup.png")
+    (tmp_path / "~").mkdir()
+    assert user_path("~/x") == tmp_path / "x"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "the path is empty"),
+        ("~nobody7/x", "'~nobody7/x' begins with ~nobody7, which is nobody's home here"),
+        ("x" * 5000, "'x{60}…' cannot be a path: it is too long"),
+        ("x" * 300 + "/a", "it is too long"),
+        ("a\0b", "cannot be a path: it holds a null character"),
+    ],
+)
+def test_what_cannot_be_a_path_is_refused_in_a_sentence(path: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        user_path(path, DataError)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 29214\n"
+
+
+def test_files_that_are_something_else_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    for content, message in (
+        (POINTER, "is a Git LFS pointer, not the file itself: run git lfs pull, or bagel download"),
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"\xef\xbb\xbf<HTML>", "is a web page"),
+        (b"[]", "holds a list; a JSON object is expected"),
+        (b"{", "could not be read as JSON"),
+        (b"\xff", "could not be read as JSON"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"config\.json {message}"):
+            read_json(path, CheckpointError)
+    with pytest.raises(CheckpointError, match="is a folder: a file is expected"):
+        read_json(tmp_path, CheckpointError)
+    with pytest.raises(CheckpointError, match="could not be read as JSON"):
+        read_json(tmp_path / "none.json", CheckpointError)
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\xc3\xa4"}')
+    assert read_json(path, CheckpointError) == {"a": "ä"}

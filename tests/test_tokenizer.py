@@ -177,7 +177,7 @@ def test_a_folder_without_files_is_refused(golden: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.json", "{", "cannot be read"),
+        ("vocab.json", "{", "could not be read as JSON"),
         ("vocab.json", "[]", "JSON object"),
         ("vocab.json", '{"a": 0}', "do not fit together"),
         ("merges.txt", "#version: 0.2\nt h x\n", "line 2"),

@@ -26,7 +26,7 @@ from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor, chec
 from bagel_mot.checkpoint.write import ByteProgress, TensorEntry, counting, is_written_so, write_model
 from bagel_mot.checkpoint.write_gguf import write_gguf
 from bagel_mot.errors import CheckpointError, SettingError
-from bagel_mot.files import check_free_space, check_new, whole_folder
+from bagel_mot.files import check_free_space, check_new, user_path, whole_folder
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix
 from bagel_mot.threads import choose_threads
 
@@ -55,6 +55,7 @@ def convert(
             range of the format, or is in `folder` itself; the package gguf is missing.
         OSError: the folder is not empty or cannot be written, or the disk has no room.
     """
+    source, folder = user_path(source, CheckpointError), user_path(folder)
     check_request(source, folder, stored, shard_size)
     tensors = open_checkpoint(source)
     shapes = _shapes(tensors)

@@ -14,6 +14,7 @@ from bagel_mot.checkpoint.names import is_decoder_matrix, official_name
 from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE, MODEL_FILES
 from bagel_mot.checkpoint.source import PLAIN_TYPES, SafetensorsFiles, TensorSource, safetensors_files
 from bagel_mot.errors import CheckpointError
+from bagel_mot.files import user_path
 
 EMBEDDING = "decoder.embed_tokens.weight"
 LARGE_EMBEDDING = 1 << 28  # bytes
@@ -28,7 +29,7 @@ def open_checkpoint(where: Path | str) -> TensorSource:
     Raises:
         CheckpointError: as `model_file` and `open_source`.
     """
-    return open_source(model_file(Path(where)))
+    return open_source(model_file(user_path(where, CheckpointError)))
 
 
 def model_file(where: Path) -> Path:
@@ -70,7 +71,7 @@ def open_source(path: Path) -> TensorSource:
             f"{path} is of no kind that is read here: give a .safetensors file, an index "
             "(*.safetensors.index.json) or a .gguf file"
         )
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} is missing")
     files = SafetensorsFiles(path, safetensors_files(path))
     dfloat11.add_further_files(files)

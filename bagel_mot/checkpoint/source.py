@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError, MemoryShortageError
-from bagel_mot.files import size_text
+from bagel_mot.files import check_content, read_json, size_text
 from bagel_mot.model.finite import is_finite
 from bagel_mot.model.quant import QuantisedMatrix
 
@@ -208,6 +208,7 @@ def read_header(path: Path) -> dict[str, StoredBytes]:
         CheckpointError: the file is missing, damaged or truncated, or a type in it is unknown.
     """
     try:
+        check_content(path, CheckpointError)
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
@@ -228,6 +229,8 @@ def read_header(path: Path) -> dict[str, StoredBytes]:
             end += found[name].nbytes
         if end != size:
             raise ValueError(f"it has {size} bytes, and its header names {end}")
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} could not be read as safetensors (truncated or damaged?): {error}") from error
     return {name: found[name] for name in entries}
@@ -251,9 +254,9 @@ def index_names(index: Path) -> list[str]:
         CheckpointError: the index cannot be read, or names a file outside its folder.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index, CheckpointError)["weight_map"].values()))
         outside = next((name for name in names if not is_inside(name)), None)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} could not be read as an index of safetensors files: {error}") from error
     if outside is not None:
         raise CheckpointError(f"{index} names {outside}, which is outside its folder")

@@ -93,13 +93,13 @@ def typed_path(text: str) -> Path:
     """The path that a person typed, or dropped on the terminal, which may have put it in quotes or written backslashes
     before its blanks: these go where no file has the literal name.
     """
-    literal = Path(text).expanduser()
+    literal = user_path(text)
     if literal.exists():
         return literal
     with contextlib.suppress(ValueError):  # a quotation mark that is not closed
         words = shlex.split(text)
         if len(words) == 1 and (os.sep == "/" or text[:1] in "'\""):  # elsewhere backslashes part folders
-            return Path(words[0]).expanduser()
+            return user_path(words[0])
     return literal
 
 

@@ -11,7 +11,7 @@ import typer
 
 from bagel_mot.cli.options import JsonOption, command, load, new_table, progress_bar, tables, write_json
 from bagel_mot.errors import CheckpointError, SettingError
-from bagel_mot.files import parse_size, writing
+from bagel_mot.files import parse_size, user_path, writing
 
 if TYPE_CHECKING:
     from bagel_mot.checkpoint.compare import TensorError
@@ -93,7 +93,7 @@ def convert(
     size = None if shard_size is None else parse_size(shard_size)
     if items is not None and not (check and source == MINI):
         raise SettingError(f"--items {items} is for --check of mini: leave it out, or give both.")
-    if not Path(source).exists():  # before it is fetched
+    if not user_path(source, CheckpointError).exists():  # before it is fetched
         with _writing(folder):
             check_request(None, folder, stored, size)
     where = find_checkpoint(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +21,8 @@ from bagel_mot.cli.options import (
     tables,
     write_json,
 )
-from bagel_mot.errors import RecipeError, SettingError
+from bagel_mot.errors import DataError, RecipeError, SettingError
+from bagel_mot.files import read_json, user_path
 
 
 @command
@@ -122,17 +122,15 @@ def evaluate(
 
 def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:
     """The rows of an earlier, interrupted evaluation with the same settings, read from the file of --json."""
-    from json import JSONDecodeError, loads
-
     from bagel_mot.evaluation.benchmarks.mini import rows_of
 
-    if json is None or json == "-" or not Path(json).is_file():
+    if json is None or json == "-" or not user_path(json).is_file():
         return {}
     try:
-        report = loads(Path(json).read_text(encoding="utf-8"))
+        report = read_json(user_path(json), DataError)
         same = all(report[key] == value for key, value in head.items())
         return rows_of(report) if same else {}
-    except (OSError, UnicodeDecodeError, JSONDecodeError, KeyError, TypeError):
+    except (DataError, KeyError, TypeError):
         return {}  # not a report, so it is overwritten
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bagel_mot.cli.help import MORE, help_all
 from bagel_mot.errors import BagelError, DeviceError
-from bagel_mot.files import check_writable, write_text, writing
+from bagel_mot.files import check_writable, user_path, write_text, writing
 from bagel_mot.inference.settings import Setting, parse_settings, task_settings
 from bagel_mot.task import Task
 from bagel_mot.threads import set_from_command_line
@@ -204,9 +204,10 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         kwargs.pop("help_all", None)
         try:
+            kwargs = {name: user_path(value) if isinstance(value, Path) else value for name, value in kwargs.items()}
             if (json := kwargs.get("json")) not in (None, "-"):  # checked before minutes of work
                 with writing(json, "give another file"):
-                    check_writable(Path(json))
+                    check_writable(user_path(json))
             return function(*args, **kwargs)
         except BagelError as error:
             complain(error)
@@ -314,4 +315,4 @@ def write_json(target: str | None, content: Any) -> None:
         print(text)
         return
     with writing(target, "give another file"):
-        write_text(Path(target), text + "\n")
+        write_text(user_path(target), text + "\n")

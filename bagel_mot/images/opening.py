@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bagel_mot.errors import ImageError
+from bagel_mot.files import is_lfs_pointer, user_path
 from bagel_mot.images import formats
 from bagel_mot.images.color import levels_of, to_rgb
 
@@ -84,15 +85,18 @@ def _read_path(path: str) -> tuple[str, bytes]:
     shown = path if len(path) <= 200 else f"{path[:200]}…"
     name = f"the picture {shown!r}"
     try:
-        with open(path, "rb") as file:
-            return name, file.read()
+        with open(user_path(path), "rb") as file:
+            data = file.read()
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         if _URL.match(str(path)):
             raise ImageError(
                 f"{name} is a URL, and URLs are not fetched: download the picture and give its path or its bytes."
             ) from error
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise ImageError(f"{name} cannot be read ({reason}): give the path of a picture file.") from error
+    if is_lfs_pointer(data):
+        raise ImageError(f"{name} is a Git LFS pointer, not the picture itself: run git lfs pull.")
+    return name, data
 
 
 def _read_file(file: Any) -> tuple[str, bytes]:

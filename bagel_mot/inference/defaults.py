@@ -23,7 +23,6 @@ fitted to, and an optional `bagel_scope.yaml` says what a small model knows (`ba
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +34,7 @@ from bagel_mot.checkpoint.official import write_json
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE, SCOPE_FILE
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, ImageError, SettingError, SizeError
+from bagel_mot.files import read_json
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, open_image
 from bagel_mot.inference.settings import TASKS, parse_settings, resolve
 from bagel_mot.scope import Scope, read_scope
@@ -158,15 +158,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} could not be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} must hold an object.")
-    return found
+    return read_json(path, CheckpointError) if path.exists() else {}
 
 
 def _preview_images(folder: Path, config: BagelConfig) -> Image.Image | None:

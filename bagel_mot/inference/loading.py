@@ -18,7 +18,7 @@ from bagel_mot.checkpoint.precision import PLAIN, Precision, check_hardware, dty
 from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
-from bagel_mot.files import parse_size
+from bagel_mot.files import parse_size, user_path
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.placement.offload import apply
@@ -34,6 +34,7 @@ _FOUR_BITS = ("int4", "nf4")
 OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
 _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
+_FILE_ENDINGS = {*_WEIGHT_FILES, ".bin", ".pt", ".pth", ".ckpt", ".zip", ".txt", ".yaml", ".yml", ".png", ".jpg"}
 
 
 def find_checkpoint(name: str | os.PathLike[str]) -> Path:
@@ -44,19 +45,35 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
         CheckpointError: there is none, or it cannot be downloaded.
     """
     text = os.fspath(name)
+    if isinstance(name, str) and not os.path.lexists(text):
+        text = text.strip()
     if text == MINI:
         if not MINI_FOLDER.is_dir():
             raise CheckpointError(f"the embedded model is missing from {MINI_FOLDER}: install the package anew.")
         return MINI_FOLDER
-    place = Path(text).expanduser()
-    if place.is_dir() or (place.is_file() and place.suffix in _WEIGHT_FILES):
+    place = user_path(text, CheckpointError) if text else None
+    if place is not None and (place.is_dir() or (place.is_file() and place.suffix in _WEIGHT_FILES)):
         return place
-    if isinstance(name, str) and re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", text):
+    if isinstance(name, str) and is_hub_id(text):
         return download(text)
+    reason = ""
+    if place is not None and place.exists():
+        reason = " but a file of another kind"
+    elif "/" in text or os.sep in text:
+        reason = ": there is no such file or folder"
     raise CheckpointError(
-        f"{text!r} is not a checkpoint: give 'mini', a checkpoint folder, a file with weights in one "
+        f"{text!r} is not a checkpoint{reason}: give 'mini', a checkpoint folder, a file with weights in one "
         f"({', '.join(_WEIGHT_FILES)}), or a hub id such as 'owner/name'."
     )
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, 'owner/name', and not that of a path: it begins with no folder that is
+    here, and ends as no file does.
+    """
+    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", text) is None:
+        return False
+    return not os.path.lexists(text.partition("/")[0]) and Path(text).suffix.lower() not in _FILE_ENDINGS
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from bagel_mot.files import write_atomically
+from bagel_mot.files import user_path, write_atomically
 from bagel_mot.version import __version__
 
 METADATA = ("prompt", "seed", "thinking", "settings", "software")
@@ -80,7 +79,7 @@ def save_image(image: Image.Image, path: str | os.PathLike[str]) -> None:
         ValueError: the name does not end in an image format that Pillow writes.
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     extension = path.suffix.lower()
     if extension not in Image.registered_extensions():

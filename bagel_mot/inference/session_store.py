@@ -15,7 +15,7 @@ from typing import cast, get_args
 from PIL import Image
 
 from bagel_mot.errors import BagelError, DataError
-from bagel_mot.files import write_text
+from bagel_mot.files import read_text, user_path, write_text
 from bagel_mot.images import open_image
 from bagel_mot.inference.request import GIVEN, IMAGES, Kind
 
@@ -49,7 +49,7 @@ def write_session(folder: str | os.PathLike[str], saved: SavedSession) -> None:
         DataError: there is something else at that place.
         OSError: it cannot be written there; what was there still is.
     """
-    folder = Path(os.path.realpath(folder))
+    folder = Path(os.path.realpath(user_path(folder, DataError)))
     _check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -73,10 +73,10 @@ def read_session(folder: str | os.PathLike[str]) -> SavedSession:
         DataError: it is no saved session, or a damaged one.
         ImageError: an image of it is missing or damaged.
     """
-    folder = Path(folder)
+    folder = user_path(folder, DataError)
     path = folder / _FILE
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path, DataError))
         if document["version"] != _VERSION:
             raise DataError(f"{path} is of version {document['version']!r}; this program reads version {_VERSION}.")
         think, understanding = (_flag(path, document, name) for name in ("think", "understanding"))
@@ -133,7 +133,7 @@ def _check_replaceable(folder: Path) -> None:
     if foreign:
         raise DataError(f"{folder} is no saved session and not empty (it holds {foreign[0]}): name another folder.")
     try:
-        saved = set(json.loads((folder / _FILE).read_text(encoding="utf-8"))) >= {"version", "marks", "turns"}
+        saved = set(json.loads(read_text(folder / _FILE, DataError))) >= {"version", "marks", "turns"}
     except (OSError, ValueError, TypeError):
         saved = False
     if not saved:

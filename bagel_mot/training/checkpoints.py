@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from bagel_mot.errors import RecipeError, TrainingError
-from bagel_mot.files import locked, make_writable_folder
-from bagel_mot.inference.loading import find_checkpoint
+from bagel_mot.errors import CheckpointError, RecipeError, TrainingError
+from bagel_mot.files import locked, make_writable_folder, user_path
+from bagel_mot.inference.loading import MINI, find_checkpoint
+from bagel_mot.training.packaged import maker_of
 
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "training_state.pt"
@@ -62,12 +63,25 @@ def latest(folder: Path) -> Path:
     return folders[-1] if folders else folder
 
 
-def find(name: str) -> Path:
+def find(name: str, output: Path) -> Path:
     """The checkpoint that a recipe starts from: "mini", a run's folder, a checkpoint's, or a hub id.
+
+    Args:
+        name: the name in the recipe. One that begins as `output` does, or is the output of a packaged recipe, is a
+            path, and never a hub id.
+        output: the output of the recipe.
 
     Raises:
         CheckpointError: there is none, or it cannot be downloaded.
     """
+    place = user_path(name, CheckpointError)
+    is_there = place.exists() and not (place.is_dir() and not any(place.iterdir()))
+    if not is_there and name != MINI:
+        maker = maker_of(place)
+        if maker is not None:
+            raise CheckpointError(f"there is no checkpoint in {name} yet: train it first, with `bagel train {maker}`.")
+        if not place.is_absolute() and len(place.parts) > 1 and place.parts[0] == output.parts[0]:
+            raise CheckpointError(f"there is no checkpoint in {name}: train it first, or give another.")
     return latest(find_checkpoint(name))
 
 

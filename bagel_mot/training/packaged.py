@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 from bagel_mot.errors import RecipeError, did_you_mean
+from bagel_mot.files import user_path
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -29,7 +32,7 @@ def find_recipe(recipe: str) -> Path:
     Raises:
         RecipeError: there is no such file and no such name.
     """
-    path = Path(recipe).expanduser()
+    path = user_path(recipe, RecipeError)
     if path.is_file():
         return path
     if (packaged := FOLDER / f"{recipe}.yaml").parent == FOLDER and packaged.is_file():
@@ -38,3 +41,12 @@ def find_recipe(recipe: str) -> Path:
         f"there is no file {recipe}, and no packaged recipe has this name: "
         f"{did_you_mean(path.stem, packaged_recipes())} (bagel train --list)"
     )
+
+
+def maker_of(output: Path) -> str | None:
+    """The name of the packaged recipe whose run has this folder; None without one."""
+    for name in packaged_recipes():
+        content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+        if Path(content["output"]) == output:
+            return name
+    return None

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bagel_mot.errors import DataError
+from bagel_mot.files import read_text
 from bagel_mot.images import ImageTransform, open_image
 
 Case = Mapping[str, Any]
@@ -84,7 +85,9 @@ class Recorded:
     def _read_cases(self) -> dict[str, Any]:
         path = self.folder / "cases.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path, DataError))
+        except DataError:
+            raise
         except (OSError, ValueError) as error:
             raise DataError(f"{path} could not be read as JSON (missing or damaged?): {error}") from error
         cases = content.get("cases") if isinstance(content, dict) else None

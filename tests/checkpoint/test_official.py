@@ -271,3 +271,65 @@ def test_headers_are_read_once_per_load(golden: Any, monkeypatch: pytest.MonkeyP
     read.clear()
     Bagel.from_pretrained(golden.checkpoint, device="cpu", memory="20GB")  # with a plan
     assert sorted(read) == ["ae.safetensors", "ema.safetensors"]
+
+
+# ------------------------------------------------------------------------------------------- files as they are found
+
+
+def test_files_saved_with_a_byte_order_mark_are_read(golden: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "marked"
+    shutil.copytree(golden.checkpoint, folder)
+    (folder / "bagel_defaults.json").write_text('{"generate": {"size": [32, 32], "num_timesteps": 3}}')
+    (folder / "generation_config.json").write_text('{"temperature": 0.7}')
+    texts = [*sorted(folder.glob("*.json")), folder / "merges.txt"]
+    assert {"config.json", "llm_config.json", "vit_config.json", "tokenizer.json"} <= {path.name for path in texts}
+    for path in texts:
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert Bagel.from_pretrained(folder).generate("a cat").size == (32, 32)
+    (folder / "tokenizer.json").unlink()
+    assert Bagel.from_pretrained(folder).generate("a cat").size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "is a Git LFS pointer.*git lfs pull"),
+        (b"", "is empty"),
+        (b"<!doctype html><title>Not found</title>", "is a web page"),
+        (None, "is a folder"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["ema.safetensors", "ae.safetensors", "config.json", "llm_config.json", "vocab.json", "merges.txt"]
+)
+def test_what_is_no_such_file_is_named(
+    golden: Any, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    folder = tmp_path / "found"
+    shutil.copytree(golden.checkpoint, folder)
+    (folder / "tokenizer.json").unlink()
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    elif name in ("vocab.json", "merges.txt"):
+        return  # such a folder counts as a missing file
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(CheckpointError, match=rf"{name} {message}"):
+        load_checkpoint(folder)
+
+
+def test_the_other_layouts_and_a_single_tokenizer_too(golden: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "found"
+    shutil.copytree(golden.checkpoint, folder)
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n"
+    (folder / "tokenizer.json").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a Git LFS pointer"):
+        load_checkpoint(folder)
+    (folder / "model.safetensors.index.json").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"index\.json is a Git LFS pointer"):
+        open_checkpoint(folder / "model.safetensors.index.json")
+    pytest.importorskip("gguf")
+    (folder / "ema.gguf").write_bytes(pointer)
+    with pytest.raises(CheckpointError, match=r"ema\.gguf is a Git LFS pointer"):
+        open_checkpoint(folder / "ema.gguf")

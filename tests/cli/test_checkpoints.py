@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from bagel_mot.cli import app
@@ -184,3 +186,57 @@ def test_a_conversion_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None
     assert done.returncode == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------------- paths
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="homes are found by other variables there")
+def test_homes_are_found_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    assert run("init", "--config", "small", "--random", "~/new").exit_code == 0
+    assert (home / "new" / "ema.safetensors").is_file()
+    result = run("convert", "~/new", "~/int8", "--format", "int8", "--json", "~/report.json")
+    assert result.exit_code == 0, result.output
+    assert (home / "int8" / "ema.safetensors").is_file()
+    assert (home / "report.json").is_file()
+    assert run("info", "~/int8", "--json", "-").exit_code == 0
+    drawn = run("generate", "a red car", "-o", "~/pictures/x.png", "--num-timesteps", "2")
+    assert drawn.exit_code == 0, drawn.output
+    assert (home / "pictures" / "x.png").is_file()
+    assert run("ask", "~/pictures/x.png", "What?", "--max-new-tokens", "2").exit_code == 0
+    assert not Path("~").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "a red car", "-o", "{}"),
+        ("generate", "a red car", "-c", "{}"),
+        ("ask", "{}", "What?"),
+        ("convert", "mini", "{}", "--format", "int8"),
+        ("convert", "{}", "new", "--format", "int8"),
+        ("info", "{}"),
+        ("train", "{}"),
+        ("verify", "{}"),
+        ("eval", "mini", "--json", "{}"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "match"), [("~nobody7/x.png", "begins with ~nobody7"), ("x" * 5000, "cannot be a path: it is too long")]
+)
+def test_paths_that_cannot_be_are_refused(arguments: tuple[str, ...], path: str, match: str) -> None:
+    refused(*(path if one == "{}" else one for one in arguments), match=match)
+
+
+def test_a_damaged_weight_is_told_on_the_command_line(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(MINI, tmp_path / "damaged"))
+    tensors = load_file(folder / "ema.safetensors")
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, folder / "ema.safetensors")
+    refused("ask", "What?", "-c", "damaged", match=f"{name} holds infinite values or values that are not numbers")
+    refused("convert", "damaged", "new", "--format", "int8", match=f"{name} holds infinite values")
+    assert not Path("new").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -562,6 +563,63 @@ def test_from_pretrained_reads_the_checkpoints_defaults(golden: Any, tmp_path: P
     bagel = Bagel.from_pretrained(folder)
     assert bagel.generate("a cat").size == (32, 32)
     assert bagel.engine.stats.forwards == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "'' is not a checkpoint: give 'mini'"),
+        ("  ", "'' is not a checkpoint"),
+        ("photos/rgb.png", "'photos/rgb.png' is not a checkpoint but a file of another kind: give 'mini'"),
+        ("photos/model", "is not a checkpoint: there is no such file or folder"),  # begins with a folder that is here
+        ("owner/model.safetensors", "there is no such file or folder"),
+        ("./owner/model", "there is no such file or folder"),
+        ("../model", "there is no such file or folder"),
+        ("/owner/model", "there is no such file or folder"),
+        ("a/b/c", "there is no such file or folder"),
+        ("owner/model/", "there is no such file or folder"),
+        ("~/model", "there is no such file or folder"),
+        ("~nobody7/x", "begins with ~nobody7, which is nobody's home here"),
+        ("x" * 5000, "cannot be a path: it is too long"),
+    ],
+)
+def test_what_is_written_as_a_path_is_never_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    def asked(text: str) -> Path:
+        raise AssertionError(f"the hub was asked for {text}")
+
+    monkeypatch.setattr(loading, "download", asked)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save("photos/rgb.png")
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        loading.find_checkpoint(name)
+    with pytest.raises(AssertionError, match="asked for owner/model-7.B"):
+        loading.find_checkpoint(" owner/model-7.B ")
+
+
+def test_names_are_found_with_blanks_and_at_home(golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(golden.checkpoint, tmp_path / "ck")
+    assert loading.find_checkpoint(" mini ") == loading.MINI_FOLDER
+    assert loading.find_checkpoint("~/ck") == loading.find_checkpoint(Path("~/ck")) == tmp_path / "ck"
+    bagel = Bagel.from_pretrained("~/ck")
+    image = Image.new("RGB", (48, 32), (200, 30, 30))
+    save_image(image, "~/photo.png")
+    assert (tmp_path / "photo.png").is_file()
+    session = bagel.session()
+    session.add(Path("~/photo.png"))
+    session.save("~/talk")
+    assert (tmp_path / "talk" / "session.json").is_file()
+    assert len(bagel.load_session("~/talk").history) == 1
+    assert bagel.ask("~/photo.png", "What?") == bagel.ask(image, "What?")
+    with pytest.raises(ImageError, match="begins with ~nobody7"):
+        bagel.ask("~nobody7/photo.png", "What?")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n"
+    (tmp_path / "photo.png").write_bytes(pointer)
+    with pytest.raises(ImageError, match=r"the picture '~/photo.png' is a Git LFS pointer, not the picture itself"):
+        bagel.ask("~/photo.png", "What?")
 
 
 def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

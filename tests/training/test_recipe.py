@@ -127,6 +127,51 @@ def test_numbers_may_be_written_as_elsewhere(tmp_path: Path) -> None:
     assert load_recipe(path, ["optimizer.lr=4E-2", "optimizer.eps=1e-9"]).optimizer.lr == 4e-2
 
 
+@pytest.mark.parametrize("name", ["2026-11-28", "20261128", "007", "1e5", "0x1f", "true", "12:30:00", "a: b", "[x]"])
+def test_names_stay_as_they_are_written(tmp_path: Path, name: str) -> None:
+    loaded = load_recipe(FURTHER, [f"output={name}", f"init={name}"])
+    assert (loaded.output, loaded.init) == (Path(name), name)
+    if name.isascii() and not set(name) & set(":["):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(FURTHER.read_text().replace("output: runs/mini-bagel-further", f"output: {name}"))
+        assert load_recipe(path).output == Path(name)
+    with pytest.raises(RecipeError, match=r"steps is \[1\]; it must be a whole number"):
+        load_recipe(FURTHER, ["steps=[1]"])  # others are YAML as before
+
+
+def test_a_key_without_a_value_is_no_text(tmp_path: Path) -> None:
+    for override in ("output=", "output=null"):
+        with pytest.raises(RecipeError, match="output is missing; it must be the name of a folder"):
+            load_recipe(FURTHER, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 1\nsteps: 2\n", "steps is there twice, in line 1 and in line 2"),
+        ("optimizer:\n  lr: 1\n  eps: 1\n  lr: 2\n", "lr is there twice, in line 2 and in line 4"),
+        ("data: {side: 64, side: 128}\n", "side is there twice, in line 1 and in line 1"),
+    ],
+)
+def test_doubled_keys_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "doubled.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "doubled.yaml")
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_bytes(b"\xef\xbb\xbf" + FURTHER.read_bytes())  # as Windows' editor saves it
+    assert find_recipe("~/mine.yaml") == tmp_path / "mine.yaml"
+    assert load_recipe("~/mine.yaml", ["output=~/runs/try"]).output == tmp_path / "runs" / "try"
+    (tmp_path / "inner.yaml").write_text(FURTHER.read_text().replace("output: runs", "output: ~/runs"))
+    assert load_recipe(tmp_path / "inner.yaml").output == tmp_path / "runs" / "mini-bagel-further"
+    with pytest.raises(RecipeError, match=r"output: '~nobody7/x' begins with ~nobody7, which is nobody's home here"):
+        load_recipe(FURTHER, ["output=~nobody7/x"])
+    with pytest.raises(RecipeError, match=r"output: '.*…' cannot be a path: it is too long"):
+        load_recipe(FURTHER, [f"output={'x' * 5000}"])
+
+
 def test_a_run_of_another_kind_is_refused() -> None:
     with pytest.raises(RecipeError, match="kind was 'bagel' and is now 'autoencoder'"):
         load_recipe(AUTOENCODER).check_resumes(load_recipe(BAGEL).stored())

@@ -16,7 +16,6 @@ lie in rows, the shape of the model. The package writes one file for each module
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left, bisect_right
 from functools import lru_cache, partial
@@ -35,6 +34,7 @@ from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.source import SafetensorsFiles, read_header
 from bagel_mot.config import load_config
 from bagel_mot.errors import CheckpointError
+from bagel_mot.files import read_json
 
 _CODES = ".encoded_exponent"
 _NUMBER = "#"
@@ -170,10 +170,9 @@ class _WeightDecoder:
 def _settings(folder: Path) -> Any:
     """`dfloat11_config` of config.json; None if there is none."""
     try:
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(folder / "config.json", CheckpointError).get("dfloat11_config")
+    except CheckpointError:
         return None
-    return content.get("dfloat11_config") if isinstance(content, dict) else None
 
 
 def _checked(where: Path, settings: Any) -> tuple[int, dict[str, list[str]]]:

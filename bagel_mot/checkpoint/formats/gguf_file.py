@@ -19,6 +19,7 @@ from torch import Tensor
 from bagel_mot.checkpoint.names import official_of_llama
 from bagel_mot.checkpoint.source import DTYPES, PLAIN_TYPES, TensorSource
 from bagel_mot.errors import CheckpointError
+from bagel_mot.files import check_content
 from bagel_mot.installation import install_command
 
 _PIECE = 1 << 20  # values dequantised at a time, over float32
@@ -57,7 +58,10 @@ class GgufFile(TensorSource):
                 f"{path} is GGUF, which takes the package gguf: run {install_command('gguf')}"
             ) from error
         try:
+            check_content(path, CheckpointError)
             reader = gguf.GGUFReader(path)
+        except CheckpointError:
+            raise
         except Exception as error:  # it reads whatever is where a number should be, and raises many types
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(

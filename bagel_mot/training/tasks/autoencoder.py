@@ -94,7 +94,7 @@ def _initial(recipe: AutoencoderRecipe) -> Autoencoder:
         return load_autoencoder(begun[-1])
     if recipe.model is not None:
         return _new(recipe.model)
-    module = load_autoencoder(find(str(recipe.init)))
+    module = load_autoencoder(find(str(recipe.init), recipe.output))
     return module if recipe.z_channels in (None, module.config.z_channels) else widen_latent(module, recipe.z_channels)
 
 

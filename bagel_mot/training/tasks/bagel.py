@@ -178,10 +178,10 @@ def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, b
     if not begun and recipe.model is not None:
         return _new(recipe, recipe.model, source)
     # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
-    where = begun[-1] if begun else find(str(recipe.init))
+    where = begun[-1] if begun else find(str(recipe.init), recipe.output)
     loaded = load_checkpoint(where, precision=torch.float32)
     if recipe.autoencoder is not None and not begun:
-        loaded.autoencoder = load_autoencoder(find(recipe.autoencoder))
+        loaded.autoencoder = load_autoencoder(find(recipe.autoencoder, recipe.output))
         ours, theirs = loaded.config.vae, loaded.autoencoder.config
         if (ours.z_channels, ours.downsample) != (theirs.z_channels, theirs.downsample):
             raise RecipeError(
@@ -199,7 +199,7 @@ def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, b
 
 def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:
     """An untrained model on a trained autoencoder, with a tokenizer trained on the source's texts."""
-    autoencoder = load_autoencoder(find(str(recipe.autoencoder)))
+    autoencoder = load_autoencoder(find(str(recipe.autoencoder), recipe.output))
     tokenizer = Tokenizer.train(source.texts(), shape.decoder.vocab_size)
     config = BagelConfig(
         decoder=replace(shape.decoder, vocab_size=-(-tokenizer.vocab_size // 64) * 64),

@@ -116,7 +116,7 @@ def test_names_of_llama_in_a_file(tmp_path: Path) -> None:
 def test_broken_files(tmp_path: Path) -> None:
     whole = write(tmp_path / "model.gguf", {NAME: (np.ones((64, 32), np.float32), "F32")}).read_bytes()
     cut = tmp_path / "cut.gguf"
-    for content in (whole[:-1000], whole[:40], b"no such thing", b""):
+    for content in (whole[:-1000], whole[:40], b"no such thing"):
         cut.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"cut.gguf could not be read as GGUF"):
             open_source(cut)

@@ -123,6 +123,26 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
         assert torch.allclose(together[which], joined, rtol=1e-4, atol=1e-5)
 
 
+def test_a_stage_that_was_not_trained_yet_is_named_and_never_looked_for_on_the_hub(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(text: str) -> Path:
+        raise AssertionError(f"the hub was asked for {text}")
+
+    monkeypatch.setattr(loading, "download", asked)
+    monkeypatch.chdir(tmp_path)
+    first = r"there is no checkpoint in runs/mini-autoencoder-wide yet: train it first, with `bagel train mini-auto"
+    with pytest.raises(CheckpointError, match=first):
+        BagelTask(recipe(autoencoder="runs/mini-autoencoder-wide", output=Path("runs/mine")))
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint in own/first: train it first, or give another"):
+        BagelTask(recipe(model=None, autoencoder=None, init="own/first", output=Path("own/second")))
+    (tmp_path / "runs" / "mini-autoencoder-wide").mkdir(parents=True)  # begun, and nothing saved yet
+    with pytest.raises(CheckpointError, match=first):
+        BagelTask(recipe(autoencoder="runs/mini-autoencoder-wide", output=Path("elsewhere")))
+    with pytest.raises(AssertionError, match="asked for owner/model"):
+        BagelTask(recipe(model=None, autoencoder=None, init="owner/model", output=Path("own/second")))
+
+
 def test_a_damaged_start_is_named_at_once(recipe: Make, tmp_path: Path) -> None:
     first = BagelTask(recipe())
     first.module.connector.fc1.weight.data[0, 0] = float("nan")
