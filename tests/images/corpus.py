@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tests.images.encoders import (
     P3_XYZ,
@@ -597,11 +597,13 @@ def to_srgb_levels(linear: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)).astype(int)
 
 
+def from_srgb(unit: np.ndarray) -> np.ndarray:
+    return np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
+
+
 def p3_to_srgb(samples: np.ndarray) -> np.ndarray:
     """Levels (..., 3) of Display P3 in sRGB, where they are inside of it."""
-    unit = samples / 255
-    linear = np.where(unit <= 0.04045, unit / 12.92, ((unit + 0.055) / 1.055) ** 2.4)
-    return to_srgb_levels(linear @ np.array(P3_XYZ) @ np.linalg.inv(np.array(SRGB_XYZ)))
+    return to_srgb_levels(from_srgb(samples / 255) @ np.array(P3_XYZ) @ np.linalg.inv(np.array(SRGB_XYZ)))
 
 
 def profiles() -> Iterator[Case]:
@@ -626,6 +628,16 @@ def profiles() -> Iterator[Case]:
     yield Case("gray-gamma-1.8", data, rgb(to_srgb_levels((gray / 255) ** 1.8)), 3)
     srgb = profile(b"RGB ", SRGB_CURVE, SRGB_XYZ)
     yield Case("srgb", saved(image, "PNG", icc_profile=srgb), samples)
+    for name, points in (("table", 1024), ("short-table", 26)):
+        curve = (
+            b"curv\0\0\0\0"
+            + struct.pack(">I", points)
+            + np.rint(from_srgb(np.linspace(0, 1, points)) * 65535).astype(">u2").tobytes()
+        )
+        yield Case(f"srgb-{name}", saved(image, "PNG", icc_profile=profile(b"RGB ", curve, SRGB_XYZ)), samples)
+    pillows = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    pillows = pillows[:24] + struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + pillows[36:]  # without the time of its making
+    yield Case("srgb-pillow", saved(image, "PNG", icc_profile=pillows), samples)
     yield Case("srgb-gray", saved(Image.fromarray(gray[..., 0].astype(np.uint8)), "PNG", icc_profile=srgb), rgb(gray))
     yield Case("gray-profile-on-rgb", saved(image, "PNG", icc_profile=profile(b"GRAY", gamma_curve(1.8))), samples)
     yield Case("p3-cut", saved(image, "PNG", icc_profile=p3[:150]), samples)

@@ -164,6 +164,22 @@ def test_photos_of_todays_phones_are_opened(size: tuple[int, int]) -> None:
     assert np.abs(column - np.linspace(0, 255, 9)[: len(column)]).max() <= 4
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"optimize": True}], ids=str
+)
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_jpeg_that_is_cut_anywhere_is_whole_or_refused(options: dict[str, Any], flat: bool) -> None:
+    image = Image.new("RGB", (32, 16), "white") if flat else Image.fromarray(smooth(32, 16))
+    data = saved(image, "JPEG", **options)
+    whole, refused = opened(data), 0
+    for length in range(data.index(b"\xff\xda"), len(data)):
+        try:
+            assert np.array_equal(opened(data[:length]), whole)
+        except ImageError:
+            refused += 1
+    assert refused > 10
+
+
 # Plugins
 
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + b"\0" * 40
