@@ -28,7 +28,7 @@ from bagel_mot.cli.options import (
     progress_bar,
 )
 from bagel_mot.errors import BagelError, PromptError, SettingError
-from bagel_mot.files import make_writable_folder, writing
+from bagel_mot.files import make_writable_folder, user_path, writing
 from bagel_mot.inference.settings import MAX_SEED, SETTINGS, parse_settings
 from bagel_mot.inference.thinking import ThinkingStream
 from bagel_mot.task import Task
