@@ -134,7 +134,7 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[DemoSection
             seeds = [seed + i for i in range(len(CAPTIONS))]
             results = bagel.generate(list(CAPTIONS), seed=seeds, progress=step, return_result=True)
         share = results[0].seconds / len(results)
-        drawn.cards = [Card(r.prompt, r.image, seconds=share, seed=r.seed) for r in results]
+        drawn.cards = [Card(r.prompt, r.image, seconds=share, seed=r.seed) for r in results if r.image is not None]
         yield drawn
 
         edited = DemoSection("Edited", "The first picture, changed twice in one session.")
@@ -145,6 +145,7 @@ def _sections(bagel: Bagel, seed: int, console: Console) -> Iterator[DemoSection
             session.add(instruction)
             with bar(f"editing: {instruction}") as step:
                 r = session.generate_image(seed=seed + number, progress=step, return_result=True)
+            assert r.image is not None
             edited.cards.append(Card(instruction, r.image, seconds=r.seconds, seed=r.seed))
         yield edited
 

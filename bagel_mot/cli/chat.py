@@ -185,6 +185,7 @@ class TerminalChat:
         self._count_up()
         if result.thinking:
             self.notes.print(result.thinking, style="dim", markup=False)
+        assert result.image is not None
         taken = [int(path.stem) for path in self.output.glob("*.png") if path.stem.isdecimal()]
         path = self.output / f"{max(taken, default=0) + 1:03d}.png"
         with writing(path, _ANOTHER):

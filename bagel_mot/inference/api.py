@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import count
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, Self, Unpack, overload
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from bagel_mot.checkpoint.official import TASKS, Checkpoint
-from bagel_mot.errors import PromptError, SettingError
+from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.images import ImageSource
 from bagel_mot.inference.batch import as_batch, check_stream, naming, pair, spread
 from bagel_mot.inference.defaults import Defaults, official_defaults, read_defaults
@@ -26,6 +26,14 @@ from bagel_mot.inference.request import NOBODY, Listener, Recorder, Request
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.session import Session
+from bagel_mot.inference.setting_types import (
+    AnswerSettings,
+    AnswerSettingsLists,
+    AnySettings,
+    AnySettingsLists,
+    DrawingSettings,
+    DrawingSettingsLists,
+)
 from bagel_mot.inference.steps.respond import respond
 from bagel_mot.placement.oom import MemoryGuard
 from bagel_mot.placement.plan import Plan
@@ -34,6 +42,8 @@ from bagel_mot.threads import Threads
 
 OnStep = Callable[[int, int], None]
 OnText = Callable[[str], None]
+Texts = list[str] | tuple[str, ...]
+Images = ImageSource | Sequence[ImageSource]
 
 
 class Bagel:
@@ -54,6 +64,7 @@ class Bagel:
         tokenizer: the model's tokenizer.
         engine: runs all requests; `engine.stats` counts what it did.
         defaults: default settings and image sizes of this checkpoint.
+        name: the name that it was loaded by, if any.
         plan: the way in which it runs, where that was chosen from several ones.
     """
 
@@ -66,7 +77,8 @@ class Bagel:
         memory: MemoryGuard | None = None,
         threads: Threads | None = None,
     ) -> None:
-        self.checkpoint = checkpoint
+        self._checkpoint: Checkpoint | None = checkpoint
+        self.name: str | None = None
         self.plan: Plan | None = None
         self.config = checkpoint.config
         self.tokenizer = checkpoint.tokenizer
@@ -136,8 +148,39 @@ class Bagel:
         )
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=loaded.memory, threads=loaded.threads)
-        bagel.plan = loaded.plan
+        bagel.name, bagel.plan = os.fspath(name), loaded.plan
         return bagel
+
+    def close(self) -> None:
+        """Cancels all requests, lets go of the model and frees its memory. It cannot be used afterwards, nor can its
+        sessions. `with Bagel.from_pretrained(…) as bagel:` closes it at the end.
+        """
+        self.engine.close()
+        self.runtime.forget()
+        self._checkpoint = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f"{self.name!r}, "
+        if self._checkpoint is None:
+            return f"Bagel({name}closed)"
+        return f"Bagel({name}device={str(self.device)!r}, precision={self.checkpoint.precision.name!r})"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded checkpoint.
+
+        Raises:
+            BagelError: it was closed.
+        """
+        if self._checkpoint is None:
+            raise BagelError("this model was closed: load it again with Bagel.from_pretrained.")
+        return self._checkpoint
 
     @property
     def device(self) -> torch.device:
@@ -149,6 +192,63 @@ class Bagel:
 
     # ------------------------------------------------------------------------------------------------ the three tasks
 
+    # The type of the result depends on the arguments. Where their types leave it open (n from a variable, lists of
+    # settings for a single text), the last overload is chosen, whose settings are checked all the same.
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        n: Literal[1] = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[DrawingSettings],
+    ) -> Image.Image: ...
+    @overload
+    def generate(
+        self,
+        prompt: str,
+        *,
+        n: Literal[1] = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[DrawingSettings],
+    ) -> Result: ...
+    @overload
+    def generate(
+        self,
+        prompt: Texts,
+        *,
+        n: int = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[DrawingSettingsLists],
+    ) -> list[Image.Image]: ...
+    @overload
+    def generate(
+        self,
+        prompt: Texts,
+        *,
+        n: int = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[DrawingSettingsLists],
+    ) -> list[Result]: ...
+    @overload
+    def generate(
+        self,
+        prompt: str | Texts,
+        *,
+        n: int = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Unpack[DrawingSettingsLists],
+    ) -> Any: ...
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -180,6 +280,66 @@ class Bagel:
         listener = Listener(progress, on_text=on_text)
         return self._batch(Task.GENERATE, inputs, single, settings, listener, return_result, n)
 
+    @overload
+    def edit(
+        self,
+        image: Images,
+        instruction: str,
+        *,
+        n: Literal[1] = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[DrawingSettings],
+    ) -> Image.Image: ...
+    @overload
+    def edit(
+        self,
+        image: Images,
+        instruction: str,
+        *,
+        n: Literal[1] = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[DrawingSettings],
+    ) -> Result: ...
+    @overload
+    def edit(
+        self,
+        image: ImageSource | Sequence[Any],
+        instruction: Texts,
+        *,
+        n: int = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[DrawingSettingsLists],
+    ) -> list[Image.Image]: ...
+    @overload
+    def edit(
+        self,
+        image: ImageSource | Sequence[Any],
+        instruction: Texts,
+        *,
+        n: int = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[DrawingSettingsLists],
+    ) -> list[Result]: ...
+    @overload
+    def edit(
+        self,
+        image: ImageSource | Sequence[Any],
+        instruction: str | Texts,
+        *,
+        n: int = 1,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Unpack[DrawingSettingsLists],
+    ) -> Any: ...
     def edit(
         self,
         image: ImageSource | Sequence[Any],
@@ -208,6 +368,65 @@ class Bagel:
         listener = Listener(progress, on_text=on_text)
         return self._batch(Task.EDIT, inputs, single, settings, listener, return_result, n)
 
+    @overload
+    def ask(
+        self,
+        image: Images | None,
+        question: str,
+        *,
+        stream: Literal[False] = False,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[AnswerSettings],
+    ) -> str: ...
+    @overload
+    def ask(
+        self,
+        image: Images | None,
+        question: str,
+        *,
+        stream: Literal[False] = False,
+        on_text: OnText | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[AnswerSettings],
+    ) -> Result: ...
+    @overload
+    def ask(
+        self, image: Images | None, question: str, *, stream: Literal[True], **settings: Unpack[AnswerSettings]
+    ) -> Iterator[str]: ...
+    @overload
+    def ask(
+        self,
+        image: ImageSource | Sequence[Any] | None,
+        question: Texts,
+        *,
+        stream: Literal[False] = False,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[AnswerSettingsLists],
+    ) -> list[str]: ...
+    @overload
+    def ask(
+        self,
+        image: ImageSource | Sequence[Any] | None,
+        question: Texts,
+        *,
+        stream: Literal[False] = False,
+        on_text: OnText | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[AnswerSettingsLists],
+    ) -> list[Result]: ...
+    @overload
+    def ask(
+        self,
+        image: ImageSource | Sequence[Any] | None,
+        question: str | Texts,
+        *,
+        stream: bool = False,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Unpack[AnswerSettingsLists],
+    ) -> Any: ...
     def ask(
         self,
         image: ImageSource | Sequence[Any] | None,
@@ -237,6 +456,58 @@ class Bagel:
             return self._stream(inputs, single, settings)
         return self._batch(Task.ASK, inputs, single, settings, Listener(on_text=on_text), return_result)
 
+    @overload
+    def interleave(
+        self,
+        inputs: Sequence[str | ImageSource],
+        *,
+        output: Literal["image"] = "image",
+        noise: Tensor | None = None,
+        recorder: Recorder | None = None,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[DrawingSettings],
+    ) -> Image.Image: ...
+    @overload
+    def interleave(
+        self,
+        inputs: Sequence[str | ImageSource],
+        *,
+        output: Literal["text"],
+        noise: Tensor | None = None,
+        recorder: Recorder | None = None,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[AnswerSettings],
+    ) -> str: ...
+    @overload
+    def interleave(
+        self,
+        inputs: Sequence[str | ImageSource],
+        *,
+        output: str = "image",
+        noise: Tensor | None = None,
+        recorder: Recorder | None = None,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[AnySettings],
+    ) -> Result: ...
+    @overload
+    def interleave(
+        self,
+        inputs: Sequence[str | ImageSource],
+        *,
+        output: str = "image",
+        noise: Tensor | None = None,
+        recorder: Recorder | None = None,
+        progress: OnStep | None = None,
+        on_text: OnText | None = None,
+        return_result: bool = False,
+        **settings: Unpack[AnySettingsLists],
+    ) -> Any: ...
     def interleave(
         self,
         inputs: Sequence[str | ImageSource],
@@ -293,7 +564,7 @@ class Bagel:
         on_preview: Callable[[Image.Image], None] | None = None,
         on_text: OnText | None = None,
         recorder: Recorder | None = None,
-        **settings: Any,
+        **settings: Unpack[AnySettings],
     ) -> Ticket[Result]:
         """`interleave` without waiting: for servers and pages, which have many requests at once.
 

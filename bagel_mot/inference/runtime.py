@@ -47,6 +47,11 @@ class Runtime:
         """The map from latents to previews, fitted when it is first asked for."""
         return Previewer(self.engine.autoencoder, self.defaults.preview_images)
 
+    def forget(self) -> None:
+        """Lets go of what it keeps of the model, which is closed."""
+        self.prefixes.resize(0)
+        self.__dict__.pop("previewer", None)
+
     def system_prompt(self, task: Task) -> TextInput:
         """The input that comes first where the model is to think."""
         prompt = SYSTEM_PROMPT_GENERATE if task.draws else SYSTEM_PROMPT_UNDERSTAND

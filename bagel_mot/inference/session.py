@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 from PIL import Image
 
@@ -20,6 +20,7 @@ from bagel_mot.inference.request import NOBODY, Input, Listener, Request, TextIn
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.session_store import SavedSession, read_session, write_session
+from bagel_mot.inference.setting_types import AnswerSettings, DrawingSettings
 from bagel_mot.inference.steps.read import read
 from bagel_mot.inference.steps.respond import follow
 from bagel_mot.model.cache import Chunk
@@ -102,6 +103,30 @@ class Session:
         self._add(inputs, on_submit)
         self._marks.append(before)
 
+    @overload
+    def generate_image(
+        self,
+        text: str | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        on_preview: Callable[[Image.Image], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[DrawingSettings],
+    ) -> Image.Image: ...
+    @overload
+    def generate_image(
+        self,
+        text: str | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        on_preview: Callable[[Image.Image], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[DrawingSettings],
+    ) -> Result: ...
     def generate_image(
         self,
         text: str | None = None,
@@ -141,6 +166,37 @@ class Session:
         result = self._generate(request, Listener(progress, on_preview, on_text), on_submit)
         return result if return_result else result.image
 
+    @overload
+    def generate_text(
+        self,
+        text: str | None = None,
+        *,
+        stream: Literal[False] = False,
+        on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[AnswerSettings],
+    ) -> str: ...
+    @overload
+    def generate_text(
+        self,
+        text: str | None = None,
+        *,
+        stream: Literal[False] = False,
+        on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[AnswerSettings],
+    ) -> Result: ...
+    @overload
+    def generate_text(
+        self,
+        text: str | None = None,
+        *,
+        stream: Literal[True],
+        on_submit: OnSubmit | None = None,
+        **settings: Unpack[AnswerSettings],
+    ) -> Generator[str, None, None]: ...
     def generate_text(
         self,
         text: str | None = None,
@@ -176,6 +232,37 @@ class Session:
         result = self._generate(request, Listener(on_text=on_text), on_submit)
         return result if return_result else result.text
 
+    @overload
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: Literal[False] = False,
+        on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
+        return_result: Literal[False] = False,
+        **settings: Unpack[AnswerSettings],
+    ) -> str: ...
+    @overload
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: Literal[False] = False,
+        on_text: Callable[[str], None] | None = None,
+        on_submit: OnSubmit | None = None,
+        return_result: Literal[True],
+        **settings: Unpack[AnswerSettings],
+    ) -> Result: ...
+    @overload
+    def ask(
+        self,
+        question: str,
+        *,
+        stream: Literal[True],
+        on_submit: OnSubmit | None = None,
+        **settings: Unpack[AnswerSettings],
+    ) -> Generator[str, None, None]: ...
     def ask(self, question: str, **options: Any) -> Any:
         """`generate_text(question, …)`: the answer to a question."""
         return self.generate_text(question or "", **options)

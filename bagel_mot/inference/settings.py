@@ -286,6 +286,17 @@ TASK_DEFAULTS: dict[Task, dict[str, Any]] = {
 }
 
 
+OTHER_NAMES = {
+    **dict.fromkeys(("width", "height", "resolution", "image_size", "image_shape", "image_shapes"), "size"),
+    **dict.fromkeys(("steps", "num_inference_steps", "sampling_steps"), "num_timesteps"),
+    **dict.fromkeys(("guidance_scale", "cfg", "cfg_scale"), "cfg_text_scale"),
+    "image_guidance_scale": "cfg_image_scale",
+    **dict.fromkeys(("max_tokens", "max_length", "max_completion_tokens"), "max_new_tokens"),
+    "generator": "seed",
+}
+"""Names that other libraries have for some settings; messages name ours."""
+
+
 def task_settings(task: Task) -> list[Setting]:
     """The settings that a task takes, in the order to show them."""
     return [setting for setting in SETTINGS.values() if task in setting.tasks]
@@ -303,9 +314,10 @@ def parse_settings(task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
         if setting is None:
             # No name is close to one that is much longer, and comparing would take long.
             close = difflib.get_close_matches(name[:_SHOWN], SETTINGS, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean {close[0]}?" if close else f"there are {', '.join(s.name for s in task_settings(task))}."
-            )
+            if meant := OTHER_NAMES.get(name) or (close[0] if close else None):
+                hint = f"did you mean {meant}{', such as size=(64, 64)' if meant == 'size' else ''}?"
+            else:
+                hint = f"there are {', '.join(s.name for s in task_settings(task))}."
             raise SettingError(f"there is no setting {_shown(name)}: {hint}")
         if task not in setting.tasks:
             of = " and ".join(repr(one.value) for one in setting.tasks)

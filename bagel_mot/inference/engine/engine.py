@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from bagel_mot.allocator import keep_freed_memory
+from bagel_mot.allocator import keep_freed_memory, return_freed_memory
 from bagel_mot.checkpoint.shapes import weight_count
+from bagel_mot.errors import BagelError
 from bagel_mot.inference.engine.batches import BatchRunner
 from bagel_mot.inference.engine.ops import Steps
 from bagel_mot.inference.engine.runner import EngineStats, Runner
@@ -61,6 +62,7 @@ class Engine:
     Attributes:
         runner: runs batches.
         scheduler: lets requests begin.
+        closed: whether `close` was called.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class Engine:
         self._batches = BatchRunner(self.runner, self.memory)
         self.max_step_tokens, self.max_step_pixels = max_step_tokens, max_step_pixels
         self.max_active_cost = max_active_cost
+        self._stats = self.runner.stats
+        self.closed = False
         self.threads = threads or choose_threads(weight_count(model.config))
         self._lock = threading.RLock()  # held by the thread that steps
         self._stepping = False
@@ -95,10 +99,38 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """Counts since the engine was made."""
-        return self.runner.stats
+        return self._stats
+
+    def close(self) -> None:
+        """Cancels all requests and lets go of the model. Whatever is asked of the engine afterwards is refused.
+
+        Raises:
+            RuntimeError: called by a request, or by one of its callbacks.
+        """
+        with self._lock:
+            if self._stepping:
+                raise RuntimeError(_FROM_WITHIN)
+            if self.closed:
+                return
+            self.closed = True
+            for ticket in self.scheduler.tickets:
+                ticket.cancel()
+            self.scheduler.take_arrivals()
+            self.scheduler.forget_done()
+            device = self.model.device
+            del self.model, self.autoencoder, self.runner, self._batches
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif device.type == "cpu":
+            return_freed_memory()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise BagelError("this model was closed: load it again with Bagel.from_pretrained.")
 
     def new_context(self, reserve: int = 0) -> Context:
         """An empty context; `reserve` tokens are expected in all."""
+        self._check_open()
         return Context(self.model.decoder.cache_spec, reserve)
 
     def check_image(self, size: tuple[int, int] | None) -> None:
@@ -108,6 +140,7 @@ class Engine:
         Raises:
             MemoryShortageError: it does not fit.
         """
+        self._check_open()
         if size is not None and self.active == 0:
             self.memory.check(self.runner.image_bytes(size[0] * size[1], decode=True))
 
@@ -119,6 +152,7 @@ class Engine:
             cost: tokens of cache that it will hold at most, without its prompt.
             prompt: a key of its prompt, and the prompt's tokens: requests with equal keys hold it once.
         """
+        self._check_open()
         ticket = Ticket(steps, cost, prompt, self.run_until, self._close_cancelled)
         self.scheduler.arrivals.append(ticket)
         return ticket
