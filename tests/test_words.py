@@ -60,11 +60,13 @@ def parsed(path: Path) -> ast.Module:
 
 
 def definitions(path: Path) -> Iterator[tuple[str, Definition]]:
-    """Every class and function of a file that is not nested in a function, with its dotted name."""
+    """Every class and function of a file that is not nested in a function, with its dotted name; of overloads the
+    implementation, which has the docstring.
+    """
 
     def walk(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, Definition]]:
         for node in body:
-            if isinstance(node, Definition):
+            if isinstance(node, Definition) and "overload" not in map(ast.unparse, node.decorator_list):
                 yield f"{prefix}{node.name}", node
             if isinstance(node, ast.ClassDef):
                 yield from walk(node.body, f"{prefix}{node.name}.")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-_Interval = Sequence[float]  # two numbers
-_Size = Sequence[int] | str  # (width, height), or a text such as "64x48"
+_LowHigh = Sequence[float]  # two numbers
+_WidthHeight = Sequence[int] | str  # (width, height), or a text such as "64x48"
 _Renorm = Literal["global", "channel", "text_channel"]
 
 
@@ -37,14 +37,14 @@ class DrawingSettings(WritingSettings, total=False):
 
     cfg_text_scale: float
     cfg_image_scale: float
-    cfg_interval: _Interval
+    cfg_interval: _LowHigh
     cfg_renorm_type: _Renorm
     cfg_renorm_min: float
     num_timesteps: int
     timestep_shift: float
     eta: float
     enable_taylorseer: bool
-    size: _Size | None
+    size: _WidthHeight | None
     max_think_tokens: int
 
 
@@ -76,14 +76,14 @@ class DrawingSettingsLists(WritingSettingsLists, total=False):
 
     cfg_text_scale: float | list[float]
     cfg_image_scale: float | list[float]
-    cfg_interval: _Interval | list[_Interval] | list[tuple[float, float]]
+    cfg_interval: _LowHigh | list[_LowHigh] | list[tuple[float, float]]
     cfg_renorm_type: _Renorm | list[_Renorm]
     cfg_renorm_min: float | list[float]
     num_timesteps: int | list[int]
     timestep_shift: float | list[float]
     eta: float | list[float]
     enable_taylorseer: bool | list[bool]
-    size: _Size | list[_Size | None] | list[tuple[int, int]] | None
+    size: _WidthHeight | list[_WidthHeight | None] | list[tuple[int, int]] | None
     max_think_tokens: int | list[int]
 
 
