@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from bagel_mot.app.state import TabStates
+from bagel_mot.app.texts.errors import translate
 from bagel_mot.app.texts.language import Labels, Language, say, text
 from bagel_mot.errors import (
     BagelError,
@@ -63,22 +64,36 @@ class PageContext:
     language: gr.Radio
 
 
+class PageError(BagelError):
+    """An error in a text of the page itself, in the reader's language."""
+
+    def __init__(self, language: Language, key: str, **values: Any) -> None:
+        super().__init__(text(language, key, **values))
+
+
 @contextmanager
 def shown_errors(language: Language) -> Iterator[None]:
     """Shows an error as one sentence in the page; one that was not foreseen tells nothing of the server."""
     try:
         yield
     except BagelError as error:
-        key = next(key for kind, key in _ERROR_TEXTS if isinstance(error, kind))
-        warn(text(language, key, sentence=error))
+        warn(sentence_of(error, language), language)
     except Exception as error:
         log_failure(error, "an event of the page", log_prompts=False)
-        warn(text(language, "failed"))
+        warn(text(language, "failed"), language)
 
 
-def warn(sentence: str) -> None:
+def sentence_of(error: BagelError, language: Language) -> str:
+    """What is wrong, in the reader's language; of a sentence that is not translated, what kind it is."""
+    if language != "en" and (translated := translate(str(error), language)) is not None:
+        return translated
+    key = next(key for kind, key in _ERROR_TEXTS if isinstance(error, kind))
+    return text(language, key, sentence=error)
+
+
+def warn(sentence: str, language: Language) -> None:
     """Shows one sentence for a while."""
-    gr.Warning(html.escape(sentence, quote=False), duration=12)
+    gr.Warning(html.escape(sentence, quote=False), duration=12, title=text(language, "notice"))
 
 
 def small_button(page: PageContext, part: str, key: str, **properties: Any) -> Any:
@@ -87,30 +102,51 @@ def small_button(page: PageContext, part: str, key: str, **properties: Any) -> A
     return page.labels.make(gr.Button, **own, **properties)
 
 
-def settings_accordion(page: PageContext, part: str) -> Any:
-    """A place for all further settings, folded away."""
-    return page.labels.make(gr.Accordion, label=say("settings"), open=False, elem_id=f"{part}-settings")
+def settings_group(page: PageContext, part: str, key: str) -> Any:
+    """A group of settings, folded away under its title."""
+    return page.labels.make(
+        gr.Accordion,
+        label=say(key),
+        open=False,
+        elem_id=f"{part}-{key.replace('_', '-')}",
+        elem_classes="bagel-group",
+    )
 
 
 def text_field(page: PageContext, part: str, key: str, **properties: Any) -> Any:
     """A text field whose label, placeholder and element id follow from one key."""
-    own = {"label": say(key), "placeholder": say(f"{key}_hint"), "lines": 2, "elem_id": f"{part}-{key}"}
-    return page.labels.make(gr.Textbox, **own, **properties)
+    # With one line, Enter submits and Shift+Enter breaks the line; the style sheet makes the field higher.
+    own = {"label": say(key), "placeholder": say(f"{key}_hint"), "lines": 1, "max_lines": 10}
+    return page.labels.make(gr.Textbox, **own, elem_id=f"{part}-{key}", elem_classes="bagel-prompt", **properties)
 
 
 @contextmanager
-def three_columns() -> Iterator[tuple[gr.Column, gr.Column, gr.Column]]:
-    """Inputs, results and settings: beside each other, or in this order on a phone."""
+def two_columns() -> Iterator[tuple[gr.Column, gr.Column]]:
+    """Inputs and settings on the left, results on the right; one below the other on a phone."""
     with gr.Row(elem_classes="bagel-columns"):
         inputs = gr.Column(elem_classes="bagel-inputs", min_width=280)
         results = gr.Column(elem_classes="bagel-results", min_width=280)
-        settings = gr.Column(elem_classes="bagel-settings", min_width=280)
-        yield inputs, results, settings
+        yield inputs, results
 
 
 def hidden_while_empty(elem_id: str) -> gr.HTML:
     """A place for HTML that is there now and then; it takes no room while it is empty."""
     return gr.HTML("", elem_id=elem_id, elem_classes="bagel-optional")
+
+
+def confirmed(page: PageContext, part: str, key: str, button: Any) -> Any:
+    """A question that a button brings up before something is lost.
+
+    Returns: the button that says yes; whoever uses it decides what happens then.
+    """
+    own = f"{part}-{key.replace('_', '-')}"
+    with gr.Row(visible=False, elem_classes="bagel-small bagel-sure", elem_id=f"{own}-sure") as row:
+        page.labels.make(gr.HTML, value=say(f"{key}_sure"))
+        yes = page.labels.make(gr.Button, value=say(f"{key}_yes"), variant="stop", size="sm", elem_id=f"{own}-yes")
+        no = page.labels.make(gr.Button, value=say("keep_it"), size="sm", elem_id=f"{own}-no")
+    button.click(lambda: gr.update(visible=True), None, row, **INSTANT_EVENT)
+    gr.on([yes.click, no.click], lambda: gr.update(visible=False), None, row, **INSTANT_EVENT)
+    return yes
 
 
 class RunButtons:
@@ -141,8 +177,33 @@ def example_texts(
     page: PageContext, part: str, texts: list[str], target: Any, value: Callable[[str], Any] = str
 ) -> None:
     """A row of texts; a click puts one into a field, as `value` makes it."""
-    samples = [[one] for one in texts]
-    dataset = page.labels.make(
-        gr.Dataset, label=say("examples"), components=["textbox"], samples=samples, elem_id=f"{part}-examples"
-    )
+    dataset = _examples(page, part, texts)
     dataset.click(lambda sample: value(sample[0]), dataset, target, **INSTANT_EVENT)
+
+
+def example_pairs(page: PageContext, part: str, texts: list[str], target: Any, images: Any, example: str) -> None:
+    """A row of texts that are about an image; a click puts both into their fields. Images that are there stay."""
+
+    def put(sample: list[str], given: Any) -> list[Any]:
+        return [sample[0], gr.skip() if given else [example]]
+
+    dataset = _examples(page, part, texts)
+    dataset.click(put, [dataset, images], [target, images], **INSTANT_EVENT)
+
+
+def _examples(page: PageContext, part: str, texts: list[str]) -> Any:
+    own = {"components": ["textbox"], "samples": [[one] for one in texts], "elem_id": f"{part}-examples"}
+    return page.labels.make(gr.Dataset, label=say("examples"), elem_classes="bagel-examples", **own)
+
+
+def hint_line(page: PageContext, part: str, prompt: Any) -> None:
+    """A line below a prompt that says when the checkpoint does not know what is asked for."""
+    hint = hidden_while_empty(f"{part}-hint")
+
+    def look(language: Language, written: str) -> str:
+        found = getattr(page.service.bagel, "hint", lambda _: "")(written or "")
+        return f'<div class="bagel-hint">{html.escape(text(language, "hint", sentence=found))}</div>' if found else ""
+
+    inputs = [page.language, prompt]
+    prompt.change(look, inputs, hint, trigger_mode="always_last", **INSTANT_EVENT)
+    page.language.change(look, inputs, hint, **INSTANT_EVENT)

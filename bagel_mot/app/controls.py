@@ -1,4 +1,4 @@
-"""One control for each setting, made from the settings' own metadata, and presets of several settings at once."""
+"""One control for each setting, made from the settings' own metadata, in groups that fit the task."""
 
 from __future__ import annotations
 
@@ -10,77 +10,33 @@ from typing import Any
 
 import gradio as gr
 
-from bagel_mot.app.context import INSTANT_EVENT, PageContext, small_button
+from bagel_mot.app.context import INSTANT_EVENT, PageContext, settings_group, small_button
+from bagel_mot.app.presets import PRESETS, default_size, shown, sizes
 from bagel_mot.app.texts.language import LANGUAGES, Language, Spoken, say, text
 from bagel_mot.app.texts.settings import SETTING_TEXTS
-from bagel_mot.inference.api import Bagel
-from bagel_mot.inference.defaults import official_defaults
 from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings, resolve, task_settings
 from bagel_mot.task import Task
 
-Size = tuple[int, int]
-Preset = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""A function from the defaults to the settings that are changed."""
-RATIOS = ((1, 1), (4, 3), (3, 4), (16, 9), (9, 16))
-"""Proportions of the sizes to choose from."""
 TOKEN_LIMITS = ("max_think_tokens", "max_new_tokens")
+GROUPS: dict[str, tuple[str, ...]] = {
+    "group_thinking": ("think", "max_think_tokens"),
+    "group_writing": (
+        "max_new_tokens",
+        "stop",
+        "repetition_penalty",
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+    ),
+    "group_steps": ("num_timesteps", "timestep_shift", "eta", "enable_taylorseer"),
+    "group_guidance": ("cfg_text_scale", "cfg_image_scale", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
+    "group_seed": ("seed",),
+}
+"""The groups in which settings are folded away, by the key of their title."""
+_SAMPLING = ("temperature", "top_k", "top_p")
 _MAX_SLIDER_RANGE = 1000
 _AUTOMATIC = "auto"
-
-
-# ------------------------------------------------------------------------------------------------- sizes and presets
-
-
-def default_size(bagel: Bagel) -> Size:
-    """The size of an image that follows no other."""
-    own, task = bagel.defaults, Task.GENERATE
-    size: Size = own.of(task).get("size") or official_defaults(bagel.config).of(task)["size"]
-    return size
-
-
-def sizes(bagel: Bagel) -> dict[str, Size]:
-    """Sizes by proportion ("4:3"), all of them multiples of the latent stride and within the position table.
-
-    The long side is that of the checkpoint's own size. Of two proportions with the same size, the first one is kept.
-    """
-    stride, long = bagel.config.latent_stride, max(default_size(bagel))
-    found: dict[str, Size] = {}
-    for width, height in RATIOS:
-        short = max(round(long * min(width, height) / max(width, height) / stride), 1) * stride
-        size = (long, short) if width >= height else (short, long)
-        if size not in found.values():
-            found[f"{width}:{height}"] = size
-    return found
-
-
-def _steps(factor: float) -> Preset:
-    return lambda own: {"num_timesteps": max(round(own["num_timesteps"] * factor), 2)}
-
-
-def _guidance(text: float, image: float) -> Preset:
-    """Guidance times these factors; guidance that is off (1 or less) stays off."""
-
-    def times(scale: float, factor: float) -> float:
-        return scale if scale <= 1 else round(max(scale * factor, 1.0), 2)
-
-    return lambda own: {
-        "cfg_text_scale": times(own["cfg_text_scale"], text),
-        "cfg_image_scale": times(own["cfg_image_scale"], image),
-    }
-
-
-PRESETS: dict[Task, dict[str, Preset]] = {
-    Task.GENERATE: {"fast": _steps(0.5), "balanced": _steps(1), "fine": _steps(2)},
-    Task.EDIT: {"gentle": _guidance(0.75, 1.5), "balanced": _guidance(1, 1), "strong": _guidance(1.5, 0.75)},
-    Task.ASK: {
-        "exact": lambda own: {name: own[name] for name in ("do_sample", "temperature", "top_p")},
-        "varied": lambda own: {"do_sample": True, "temperature": 0.7, "top_p": 0.95},
-    },
-}
-"""Presets by task and name; all presets of a task change the same settings."""
-
-
-# ----------------------------------------------------------------------------------------------------------- controls
 
 
 @dataclass(frozen=True)
@@ -114,6 +70,8 @@ class Controls:
         self._page, self._part, self._make, self._limits = page, part, page.labels.make, page.service.limits
         bagel = page.service.bagel
         self.names = [s.name for s in SETTINGS.values() if any(s in task_settings(task) for task in tasks)]
+        if tasks == (Task.GENERATE,):
+            self.names.remove("cfg_image_scale")  # there is no image to be guided by
         self.defaults: dict[str, Any] = {}
         for task in reversed(tasks):
             self.defaults |= resolve(task, {}, bagel.defaults.of(task)).as_dict(task)
@@ -123,6 +81,7 @@ class Controls:
         if "size" in self.defaults:
             self.defaults["size"] = None  # the checkpoint's own, or that of the last image
         self.controls: dict[str, Control] = {}
+        self._seed_buttons: list[Any] = []
 
     @property
     def components(self) -> list[Any]:
@@ -137,8 +96,9 @@ class Controls:
     def build_seed_buttons(self) -> None:
         """Builds buttons that set the seed: a new number, the last one, none."""
         (seed,) = self.controls["seed"].components
-        with gr.Row(elem_classes="bagel-small"):
+        with gr.Row(elem_classes="bagel-small", visible=self._has_effect("seed")) as row:
             dice, again, none = (self._button(key) for key in ("dice", "last_seed", "no_seed"))
+        self._seed_buttons = [row]
 
         def reuse(request: gr.Request) -> Any:
             found = self._page.tabs.of(request).seeds.get(self._part)
@@ -149,19 +109,84 @@ class Controls:
         none.click(lambda: "", None, seed, **INSTANT_EVENT)
 
     def build_presets(self) -> None:
-        """Builds buttons for the presets of the first task, and one that resets everything."""
-        with gr.Row(elem_classes="bagel-small"):
-            presets = [(self._button(name), preset) for name, preset in PRESETS[self.task].items()]
-            self._presets, self._reset = presets, self._button("reset")
+        """Builds the choice of a preset of the first task, and a button that resets everything."""
+        with gr.Row(elem_classes="bagel-small bagel-presets"):
+            own = {"elem_id": f"{self._part}-preset", "elem_classes": "bagel-segments", "container": False}
+            self._preset = self._make(
+                gr.Radio,
+                choices=Spoken(lambda language: [(text(language, name), name) for name in PRESETS[self.task]]),
+                value=next(name for name in PRESETS[self.task] if self._preset_settings(name) == self._own(name)),
+                show_label=False,
+                label=say("presets"),
+                **own,
+            )
+            self._reset = self._button("reset")
+
+    def build_groups(self) -> None:
+        """Builds all controls that are not there yet, in groups that are folded away."""
+        for key, names in GROUPS.items():
+            left = [name for name in names if name in self.names and name not in self.controls]
+            # What decides about the text before an image belongs to the thinking.
+            if key == "group_thinking" and Task.ASK not in self._tasks:
+                left += [name for name in GROUPS["group_writing"] if name in self.names and name not in self.controls]
+            if left:
+                with settings_group(self._page, self._part, key):
+                    self.build(*left)
+                    if "seed" in left:
+                        self.build_seed_buttons()
+
+    def switches(self, name: str) -> tuple[str, ...]:
+        """The settings of type bool that must all be on for a setting to have any effect."""
+        draws_only, sampled = Task.ASK not in self._tasks, name in _SAMPLING
+        in_thinking = name == "max_think_tokens" or (draws_only and name in GROUPS["group_writing"])
+        sampled = sampled or (name == "seed" and self._tasks == (Task.ASK,))
+        return ("think",) * in_thinking + ("do_sample",) * sampled
 
     def connect(self) -> None:
-        """Makes the preset buttons work, once all controls are there."""
-        for button, preset in self._presets:
-            settings = self.within_limits(preset(self.defaults))
-            outputs = [component for name in settings for component in self.controls[name].components]
-            values = [value for name, setting in settings.items() for value in self.controls[name].show(setting)]
-            button.click(partial(_outputs, values), None, outputs, **INSTANT_EVENT)
+        """Makes the presets work, and shows settings only where they have an effect, once all controls are there."""
+        presets = {name: self._preset_settings(name) for name in PRESETS[self.task]}
+        names = list(next(iter(presets.values())))
+        parts = [component for name in names for component in self.controls[name].components]
+
+        def put(preset: str) -> Any:
+            return _outputs([v for name in names for v in self.controls[name].show(presets[preset][name])])
+
+        def which(*values: Any) -> str | None:
+            left, found = list(values), {}
+            for name in names:
+                control = self.controls[name]
+                own, left = left[: len(control.components)], left[len(control.components) :]
+                found[name] = control.read(*own)
+            return next((name for name, settings in presets.items() if settings == found), None)
+
+        self._preset.input(put, self._preset, parts, **INSTANT_EVENT)
+        gr.on([part.change for part in parts], which, parts, self._preset, **INSTANT_EVENT)
         self._reset.click(lambda: self.updates({}), None, self.components, **INSTANT_EVENT)
+        dependent = {name: self.switches(name) for name in self.controls if self.switches(name)}
+        switches = list(dict.fromkeys(switch for found in dependent.values() for switch in found))
+        shown_parts = [part for name in dependent for part in (*self.controls[name].components, *self._extras(name))]
+
+        def visible(*values: bool) -> Any:
+            on = dict(zip(switches, values, strict=True))
+            updates = []
+            for name, needed in dependent.items():
+                update = gr.update(visible=all(on[one] for one in needed))
+                updates += [update] * len([*self.controls[name].components, *self._extras(name)])
+            return _outputs(updates)
+
+        triggers = [part for switch in switches for part in self.controls[switch].components]
+        gr.on([one.change for one in triggers], visible, triggers, shown_parts, **INSTANT_EVENT)
+
+    def _extras(self, name: str) -> list[Any]:
+        """What is shown and hidden together with a control."""
+        return self._seed_buttons if name == "seed" else []
+
+    def _own(self, preset: str) -> dict[str, Any]:
+        """The defaults of the settings that a preset changes."""
+        return {name: self.defaults[name] for name in self._preset_settings(preset)}
+
+    def _preset_settings(self, preset: str) -> dict[str, Any]:
+        return self.within_limits(PRESETS[self.task][preset](self.defaults))
 
     def within_limits(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings with no more steps than the service gives to one request."""
@@ -234,7 +259,13 @@ class Controls:
             "label": Spoken(lambda language: label_of(setting, language)),
             "info": Spoken(lambda language: info_of(setting, language, self._range(setting))),
             "elem_id": f"{self._part}-{setting.name.replace('_', '-')}",
+            "elem_classes": "bagel-setting",
+            "visible": self._has_effect(setting.name),
         }
+
+    def _has_effect(self, name: str) -> bool:
+        """Whether a setting has an effect while all others are at their defaults."""
+        return all(self.defaults[switch] for switch in self.switches(name))
 
     def _bounds(self, setting: Setting) -> tuple[float | None, float | None]:
         """The bounds of a number: those of the setting, or narrower ones of the service."""
@@ -307,11 +338,6 @@ class Controls:
             return None if not typed else int(typed) if typed.isdecimal() and len(typed) < 30 else typed
 
         return Control((component,), read, lambda value: ("" if value is None else str(value),))
-
-
-def shown(size: Size) -> str:
-    """A size as people write it."""
-    return f"{size[0]}×{size[1]}"
 
 
 def label_of(setting: Setting, language: Language) -> str:

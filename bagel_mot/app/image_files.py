@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from PIL import Image
 
 from bagel_mot.errors import ImageError, SettingError
 from bagel_mot.images import open_image, png
-from bagel_mot.inference.batch import naming
 from bagel_mot.inference.result import save_image
 from bagel_mot.inference.settings import SETTINGS, parse_settings
 from bagel_mot.serving.service import Service
@@ -51,10 +52,20 @@ def open_uploads(paths: Sequence[str], service: Service) -> list[Image.Image]:
     """
     service.check_images(len(paths))  # before any is decoded
     images = []
-    for index, path in enumerate(paths):
-        with naming("picture", index, len(paths)):
+    for path in paths:
+        with named(Path(path).name):
             images.append(service.reduced(_read(path)))
     return images
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Lets errors about an image name its file."""
+    try:
+        yield
+    except ImageError as error:
+        words = re.sub(r"^(?:the picture of \d+ bytes|the uploaded picture|the picture) ", "", str(error))
+        raise ImageError(f"{name} {words}" if words != str(error) else f"{name}: {error}") from error
 
 
 def paths_of(gallery: GalleryValue) -> list[str]:
@@ -67,6 +78,18 @@ def keep(image: Image.Image, name: str) -> str:
     path = Path(get_upload_folder()) / secrets.token_hex(16) / f"{name}.png"
     save_image(image, path)
     return str(path)
+
+
+def open_kept(path: str, max_pixels: int) -> Image.Image:
+    """An image that `keep` wrote, with what it says of how it was made.
+
+    Raises:
+        ImageError: it is gone, or was never the page's.
+    """
+    data = _read(path)
+    image = open_image(data, max_pixels)
+    image.info = dict(_texts(data))
+    return image
 
 
 def example_image(side: int) -> str:
@@ -87,13 +110,22 @@ def read_metadata(path: str, task: Task, max_pixels: int) -> tuple[str, dict[str
     found = _texts(data)
     if "prompt" not in found or "settings" not in found:
         raise ImageError("the picture does not say how it was made: give a PNG file as it was downloaded from here.")
+    return found["prompt"], known_settings(found["settings"], found.get("seed"), task)
+
+
+def known_settings(settings: str, seed: str | None, task: Task) -> dict[str, Any]:
+    """Settings that were stored as JSON, and the seed; those that this version or the task does not have are left out.
+
+    Raises:
+        SettingError: a value does not fit its setting.
+    """
     try:
-        settings = {**json.loads(found["settings"])}
-        seed = int(found["seed"]) if "seed" in found else None
+        stored = {**json.loads(settings)}
+        number = None if seed is None else int(seed)
     except (ValueError, TypeError) as error:
         raise SettingError("the settings that the picture names are damaged: take another one.") from error
-    known = {name: value for name, value in settings.items() if name in SETTINGS and task in SETTINGS[name].tasks}
-    return found["prompt"], parse_settings(task, {**known, "seed": seed})
+    known = {name: value for name, value in stored.items() if name in SETTINGS and task in SETTINGS[name].tasks}
+    return parse_settings(task, {**known, "seed": number})
 
 
 def _texts(data: bytes) -> dict[str, str]:

@@ -10,18 +10,21 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
+from bagel_mot.app.api import add_endpoints
 from bagel_mot.app.context import INSTANT_EVENT, PageContext
-from bagel_mot.app.controls import default_size
-from bagel_mot.app.image_files import GalleryValue, example_image
+from bagel_mot.app.image_files import example_image
+from bagel_mot.app.presets import default_size
+from bagel_mot.app.remembered import remember_language
 from bagel_mot.app.state import TabStates
-from bagel_mot.app.style import page_options
+from bagel_mot.app.style import FAVICON_LINK, page_options
 from bagel_mot.app.tabs.ask import AskTab
 from bagel_mot.app.tabs.chat import ChatTab
 from bagel_mot.app.tabs.image import ImageTab, chosen_path
-from bagel_mot.app.texts.language import LANGUAGES, Labels, Language, say
+from bagel_mot.app.texts.language import LANGUAGES, Labels, Language, say, text
 from bagel_mot.serving.service import Service
 from bagel_mot.task import Task
 
+DOCS = "https://github.com/bagel-mot/bagel-mot/tree/main/docs"
 PROMPTS = [
     "a red car",
     "three blue stars at night",
@@ -45,9 +48,9 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
     service.count_sessions(lambda: states.tokens)
     service.bagel.runtime.previewer  # noqa: B018 - fitted now, not while the first image waits for it
     example = example_image(max(default_size(service.bagel)))
-    with gr.Blocks(title="BAGEL", analytics_enabled=False, delete_cache=_FILES) as page:
+    with gr.Blocks(title="BAGEL", analytics_enabled=False, delete_cache=_FILES, fill_width=True) as page:
         with gr.Row(elem_classes="bagel-head"):
-            labels.make(gr.HTML, value=say("head", name=html.escape(f" · {name}" if name else "")))
+            labels.make(gr.HTML, value=say("head", name=html.escape(f" · {name}" if name else ""), docs=DOCS))
             selector = gr.Radio(
                 [(title, key) for key, title in LANGUAGES.items()],
                 value=language,
@@ -80,12 +83,16 @@ def create_page(service: Service, *, language: Language = "en", name: str = "") 
             with labels.make(gr.Tab, label=say("ask"), id="ask"):
                 ask = AskTab(context, example)
             with labels.make(gr.Tab, label=say("chat"), id="chat"):
-                ChatTab(context)
+                chat = ChatTab(context)
+        assert edit.images is not None
         for source in (create, edit):
             for key, button in source.actions.items():
-                name, target = ("ask", ask.images) if key == "to_ask" else ("edit", edit.images)
-                _carry(context, button, source, target, tabs, name)
-        selector.change(labels.switch, selector, labels.components, **INSTANT_EVENT)
+                name, field = ("ask", ask.images) if key == "to_ask" else ("edit", edit.images)
+                _carry(context, button, source, field.gallery, tabs, name)
+        remember_language(page, labels, selector)
+        for tab in (create, edit, ask, chat):
+            tab.connect(page)
+        add_endpoints(context)
         page.unload(states.close)
     # The service has a queue of its own, which says when it is full; Gradio's must not hide that.
     page.queue(default_concurrency_limit=None, api_open=False)
@@ -99,7 +106,7 @@ def _fetch_nothing(page: gr.Blocks) -> None:
     def guarded(move: Callable[[Any], Awaitable[str | None]]) -> Callable[[Any], Awaitable[str | None]]:
         async def checked(path: Any) -> str | None:
             if re.match(r"\w+://", str(path)):
-                raise gr.Error("addresses are not fetched here: upload the file.")
+                raise gr.Error(" ".join(text(language, "no_address") for language in LANGUAGES))
             return await move(path)
 
         return checked
@@ -112,12 +119,12 @@ def _fetch_nothing(page: gr.Blocks) -> None:
 def _carry(page: PageContext, button: Any, source: ImageTab, target: Any, tabs: gr.Tabs, name: str) -> None:
     """Makes a button take the chosen image to a field of another tab."""
 
-    def carry(language: Language, gallery: GalleryValue, chosen: int) -> list[Any]:
-        path = chosen_path(gallery, chosen, language)
+    def carry(language: Language, files: list[str], chosen: int) -> list[Any]:
+        path = chosen_path(files, chosen, language)
         return [gr.skip(), gr.skip()] if path is None else [[path], gr.Tabs(selected=name)]
 
     results = source.results
-    button.click(carry, [page.language, results.gallery, results.chosen], [target, tabs], **INSTANT_EVENT)
+    button.click(carry, [page.language, results.files, results.chosen], [target, tabs], **INSTANT_EVENT)
 
 
 def mount(
@@ -141,4 +148,4 @@ def mount(
     """
     page = create_page(service, language=language, name=name)
     page.has_launched = True  # else Gradio takes any path that a client writes into an event, and serves the file
-    return gr.mount_gradio_app(app, page, path, auth=auth, **page_options())
+    return gr.mount_gradio_app(app, page, path, auth=auth, head=FAVICON_LINK, **page_options())

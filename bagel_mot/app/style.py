@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -12,6 +13,8 @@ from bagel_mot.app.image_files import MAX_UPLOAD
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif"]
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
+FAVICON = str(Path(__file__).with_name("favicon.svg"))
+FAVICON_LINK = f'<link rel="icon" href="data:image/svg+xml,{quote(Path(FAVICON).read_text(encoding="utf-8"))}">'
 CSS = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
 
 

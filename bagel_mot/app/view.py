@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from bagel_mot.app.chats import ClosedSession, file_of
+from bagel_mot.app.generation import Generation
 from bagel_mot.app.image_files import keep
-from bagel_mot.app.state import Generation
 from bagel_mot.app.texts.language import Language, text
 from bagel_mot.inference.history import Turn
 from bagel_mot.inference.result import Result
@@ -37,9 +38,13 @@ def progress_html(generation: Generation, language: Language) -> str:
 
 def stopped_html(generation: Generation, language: Language) -> str:
     """The step at which a generation was stopped, and its last previews."""
+    return f'<div class="bagel-progress">{stopped_note(generation, language)}{_previews(generation)}</div>'
+
+
+def stopped_note(generation: Generation, language: Language) -> str:
+    """The step at which a generation was stopped."""
     done, total = generation.steps
-    words = text(language, "stopped_at", done=done, total=total) if total else text(language, "stopped")
-    return f'<div class="bagel-progress">{_note(words)}{_previews(generation)}</div>'
+    return _note(text(language, "stopped_at", done=done, total=total) if total else text(language, "stopped"))
 
 
 def facts_html(results: Sequence[Result], language: Language) -> str:
@@ -49,12 +54,19 @@ def facts_html(results: Sequence[Result], language: Language) -> str:
     first = results[0]
     seeds = ", ".join(str(result.seed) for result in results)
     words = [text(language, "seed_is", seed=seeds) if len(results) == 1 else text(language, "seeds_are", seeds=seeds)]
+    if first.image is None and not first.settings["do_sample"]:
+        words = []  # nothing of a greedy answer is random
     if first.image is not None:
         words.append(f"{first.image.width}×{first.image.height}")
         words.append(text(language, "steps_were", steps=first.settings["num_timesteps"] - 1))
     words.append(text(language, "seconds_were", seconds=f"{max(result.seconds for result in results):.1f}"))
     notes = _note(" · ".join(words)) + ("" if first.complete else _note(text(language, "broke_off")))
     return notes + (thinking_html(first.thinking, language) if first.thinking else "")
+
+
+def entry_html(prompt: str, seed: str, size: str, language: Language) -> str:
+    """Prompt, seed and size of an image of the history."""
+    return _note(" · ".join([prompt, text(language, "seed_is", seed=seed), size]))
 
 
 def thinking_html(thinking: str, language: Language, open: bool = False) -> str:
@@ -133,16 +145,15 @@ def _certain(written: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- chat
 
 
-def chat_messages(session: Session | None, files: MutableMapping[Turn, str], language: Language) -> list[ChatMessage]:
+def chat_messages(
+    session: Session | ClosedSession | None, files: MutableMapping[Turn, str], language: Language
+) -> list[ChatMessage]:
     """The messages of a conversation, None being an empty one; `files` keeps the file of each image."""
     found: list[ChatMessage] = []
     for turn in () if session is None else session.history:
         content = turn.content
         if isinstance(content, Image.Image):
-            if turn not in files:
-                seed = content.info.get("seed")
-                files[turn] = keep(content, f"bagel-{seed}" if turn.kind == "drawing" and seed else "picture")
-            found.append(_image("user" if turn.kind == "image" else "assistant", files[turn]))
+            found.append(_image("user" if turn.kind == "image" else "assistant", file_of(turn, files)))
         elif turn.kind == "text":
             found.append(_text("user", content))
         elif turn.kind == "thought":
@@ -159,6 +170,11 @@ def chat_messages(session: Session | None, files: MutableMapping[Turn, str], lan
 def input_messages(inputs: Sequence[Image.Image | str]) -> list[ChatMessage]:
     """The messages of inputs that are not part of the conversation yet."""
     return [_text("user", one) if isinstance(one, str) else _image("user", keep(one, "picture")) for one in inputs]
+
+
+def progress_message(generation: Generation, language: Language) -> ChatMessage:
+    """Progress and images as they form, at the place of the conversation where the finished ones will be."""
+    return _text("assistant", progress_html(generation, language))
 
 
 def partial_answer(written: str, think: bool, language: Language) -> list[ChatMessage]:

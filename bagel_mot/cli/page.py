@@ -38,6 +38,7 @@ def app(
             metavar="USER:PASSWORD",
         ),
     ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Also open the page in this machine's browser.")] = False,
     checkpoint: CheckpointOption = "mini",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -53,7 +54,7 @@ def app(
     """
     users = [user_of(one) for one in auth or ()]
     from bagel_mot.app.page import create_page  # says in one sentence what is missing, where something is
-    from bagel_mot.app.style import page_options
+    from bagel_mot.app.style import FAVICON, page_options
     from bagel_mot.serving.edge.run import is_loopback, listen
     from bagel_mot.serving.service import Service
 
@@ -71,6 +72,8 @@ def app(
             prevent_thread_lock=True,
             quiet=True,
             inline=False,
+            inbrowser=open_browser,
+            favicon_path=FAVICON,
             **page_options(),
         )
         if not users and (share or not is_loopback(host)):

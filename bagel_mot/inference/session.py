@@ -310,7 +310,21 @@ class Session:
             ImageError: an image of it is missing or damaged.
             SizeError, ContextLengthError: it was saved with another model, and does not fit this one.
         """
-        saved = read_session(folder)
+        return cls.restore(bagel, read_session(folder))
+
+    @classmethod
+    def restore(cls, bagel: LoadedModel, saved: SavedSession, *, on_submit: OnSubmit | None = None) -> Session:
+        """A session with these texts and images, whose cache is computed in one go.
+
+        Args:
+            bagel: the model.
+            saved: the texts and images.
+            on_submit: see `generate_image`.
+
+        Raises:
+            SizeError, ContextLengthError: it does not fit the model.
+            CancelledError: it was cancelled.
+        """
         session = cls(bagel, understanding=saved.understanding)
         session.think, session._marks = saved.think, list(saved.marks)
         preparer = Preparer(session.runtime, keep_originals=True)
@@ -321,7 +335,7 @@ class Session:
             for kind, content in saved.items
         ]
         if inputs:
-            session._add(tuple(inputs))
+            session._add(tuple(inputs), on_submit)
         return session
 
     # ----------------------------------------------------------------------------------------------- how it runs

@@ -39,6 +39,12 @@ def test_chat_draws_answers_branches_and_goes_back(open_page: Open, shot: Shot) 
     page.wait_for_function("document.querySelector('#chat-log').innerText.includes('What colour')")
     assert page.inner_text("#chat-log .message-wrap") == before
     page.click("#chat-close")
+    page.wait_for_selector("#chat-close-sure >> text=cannot be opened again")
+    page.click("#chat-close-no")
+    page.wait_for_selector("#chat-close-sure", state="detached")
+    assert page.inner_text("#chat-log .message-wrap") == before, "nothing is lost by a slip"
+    page.click("#chat-close")
+    page.click("#chat-close-yes")
     page.wait_for_function("document.querySelectorAll('#chat-log .bot img').length == 2")
 
 

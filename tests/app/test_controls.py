@@ -13,7 +13,8 @@ import pytest
 
 import bagel_mot.app
 from bagel_mot.app.context import PageContext
-from bagel_mot.app.controls import PRESETS, Controls, info_of, sizes
+from bagel_mot.app.controls import GROUPS, Controls, info_of
+from bagel_mot.app.presets import PRESETS, sizes
 from bagel_mot.app.texts.language import LANGUAGES, TEXTS, Labels, say
 from bagel_mot.app.texts.settings import SETTING_TEXTS
 from bagel_mot.errors import SettingError
@@ -38,9 +39,14 @@ def values(controls: Controls, **settings: Any) -> list[Any]:
 @pytest.mark.parametrize("task", TASKS)
 def test_there_is_a_control_for_every_setting_and_untouched_they_send_nothing(context: PageContext, task: Task) -> None:
     controls = built(context, task)
-    assert list(controls.controls) == [setting.name for setting in task_settings(task)]
+    assert list(controls.controls) == [setting.name for setting in task_settings(task) if useful(setting.name, task)]
     assert controls.settings([component.value for component in controls.components]) == {}
     assert controls.settings(values(controls)) == {}
+
+
+def useful(name: str, task: Task) -> bool:
+    """Whether a setting does anything for a task: there is no image to be guided by where none is given."""
+    return (name, task) != ("cfg_image_scale", Task.GENERATE)
 
 
 CHANGED: dict[str, Any] = {
@@ -70,7 +76,7 @@ CHANGED: dict[str, Any] = {
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_shown_is_what_is_sent(context: PageContext, task: Task) -> None:
     assert set(CHANGED) == set(SETTINGS)
-    wanted = {name: value for name, value in CHANGED.items() if task in SETTINGS[name].tasks}
+    wanted = {name: value for name, value in CHANGED.items() if task in SETTINGS[name].tasks and useful(name, task)}
     controls = built(context, task)
     shown = values(controls, **wanted)
     assert len(shown) == len(controls.components)
@@ -153,7 +159,7 @@ def test_every_text_is_there_in_both_languages_and_is_used() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in Path(bagel_mot.app.__file__).parent.rglob("*.py"))
     for key, texts in TEXTS.items():
         assert set(texts) == set(LANGUAGES), key
-        said = key.removesuffix("_hint")  # a field's placeholder follows from the key of its label
+        said = re.sub("_(hint|empty|sure|yes)$", "", key)  # these follow from the key of a label or a part
         assert sources.count(f'"{said}"') >= 1, f"{key} is said nowhere"
         fields = [set(re.findall(r"{(\w+)}", text)) for text in texts.values()]
         assert fields[0] == fields[1], key
@@ -163,6 +169,18 @@ def test_every_text_is_there_in_both_languages_and_is_used() -> None:
         assert setting.about in info_of(setting, "en")
         assert setting.when in info_of(setting, "en")
         assert SETTING_TEXTS[name].when in info_of(setting, "zh")
+
+
+def test_every_setting_is_in_a_group_and_those_without_effect_are_not_shown(context: PageContext) -> None:
+    assert {name for names in GROUPS.values() for name in names} == set(SETTINGS) - {"size"}
+    drawing, asking = built(context, Task.GENERATE), built(context, Task.ASK)
+    hidden = {
+        part: {name for name, one in controls.controls.items() if not one.components[0].visible}
+        for part, controls in (("draw", drawing), ("ask", asking))
+    }
+    sampling = {"temperature", "top_k", "top_p"}
+    assert hidden["draw"] == {"max_think_tokens", "do_sample", "repetition_penalty", *sampling}, "without thinking"
+    assert hidden["ask"] == {"seed", *sampling}, "a greedy answer"
 
 
 def test_labels_follow_the_language() -> None:

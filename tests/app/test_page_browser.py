@@ -26,7 +26,7 @@ FAST, FINE = round(BALANCED / 2), 2 * BALANCED
 def test_create_draws_while_one_watches(open_page: Open, shot: Shot, hold: Hold) -> None:
     page = open_page()
     steps(page, 80)
-    page.click("#create-settings button")
+    page.click("#create-group-steps button")
     hold.after(40)
     draw(page, "a red car")
     forming(page, "create")
@@ -47,13 +47,19 @@ def test_create_draws_while_one_watches(open_page: Open, shot: Shot, hold: Hold)
 
 def test_several_images_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot) -> None:
     page = open_page()
-    page.fill("#create-seed input", "7")
+    seed(page, "7")
     page.fill("#create-count input[type=number]", "4")
     page.press("#create-count input[type=number]", "Tab")
     draw(page, "a blue star at night")
     images = drawn(page)
     assert [image.info["seed"] for image in images] == ["7", "8", "9", "10"]
     shot(page, "create", readme=True, full=False)
+    shown = page.locator("#create-gallery .grid-container img")
+    assert shown.count() == 4
+    for number in range(4):
+        box, frame = shown.nth(number).bounding_box(), page.locator("#create-gallery").bounding_box()
+        assert box["y"] + box["height"] <= frame["y"] + frame["height"] + 1, "the whole of it is seen"
+        assert abs(box["width"] - box["height"]) < 2, "and nothing is cut off"
     page.locator("#create-gallery button.thumbnail-item").nth(2).click()
     page.click("#create-to-edit")
     page.wait_for_selector("#edit-run", state="visible")
@@ -67,8 +73,10 @@ def test_several_images_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot)
 def test_edit_goes_on_from_its_own_result(open_page: Open, shot: Shot, tmp_path: Path) -> None:
     page = open_page()
     go(page, "Edit")
+    assert page.locator("#edit-pictures img").count() == 0, "it begins empty"
+    page.click("#edit-examples >> text=change the background to night")
     page.wait_for_selector("#edit-pictures img")
-    draw(page, "change the background to night", "edit", "instruction")
+    page.press("#edit-instruction textarea", "Enter")
     (first,) = drawn(page, "edit")
     shot(page, "edit", readme=True, full=False)
     page.click("#edit-again")
@@ -76,7 +84,7 @@ def test_edit_goes_on_from_its_own_result(open_page: Open, shot: Shot, tmp_path:
     Image.new("RGB", (80, 64), "navy").save(tmp_path / "second.png")
     page.set_input_files("#edit-pictures input[type=file]", tmp_path / "second.png")
     page.wait_for_function("document.querySelectorAll('#edit-pictures img').length == 2")
-    page.fill("#edit-seed input", "5")
+    seed(page, "5", "edit")
     draw(page, "make the car blue", "edit", "instruction")
     page.wait_for_selector("#edit-facts >> text=seed 5")
     (second,) = drawn(page, "edit")
@@ -89,6 +97,8 @@ def test_ask_writes_its_answer(open_page: Open, shot: Shot) -> None:
     go(page, "Ask")
     page.click("#ask-examples >> text=What colour is the car?")
     page.wait_for_function("document.querySelector('#ask-question textarea').value != ''")
+    page.wait_for_selector("#ask-pictures img")
+    page.click("#ask-group-thinking button")
     page.check("#ask-think input")
     page.click("#ask-run")
     page.wait_for_selector("#ask-facts .bagel-note")
@@ -100,9 +110,10 @@ def test_ask_writes_its_answer(open_page: Open, shot: Shot) -> None:
 
 def test_thinking_is_shown_as_it_is_written(open_page: Open, shot: Shot, hold: Hold) -> None:
     page = open_page()
+    page.click("#create-group-thinking button")
     page.check("#create-think input")
     steps(page, 80)
-    page.click("#create-settings button")
+    page.click("#create-group-steps button")
     hold.after(8)
     draw(page, "draw as many white stars as a car has wheels")
     page.wait_for_selector("#create-progress .bagel-thinking p")
@@ -124,7 +135,7 @@ def test_stop_ends_the_request_within_a_step(
     if part == "chat":
         go(page, "Chat")
     steps(page, 250, part)
-    page.click(f"#{part}-settings button")
+    page.click(f"#{part}-group-steps button")
     hold.after(40)
     if part == "chat":
         page.fill("#chat-box textarea", "a red car")
@@ -162,8 +173,8 @@ def test_what_is_wrong_is_said_in_one_sentence(
 ) -> None:
     page = open_page()
     page.click("#create-run")
-    assert "write something that the model can go by" in sentence(page)
-    page.fill("#create-seed input", "seven")
+    assert "there is no text yet: write what you want first" in sentence(page)
+    seed(page, "seven")
     draw(page, "a cup")
     assert "seed is 'seven': it must be a whole number, 0 to 2⁶³ − 1 or none" in sentence(page)
     page.fill("#create-seed input", "")
@@ -182,15 +193,17 @@ def test_what_is_wrong_is_said_in_one_sentence(
     page.wait_for_selector("#create-run", state="visible")
 
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (tmp_path / "notes.txt").write_text("no picture")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     go(page, "Edit")
-    page.set_input_files("#edit-pictures input[type=file]", tmp_path / "broken.png")
-    page.wait_for_function("document.querySelectorAll('#edit-pictures img').length == 2")
-    draw(page, "make it night", "edit", "instruction")
-    page.wait_for_selector(".toast-body")
+    upload(page, "edit", tmp_path / "red.png", tmp_path / "broken.png", tmp_path / "notes.txt")
+    page.wait_for_selector(".toast-body >> text=notes.txt")
     shot(page, "broken-upload", full=False)
     said = sentence(page)
-    assert "picture 2 of 2" in said
-    assert "/" not in said.replace("index 1", ""), "no path of the server"
+    assert "notes.txt is not in a known picture format" in said
+    assert "broken.png" in said
+    assert "/" not in said, "no path of the server"
+    page.wait_for_function("document.querySelectorAll('#edit-pictures img').length == 1")
     go(page, "Create")
     draw(page, "a cup")
     drawn(page)
@@ -198,10 +211,10 @@ def test_what_is_wrong_is_said_in_one_sentence(
 
 def test_an_image_restores_its_prompt_and_settings(open_page: Open, tmp_path: Path) -> None:
     page = open_page()
-    page.click("#create-settings button")
-    page.click("#create-fast")
+    page.click("#create-group-steps button")
+    preset(page, "Fast")
     wait_for_steps(page, FAST)
-    page.fill("#create-seed input", "11")
+    seed(page, "11")
     draw(page, "a yellow sun 太阳")
     (image,) = drawn(page)
     source = page.get_attribute("#create-gallery img", "src")
@@ -210,15 +223,35 @@ def test_an_image_restores_its_prompt_and_settings(open_page: Open, tmp_path: Pa
     assert image.info["prompt"] == "a yellow sun 太阳"
 
     other = open_page()
-    other.click("#create-restore button")
+    other.click("#create-restore-title button")
     other.set_input_files("#create-restore-file input[type=file]", tmp_path / "sun.png")
     other.wait_for_function("document.querySelector('#create-prompt textarea').value == 'a yellow sun 太阳'")
+    other.click("#create-group-seed button")
     assert other.input_value("#create-seed input") == "11"
-    other.click("#create-settings button")
+    other.click("#create-group-steps button")
     assert other.input_value("#create-num-timesteps input[type=number]") == str(FAST)
     other.click("#create-run")
     (again,) = drawn(other)
     assert again.tobytes() == image.tobytes(), "the same picture"
+
+
+def seed(page: Any, value: str, part: str = "create") -> None:
+    page.click(f"#{part}-group-seed button")
+    page.wait_for_selector(f"#{part}-seed input")
+    page.wait_for_timeout(300)
+    page.fill(f"#{part}-seed input", value)
+
+
+def preset(page: Any, name: str) -> None:
+    page.locator("#create-preset label", has_text=name).click()
+
+
+def chosen_preset(page: Any) -> list[str]:
+    return [one.strip() for one in page.locator("#create-preset label.selected").all_inner_texts()]
+
+
+def upload(page: Any, part: str, *files: Path) -> None:
+    page.set_input_files(f"#{part}-pictures input[type=file]", list(files))
 
 
 def wait_for_steps(page: Any, timesteps: int) -> None:
@@ -227,23 +260,29 @@ def wait_for_steps(page: Any, timesteps: int) -> None:
 
 def test_seeds_presets_and_reset(open_page: Open) -> None:
     page = open_page()
+    page.click("#create-group-seed button")
     page.click("#create-dice")
     page.wait_for_function("/^\\d+$/.test(document.querySelector('#create-seed input').value)")
-    seed = page.input_value("#create-seed input")
-    page.click("#create-settings button")
-    page.click("#create-fine")
+    rolled = page.input_value("#create-seed input")
+    page.click("#create-group-steps button")
+    preset(page, "Fine")
     wait_for_steps(page, FINE)
-    page.click("#create-fast")
+    assert chosen_preset(page) == ["Fine"]
+    page.fill("#create-num-timesteps input[type=number]", "21")
+    page.press("#create-num-timesteps input[type=number]", "Tab")
+    wait_until(lambda: chosen_preset(page) == [])
+    preset(page, "Fast")
     wait_for_steps(page, FAST)
     draw(page, "a cup")
     (image,) = drawn(page)
-    assert image.info["seed"] == seed
+    assert image.info["seed"] == rolled
     page.click("#create-no-seed")
     page.wait_for_function("document.querySelector('#create-seed input').value == ''")
     page.click("#create-last-seed")
-    page.wait_for_function(f"document.querySelector('#create-seed input').value == '{seed}'")
+    page.wait_for_function(f"document.querySelector('#create-seed input').value == '{rolled}'")
     page.click("#create-reset")
     wait_for_steps(page, BALANCED)
+    wait_until(lambda: chosen_preset(page) == ["Balanced"])
     assert page.input_value("#create-seed input") == ""
 
 
@@ -253,17 +292,18 @@ def test_the_language_can_be_switched(open_page: Open, shot: Shot) -> None:
     page.get_by_text("中文", exact=True).click()
     page.wait_for_selector("#create-run >> text=开始画")
     assert page.input_value("#create-prompt textarea") == "a cup"
-    page.click("#create-settings button")
-    page.wait_for_selector("#create-settings >> text=文字引导")
-    page.fill("#create-seed input", "x")
+    page.click("#create-group-steps button")
+    page.click("#create-group-guidance button")
+    page.wait_for_selector("#create-group-guidance >> text=文字引导")
+    seed(page, "x")
     page.click("#create-run")
-    assert "seed is 'x'" in sentence(page)
+    assert "seed 的值 'x' 不合适：应为 整数，0 到 2⁶³ − 1，或留空。" in sentence(page)
     page.fill("#create-seed input", "3")
     page.click("#create-run")
     drawn(page)
     assert "种子 3" in page.inner_text("#create-facts")
     shot(page, "create-chinese-settings")
-    page.click("#create-settings button")
+    page.click("#create-group-steps button")
     shot(page, "create-chinese", readme=True, full=False)
     go(page, "对话")
     shot(page, "chat-chinese", full=False)
@@ -281,10 +321,10 @@ def test_a_phone_is_wide_enough(open_page: Open, shot: Shot, language: str) -> N
         if part == "create":
             draw(page, "a red car")
             drawn(page)
-        page.click(f"#{part}-settings button")
+        page.click(f"#{part}-group-steps button")
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, part
-        page.click(f"#{part}-settings button")
+        page.click(f"#{part}-group-steps button")
         shot(
             page, f"phone-{part}" + "-chinese" * (language == "中文"), readme=(part, language) == ("create", "English")
         )
@@ -313,14 +353,14 @@ def test_what_belongs_to_a_tab_goes_with_it(open_page: Open, service: Service, s
     page.click("#chat-draw")
     answered(page, "a red car", 1)
     assert served.tabs.tokens > 0
-    assert len(served.tabs) == before + 1
+    assert len(served.tabs) == before
     go(page, "Create")
     steps(page, 250)
     hold.after(40)
     draw(page, "a cup")
     forming(page, "create")
     page.context.close()
-    wait_until(lambda: len(served.tabs) == before)
+    wait_until(lambda: len(served.tabs) == before - 1)
     made = hold.made
     hold.release()
     wait_until(lambda: service.bagel.engine.idle)

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from bagel_mot.app import view
+from bagel_mot.app.chats import MAX_CONVERSATIONS, TabChat
 from bagel_mot.app.context import shown_errors
-from bagel_mot.app.state import MAX_CONVERSATIONS, Generation, TabChat, TabState, TabStates
+from bagel_mot.app.generation import Generation
+from bagel_mot.app.state import TabState, TabStates
 from bagel_mot.errors import BagelError, DeviceError, MemoryShortageError, PromptError
 from bagel_mot.inference.preview import MAX_PREVIEWS
 from bagel_mot.inference.session import Session

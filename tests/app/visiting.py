@@ -45,10 +45,11 @@ def sentence(page: Any) -> str:
 
 def forming(page: Any, part: str) -> None:
     """Waits for a first preview of an image; one that is finished before that is told from one that never began."""
-    page.wait_for_selector(f"#{part}-progress img.bagel-preview, #{part}-facts .bagel-note, .toast-body")
+    place = "#chat-log" if part == "chat" else f"#{part}-progress"
+    page.wait_for_selector(f"{place} img.bagel-preview, #{part}-facts .bagel-note, .toast-body")
     facts, toasts = page.query_selector(f"#{part}-facts"), page.query_selector_all(".toast-body")
     said = [facts.inner_text() if facts else "", *(toast.inner_text() for toast in toasts)]
-    assert page.query_selector(f"#{part}-progress img.bagel-preview"), f"no preview of the image, but {said}"
+    assert page.query_selector(f"{place} img.bagel-preview"), f"no preview of the image, but {said}"
 
 
 def answered(page: Any, said: str, images: int) -> None:
@@ -66,7 +67,7 @@ def answered(page: Any, said: str, images: int) -> None:
 
 
 def steps(page: Any, number: int, part: str = "create") -> None:
-    page.click(f"#{part}-settings button")
+    page.click(f"#{part}-group-steps button")
     field = f"#{part}-num-timesteps input[type=number]"
     page.wait_for_selector(field)
     page.wait_for_timeout(300)  # what is typed while the toolkit still puts the field in is overwritten by its default

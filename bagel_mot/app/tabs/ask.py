@@ -11,18 +11,20 @@ from bagel_mot.app import view
 from bagel_mot.app.context import (
     LONG_EVENT,
     PageContext,
+    PageError,
     RunButtons,
-    example_texts,
+    example_pairs,
     hidden_while_empty,
-    settings_accordion,
+    hint_line,
     shown_errors,
     text_field,
-    three_columns,
+    two_columns,
 )
 from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import GalleryValue, open_uploads, paths_of
-from bagel_mot.app.tabs.image import upload_field
+from bagel_mot.app.remembered import remember_fields
 from bagel_mot.app.texts.language import Language, say, text
+from bagel_mot.app.uploads import ImageField
 from bagel_mot.task import Task
 
 PART = "ask"
@@ -37,56 +39,59 @@ class AskTab:
     """
 
     def __init__(self, page: PageContext, example: str) -> None:
-        """Builds the tab with the file of an image to begin with."""
-        make = page.labels.make
+        """Builds the tab with the file of an image that the example questions are about."""
         self._page, self._controls = page, Controls(page, PART, Task.ASK)
-        with three_columns() as (inputs, results, settings):
+        with two_columns() as (inputs, results):
             with inputs:
-                self.images = upload_field(page, PART, "pictures_optional", example)
-                question = text_field(page, PART, "question")
+                self.images = ImageField(page, PART, "pictures_optional")
+                self._question = text_field(page, PART, "question")
+                hint_line(page, PART, self._question)
                 self._buttons = RunButtons(page, PART, "answer_it")
-                example_texts(page, PART, QUESTIONS, question)
+                example_pairs(page, PART, QUESTIONS, self._question, self.images.gallery, example)
+                self._controls.build_presets()
+                self._controls.build_groups()
+                self._controls.connect()
             with results:
                 self._progress = hidden_while_empty(f"{PART}-progress")
                 self._thinking = hidden_while_empty(f"{PART}-thinking")
-                self._answer = make(
+                self._answer = page.labels.make(
                     gr.Textbox,
                     label=say("answer"),
-                    lines=4,
+                    placeholder=say("answer_hint"),
+                    lines=8,
                     max_lines=24,
                     interactive=False,
                     buttons=["copy"],
                     elem_id=f"{PART}-answer",
+                    elem_classes="bagel-answer",
                 )
                 self._facts = hidden_while_empty(f"{PART}-facts")
-            with settings:
-                self._controls.build("think")
-                self._controls.build_presets()
-                with settings_accordion(page, PART):
-                    self._controls.build("seed")
-                    self._controls.build_seed_buttons()
-                    self._controls.build()
-                self._controls.connect()
         gr.on(
-            [self._buttons.run.click, question.submit],
+            [self._buttons.run.click, self._question.submit],
             self._ask,
-            [page.language, self.images, question, *self._controls.components],
+            [page.language, self.images.gallery, self._question, *self._controls.components],
             [*self._buttons.outputs, self._progress, self._thinking, self._answer, self._facts],
             **LONG_EVENT,
         )
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        """Connects what happens when the page is opened."""
+        remember_fields(blocks, PART, [self._question, *self._controls.components])
 
     def _ask(
         self, request: gr.Request, language: Language, gallery: GalleryValue, question: str, *values: Any
     ) -> Iterator[dict[Any, Any]]:
         tab, service = self._page.tabs.of(request), self._page.service
         with tab.generating(PART) as generation:
-            yield {**self._buttons.show(True), self._answer: "", self._thinking: "", self._facts: ""}
             shown: dict[Any, Any] = {self._progress: ""}
             with shown_errors(language):
                 settings = self._controls.settings(values)
                 think = bool(settings.get("think", self._controls.defaults["think"]))
+                if not (question or "").strip():
+                    raise PageError(language, "nothing_asked")
                 inputs = [*open_uploads(paths_of(gallery), service), question]
                 generation.start(service, inputs, "text", settings)
+                yield {**self._buttons.show(True), self._answer: "", self._thinking: "", self._facts: ""}
                 for _ in generation.follow():
                     thinking, answer = view.split_stream(generation.text, think)
                     yield {

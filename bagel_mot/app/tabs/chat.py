@@ -9,22 +9,24 @@ from typing import Any
 import gradio as gr
 
 from bagel_mot.app import view
+from bagel_mot.app.chats import store, unstore
 from bagel_mot.app.context import (
     INSTANT_EVENT,
     LONG_EVENT,
     PageContext,
+    PageError,
     RunButtons,
+    confirmed,
     example_texts,
-    hidden_while_empty,
-    settings_accordion,
     shown_errors,
     small_button,
+    two_columns,
 )
 from bagel_mot.app.controls import Controls
 from bagel_mot.app.image_files import open_uploads
+from bagel_mot.app.remembered import browser_state, remember_fields
 from bagel_mot.app.state import TabState
-from bagel_mot.app.texts.language import Language, say, text
-from bagel_mot.errors import BagelError
+from bagel_mot.app.texts.language import Language, say
 from bagel_mot.task import Task
 
 PART = "chat"
@@ -38,70 +40,93 @@ class ChatTab:
     def __init__(self, page: PageContext) -> None:
         self._page = page
         make = page.labels.make
+        self._stored = browser_state("chats", {})
         self._controls = Controls(page, PART, Task.GENERATE, Task.ASK)
-        with gr.Row(elem_classes="bagel-small bagel-switch"):
-            self._switch = make(
-                gr.Dropdown,
-                choices=[("1", 1)],
-                value=1,
-                label=say("conversation"),
-                show_label=False,
-                container=False,
-                scale=3,
-                min_width=200,
-                elem_id=f"{PART}-switch",
-            )
-            actions = [
-                (small_button(page, PART, key, scale=1), act)
-                for key, act in (
-                    ("new_chat", TabState.begin_chat),
-                    ("branch", TabState.branch_chat),
-                    ("undo", lambda tab: tab.chat.undo()),
-                    ("close", TabState.close_chat),
+        with two_columns() as (inputs, results):
+            with inputs:
+                actions = self._build_switch()
+                examples = gr.Column()
+                self._controls.build_presets()
+                with gr.Column(elem_classes="bagel-basics"):
+                    self._controls.build("size", "think")
+                self._controls.build_groups()
+                make(gr.HTML, value=say("chat_settings"), elem_classes="bagel-note")
+                self._controls.connect()
+            with results:
+                self._log = make(
+                    gr.Chatbot,
+                    label=say("chat"),
+                    show_label=False,
+                    height="max(340px, calc(100vh - 350px))",
+                    placeholder=say("chat_empty"),
+                    buttons=["copy"],
+                    feedback_options=None,
+                    layout="bubble",
+                    elem_classes="bagel-log",
+                    elem_id=f"{PART}-log",
                 )
-            ]
-        self._log = make(
-            gr.Chatbot,
-            label=say("chat"),
-            show_label=False,
-            height=520,
-            placeholder=say("chat_empty"),
-            buttons=["copy"],
-            feedback_options=None,
-            layout="bubble",
-            elem_classes="bagel-log",
-            elem_id=f"{PART}-log",
-        )
-        self._progress = hidden_while_empty(f"{PART}-progress")
-        self._box = make(
-            gr.MultimodalTextbox,
-            label=say("message"),
-            show_label=False,
-            placeholder=say("message_hint"),
-            file_types=["image"],
-            file_count="multiple",
-            submit_btn=False,
-            elem_id=f"{PART}-box",
-        )
-        with gr.Row(elem_classes="bagel-small"):
-            self._buttons = RunButtons(page, PART, "send")
-            self._draw = make(gr.Button, value=say("draw"), variant="secondary", elem_id=f"{PART}-draw")
-        example_texts(page, PART, MESSAGES, self._box, lambda text: {"text": text, "files": []})
-        self._controls.build("think")
-        with settings_accordion(page, PART):
-            make(gr.Markdown, value=say("chat_settings"))
-            self._controls.build_presets()
-            self._controls.build("size", "seed")
-            self._controls.build_seed_buttons()
-            self._controls.build()
-        self._controls.connect()
+                self._box = make(
+                    gr.MultimodalTextbox,
+                    label=say("message"),
+                    show_label=False,
+                    placeholder=say("message_hint"),
+                    file_count="multiple",
+                    submit_btn=False,
+                    elem_id=f"{PART}-box",
+                    elem_classes="bagel-box",
+                )
+                with gr.Row(elem_classes="bagel-small"):
+                    self._buttons = RunButtons(page, PART, "send")
+                    self._draw = make(gr.Button, value=say("draw"), variant="secondary", elem_id=f"{PART}-draw")
+                # Always as high as one line, so that nothing moves when it says something.
+                self._progress = gr.HTML("", elem_id=f"{PART}-progress", elem_classes="bagel-line")
 
-        self._view_outputs = [self._log, self._switch, self._progress]
+        with examples:
+            example_texts(page, PART, MESSAGES, self._box, lambda text: {"text": text, "files": []})
+        self._view_outputs = [self._log, self._switch, self._progress, self._stored]
         self._on_turn([self._buttons.run.click, self._box.submit], "text")
         self._on_turn([self._draw.click], "image")
         for button, act in actions:
             self._on_change(button, act)
         self._switch.input(self._show, [page.language, self._switch], self._view_outputs, **INSTANT_EVENT)
+
+    def _build_switch(self) -> list[tuple[Any, Callable[[TabState], None]]]:
+        """Builds the choice of a conversation, and the buttons that change the conversations.
+
+        Returns: the buttons with what they do.
+        """
+        page = self._page
+        self._switch = page.labels.make(
+            gr.Dropdown,
+            choices=[("1", 1)],
+            value=1,
+            label=say("conversation"),
+            elem_id=f"{PART}-switch",
+        )
+        with gr.Row(elem_classes="bagel-small"):
+            buttons = {key: small_button(page, PART, key) for key in ("new_chat", "branch", "undo", "close")}
+        yes = confirmed(page, PART, "close", buttons["close"])
+        return [
+            (buttons["new_chat"], TabState.begin_chat),
+            (buttons["branch"], TabState.branch_chat),
+            (buttons["undo"], lambda tab: tab.chat.undo()),
+            (yes, TabState.close_chat),
+        ]
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        """Connects what happens when the page is opened: the conversations of the last visit are taken up."""
+        page = self._page
+        self._stored.render()
+
+        def take_back(request: gr.Request, language: Language, stored: Any) -> dict[Any, Any]:
+            tab = page.tabs.of(request)
+            if isinstance(stored, dict) and isinstance(stored.get("current"), int):
+                chats = unstore(stored.get("chats"), tab.files, page.service.limits.image_pixels)
+                tab.take_back(chats, stored["current"])
+            return self._view(tab, language)
+
+        blocks.load(take_back, [page.language, self._stored], self._view_outputs, **INSTANT_EVENT)
+        remember_fields(blocks, PART, self._controls.components)
 
     def _view(self, tab: TabState, language: Language) -> dict[Any, Any]:
         """Updates that show the current conversation and the list of all."""
@@ -109,6 +134,7 @@ class ChatTab:
             self._log: view.chat_messages(tab.chat.session, tab.files, language),
             self._switch: gr.update(choices=[(chat.title, chat.number) for chat in tab.chats], value=tab.chat.number),
             self._progress: "",
+            self._stored: {"current": tab.chat.number, "chats": store(tab.chats, tab.files)},
         }
 
     def _show(self, request: gr.Request, language: Language, number: int) -> dict[Any, Any]:
@@ -162,16 +188,14 @@ class ChatTab:
                 generation.start_thread(partial(chat.turn, service, generation, inputs, output, settings))
                 before = view.chat_messages(chat.session, tab.files, language) + view.input_messages(inputs)
                 for _ in generation.follow():
-                    answer = view.partial_answer(generation.text, settings["think"], language)
-                    yield {
-                        self._log: before + (answer if output == "text" else []),
-                        self._progress: view.progress_html(generation, language),
-                    }
+                    written = view.partial_answer(generation.text, settings["think"], language)
+                    forming = output == "image" or not written
+                    yield {self._log: before + ([view.progress_message(generation, language)] if forming else written)}
                 for result in generation.results():
                     tab.seeds[PART], rejected = result.seed, None
                     note = view.facts_html([result], language) if output == "image" else ""
                 if generation.stopped:
-                    note = view.stopped_html(generation, language)
+                    note = view.stopped_note(generation, language)
             yield {
                 **self._view(tab, language),
                 self._progress: note,
@@ -190,7 +214,7 @@ class ChatTab:
         held = self._page.service.session_tokens
         room = int(self._page.service.capacity.cache_tokens * _CACHE_SHARE)
         if held > room:
-            raise BagelError(text(language, "chat_full", held=held, room=room))
+            raise PageError(language, "chat_full", held=held, room=room)
         return {"think": self._controls.defaults["think"], **settings}
 
     def _show_buttons(self, running: bool) -> dict[Any, Any]:
