@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from gradio.data_classes import FileData
+from gradio.events import api
 
 from bagel_mot.app.context import PageContext
 from bagel_mot.app.image_files import keep, open_uploads
@@ -25,7 +26,7 @@ def add_endpoints(page: PageContext) -> None:
             given = settings or {}
             if not isinstance(given, dict):
                 raise BagelError(f"settings is {json.dumps(settings)[:60]}: it must be an object of settings by name.")
-            inputs = [*open_uploads([_path(one) for one in images], service), text]
+            inputs: list[Any] = [*open_uploads([_path(one) for one in images], service), text]
             batch = service.start(inputs, output=output, n=n, **given)
             try:
                 return [ticket.result() for ticket in batch.tickets]
@@ -34,7 +35,7 @@ def add_endpoints(page: PageContext) -> None:
         except BagelError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    def generate(prompt: str, n: int = 1, settings: dict | None = None) -> list[FileData]:  # type: ignore[type-arg]
+    def generate(prompt: str, n: int = 1, settings: dict | None = None) -> list[FileData]:
         """Draws `n` images from a text. Settings are by name, such as {"seed": 7, "num_timesteps": 30}."""
         return _files(run([], prompt, "image", n, settings))
 
@@ -42,17 +43,17 @@ def add_endpoints(page: PageContext) -> None:
         images: list[FileData],
         instruction: str,
         n: int = 1,
-        settings: dict | None = None,  # type: ignore[type-arg]
+        settings: dict | None = None,
     ) -> list[FileData]:
         """Changes images as an instruction says. `images` is a list of `handle_file(path)`."""
         return _files(run(_given(images, "edit"), instruction, "image", n, settings))
 
-    def ask(images: list[FileData], question: str, settings: dict | None = None) -> str:  # type: ignore[type-arg]
+    def ask(images: list[FileData], question: str, settings: dict | None = None) -> str:
         """Answers a question about images. `images` is a list of `handle_file(path)`, and may be empty."""
         return run(images or [], question, "text", 1, settings)[0].text or ""
 
     for endpoint in (generate, edit, ask):
-        gr.api(endpoint, api_name=endpoint.__name__)
+        api(endpoint, api_name=endpoint.__name__)
 
 
 def _given(images: Any, task: str) -> list[Any]:

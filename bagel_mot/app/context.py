@@ -200,9 +200,12 @@ def hint_line(page: PageContext, part: str, prompt: Any) -> None:
     """A line below a prompt that says when the checkpoint does not know what is asked for."""
     hint = hidden_while_empty(f"{part}-hint")
 
-    def look(language: Language, written: str) -> str:
-        found = getattr(page.service.bagel, "hint", lambda _: "")(written or "")
-        return f'<div class="bagel-hint">{html.escape(text(language, "hint", sentence=found))}</div>' if found else ""
+    def look(language: Language, written: Any) -> str:
+        said = written.get("text") if isinstance(written, dict) else written  # a message also has files
+        found = page.service.bagel.hint(said or "")
+        if found is None:
+            return ""
+        return f'<div class="bagel-hint">{html.escape(translate(found, language) or found)}</div>'
 
     inputs = [page.language, prompt]
     prompt.change(look, inputs, hint, trigger_mode="always_last", **INSTANT_EVENT)

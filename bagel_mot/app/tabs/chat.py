@@ -18,6 +18,7 @@ from bagel_mot.app.context import (
     RunButtons,
     confirmed,
     example_texts,
+    hint_line,
     shown_errors,
     small_button,
     two_columns,
@@ -75,6 +76,7 @@ class ChatTab:
                     elem_id=f"{PART}-box",
                     elem_classes="bagel-box",
                 )
+                hint_line(page, PART, self._box)
                 with gr.Row(elem_classes="bagel-small"):
                     self._buttons = RunButtons(page, PART, "send")
                     self._draw = make(gr.Button, value=say("draw"), variant="secondary", elem_id=f"{PART}-draw")

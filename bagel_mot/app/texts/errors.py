@@ -16,6 +16,8 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 def translate(sentence: str, language: Language) -> str | None:
     """A sentence in another language; None where there is no translation of it."""
+    if language == "en":
+        return sentence
     for pattern, texts in _patterns():
         if found := pattern.fullmatch(sentence):
             values = {name: translate(value, language) or value for name, value in found.groupdict().items()}
