@@ -4,6 +4,7 @@
 # make fast   install, then the fast tests
 # make slow   install, then the slow tests
 # make docs   install, then the site, into site/
+# make screenshots   install, then the pictures of the page in docs/images; needs Chromium
 # make venv   install alone
 # make bench-full   the official size with random weights (writes 30 GB into runs/full once; half an hour)
 # make clean  remove what the others made
@@ -18,7 +19,7 @@ DEV := $(VENV)/.installed-dev
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 INSTALL := $(BIN)/python -m pip install $(TORCH) -c constraints.txt
 
-.PHONY: venv demo test lint fast slow docs bench-full clean
+.PHONY: venv demo test lint fast slow docs screenshots bench-full clean
 .DEFAULT_GOAL := test
 
 venv: $(DEV)
@@ -53,6 +54,9 @@ fast: venv
 # pytest's status 5 says that no test is marked slow, which is no failure.
 slow: venv
 	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+
+screenshots: venv
+	BAGEL_REQUIRE_BROWSER=1 BAGEL_README_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/app -m screenshot
 
 docs: venv
 	$(BIN)/python -m mkdocs build --strict

@@ -46,7 +46,7 @@ class ClosedSession:
 
     @property
     def saved(self) -> SavedSession:
-        """What opens it."""
+        """The content that a session is restored from."""
         return SavedSession(self.think, False, [], [(turn.kind, turn.content) for turn in self.history])
 
 

@@ -84,7 +84,7 @@ def shown_errors(language: Language) -> Iterator[None]:
 
 
 def sentence_of(error: BagelError, language: Language) -> str:
-    """What is wrong, in the reader's language; of a sentence that is not translated, what kind it is."""
+    """The sentence of an error in the reader's language; where it is not translated, its kind and the English."""
     if language != "en" and (translated := translate(str(error), language)) is not None:
         return translated
     key = next(key for kind, key in _ERROR_TEXTS if isinstance(error, kind))

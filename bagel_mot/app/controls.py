@@ -71,7 +71,7 @@ class Controls:
         bagel = page.service.bagel
         self.names = [s.name for s in SETTINGS.values() if any(s in task_settings(task) for task in tasks)]
         if tasks == (Task.GENERATE,):
-            self.names.remove("cfg_image_scale")  # there is no image to be guided by
+            self.names.remove("cfg_image_scale")  # image guidance needs an image
         self.defaults: dict[str, Any] = {}
         for task in reversed(tasks):
             self.defaults |= resolve(task, {}, bagel.defaults.of(task)).as_dict(task)
@@ -126,7 +126,7 @@ class Controls:
         """Builds all controls that are not there yet, in groups that are folded away."""
         for key, names in GROUPS.items():
             left = [name for name in names if name in self.names and name not in self.controls]
-            # What decides about the text before an image belongs to the thinking.
+            # The only text before an image is the thinking, so its settings belong there.
             if key == "group_thinking" and Task.ASK not in self._tasks:
                 left += [name for name in GROUPS["group_writing"] if name in self.names and name not in self.controls]
             if left:
@@ -178,7 +178,7 @@ class Controls:
         gr.on([one.change for one in triggers], visible, triggers, shown_parts, **INSTANT_EVENT)
 
     def _extras(self, name: str) -> list[Any]:
-        """What is shown and hidden together with a control."""
+        """The components that are shown and hidden together with a control."""
         return self._seed_buttons if name == "seed" else []
 
     def _own(self, preset: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What one click of the page generates, followed from its start to its end."""
+"""A generation that one click of the page starts, and its progress until the end."""
 
 from __future__ import annotations
 

@@ -28,11 +28,11 @@ MAX_ENTRIES = 24
 _THUMBNAIL = 192  # pixels
 _MAX_THUMBNAIL = 64 * 1024  # characters
 
-Entry = dict[str, Any]
+HistoryEntry = dict[str, Any]
 """An image of the history as JSON: "path", "thumbnail" (base64), "prompt", "settings", "seed", "size"."""
 
 
-def entry_of(result: Result, path: str) -> Entry:
+def entry_of(result: Result, path: str) -> HistoryEntry:
     """The entry of a result whose image lies at `path`."""
     assert result.image is not None, "the history holds images"
     small = result.image.copy()
@@ -50,7 +50,7 @@ def entry_of(result: Result, path: str) -> Entry:
     }
 
 
-class History:
+class ImageHistory:
     """The strip of a tab, below its results.
 
     Attributes:
@@ -109,7 +109,7 @@ class History:
         self._sure.click(clear, None, self.outputs, **INSTANT_EVENT)
         blocks.load(load, [page.language, self.entries], [self._box, self.strip, *shown_parts], **INSTANT_EVENT)
 
-    def added(self, entries: Any, new: Sequence[Entry]) -> dict[Any, Any]:
+    def added(self, entries: Any, new: Sequence[HistoryEntry]) -> dict[Any, Any]:
         """Updates that put new entries before those there are."""
         found = [*new, *self.checked(entries)][:MAX_ENTRIES]
         return {
@@ -120,16 +120,16 @@ class History:
             self._shown: 0,
         }
 
-    def _at(self, entries: Any, index: int) -> Entry | None:
+    def _at(self, entries: Any, index: int) -> HistoryEntry | None:
         found = self.checked(entries)
         return found[index] if 0 <= index < len(found) else None
 
-    def checked(self, entries: Any) -> list[Entry]:
+    def checked(self, entries: Any) -> list[HistoryEntry]:
         """The entries that a browser kept, without those that another version wrote or somebody has changed."""
         return [one for one in entries if _usable(one, self._task)] if isinstance(entries, list) else []
 
 
-def file_of(entry: Entry) -> str:
+def file_of(entry: HistoryEntry) -> str:
     """The file of an entry's image; once that is gone, one of its thumbnail."""
     try:
         path = uploaded(entry["path"])
@@ -139,12 +139,12 @@ def file_of(entry: Entry) -> str:
         return keep(_thumbnail(entry), "thumbnail")
 
 
-def thumbnails(entries: Sequence[Entry]) -> list[Image.Image]:
+def thumbnails(entries: Sequence[HistoryEntry]) -> list[Image.Image]:
     """The images of the strip."""
     return [_thumbnail(entry) for entry in entries]
 
 
-def _thumbnail(entry: Entry) -> Image.Image:
+def _thumbnail(entry: HistoryEntry) -> Image.Image:
     return open_image(base64.b64decode(entry["thumbnail"], validate=True), _THUMBNAIL**2)
 
 

@@ -1,4 +1,4 @@
-"""What a browser keeps of the page over reloads: fields and settings, in its own storage and not on the server."""
+"""Fields and settings that a browser keeps over reloads, in its own storage and not on the server."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import gradio as gr
 
 from bagel_mot.app import view
 from bagel_mot.app.context import INSTANT_EVENT, PageContext, hidden_while_empty
-from bagel_mot.app.history import Entry, entry_of, file_of
+from bagel_mot.app.history import HistoryEntry, entry_of, file_of
 from bagel_mot.app.image_files import keep
 from bagel_mot.app.texts.language import Language, say, text
 from bagel_mot.inference.result import Result
@@ -59,7 +59,7 @@ class ResultGallery:
         """Updates for when nothing came of it: how far it went, or "" for the place as it was in the beginning."""
         return {self.progress: progress, self._empty: _shown(not progress)}
 
-    def show(self, results: Sequence[Result], language: Language) -> tuple[dict[Any, Any], list[Entry]]:
+    def show(self, results: Sequence[Result], language: Language) -> tuple[dict[Any, Any], list[HistoryEntry]]:
         """Updates that show finished images, and their entries of a history."""
         made = [(keep(one.image, f"bagel-{one.seed}"), one) for one in results if one.image is not None]
         files = [(path, text(language, "seed_is", seed=one.seed)) for path, one in made]
@@ -67,7 +67,7 @@ class ResultGallery:
         updates = dict(zip(self.shown_outputs, shown, strict=True))
         return {self.progress: "", **updates}, [entry_of(one, path) for path, one in made]
 
-    def show_entry(self, entry: Entry | None, language: Language) -> list[Any]:
+    def show_entry(self, entry: HistoryEntry | None, language: Language) -> list[Any]:
         """Updates of `shown_outputs` that show an image of the history; None changes nothing."""
         if entry is None:
             return [gr.skip() for _ in self.shown_outputs]

@@ -66,7 +66,7 @@ class ImageField:
         return [self._heading(language, count), gr.update(visible=count > 1)]
 
     def _check(self, language: Language, gallery: GalleryValue) -> Any:
-        """Keeps the images of what was uploaded; what is none is named and left out."""
+        """Keeps the images among the uploads; a file of another kind is named and left out."""
         kept = []
         for path in paths_of(gallery):
             with shown_errors(language):

@@ -13,6 +13,7 @@ from bagel_mot.serving.service import Service
 from tests.app.visiting import Open, Shot, answered, go, sentence
 
 
+@pytest.mark.screenshot
 def test_chat_draws_answers_branches_and_goes_back(open_page: Open, shot: Shot) -> None:
     page = open_page()
     go(page, "Chat")

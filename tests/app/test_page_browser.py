@@ -45,6 +45,7 @@ def test_create_draws_while_one_watches(open_page: Open, shot: Shot, hold: Hold)
     shot(page, "create-watched", full=False)
 
 
+@pytest.mark.screenshot
 def test_several_images_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot) -> None:
     page = open_page()
     seed(page, "7")
@@ -70,6 +71,7 @@ def test_several_images_and_the_way_to_edit_and_ask(open_page: Open, shot: Shot)
     page.wait_for_function("document.querySelector('#ask-pictures img').src.includes('bagel-9')")
 
 
+@pytest.mark.screenshot
 def test_edit_goes_on_from_its_own_result(open_page: Open, shot: Shot, tmp_path: Path) -> None:
     page = open_page()
     go(page, "Edit")
@@ -92,6 +94,7 @@ def test_edit_goes_on_from_its_own_result(open_page: Open, shot: Shot, tmp_path:
     assert second.size == (64, 48), "the size follows the last picture: 80×64, resized for the model"
 
 
+@pytest.mark.screenshot
 def test_ask_writes_its_answer(open_page: Open, shot: Shot) -> None:
     page = open_page()
     go(page, "Ask")
@@ -286,6 +289,7 @@ def test_seeds_presets_and_reset(open_page: Open) -> None:
     assert page.input_value("#create-seed input") == ""
 
 
+@pytest.mark.screenshot
 def test_the_language_can_be_switched(open_page: Open, shot: Shot) -> None:
     page = open_page()
     page.fill("#create-prompt textarea", "a cup")
@@ -311,6 +315,7 @@ def test_the_language_can_be_switched(open_page: Open, shot: Shot) -> None:
     page.wait_for_selector("#create-run >> text=Draw", state="attached")
 
 
+@pytest.mark.screenshot
 @pytest.mark.parametrize("language", ["English", "中文"])
 def test_a_phone_is_wide_enough(open_page: Open, shot: Shot, language: str) -> None:
     page = open_page(width=390, height=844, has_touch=True, is_mobile=True)

@@ -25,7 +25,7 @@ from bagel_mot.app.context import (
     warn,
 )
 from bagel_mot.app.controls import Controls
-from bagel_mot.app.history import Entry, History
+from bagel_mot.app.history import HistoryEntry, ImageHistory
 from bagel_mot.app.image_files import known_settings, open_uploads, paths_of, read_metadata
 from bagel_mot.app.remembered import remember_fields
 from bagel_mot.app.results import ResultGallery
@@ -83,7 +83,7 @@ class ImageTab:
                 self.results = ResultGallery(page, self._part)
                 with self.results.actions:
                     self.actions = {key: small_button(page, self._part, key) for key in actions}
-                self._history = History(page, self._part, task)
+                self._history = ImageHistory(page, self._part, task)
         self.fields = [self._prompt, count, *self._controls.components]
         given = [self._prompt] if self.images is None else [self._prompt, self.images.gallery]
         self._given = len(given)
@@ -135,7 +135,7 @@ class ImageTab:
         file.upload(self._restore, [self._page.language, file], outputs, **INSTANT_EVENT)
         return count
 
-    def _restore_entry(self, language: Language, entry: Entry | None) -> list[Any]:
+    def _restore_entry(self, language: Language, entry: HistoryEntry | None) -> list[Any]:
         """Prompt and settings of an entry of the history."""
         if entry is not None:
             with shown_errors(language):
