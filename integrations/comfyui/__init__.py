@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+try:
+    from bagel_mot.version import __version__ as _version
+except ImportError as error:
+    raise ImportError(
+        "BAGEL's nodes need the package bagel-mot, which is not installed in ComfyUI's Python: install it as the README "
+        "of the nodes says (the package called bagel is another project)."
+    ) from error
+if tuple(map(int, _version.split(".")[:2])) < (0, 2):
+    raise ImportError(f"BAGEL's nodes need bagel-mot 0.2 or later; this is {_version}: update it.")
+
+from .models import follow_comfyui
 from .nodes import BagelAsk, BagelEdit, BagelGenerate, BagelLoad, BagelThinkAndAnswer, BagelThinkAndDraw
 from .sessions import (
     BagelSessionAddImage,
@@ -11,6 +22,8 @@ from .sessions import (
     BagelSessionNew,
 )
 from .settings import BagelAnswerSettings, BagelDrawingSettings, BagelEditingSettings
+
+follow_comfyui()
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     "BagelLoad": BagelLoad,

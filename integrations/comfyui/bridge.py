@@ -1,7 +1,8 @@
-"""Conversion of images between ComfyUI and BAGEL, progress, and the button that stops a run."""
+"""Conversion of images between ComfyUI and BAGEL, progress, previews, and the button that stops a run."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+_PREVIEW_SIDE = 512  # pixels, at most
+_TEXT_EVERY = 0.2  # seconds between two reports of text
 
-def to_arrays(images: Tensor | None) -> list[np.ndarray]:
-    """Converts a ComfyUI IMAGE, (B, H, W, channels) in 0..1, to uint8 arrays (H, W, channels); [] for None."""
-    if images is None:
-        return []
-    levels = (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return [image.numpy() for image in levels]
+
+def to_arrays(*batches: Tensor | None) -> list[np.ndarray]:
+    """Converts ComfyUI IMAGEs, (B, H, W, channels) in 0..1, to uint8 arrays (H, W, channels); None adds none."""
+    arrays: list[np.ndarray] = []
+    for images in batches:
+        if images is not None:
+            levels = (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
+            arrays += [image.numpy() for image in levels]
+    return arrays
 
 
 def to_images(images: Sequence[Image.Image]) -> Tensor:
@@ -26,14 +32,20 @@ def to_images(images: Sequence[Image.Image]) -> Tensor:
 
 
 class Watch:
-    """Reports BAGEL's progress to ComfyUI: a progress bar of the steps, and whether the run was stopped.
+    """Reports BAGEL's progress to ComfyUI: a progress bar of the steps, previews of the image, the text as it is
+    written; and whether the run was stopped. Without ComfyUI it does nothing.
 
-    Without ComfyUI it does nothing.
+    Args:
+        node: ComfyUI's id of the node that runs.
+        images: images that are drawn together; the bar counts the steps of all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, node: str | None = None, images: int = 1) -> None:
+        self._node, self._images = node, images
         self._bar: Any = None
+        self._preview: Image.Image | None = None
         self._stopped: BaseException | None = None
+        self._done, self._text, self._told = 0, "", 0.0
         try:
             import comfy.model_management  # type: ignore[import-not-found]  # there inside ComfyUI only
             import comfy.utils  # type: ignore[import-not-found]
@@ -42,18 +54,36 @@ class Watch:
         else:
             self._comfy = comfy
 
-    def step(self, done: int, total: int) -> None:
-        """A callback for the denoising steps done and in all."""
+    def step(self, _: int, total: int) -> None:
+        """A callback for the denoising steps of one image, done and in all."""
         self._check()
+        self._done += 1
         if self._comfy is None:
             return
         if self._bar is None:
-            self._bar = self._comfy.utils.ProgressBar(total)
-        self._bar.update_absolute(done, total)
+            self._bar = self._comfy.utils.ProgressBar(total * self._images)
+        preview = None if self._preview is None else ("JPEG", self._preview, _PREVIEW_SIDE)
+        self._preview = None
+        self._bar.update_absolute(self._done, total * self._images, preview)
+
+    def preview(self, image: Image.Image) -> None:
+        """A callback for previews, each called just before `step`."""
+        self._preview = image.convert("RGB")
 
     def text(self, piece: str) -> None:
         """A callback for each piece of text as it is written."""
         self._check()
+        self._text += piece
+        if self._node is None or time.monotonic() - self._told < _TEXT_EVERY:
+            return
+        try:
+            from server import PromptServer  # type: ignore[import-not-found]
+        except ImportError:
+            return
+        tell = getattr(getattr(PromptServer, "instance", None), "send_progress_text", None)
+        if tell is not None:
+            tell(self._text, self._node)
+            self._told = time.monotonic()
 
     def _check(self) -> None:
         """Raises ComfyUI's own exception once the user has pressed stop, then at each call: ComfyUI forgets the request

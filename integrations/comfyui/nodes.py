@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bagel_mot.checkpoint.precision import NAMES, parse_precision
+from bagel_mot.errors import BagelError
+
 from .bridge import Watch, to_arrays, to_images
+from .models import ModelHandle, files_state, listed, located
 from .settings import ANSWER_SETTINGS, DRAWING_SETTINGS, Widget, seed_widget
 
-if TYPE_CHECKING:
-    from bagel_mot import Bagel
-
-MODEL = "BAGEL_MODEL"
+MODEL = "BAGEL_MOT_MODEL"
 TOGETHER, EACH = "one picture from all", "each picture by itself"
 MAX_IMAGES = 64
+REFERENCES = 4
 
 Values = dict[str, Any]
+HIDDEN = {"unique_id": "UNIQUE_ID"}
 
 
 def text_widget(about: str) -> Widget:
     """A field for a text of some lines."""
     return "STRING", {"default": "", "multiline": True, "dynamicPrompts": True, "tooltip": about}
+
+
+def model_input() -> tuple[str, dict[str, Any]]:
+    """The input for a model."""
+    return MODEL, {"tooltip": "From BAGEL Load."}
 
 
 def drawing_settings() -> dict[str, Widget]:
@@ -38,63 +46,105 @@ def answer_settings() -> dict[str, Widget]:
     return {"settings": (ANSWER_SETTINGS, {"tooltip": "From Answer Settings; by default the checkpoint's."})}
 
 
-class BagelLoad:
-    """Loads a checkpoint. The last one stays loaded, whatever ComfyUI keeps of the workflow."""
+def references(first: int = 1) -> dict[str, Widget]:
+    """Optional inputs for images, which may have different sizes, unlike those of one batch."""
+    names = ["images", *(f"images_{number}" for number in range(2, REFERENCES + 1))]
+    about = "A picture, or a batch of them; of any size."
+    return {name: ("IMAGE", {"tooltip": about}) for name in names[first - 1 :]}
 
-    DESCRIPTION = "Loads a BAGEL checkpoint. The last one stays in memory."
+
+def check_text(text: str | None, what: str) -> bool | str:
+    """ComfyUI's answer on a text before anything runs; a text that comes over a link is None."""
+    return (
+        f"{what} is empty: write something that the model can go by." if text is not None and not text.strip() else True
+    )
+
+
+def draw(
+    model: ModelHandle, requests: Sequence[list[Any]], seeds: Sequence[int], node: str | None, settings: Values
+) -> list[Any]:
+    """The results of requests that run as one batch, with progress and previews.
+
+    Args:
+        model: the model.
+        requests: texts and images of each.
+        seeds: the seed of each.
+        node: ComfyUI's id of the node.
+        settings: settings by name.
+    """
+    bagel, watch = model.load(), Watch(node, len(requests))
+    callbacks = {"on_step": watch.step, "on_preview": watch.preview, "on_text": watch.text}
+    tickets = [
+        bagel.submit(inputs, seed=seed, **callbacks, **settings) for inputs, seed in zip(requests, seeds, strict=True)
+    ]
+    bagel.engine.run_until(tickets)
+    return [ticket.result() for ticket in tickets]
+
+
+class BagelLoad:
+    """Names a checkpoint; it is loaded when it is used. One is in memory at a time."""
+
+    DESCRIPTION = "Chooses a BAGEL checkpoint. One is in memory at a time; ComfyUI's Unload Models lets it go."
     CATEGORY = "BAGEL"
     FUNCTION = "load"
     RETURN_TYPES = (MODEL,)
     RETURN_NAMES = ("model",)
-
-    _loaded: tuple[tuple[str, ...], Bagel] | None = None  # of the class: shared by all nodes
+    OUTPUT_TOOLTIPS = ("The checkpoint, for the other nodes.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         more_gpus = [f"cuda:{number}" for number in range(1, torch.cuda.device_count())]
-        name = "mini (embedded), a folder in the official layout, or a hub id such as ByteDance-Seed/BAGEL-7B-MoT."
+        name = "mini (embedded), what lies in models/bagel, or the official weights, 29 GB from the hub."
+        other = "A folder, a file with weights in one, or a hub id: used instead of the list if it is not empty."
+        places = "Where layers go that do not fit on the device: main memory, the disk, or nowhere."
         return {
             "required": {
-                "checkpoint": ("STRING", {"default": "mini", "tooltip": name}),
+                "checkpoint": (
+                    ["mini", *listed(), "ByteDance-Seed/BAGEL-7B-MoT"],
+                    {"default": "mini", "tooltip": name},
+                ),
                 "device": (
                     ["auto", "cpu", "cuda", *more_gpus, "mps"],
                     {"default": "auto", "tooltip": "auto: the best one available."},
                 ),
                 "precision": (
-                    ["auto", "float32", "bfloat16", "float16", "int8", "fp8", "int4", "nf4"],
-                    {"default": "auto", "tooltip": "auto: bfloat16 on GPUs and for large checkpoints, else float32."},
+                    ["auto", *NAMES],
+                    {
+                        "default": "auto",
+                        "tooltip": "auto: the fastest that fits; for small checkpoints float32 or bfloat16.",
+                    },
                 ),
-            }
+            },
+            "optional": {
+                "other": ("STRING", {"default": "", "tooltip": other}),
+                "offload": (["auto", "none", "cpu", "disk"], {"default": "auto", "tooltip": places}),
+                "memory": ("STRING", {"default": "", "tooltip": "Memory to use at most on the GPU, such as 12GB."}),
+            },
         }
 
     @classmethod
-    def IS_CHANGED(cls, checkpoint: str | None = None, **_: Any) -> str:
-        """The state of a local folder, which training, for one, may have written anew."""
-        return files_state(checkpoint or "")
+    def VALIDATE_INPUTS(cls, checkpoint: str | None = None, precision: str | None = None) -> bool | str:
+        """Takes any checkpoint and precision that the library takes, not the listed ones alone."""
+        if checkpoint is not None and not checkpoint.strip():
+            return "the checkpoint is empty: choose one, such as mini."
+        try:
+            if precision not in (None, "auto"):
+                parse_precision(str(precision))
+        except BagelError as error:
+            return str(error)
+        return True
 
-    def load(self, checkpoint: str, device: str, precision: str) -> tuple[Bagel]:
-        """Loads the checkpoint, unless it is the last one and its files are unchanged.
+    @classmethod
+    def IS_CHANGED(cls, checkpoint: str | None = None, other: str | None = None, **_: Any) -> str:
+        """The state of a local checkpoint, which training, for one, may have written anew."""
+        return files_state(other or checkpoint or "")
 
-        Raises:
-            CheckpointError: there is no such checkpoint, or it is damaged.
-            DeviceError: the device is not available here.
-        """
-        from bagel_mot import Bagel
-
-        key = (checkpoint, device, precision, files_state(checkpoint))
-        if BagelLoad._loaded is None or BagelLoad._loaded[0] != key:
-            BagelLoad._loaded = None  # first, or both would be in memory for a while
-            BagelLoad._loaded = key, Bagel.from_pretrained(checkpoint, device=device, precision=precision)
-        return (BagelLoad._loaded[1],)
-
-
-def files_state(checkpoint: str) -> str:
-    """Names, sizes and times of the files of a local folder; "" for other checkpoints, which do not change."""
-    folder = Path(checkpoint).expanduser()
-    if not checkpoint or not folder.is_dir():
-        return ""
-    files = sorted((path.name, path.stat()) for path in folder.iterdir() if path.is_file())
-    return " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in files)
+    def load(
+        self, checkpoint: str, device: str, precision: str, other: str = "", offload: str = "auto", memory: str = ""
+    ) -> tuple[ModelHandle]:
+        """The handle of a checkpoint."""
+        name = located(other if other.strip() else checkpoint)
+        return (ModelHandle(name, device, precision, offload, memory.strip() or None, files_state(name)),)
 
 
 class BagelGenerate:
@@ -105,25 +155,38 @@ class BagelGenerate:
     FUNCTION = "generate"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
+    OUTPUT_TOOLTIPS = ("The pictures drawn, as one batch.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         count = {"default": 1, "min": 1, "max": MAX_IMAGES, "tooltip": "Pictures, drawn as one batch."}
         return {
             "required": {
-                "model": (MODEL, {}),
+                "model": model_input(),
                 "prompt": text_widget("What to draw."),
                 "seed": seed_widget(),
                 "count": ("INT", count),
             },
             "optional": drawing_settings(),
+            "hidden": HIDDEN,
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, prompt: str | None = None) -> bool | str:
+        return check_text(prompt, "the prompt")
+
     def generate(
-        self, model: Bagel, prompt: str, seed: int, count: int, settings: Values | None = None
+        self,
+        model: ModelHandle,
+        prompt: str,
+        seed: int,
+        count: int,
+        settings: Values | None = None,
+        unique_id: str | None = None,
     ) -> tuple[Tensor]:
-        images = model.generate([prompt], n=count, seed=seed, progress=Watch().step, **(settings or {}))
-        return (to_images(images),)
+        seeds = range(seed, seed + count)
+        results = draw(model, [[prompt]] * count, seeds, unique_id, settings or {})
+        return (to_images([result.image for result in results]),)
 
 
 class BagelEdit:
@@ -134,29 +197,44 @@ class BagelEdit:
     FUNCTION = "edit"
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("images",)
+    OUTPUT_TOOLTIPS = ("The pictures drawn, as one batch.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         about = "What to do with several pictures. By itself, each is drawn with the same seed."
         return {
             "required": {
-                "model": (MODEL, {}),
-                "images": ("IMAGE", {}),
+                "model": model_input(),
+                "images": references()["images"],
                 "instruction": text_widget("What to do with the pictures."),
                 "batch": ([TOGETHER, EACH], {"default": TOGETHER, "tooltip": about}),
                 "seed": seed_widget(),
             },
-            "optional": drawing_settings(),
+            "optional": {**references(2), **drawing_settings()},
+            "hidden": HIDDEN,
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, instruction: str | None = None) -> bool | str:
+        return check_text(instruction, "the instruction")
+
     def edit(
-        self, model: Bagel, images: Tensor, instruction: str, batch: str, seed: int, settings: Values | None = None
+        self,
+        model: ModelHandle,
+        images: Tensor,
+        instruction: str,
+        batch: str,
+        seed: int,
+        images_2: Tensor | None = None,
+        images_3: Tensor | None = None,
+        images_4: Tensor | None = None,
+        settings: Values | None = None,
+        unique_id: str | None = None,
     ) -> tuple[Tensor]:
-        arrays = to_arrays(images)
-        given = [[array] for array in arrays] if batch == EACH else [arrays]
-        instructions = [instruction] * len(given)
-        drawn = model.edit(given, instructions, seed=seed, progress=Watch().step, **(settings or {}))
-        return (to_images(drawn),)
+        arrays = to_arrays(images, images_2, images_3, images_4)
+        given = [[array, instruction] for array in arrays] if batch == EACH else [[*arrays, instruction]]
+        results = draw(model, given, [seed] * len(given), unique_id, settings or {})
+        return (to_images([result.image for result in results]),)
 
 
 class BagelAsk:
@@ -165,25 +243,59 @@ class BagelAsk:
     DESCRIPTION = "Answers a question about all pictures of a batch, or without any."
     CATEGORY = "BAGEL"
     FUNCTION = "ask"
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("answer",)
+    RETURN_TYPES: tuple[str, ...] = ("STRING",)
+    RETURN_NAMES: tuple[str, ...] = ("answer",)
+    OUTPUT_TOOLTIPS: tuple[str, ...] = ("The answer.",)
+    THINKS = False
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": (MODEL, {}),
+                "model": model_input(),
                 "question": text_widget("The question."),
-                "seed": seed_widget(),
+                "seed": seed_widget("fixed"),
             },
-            "optional": {"images": ("IMAGE", {}), **answer_settings()},
+            "optional": {**references(), **answer_settings()},
+            "hidden": HIDDEN,
         }
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, question: str | None = None) -> bool | str:
+        return check_text(question, "the question")
+
     def ask(
-        self, model: Bagel, question: str, seed: int, images: Tensor | None = None, settings: Values | None = None
-    ) -> tuple[str]:
-        answer = model.ask(to_arrays(images) or None, question, seed=seed, on_text=Watch().text, **(settings or {}))
-        return (answer,)
+        self,
+        model: ModelHandle,
+        question: str,
+        seed: int,
+        images: Tensor | None = None,
+        images_2: Tensor | None = None,
+        images_3: Tensor | None = None,
+        images_4: Tensor | None = None,
+        settings: Values | None = None,
+        unique_id: str | None = None,
+    ) -> tuple[str, ...]:
+        result = model.load().ask(
+            to_arrays(images, images_2, images_3, images_4) or None,
+            question,
+            seed=seed,
+            on_text=Watch(unique_id).text,
+            return_result=True,
+            **({"think": True} if self.THINKS else {}),
+            **(settings or {}),
+        )
+        return (result.text, result.thinking) if self.THINKS else (result.text,)
+
+
+class BagelThinkAndAnswer(BagelAsk):
+    """Thinks in words, then answers."""
+
+    DESCRIPTION = "Thinks in words about a question, and pictures if there are any, then answers."
+    RETURN_TYPES = ("STRING", "STRING")
+    RETURN_NAMES = ("answer", "thinking")
+    OUTPUT_TOOLTIPS = ("The answer.", "The thoughts before it.")
+    THINKS = True
 
 
 class BagelThinkAndDraw:
@@ -194,57 +306,36 @@ class BagelThinkAndDraw:
     FUNCTION = "draw"
     RETURN_TYPES = ("IMAGE", "STRING")
     RETURN_NAMES = ("images", "thinking")
+    OUTPUT_TOOLTIPS = ("The picture drawn.", "The thoughts before it.")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": (MODEL, {}),
+                "model": model_input(),
                 "prompt": text_widget("What to draw, or what to do with the pictures."),
                 "seed": seed_widget(),
             },
-            "optional": {"images": ("IMAGE", {}), **drawing_settings()},
+            "optional": {**references(), **drawing_settings()},
+            "hidden": HIDDEN,
         }
 
-    def draw(
-        self, model: Bagel, prompt: str, seed: int, images: Tensor | None = None, settings: Values | None = None
-    ) -> tuple[Tensor, str]:
-        watch = Watch()
-        result = model.interleave(
-            [*to_arrays(images), prompt],
-            think=True,
-            seed=seed,
-            progress=watch.step,
-            on_text=watch.text,
-            return_result=True,
-            **(settings or {}),
-        )
-        return to_images([result.image]), result.thinking
-
-
-class BagelThinkAndAnswer:
-    """Thinks in words, then answers."""
-
-    DESCRIPTION = "Thinks in words about a question, and pictures if there are any, then answers."
-    CATEGORY = "BAGEL"
-    FUNCTION = "answer"
-    RETURN_TYPES = ("STRING", "STRING")
-    RETURN_NAMES = ("answer", "thinking")
-
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return BagelAsk.INPUT_TYPES()
+    def VALIDATE_INPUTS(cls, prompt: str | None = None) -> bool | str:
+        return check_text(prompt, "the prompt")
 
-    def answer(
-        self, model: Bagel, question: str, seed: int, images: Tensor | None = None, settings: Values | None = None
-    ) -> tuple[str, str]:
-        result = model.ask(
-            to_arrays(images) or None,
-            question,
-            think=True,
-            seed=seed,
-            on_text=Watch().text,
-            return_result=True,
-            **(settings or {}),
-        )
-        return result.text, result.thinking
+    def draw(
+        self,
+        model: ModelHandle,
+        prompt: str,
+        seed: int,
+        images: Tensor | None = None,
+        images_2: Tensor | None = None,
+        images_3: Tensor | None = None,
+        images_4: Tensor | None = None,
+        settings: Values | None = None,
+        unique_id: str | None = None,
+    ) -> tuple[Tensor, str]:
+        inputs = [*to_arrays(images, images_2, images_3, images_4), prompt]
+        (result,) = draw(model, [inputs], [seed], unique_id, {"think": True, **(settings or {})})
+        return to_images([result.image]), result.thinking

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from .bridge import Watch, to_arrays, to_images
-from .nodes import MODEL, Values, answer_settings, drawing_settings, text_widget
+from .models import ModelHandle, SessionHandle
+from .nodes import HIDDEN, Values, answer_settings, check_text, drawing_settings, model_input, references, text_widget
 from .settings import seed_widget
 
-if TYPE_CHECKING:
-    from bagel_mot import Bagel, Session
+SESSION = "BAGEL_MOT_SESSION"
 
-SESSION = "BAGEL_SESSION"
+
+def session_input() -> tuple[str, dict[str, Any]]:
+    """The input for a session."""
+    return SESSION, {"tooltip": "A conversation; it stays as it is, and can be continued in other ways too."}
 
 
 class BagelSessionNew:
@@ -24,6 +27,7 @@ class BagelSessionNew:
     FUNCTION = "begin"
     RETURN_TYPES = (SESSION,)
     RETURN_NAMES = ("session",)
+    OUTPUT_TOOLTIPS = ("The conversation so far.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -31,14 +35,14 @@ class BagelSessionNew:
         understanding = "Pictures are only asked about, never drawn; they then cost half the tokens."
         return {
             "required": {
-                "model": (MODEL, {}),
+                "model": model_input(),
                 "think": ("BOOLEAN", {"default": False, "tooltip": think}),
                 "understanding": ("BOOLEAN", {"default": False, "tooltip": understanding}),
             }
         }
 
-    def begin(self, model: Bagel, think: bool, understanding: bool) -> tuple[Session]:
-        return (model.session(think=think, understanding=understanding),)
+    def begin(self, model: ModelHandle, think: bool, understanding: bool) -> tuple[SessionHandle]:
+        return (SessionHandle(model, think, understanding),)
 
 
 class BagelSessionAddText:
@@ -49,15 +53,20 @@ class BagelSessionAddText:
     FUNCTION = "add"
     RETURN_TYPES = (SESSION,)
     RETURN_NAMES = ("session",)
+    OUTPUT_TOOLTIPS = ("The conversation so far.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"session": (SESSION, {}), "text": text_widget("What to say.")}}
+        return {"required": {"session": session_input(), "text": text_widget("What to say.")}}
 
-    def add(self, session: Session, text: str) -> tuple[Session]:
-        session = session.fork()
-        session.add(text)
-        return (session,)
+    @classmethod
+    def VALIDATE_INPUTS(cls, text: str | None = None) -> bool | str:
+        return check_text(text, "the text")
+
+    def add(self, session: SessionHandle, text: str) -> tuple[SessionHandle]:
+        fork = session.fork()
+        fork.add(text)
+        return (session.then(fork),)
 
 
 class BagelSessionAddImage:
@@ -68,16 +77,17 @@ class BagelSessionAddImage:
     FUNCTION = "add"
     RETURN_TYPES = (SESSION,)
     RETURN_NAMES = ("session",)
+    OUTPUT_TOOLTIPS = ("The conversation so far.",)
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"session": (SESSION, {}), "images": ("IMAGE", {})}}
+        return {"required": {"session": session_input(), "images": references()["images"]}}
 
-    def add(self, session: Session, images: Tensor) -> tuple[Session]:
-        session = session.fork()
+    def add(self, session: SessionHandle, images: Tensor) -> tuple[SessionHandle]:
+        fork = session.fork()
         for image in to_arrays(images):
-            session.add(image)
-        return (session,)
+            fork.add(image)
+        return (session.then(fork),)
 
 
 class BagelSessionDraw:
@@ -88,17 +98,29 @@ class BagelSessionDraw:
     FUNCTION = "draw"
     RETURN_TYPES = (SESSION, "IMAGE", "STRING")
     RETURN_NAMES = ("session", "images", "thinking")
+    OUTPUT_TOOLTIPS = ("The conversation so far.", "The picture drawn.", "The thoughts before it.")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"session": (SESSION, {}), "seed": seed_widget()}, "optional": drawing_settings()}
+        return {
+            "required": {"session": session_input(), "seed": seed_widget()},
+            "optional": drawing_settings(),
+            "hidden": HIDDEN,
+        }
 
-    def draw(self, session: Session, seed: int, settings: Values | None = None) -> tuple[Session, Tensor, str]:
-        session, watch = session.fork(), Watch()
-        result = session.generate_image(
-            seed=seed, progress=watch.step, on_text=watch.text, return_result=True, **(settings or {})
+    def draw(
+        self, session: SessionHandle, seed: int, settings: Values | None = None, unique_id: str | None = None
+    ) -> tuple[SessionHandle, Tensor, str]:
+        fork, watch = session.fork(), Watch(unique_id)
+        result = fork.generate_image(
+            seed=seed,
+            progress=watch.step,
+            on_preview=watch.preview,
+            on_text=watch.text,
+            return_result=True,
+            **(settings or {}),
         )
-        return session, to_images([result.image]), result.thinking
+        return session.then(fork), to_images([result.image]), result.thinking
 
 
 class BagelSessionAnswer:
@@ -109,12 +131,21 @@ class BagelSessionAnswer:
     FUNCTION = "answer"
     RETURN_TYPES = (SESSION, "STRING", "STRING")
     RETURN_NAMES = ("session", "answer", "thinking")
+    OUTPUT_TOOLTIPS = ("The conversation so far.", "The answer.", "The thoughts before it.")
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"session": (SESSION, {}), "seed": seed_widget()}, "optional": answer_settings()}
+        return {
+            "required": {"session": session_input(), "seed": seed_widget("fixed")},
+            "optional": answer_settings(),
+            "hidden": HIDDEN,
+        }
 
-    def answer(self, session: Session, seed: int, settings: Values | None = None) -> tuple[Session, str, str]:
-        session = session.fork()
-        result: Any = session.generate_text(seed=seed, on_text=Watch().text, return_result=True, **(settings or {}))
-        return session, result.text, result.thinking
+    def answer(
+        self, session: SessionHandle, seed: int, settings: Values | None = None, unique_id: str | None = None
+    ) -> tuple[SessionHandle, str, str]:
+        fork = session.fork()
+        result: Any = fork.generate_text(
+            seed=seed, on_text=Watch(unique_id).text, return_result=True, **(settings or {})
+        )
+        return session.then(fork), result.text, result.thinking

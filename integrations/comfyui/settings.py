@@ -71,16 +71,24 @@ def setting_value(setting: Setting, widgets: Mapping[str, Any]) -> Any:
         return tuple(line.replace("\\n", "\n") for line in widgets[setting.name].splitlines() if line)
     if setting.kind == "size":
         size = widgets["width"], widgets["height"]
+        if any(size) and not all(size):
+            raise SettingError(f"width is {size[0]} and height is {size[1]}: give both, or 0 for both.")
         return size if any(size) else None
     if setting.kind == "interval":
         return widgets[f"{setting.name}_low"], widgets[f"{setting.name}_high"]
     return widgets[setting.name]
 
 
-def seed_widget() -> Widget:
-    """The seed, with ComfyUI's control that changes it after each run."""
-    kind, options = widgets_of(SETTINGS["seed"], "generate")["seed"]
-    return kind, {**options, "control_after_generate": True}
+def seed_widget(control: bool | str = True) -> Widget:
+    """The seed, with ComfyUI's control of what becomes of it after each run.
+
+    Args:
+        control: the control's first value; with True ComfyUI takes "randomize". Texts are the likeliest ones unless
+            do_sample is on, so that another seed would repeat them.
+    """
+    kind, options = widgets_of(SETTINGS["seed"], Task.GENERATE)["seed"]
+    about = "The same seed gives the same result. The control below says whether it changes after each run."
+    return kind, {**options, "tooltip": about, "control_after_generate": control}
 
 
 class _Settings:
@@ -90,6 +98,7 @@ class _Settings:
     CATEGORY = "BAGEL/settings"
     FUNCTION = "collect"
     RETURN_NAMES = ("settings",)
+    OUTPUT_TOOLTIPS = ("The settings, for the nodes that draw or write.",)
 
     @classmethod
     def settings(cls) -> list[Setting]:
@@ -118,13 +127,18 @@ class _DrawingSettings(_Settings):
 
     @classmethod
     def VALIDATE_INPUTS(
-        cls, cfg_interval_low: float | None = None, cfg_interval_high: float | None = None
+        cls,
+        cfg_interval_low: float | None = None,
+        cfg_interval_high: float | None = None,
+        width: int | None = None,
+        height: int | None = None,
     ) -> bool | str:
-        """Checks the interval, which ComfyUI cannot do by the range of one widget. An end from another node is None."""
-        if cfg_interval_low is None or cfg_interval_high is None:
-            return True
+        """Checks what ComfyUI cannot by the range of one widget. A value from another node is None."""
         try:
-            parse_settings(cls.TASK, {"cfg_interval": (cfg_interval_low, cfg_interval_high)})
+            if cfg_interval_low is not None and cfg_interval_high is not None:
+                parse_settings(cls.TASK, {"cfg_interval": (cfg_interval_low, cfg_interval_high)})
+            if width is not None and height is not None:
+                setting_value(SETTINGS["size"], {"width": width, "height": height})
         except SettingError as error:
             return str(error)
         return True
@@ -134,19 +148,19 @@ class BagelDrawingSettings(_DrawingSettings):
     """Settings for Text to Image, Think and Draw, and sessions without an image."""
 
     DESCRIPTION = "Settings of drawing. All of them apply as shown; without this node the checkpoint's own apply."
-    TASK = "generate"
+    TASK = Task.GENERATE
 
 
 class BagelEditingSettings(_DrawingSettings):
     """The same settings with the defaults of editing: for Edit, and wherever there is an input image."""
 
     DESCRIPTION = "Settings of editing. All of them apply as shown; without this node the checkpoint's own apply."
-    TASK = "edit"
+    TASK = Task.EDIT
 
 
 class BagelAnswerSettings(_Settings):
     """Settings for Ask, Think and Answer, and Session: Answer."""
 
     DESCRIPTION = "Settings of answers. All of them apply as shown; without this node the checkpoint's own apply."
-    TASK = "ask"
+    TASK = Task.ASK
     RETURN_TYPES = (ANSWER_SETTINGS,)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
-WORKFLOWS = sorted((FOLDER / "workflows").glob("*.json"))
+WORKFLOWS = sorted((FOLDER / "example_workflows").glob("*.json"))
 WIDGETS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 
@@ -136,8 +136,10 @@ def errors_of(prompt: Prompt, nodes: Mapping[str, type]) -> list[str]:
             if not is_widget(kind):
                 errors.append(f"{number}: {name} is {value!r}, but {kind} comes through a link")
             elif isinstance(kind, list):
-                if value not in kind:
+                if value not in kind and name not in own:
                     errors.append(f"{number}: {name} is {value!r}, not in {kind}")
+            elif kind == "INT" and isinstance(value, str) and value.isdecimal():
+                given[name] = int(value)  # ComfyUI turns it into a number
             elif type(value) is not WIDGETS[kind] and not (kind == "FLOAT" and type(value) is int):
                 errors.append(f"{number}: {name} is {value!r}, no {kind}")
             elif name not in own and kind in ("INT", "FLOAT"):
@@ -154,12 +156,18 @@ def errors_of(prompt: Prompt, nodes: Mapping[str, type]) -> list[str]:
 
 
 class Executor:
-    """Runs prompts, and runs again only what has changed, as ComfyUI does."""
+    """Runs prompts, and runs again only what has changed, as ComfyUI does. Outputs of earlier prompts are kept by their
+    inputs, as its default cache does wherever there is much memory: "classic" keeps one a node.
+    """
 
-    def __init__(self, nodes: Mapping[str, type]) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: Mapping[str, type], cache: str = "all") -> None:
+        self.nodes, self.cache = nodes, cache
         self.ran: list[str] = []
-        self._results: dict[str, tuple[Any, Any]] = {}
+        self._results: dict[str, Any] = {}
+
+    def free(self) -> None:
+        """Forgets all outputs, as `/free` with "free_memory" does."""
+        self._results.clear()
 
     def run(self, prompt: Prompt) -> dict[str, Any]:
         """What the output nodes show, by the number of the node.
@@ -175,7 +183,10 @@ class Executor:
         with torch.inference_mode():
             for number in outputs:
                 self._run(number, prompt)
-        return {number: self._results[number][1]["ui"] for number in outputs}
+        return {number: self._results[self._key(number, prompt)]["ui"] for number in outputs}
+
+    def _key(self, number: str, prompt: Prompt) -> str:
+        return json.dumps([number, self._signature(number, prompt)])
 
     def _class(self, node: dict[str, Any]) -> Any:
         return self.nodes[node["class_type"]]
@@ -192,22 +203,26 @@ class Executor:
         return [node["class_type"], inputs, None if changed is None else changed(**constant)]
 
     def _run(self, number: str, prompt: Prompt) -> Any:
-        signature = self._signature(number, prompt)
-        if number in self._results and self._results[number][0] == signature:
-            return self._results[number][1]
+        key = self._key(number, prompt)
+        if key in self._results:
+            return self._results[key]
         node = prompt[number]
         cls = self._class(node)
         values = {
             name: self._run(value[0], prompt)[value[1]] if isinstance(value, list) else value
             for name, value in node["inputs"].items()
         }
+        hidden = cls.INPUT_TYPES().get("hidden", {})
+        values |= {name: number for name, kind in hidden.items() if kind == "UNIQUE_ID"}
         result = getattr(cls(), cls.FUNCTION)(**values)
         if not isinstance(result, dict):
             assert len(result) == len(cls.RETURN_TYPES) == len(cls.RETURN_NAMES)
             for value, kind in zip(result, cls.RETURN_TYPES, strict=True):
                 check_type(value, kind)
         self.ran.append(node["class_type"])
-        self._results[number] = signature, result
+        if self.cache == "classic":
+            self._results = {other: kept for other, kept in self._results.items() if json.loads(other)[0] != number}
+        self._results[key] = result
         return result
 
 
