@@ -6,7 +6,7 @@ try:
     from bagel_mot.version import __version__ as _version
 except ImportError as error:
     raise ImportError(
-        "BAGEL's nodes need the package bagel-mot, which is not installed in ComfyUI's Python: install it as the README "
+        "BAGEL's nodes need the package bagel-mot, which is not installed in ComfyUI's Python: install it as README "
         "of the nodes says (the package called bagel is another project)."
     ) from error
 if tuple(map(int, _version.split(".")[:2])) < (0, 2):
