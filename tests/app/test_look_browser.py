@@ -206,3 +206,13 @@ def test_a_greedy_answer_has_no_seed(open_page: Open) -> None:
     page.press("#ask-question textarea", "Enter")
     page.wait_for_selector("#ask-facts .bagel-note")
     assert "seed" not in page.inner_text("#ask-facts")
+
+
+def test_a_prompt_outside_of_what_the_model_knows_is_told(open_page: Open) -> None:
+    page = open_page()
+    page.fill("#create-prompt textarea", "a photo of a corgi")
+    page.wait_for_selector("#create-hint >> text=has never read")
+    page.get_by_text("中文", exact=True).click()
+    page.wait_for_selector("#create-hint >> text=这个模型从未读过")
+    page.fill("#create-prompt textarea", "a red car")
+    page.wait_for_selector("#create-hint .bagel-hint", state="detached")

@@ -264,13 +264,15 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(gr.Blocks, "launch", launch)
-    arguments = ["app", "--port", "0", "--auth", "me:secret", "--lang", "zh", "--precision", "float32"]
+    arguments = ["app", "--port", "0", "--auth", "me:secret", "--lang", "zh", "--precision", "float32", "--open"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 130
     assert launched["auth"] == [("me", "secret")]
     assert launched["server_name"] == "127.0.0.1"
     assert launched["server_port"] > 0
     assert launched["share"] is False
+    assert launched["inbrowser"] is True
+    assert Path(launched["favicon_path"]).read_text(encoding="utf-8").startswith("<svg")
     result = CliRunner().invoke(app, ["app", "--auth", "me"])
     assert result.exit_code == 2
 

@@ -326,10 +326,10 @@ def test_a_phone_is_wide_enough(open_page: Open, shot: Shot, language: str) -> N
         if part == "create":
             draw(page, "a red car")
             drawn(page)
-        page.click(f"#{part}-group-steps button")
+        page.click(f"#{part}-group-thinking button")
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, part
-        page.click(f"#{part}-group-steps button")
+        page.click(f"#{part}-group-thinking button")
         shot(
             page, f"phone-{part}" + "-chinese" * (language == "中文"), readme=(part, language) == ("create", "English")
         )
