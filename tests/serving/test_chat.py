@@ -285,12 +285,12 @@ def test_an_image_with_its_thinking(live: Live, spoken: Callable[[str], None], s
     ("more", "match"),
     [
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\].role is \"tool\": it must be 'system'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, r"messages\[0\].role is \"tool\": it must be .system"),
         ({"messages": [{"role": "user", "content": " "}]}, "neither a picture nor a text that is not blank"),
         ({"messages": [{"role": "user", "content": None}]}, "neither a picture nor a text"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
-            "must be a text or a picture",
+            "a part must be of type",
         ),
         ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "last message"),
         ({"modalities": ["audio"]}, "modalities"),

@@ -205,7 +205,7 @@ def test_edits_say_what_to_send(live: Live) -> None:
         (CHAT, said({"type": "image", "source": {"data": "!"}}), f"{PART}.source.data", "not valid base64"),
         (CHAT, said({"type": "image_url"}), PART, "it has no picture"),
         (CHAT, said({"type": "text"}), f"{PART}.text", "is missing"),
-        (CHAT, said({"type": "video"}), PART, "must be a text or a picture"),
+        (CHAT, said({"type": "video"}), f"{PART}.type", 'is "video": a part must be of type "text"'),
         (CHAT, {"messages": user("x"), "n": "many"}, "n", 'n is "many": it must be a whole number'),
         (CHAT, {"messages": user("x"), "n": 9}, "n", "n is 9"),
         (CHAT, {"messages": user("x"), "max_tokens": 0}, "max_tokens", "max_tokens is 0"),

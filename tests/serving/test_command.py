@@ -38,8 +38,11 @@ def refused(*arguments: str, match: str, env: dict[str, str] | None = None) -> N
 def test_help_says_the_defaults() -> None:
     result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"})
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", result.stdout).split())
-    for option in ("host", "port", "api-key", "no-auth", "allow-url", "cors", "max-queue", "memory", "log-prompts"):
+    for option in ("host", "port", "api-key", "no-auth", "allow-url", "cors", "max-queue", "log-prompts"):
         assert f"--{option}" in text
+    assert "--memory" in text
+    assert "--strict" in text
+    assert "--served-model-name" in text
     assert "BAGEL_API_KEYS" in text
     limits = Limits()
     for value in (limits.queue, limits.images, limits.image_pixels, limits.timesteps, limits.new_tokens, 8000):
@@ -52,6 +55,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(monkeypatch: pytest.Monk
     monkeypatch.setattr("bagel_mot.cli.serving.load", lambda *_: pytest.fail("it was loaded"))
     refused("--host", "0.0.0.0", match="there is no API key")
     refused("--api-key", " ", match="API key is empty")
+    refused("--served-model-name", " ", match="name of the model is empty")
     refused("--host", "0.0.0.0", match="not ASCII", env={"BAGEL_API_KEYS": "schlüssel"})
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -87,7 +91,8 @@ def test_names_of_checkpoints(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def mini() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`bagel serve` with mini, as in the documentation, with a key in the environment."""
-    command = [sys.executable, "-m", "bagel_mot", "serve", "--port", "0"]
+    names = ["--served-model-name", "mini", "--served-model-name", "gpt-image-1"]
+    command = [sys.executable, "-m", "bagel_mot", "serve", "--port", "0", *names]
     environment = {**os.environ, "BAGEL_API_KEYS": "one two", "COLUMNS": "200"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
@@ -105,8 +110,10 @@ def opened(encoded: str | None) -> Image.Image:
 def test_draw_edit_and_ask_with_mini(mini: tuple[subprocess.Popen[str], str], tmp_path: Path) -> None:
     url = mini[1]
     client = OpenAI(base_url=f"{url}/v1", api_key="two", max_retries=0)
-    assert [model.id for model in client.models.list()] == ["mini"]
-    drawn = client.images.generate(prompt="a red car", extra_body={"seed": 0, "num_timesteps": 6}).data
+    assert [model.id for model in client.models.list()] == ["mini", "gpt-image-1"]
+    drawn = client.images.generate(
+        model="gpt-image-1", quality="high", prompt="a red car", extra_body={"seed": 0, "num_timesteps": 6}
+    ).data
     assert drawn
     path = tmp_path / "car.png"
     path.write_bytes(base64.b64decode(drawn[0].b64_json or ""))

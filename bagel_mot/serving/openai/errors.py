@@ -171,6 +171,10 @@ def from_validation(errors: Sequence[Any], body: Any) -> ApiError:
         return ApiError(400, f"{param} is missing.", param=param)
     if not deepest and not isinstance(body, dict):
         return ApiError(400, "the body is not a JSON object: send one with Content-Type: application/json.")
+    if kind == "part_kind":
+        if isinstance(value, dict) and "type" in value:
+            param, value = f"{param}.type", value["type"]
+        return ApiError(400, f'{param} is {shown(value)}: a part must be of type "text" or "image_url".', param=param)
     if kind == "too_short":
         return ApiError(400, f"{param} is empty: it needs at least one item.", param=param)
     wanted = [text for one in alike if (text := _wanted(one))]
@@ -232,5 +236,5 @@ def _wanted(error: Any) -> str | None:
     if error["type"] == "less_than_equal":
         return f"{context['le']} or less"
     if error["type"] == "literal_error":
-        return str(context["expected"])
+        return str(context["expected"]).replace("'", '"')
     return _WANTED.get(error["type"])

@@ -156,7 +156,8 @@ class AppState:
         hint = self.service.bagel.hint("\n".join(one for one in inputs if isinstance(one, str)))
         if hint is not None:
             # Headers are ASCII; whatever else a prompt has is escaped, as in Python.
-            request.state.headers[HINT_HEADER] = hint.encode("ascii", "backslashreplace").decode()
+            ascii_hint = hint.replace("×", "x").encode("ascii", "backslashreplace")
+            request.state.headers[HINT_HEADER] = ascii_hint.decode()
         if self.options.log_prompts:
             _log.info("%s asks %r", request.state.request_id, [item for item in inputs if isinstance(item, str)])
         call = partial(self.service.start, inputs, output=output, n=n, listen=listen, **settings)

@@ -110,7 +110,7 @@ Part = Annotated[
     Discriminator(
         _part_kind,
         custom_error_type="part_kind",
-        custom_error_message='it must be a text or a picture: its type "text" or "image_url"',
+        custom_error_message="the part is of an unknown type",
     ),
 ]
 
