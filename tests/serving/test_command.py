@@ -36,7 +36,7 @@ def refused(*arguments: str, match: str, env: dict[str, str] | None = None) -> N
 
 
 def test_help_says_the_defaults() -> None:
-    result = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200"})
+    result = CliRunner().invoke(app, ["serve", "--help-all"], env={"COLUMNS": "200"})
     text = " ".join(re.sub("[│╭╮╰╯─]", " ", result.stdout).split())
     for option in ("host", "port", "api-key", "no-auth", "allow-url", "cors", "max-queue", "log-prompts"):
         assert f"--{option}" in text
