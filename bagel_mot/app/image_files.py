@@ -88,7 +88,7 @@ def open_kept(path: str, max_pixels: int) -> Image.Image:
     """
     data = _read(path)
     image = open_image(data, max_pixels)
-    image.info = dict(_texts(data))
+    image.info = {name: text for name, text in _texts(data).items()}  # noqa: C416 - its keys are of a wider type
     return image
 
 
