@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
 from pathlib import Path
@@ -85,16 +85,32 @@ def read_config(source: TensorSource) -> BagelConfig:
         CheckpointError: a file is missing or damaged, or a table is not that of a square.
     """
     config = load_config(source.where.parent)
+    shapes = {ours: source.shape(theirs) for ours, theirs in POSITION_TABLES.items() if theirs in source.names()}
+    return with_table_sides(config, **table_sides(config, shapes))
+
+
+def table_sides(config: BagelConfig, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """The sides of the position tables: those of the tables that there are, else what the configuration says.
+
+    Args:
+        config: the configuration.
+        shapes: the shapes of tables, by this package's names.
+
+    Raises:
+        CheckpointError: a table is not that of a square, or not as wide as the decoder.
+    """
     sides = {"latent": config.max_latent_size, "vit": config.vit_max_num_patch_per_side}
-    for ours, theirs in POSITION_TABLES.items():
-        if theirs in source.names():
-            entries, width = source.shape(theirs)
-            if isqrt(entries) ** 2 != entries:
-                raise CheckpointError(f"{theirs} has {entries} entries; a position table needs a square number")
-            if width != config.decoder.hidden_size:
-                raise CheckpointError(f"{theirs} is {width} wide; the decoder is {config.decoder.hidden_size}")
-            sides["latent" if ours == "latent_pos_embed" else "vit"] = isqrt(entries)
-    return with_table_sides(config, **sides)
+    for ours, (entries, width) in shapes.items():
+        if isqrt(entries) ** 2 != entries:
+            raise CheckpointError(
+                f"{POSITION_TABLES[ours]} has {entries} entries; a position table needs a square number"
+            )
+        if width != config.decoder.hidden_size:
+            raise CheckpointError(
+                f"{POSITION_TABLES[ours]} is {width} wide; the decoder is {config.decoder.hidden_size}"
+            )
+        sides["latent" if ours == "latent_pos_embed" else "vit"] = isqrt(entries)
+    return sides
 
 
 def load_checkpoint(

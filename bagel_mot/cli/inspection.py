@@ -90,6 +90,8 @@ def _print_versions(found: dict[str, Any]) -> None:
 def _print_facts(facts: dict[str, Any]) -> None:
     console = tables()
     console.print(f"[bold]{facts['name']}[/bold]  {facts['folder'] or 'configuration only'}")
+    if facts["stored_bytes"]:
+        console.print(f"{size_text(facts['stored_bytes'])} of weights")
     if facts["knows"]:
         console.print(f"knows {facts['knows']}", markup=False)
     for title in ("decoder", "vision transformer", "autoencoder", "pictures"):

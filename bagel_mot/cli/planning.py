@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from bagel_mot.checkpoint.official import TASKS, read_config
-from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
+from bagel_mot.checkpoint.official import TASKS
+from bagel_mot.checkpoint.opening import StoredWeights
 from bagel_mot.cli.options import tables
+from bagel_mot.cli.summary import described
 from bagel_mot.config import NAMED_CONFIGS
 from bagel_mot.errors import DeviceError
 from bagel_mot.files import parse_size, size_text
-from bagel_mot.inference.loading import AUTOMATIC, automatic_precisions, find_checkpoint, usable_devices
+from bagel_mot.inference.loading import AUTOMATIC, automatic_precisions, usable_devices
 from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
 
 _SHOWN = 14
@@ -32,8 +33,7 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
         config, precisions = NAMED_CONFIGS[checkpoint], list(AUTOMATIC)
         stored = StoredWeights(layers=torch.bfloat16, embedding=torch.bfloat16)
     else:
-        source = open_checkpoint(find_checkpoint(checkpoint))
-        config, stored = read_config(source), stored_weights(source)
+        config, stored, _ = described(checkpoint)
         precisions = automatic_precisions(stored, usable_devices())
     machine = this_machine(usable_devices())
     host = machine.host if ram is None else parse_size(ram)

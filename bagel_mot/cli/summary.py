@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from bagel_mot.checkpoint.official import folder_of, read_config
-from bagel_mot.checkpoint.opening import open_checkpoint
+from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.defaults import official_defaults, read_defaults
-from bagel_mot.inference.loading import find_checkpoint
+from bagel_mot.inference.loading import locate
 from bagel_mot.placement.estimate import cache_bytes
 from bagel_mot.task import Task
 
@@ -35,18 +35,19 @@ def describe(name: str) -> dict[str, Any]:
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
     folder: Path | None = None
+    stored: StoredWeights | None = None
     if name in NAMED_CONFIGS and not Path(name).is_dir():
         config = NAMED_CONFIGS[name]
         defaults = official_defaults(config)
     else:
-        folder = find_checkpoint(name)
-        config = read_config(open_checkpoint(folder))
+        config, stored, folder = described(name)
         defaults = read_defaults(folder_of(folder), config)
     decoder, vit, vae = config.decoder, config.vit, config.vae
     size = defaults.of(Task.GENERATE).get("size")
     return {
         "name": name,
         "folder": None if folder is None else str(folder),
+        "stored_bytes": None if stored is None else stored.nbytes,
         "knows": None if defaults.scope is None else defaults.scope.about,
         "decoder": {
             "layers": decoder.num_layers,
@@ -79,6 +80,22 @@ def describe(name: str) -> dict[str, Any]:
         "parameters": parameters(config),
         "cache_bytes": _cache(config, size),
     }
+
+
+def described(name: str) -> tuple[BagelConfig, StoredWeights, Path]:
+    """The configuration of a checkpoint, its stored weights, and the place of its files. Of one on the hub that is not
+    in the cache only configuration files and headers are fetched.
+    """
+    found = locate(name)
+    if isinstance(found, str):
+        from bagel_mot.checkpoint.hub.peek import peek
+
+        remote = peek(found)
+        if not isinstance(remote, Path):
+            return remote.config(), remote.stored(), remote.folder
+        found = remote
+    source = open_checkpoint(found)
+    return read_config(source), stored_weights(source), found
 
 
 def parameters(config: BagelConfig) -> dict[str, int]:

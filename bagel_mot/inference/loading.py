@@ -44,6 +44,16 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     Raises:
         CheckpointError: there is none, or it cannot be downloaded.
     """
+    found = locate(name)
+    return download(found) if isinstance(found, str) else found
+
+
+def locate(name: str | os.PathLike[str]) -> Path | str:
+    """The local place of a checkpoint, or its hub id where it is not on this machine.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
     text = os.fspath(name)
     if isinstance(name, str) and not os.path.lexists(text):
         text = text.strip()
@@ -55,7 +65,7 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     if place is not None and (place.is_dir() or (place.is_file() and place.suffix in _WEIGHT_FILES)):
         return place
     if isinstance(name, str) and is_hub_id(text):
-        return download(text)
+        return text
     reason = ""
     if place is not None and place.exists():
         reason = " but a file of another kind"

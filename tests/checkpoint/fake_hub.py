@@ -21,6 +21,7 @@ class FakeHub(ThreadingHTTPServer):
         files: contents by name.
         large: names of those that the hub stores as large files, with SHA-256.
         requests: (method, path, first byte asked for) in order.
+        sent: bytes of content that were asked for, by file.
         cut: after how many bytes the connection is closed, by file, for as many requests as are listed.
         changed: contents that are sent instead of the right ones.
         no_ranges: files are sent from their beginning, whatever is asked.
@@ -36,6 +37,7 @@ class FakeHub(ThreadingHTTPServer):
         self.files = files
         self.large = {name for name in files if name.endswith((".safetensors", ".gguf"))}
         self.requests: list[tuple[str, str, int]] = []
+        self.sent: dict[str, int] = {}
         self.cut: dict[str, list[int]] = {}
         self.changed: dict[str, bytes] = {}
         self.no_ranges = self.gated = self.bare = False
@@ -83,8 +85,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bool) -> None:
         hub, path = self.server, self.path.partition("?")[0]
-        asked = re.match(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        asked = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         first = int(asked[1]) if asked else 0
+        end = int(asked[2]) + 1 if asked and asked[2] else None
         hub.requests.append((self.command, path, first))
         if hub.down:
             return self._send(hub.down, {}, b"down", body)
@@ -110,8 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"X-Linked-Size": str(len(whole)), "X-Linked-ETag": f'"{etag}"'}
         content = hub.changed.get(name, whole)
         if asked and not hub.no_ranges:
-            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-            return self._send(206, headers, content[first:], body, name)
+            last = min(end or len(content), len(content)) - 1
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            if body:
+                hub.sent[name] = hub.sent.get(name, 0) + last + 1 - first
+            return self._send(206, headers, content[first : last + 1], body, name)
+        if body:
+            hub.sent[name] = hub.sent.get(name, 0) + len(content)
         self._send(200, headers, content, body, name)
 
     def _info(self) -> dict[str, Any]:

@@ -401,3 +401,42 @@ def test_the_command_refuses_before_it_fetches(hub: FakeHub, tmp_path: Path) -> 
         assert len(result.stderr.strip().splitlines()) == 1
     assert hub.requests == []
     assert run("nobody/nothing").exit_code == 2
+
+
+# ------------------------------------------------------------------------------------------------- a look at it
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_info_fetches_configurations_and_headers_only(hub: FakeHub, plan: bool) -> None:
+    hub.files[WEIGHTS] = hub.files[WEIGHTS] + b"\0" * 4_000_000  # as if the weights were large
+    result = CliRunner().invoke(app, ["info", REPOSITORY, "--json", "-", *(["--plan"] if plan else [])])
+    assert result.exit_code == 0, result.output
+    assert not hub.sent.keys() & {"ae.safetensors", "tokenizer.json", *UNNEEDED}
+    assert sum(hub.sent.values()) < 500_000
+    facts = json.loads(result.stdout)
+    local = json.loads(CliRunner().invoke(app, ["info", str(GOLDEN), "--json", "-"]).stdout)
+    if not plan:
+        assert facts["stored_bytes"] == len(hub.files[WEIGHTS])
+        assert {**facts, "name": "", "folder": "", "stored_bytes": 0} == {
+            **local,
+            "name": "",
+            "folder": "",
+            "stored_bytes": 0,
+        }
+
+
+def test_info_of_what_the_cache_has_asks_nobody(hub: FakeHub) -> None:
+    download(REPOSITORY)
+    hub.requests.clear()
+    assert CliRunner().invoke(app, ["info", REPOSITORY]).exit_code == 0
+    assert not hub.requests
+
+
+def test_info_of_what_is_no_checkpoint(hub: FakeHub) -> None:
+    del hub.files["config.json"]
+    result = CliRunner().invoke(app, ["info", REPOSITORY])
+    assert result.exit_code == 2
+    assert "has no config.json" in result.stderr
+    result = CliRunner().invoke(app, ["info", "owner/other"])
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1

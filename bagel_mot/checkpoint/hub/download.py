@@ -56,13 +56,12 @@ def download(
         CheckpointError: it cannot be had: no network, no such repository or revision, no access, no room, nothing in it
             that is a checkpoint, or a file came damaged.
     """
-    from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     if folder is not None and folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file: give a folder to download into.")
     try:
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        listed, commit = _list_files(repository, revision)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise explained(error, repository, revision) from error
     except Exception as error:  # no network, a mirror that is down: there are many types
@@ -72,20 +71,14 @@ def download(
         if check:
             _check_cached(repository, cached)
         return cached
-    # A mirror may list whatever it likes.
-    listed = {
-        file.rfilename: RemoteFile.of(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
-        for file in info.siblings or ()
-        if is_inside(file.rfilename)
-    }
-    fetch = _Fetch(repository, revision, str(info.sha), folder, check)
+    fetch = _Fetch(repository, revision, commit, folder, check)
     try:
-        weights = _weights(repository, listed, stored)
+        weights = weights_of(repository, listed, stored)
         if folder is not None:
             fetch.refuse_others(folder, listed)
         if weights.endswith(".json"):
             fetch.get([listed[weights]], None)
-            weights_files = _shards(fetch.place(listed[weights]), listed)
+            weights_files = shards_of(fetch.place(listed[weights]), listed)
         else:
             if "config.json" not in listed:
                 raise CheckpointError(f"{repository} has no config.json: it is not a checkpoint of this model.")
@@ -97,6 +90,41 @@ def download(
         raise
     except Exception as error:
         raise explained(error, repository, revision, folder) from error
+
+
+def list_files(repository: str) -> tuple[dict[str, RemoteFile], str]:
+    """The files of a repository's main branch by name, and its commit.
+
+    Raises:
+        CheckpointError: there is no network, no such repository, or no access.
+    """
+    try:
+        return _list_files(repository, None)
+    except Exception as error:  # there are many types
+        raise explained(error, repository, None) from error
+
+
+def fetch_files(repository: str, commit: str, files: Sequence[RemoteFile]) -> Path:
+    """Receives files of a repository into the cache where they are not there yet, and returns the folder there."""
+    return _Fetch(repository, None, commit, None, False).get(files, None)
+
+
+def cached_whole(repository: str) -> Path | None:
+    """The folder of a repository in the cache, if all of it is there."""
+    folder = _cached(repository, None)
+    return folder if folder is not None and _is_whole(repository, folder, None) else None
+
+
+def _list_files(repository: str, revision: str | None) -> tuple[dict[str, RemoteFile], str]:
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+    listed = {
+        file.rfilename: RemoteFile.of(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id)
+        for file in info.siblings or ()
+        if is_inside(file.rfilename)  # a mirror may list whatever it likes
+    }
+    return listed, str(info.sha)
 
 
 class _Fetch:
@@ -242,7 +270,7 @@ def _package() -> Any:
     return file_download
 
 
-def _weights(repository: str, listed: Collection[str], stored: str | None) -> str:
+def weights_of(repository: str, listed: Collection[str], stored: str | None = None) -> str:
     """The name of the file with weights, or of the index of several."""
     for name in MODEL_FILES:
         if name in listed:
@@ -264,7 +292,7 @@ def _weights(repository: str, listed: Collection[str], stored: str | None) -> st
     )
 
 
-def _shards(index: Path, listed: dict[str, RemoteFile]) -> list[str]:
+def shards_of(index: Path, listed: dict[str, RemoteFile]) -> list[str]:
     """The files that an index names, all of the repository."""
     names = index_names(index)
     missing = [name for name in names if name not in listed]
@@ -297,7 +325,7 @@ def _is_whole(repository: str, folder: Path, stored: str | None) -> bool:
     some = any(name.endswith((*MODEL_FILES, *_WEIGHTS)) and name != AUTOENCODER_FILE for name in here)
     if not some or "config.json" not in here:
         return False
-    weights = _weights(repository, here, stored)
+    weights = weights_of(repository, here, stored)
     if not weights.endswith(".json"):
         return True
     return all((folder / name).is_file() for name in index_names(folder / weights))
