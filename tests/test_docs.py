@@ -264,3 +264,10 @@ def test_a_link_to_nowhere_breaks_the_build(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert "nowhere.md" in done.stderr
+
+
+def test_the_field_trial_names_tests_that_are_there() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text_of("field-trial"))
+    assert len(named) > 80
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{test}"

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer.main
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -737,3 +738,15 @@ def test_the_training_page_names_every_key_of_a_recipe() -> None:
     sections = (AutoencoderRecipe, BagelRecipe, OptimizerConfig, ScheduleConfig, PackConfig, Dropout, MiniConfig)
     keys = {field.name for section in sections for field in dataclasses.fields(section)} - {"kind"}
     assert {key for key in keys if f"`{key}`" not in text and f".{key}`" not in text} == set()
+
+
+def test_an_option_has_one_meaning_in_all_commands() -> None:
+    metavars: dict[str, set[str | None]] = {}
+    for found in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for param in found.params:
+            if param.param_type_name == "option" and not param.is_flag:
+                long = [name for name in param.opts if name.startswith("--")][:1]
+                metavars.setdefault(long[0] if long else param.opts[0], set()).add(param.metavar)
+    assert "--dtype" not in metavars, "it is another name of --precision"
+    for option in ("--precision", "--device", "--checkpoint", "--memory", "--offload", "--json"):
+        assert len(metavars[option]) == 1, (option, metavars[option])
