@@ -43,6 +43,10 @@ def info(
     ram: Annotated[
         str | None, typer.Option(help="With --plan: assume this much free main memory.", metavar="SIZE")
     ] = None,
+    prefer: Annotated[
+        str,
+        typer.Option(help="With --plan: what the best is the best in: quality, speed or memory.", metavar="ORDER"),
+    ] = "quality",
     versions: Annotated[
         bool,
         typer.Option("--versions", help="Show versions, devices and threads instead, for a report of a fault."),
@@ -61,12 +65,12 @@ def info(
             _print_versions(found)
         write_json(json, found)
         return
-    if (memory or ram) and not plan:
-        raise SettingError("--memory and --ram are for --plan: add it, or leave them out.")
+    if (memory or ram or prefer != "quality") and not plan:
+        raise SettingError("--memory, --ram and --prefer are for --plan: add it, or leave them out.")
     if plan:
         from bagel_mot.cli.planning import planned, print_plans
 
-        found = planned(checkpoint, memory, ram)
+        found = planned(checkpoint, memory, ram, prefer)
         if json != "-":
             print_plans(found)
         write_json(json, found)

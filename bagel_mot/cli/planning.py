@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
 _SHOWN = 14
 
 
-def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, Any]:
+def planned(checkpoint: str, memory: str | None, ram: str | None, prefer: str = "quality") -> dict[str, Any]:
     """Plans for this machine, or for one with other memory, ready for JSON.
 
     Args:
         checkpoint: the name of a checkpoint, or of a configuration, which counts as stored in bfloat16.
         memory: the memory of each accelerator, such as "12GB"; without an accelerator, that of an imagined GPU.
         ram: the free main memory.
+        prefer: the order of the plans, "quality", "speed" or "memory".
     """
     if checkpoint in NAMED_CONFIGS and not Path(checkpoint).is_dir():
         config, precisions = NAMED_CONFIGS[checkpoint], list(AUTOMATIC)
@@ -42,7 +44,7 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
         size = parse_size(memory)
         gpus = [(device, size) for device, _ in gpus] or [(torch.device("cuda:0"), size)]
     machine = Machine((*gpus, (torch.device("cpu"), host)), host)
-    found = plans(config, machine, TASKS, precisions=precisions, stored=stored)
+    found = plans(config, machine, TASKS, precisions=precisions, stored=stored, prefer=prefer)
     try:
         chosen, reason = choose(found, machine), None
     except DeviceError as error:
@@ -52,8 +54,24 @@ def planned(checkpoint: str, memory: str | None, ram: str | None) -> dict[str, A
         "host": host,
         "plans": [_facts(plan, plan is chosen) for plan in found],
         "chosen": None if chosen is None else chosen.sentence(),
+        "why": None if chosen is None else _why(found, chosen, prefer),
         "reason": reason,
     }
+
+
+def _why(found: Sequence[Plan], chosen: Plan, prefer: str) -> str:
+    """The reason of a choice in one sentence, with the fastest other plan that fits, if it is faster."""
+    order = {
+        "quality": "the fastest of those that fit without a loss of accuracy, if there is one",
+        "speed": "the fastest of those that fit",
+        "memory": "the one that takes the least memory",
+    }
+    fastest = min((plan for plan in found if plan.fits), key=lambda plan: plan.seconds, default=chosen)
+    if fastest.seconds >= chosen.seconds * 0.95:
+        return f"{order[prefer]}."
+    lossy = ", which loses accuracy" if fastest.lossy else ""
+    share = fastest.seconds / chosen.seconds
+    return f"{order[prefer]}; {fastest.precision.name} on {fastest.where} would take {share:.2g} of its time{lossy}."
 
 
 def _facts(plan: Plan, chosen: bool) -> dict[str, Any]:
@@ -100,3 +118,5 @@ def print_plans(facts: dict[str, Any]) -> None:
         console.print(f"and {left_out} more, which --json lists")
     console.print("peaks of device memory + main memory for each workload; the time is a rough estimate")
     console.print(f"chosen: {facts['chosen']}" if facts["chosen"] else facts["reason"])
+    if facts["why"]:
+        console.print(f"why: {facts['why']}")

@@ -15,7 +15,7 @@ import torch
 from bagel_mot.checkpoint.opening import LARGE_EMBEDDING, UNKNOWN, StoredWeights
 from bagel_mot.checkpoint.precision import LOSSY, NAMES, Precision, check_hardware, dtype_name, parse_precision
 from bagel_mot.config import BagelConfig
-from bagel_mot.errors import DeviceError
+from bagel_mot.errors import DeviceError, SettingError
 from bagel_mot.files import size_text
 from bagel_mot.placement.estimate import (
     DEVICE_BYTES,
@@ -34,6 +34,8 @@ _BUS, _DISK = 2e10, 5e8
 # How much of that a precision reaches: multiplying many rows, and reading weights for one.
 _MANY = {"float32": 0.3, "fp8-dynamic": 1.7, "int8-dynamic": 1.2, "int8": 0.8, "fp8": 0.6, "int4": 0.55, "nf4": 0.5}
 _ONE_ON_CPU = {"fp8": 0.2, "nf4": 0.05, "int8-dynamic": 0.5}
+PREFERENCES = ("quality", "speed", "memory")
+"""The orders that plans can have."""
 _EVALUATIONS, _IMAGE_TOKENS, _TOKENS = 80, 4096, 100  # a usual image and answer
 
 
@@ -142,9 +144,10 @@ def plans(
     precisions: Sequence[str] = NAMES,
     stored: StoredWeights = UNKNOWN,
     offloads: Sequence[str] = ("none", "cpu", "disk"),
+    prefer: str = "quality",
 ) -> list[Plan]:
-    """All ways, the best first: what fits before what does not, as it is stored before what is rounded again, accurate
-    before lossy, fast before slow.
+    """All ways, the best first: what fits before what does not. By quality, what is stored so comes before what is
+    rounded again, accurate before lossy, fast before slow; by speed, fast before slow; by memory, what takes the least.
 
     Args:
         config: the checkpoint's configuration.
@@ -153,7 +156,13 @@ def plans(
         precisions: the precisions to choose from.
         stored: the types in which the checkpoint stores its weights.
         offloads: the places that layers may have which find no room on the device.
+        prefer: "quality", "speed" or "memory".
+
+    Raises:
+        SettingError: there is no such preference.
     """
+    if prefer not in PREFERENCES:
+        raise SettingError(f"prefer is {prefer!r}: it must be {', '.join(map(repr, PREFERENCES))}.")
     found: list[Plan] = []
     for precision in map(parse_precision, precisions):
         for kind in dict.fromkeys(device.type for device, _ in machine.devices):
@@ -164,9 +173,12 @@ def plans(
                 continue
             found += setup.plans(offloads)
 
-    def order(plan: Plan) -> tuple[bool, bool, bool, float]:
-        again = stored.format not in (None, plan.precision.parts.get("decoder"))
-        return not plan.fits, again, plan.lossy, plan.seconds
+    def order(plan: Plan) -> tuple[bool, float, bool, float]:
+        if prefer == "quality":
+            again = stored.format not in (None, plan.precision.parts.get("decoder"))
+            return not plan.fits, again, plan.lossy, plan.seconds
+        first = plan.seconds if prefer == "speed" else plan.peak_device or plan.peak_host
+        return not plan.fits, first, plan.lossy, plan.seconds
 
     return sorted(found, key=order)
 

@@ -66,3 +66,22 @@ def test_what_was_chosen_is_said(tmp_path: Path) -> None:
     result = runner.invoke(app, ["generate", "a star", "--device", "cpu", "--memory", "4GB", "-o", target])
     assert result.exit_code == 0
     assert "running in float32 on cpu: at most" in result.output
+
+
+def test_plans_are_in_the_order_that_is_preferred() -> None:
+    machine = ("7b-mot", "--memory", "12GB", "--ram", "32GB")
+    chosen = {}
+    for prefer in ("quality", "speed", "memory"):
+        found = planned(*machine, "--prefer", prefer)
+        fitting = [plan for plan in found["plans"] if plan["fits"]]
+        chosen[prefer] = next(plan for plan in fitting if plan["chosen"])
+        assert found["why"]
+        if prefer == "speed":
+            assert chosen[prefer]["relative_seconds"] == min(plan["relative_seconds"] for plan in fitting)
+    assert not chosen["quality"]["lossy"]
+    assert chosen["speed"]["relative_seconds"] < chosen["quality"]["relative_seconds"]
+    assert "int4" in planned(*machine)["why"] or "nf4" in planned(*machine)["why"]
+    assert "loses accuracy" in planned(*machine)["why"]
+    result = runner.invoke(app, ["info", "7b-mot", "--plan", "--prefer", "looks"])
+    assert result.exit_code == 2
+    assert "'quality', 'speed', 'memory'" in result.stderr
