@@ -15,7 +15,7 @@ ARG EXTRAS=serve,app,gguf
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 HF_HOME=/data/huggingface
 
 # PyTorch is a layer of its own, which changes of the code leave as it is.
-RUN pip install --index-url "$TORCH_INDEX" "torch>=2.11,<3"
+RUN pip install --index-url "$TORCH_INDEX" "torch>=2.9.1,<3"
 
 WORKDIR /opt/bagel
 COPY pyproject.toml setup.py README.md LICENSE ./

@@ -51,7 +51,9 @@ class RowScaledMatrix(QuantisedMatrix):
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Single rows, index (N,) or of any shape, int64 -> (N, in)"""
-        return (self.tensors["values"][index].float() * self.tensors["scale"][index][..., None]).to(dtype)
+        values = self.tensors["values"]
+        found = values.view(torch.uint8)[index].view(values.dtype)  # PyTorch 2.9 cannot index float8
+        return (found.float() * self.tensors["scale"][index][..., None]).to(dtype)
 
     def multiply_many(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out). The scale multiplies the products, because it is the same along a row; the values are

@@ -153,8 +153,8 @@ def test_int4_is_in_the_order_of_the_kernel() -> None:
 
 
 def test_float8_is_widened_bit_by_bit() -> None:
-    every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
-    every = every[~every.float().isnan()]
+    every = torch.arange(256, dtype=torch.uint8)
+    every = every[~every.view(torch.float8_e4m3fn).float().isnan()].view(torch.float8_e4m3fn)
     assert torch.equal(Fp8Matrix._widened(every, torch.bfloat16), every.to(torch.bfloat16))
 
 
