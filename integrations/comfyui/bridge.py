@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bagel_mot.errors import SizeError
+
 _PREVIEW_SIDE = 512  # pixels, at most
 _TEXT_EVERY = 0.2  # seconds between two reports of text
 
@@ -26,7 +28,14 @@ def to_arrays(*batches: Tensor | None) -> list[np.ndarray]:
 
 
 def to_images(images: Sequence[Image.Image]) -> Tensor:
-    """Converts images of one size to a ComfyUI IMAGE: float32 (B, H, W, 3) in 0..1."""
+    """Converts images of one size to a ComfyUI IMAGE: float32 (B, H, W, 3) in 0..1.
+
+    Raises:
+        SizeError: they have several sizes.
+    """
+    if len(sizes := {image.size for image in images}) > 1:
+        found = " and ".join(f"{width}×{height}" for width, height in sorted(sizes))
+        raise SizeError(f"the pictures drawn are {found}, and a batch of ComfyUI has one size: set width and height.")
     levels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     return torch.from_numpy(levels).float() / 255
 

@@ -123,9 +123,11 @@ class BagelLoad:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, checkpoint: str | None = None, precision: str | None = None) -> bool | str:
+    def VALIDATE_INPUTS(
+        cls, checkpoint: str | None = None, precision: str | None = None, other: str | None = ""
+    ) -> bool | str:
         """Takes any checkpoint and precision that the library takes, not the listed ones alone."""
-        if checkpoint is not None and not checkpoint.strip():
+        if checkpoint is not None and not checkpoint.strip() and other is not None and not other.strip():
             return "the checkpoint is empty: choose one, such as mini."
         try:
             if precision not in (None, "auto"):
@@ -137,7 +139,7 @@ class BagelLoad:
     @classmethod
     def IS_CHANGED(cls, checkpoint: str | None = None, other: str | None = None, **_: Any) -> str:
         """The state of a local checkpoint, which training, for one, may have written anew."""
-        return files_state(other or checkpoint or "")
+        return files_state((other or "").strip() or checkpoint or "")
 
     def load(
         self, checkpoint: str, device: str, precision: str, other: str = "", offload: str = "auto", memory: str = ""

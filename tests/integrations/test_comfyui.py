@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from bagel_mot import Bagel
-from bagel_mot.errors import CheckpointError, PromptError, SettingError
+from bagel_mot.errors import CheckpointError, PromptError, SettingError, SizeError
 from bagel_mot.inference.loading import find_checkpoint
 from bagel_mot.inference.settings import SETTINGS, TASKS, resolve, task_settings
 from bagel_mot.version import __version__
@@ -204,6 +204,11 @@ def test_text_to_image_draws_what_the_python_api_draws(model: Any) -> None:
     assert abs(array.astype(int) - package.bridge.to_arrays(package.bridge.to_images([alone]))[0]).max() <= 1
 
 
+def test_one_image_is_that_of_the_python_api_bit_for_bit(model: Any) -> None:
+    (images,) = call("BagelGenerate", model=handle(), prompt="a red sun", seed=5, count=1, settings=QUICK)
+    assert torch.equal(images, package.bridge.to_images([model.generate("a red sun", seed=5, **QUICK)]))
+
+
 def test_a_batch_reads_its_prompt_once(model: Any) -> None:
     stats, read = model.engine.stats, []
     for count, prompt in ((1, "a red sun"), (4, "a red car")):
@@ -293,6 +298,13 @@ def test_a_session_can_be_continued_in_two_ways(model: Any) -> None:
     assert (len(question.items), len(answered.items)) == (5, 6)
 
 
+def test_results_of_several_sizes_are_refused_in_a_sentence() -> None:
+    sizes = {"images": torch.rand(1, 32, 64, 3), "images_2": torch.rand(1, 64, 32, 3)}
+    common = {"model": handle(), "instruction": "add a sun", "batch": "each picture by itself", "seed": 3}
+    with pytest.raises(SizeError, match="a batch of ComfyUI has one size: set width and height"):
+        call("BagelEdit", **sizes, **common, settings=QUICK)
+
+
 # --------------------------------------------------------------------------------------------- loading, errors, stops
 
 
@@ -310,6 +322,7 @@ def test_a_checkpoint_is_loaded_once_and_again_when_its_files_change(tmp_path: P
     assert again is not first
     assert again.defaults.of("generate")["num_timesteps"] == 7
     assert node.IS_CHANGED(checkpoint="mini") == ""
+    assert node.IS_CHANGED(checkpoint=name, other=" ") == node.IS_CHANGED(checkpoint=name)
 
 
 def alive() -> int:
@@ -388,6 +401,8 @@ def test_what_can_be_told_is_told_before_anything_runs() -> None:
     assert comfy.errors_of(prompt, ALL) == []
     loader["checkpoint"] = ""
     assert len(comfy.errors_of(prompt, ALL)) == 1
+    loader["other"] = "any/path"
+    assert comfy.errors_of(prompt, ALL) == []
     inputs = defaults("BagelDrawingSettings", width=64)
     (error,) = comfy.errors_of({"1": {"class_type": "BagelDrawingSettings", "inputs": inputs}}, ALL)
     assert error == "1: width is 64 and height is 0: give both, or 0 for both."
