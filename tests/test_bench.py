@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from bagel_mot.bench import BenchSettings, bench, config_named, layers_that_fit, ours, plain, random_model
+from bagel_mot.bench.busy import threads_check
 from bagel_mot.bench.machine import peak_allocated
 from bagel_mot.bench.roofline import ForwardTokens, flops, matmul_flops, roofline
 from bagel_mot.bench.settings import grid_of
@@ -24,6 +25,7 @@ from bagel_mot.errors import SettingError
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import table_index
+from bagel_mot.threads import usable_cores
 from bagel_mot.tokenizer import SpecialTokens
 
 SMALL = BenchSettings(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
@@ -183,3 +185,20 @@ def test_measuring_memory_writes_nothing_to_the_terminal() -> None:
     )
     assert int(found.stdout) >= 4000
     assert found.stderr == ""
+
+
+def test_the_threads_check_measures_mini_by_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BAGEL_THREADS", raising=False)
+    found = threads_check(rounds=1)
+    assert found["threads"] == 1
+    assert found["cores"] == usable_cores()
+    assert found["ratio"] == found["busy_seconds"] / found["quiet_seconds"] > 0
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(2.9, 0), (3.1, 1)])
+def test_the_threads_check_ends_with_its_verdict(ratio: float, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"cores": 2, "threads": 1, "quiet_seconds": 1.0, "busy_seconds": ratio, "ratio": ratio, "aim": 3.0}
+    monkeypatch.setattr("bagel_mot.bench.busy.threads_check", lambda: found)
+    result = CliRunner().invoke(app, ["bench", "--threads-check"])
+    assert result.exit_code == status
+    assert f"{ratio:.1f} times as long" in result.stdout

@@ -174,11 +174,24 @@ def bench(
     rounds: Annotated[
         int | None, typer.Option(help="How often each call is timed; the shortest time counts.", min=1)
     ] = None,
+    threads_only: Annotated[
+        bool,
+        typer.Option(
+            "--threads-check",
+            help="Measure instead how much longer mini draws while as many processes as cores are busy.",
+        ),
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     json: JsonOption = None,
 ) -> None:
-    """Measure prefill, denoising, decoding and training against the machine's matmul rate and a plain loop."""
+    """Measure prefill, denoising, decoding and training against the machine's matmul rate and a plain loop.
+
+    Status 1: with --threads-check, mini takes more than three times as long on the busy machine.
+    """
+    if threads_only:
+        _check_threads(json)
+        return
     import dataclasses
 
     from bagel_mot.bench import QUICK, BenchSettings, config_named, layers_that_fit
@@ -199,6 +212,21 @@ def bench(
     if json != "-":
         _print_bench(report)
     write_json(json, report)
+
+
+def _check_threads(json: str | None) -> None:
+    from bagel_mot.bench.busy import threads_check
+
+    found = threads_check()
+    if json != "-":
+        print(
+            f"mini on {found['cores']} cores, {found['threads']} thread: {found['quiet_seconds']:.2f} s quiet, "
+            f"{found['busy_seconds']:.2f} s beside {found['cores']} busy processes, {found['ratio']:.1f} times as long "
+            f"(aim: at most {found['aim']:g})"
+        )
+    write_json(json, found)
+    if found["ratio"] > found["aim"]:
+        raise typer.Exit(1)
 
 
 def _print_bench(report: dict[str, Any]) -> None:
