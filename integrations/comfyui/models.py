@@ -8,13 +8,14 @@ models" (`/free`), lets it go. Handles keep sessions as texts and images, the ow
 from __future__ import annotations
 
 import gc
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+
+from bagel_mot.files import user_path
 
 if TYPE_CHECKING:
     from bagel_mot import Bagel, Session
@@ -132,12 +133,10 @@ OWNER = Owner()
 def _restored(bagel: Bagel, handle: SessionHandle) -> Session:
     if not handle.items:
         return bagel.session(think=handle.think, understanding=handle.understanding)
-    from bagel_mot.inference.session_store import SavedSession, write_session
+    from bagel_mot import Session
+    from bagel_mot.inference.session_store import SavedSession
 
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / "session"
-        write_session(folder, SavedSession(handle.think, handle.understanding, [], handle.items))
-        return bagel.load_session(folder)
+    return Session.restore(bagel, SavedSession(handle.think, handle.understanding, [], handle.items))
 
 
 def _make_room(device: str) -> None:
@@ -207,7 +206,7 @@ def files_state(checkpoint: str) -> str:
     """Names, sizes and times of the files of a local checkpoint, a folder or a file in one; "" for other checkpoints,
     which do not change.
     """
-    path = Path(located(checkpoint)).expanduser()
+    path = user_path(located(checkpoint))
     folder = path.parent if path.is_file() else path
     if not checkpoint.strip() or not folder.is_dir() or (folder == path.parent and not path.is_file()):
         return ""

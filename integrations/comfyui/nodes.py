@@ -53,6 +53,11 @@ def references(first: int = 1) -> dict[str, Widget]:
     return {name: ("IMAGE", {"tooltip": about}) for name in names[first - 1 :]}
 
 
+def given_arrays(images: dict[str, Tensor]) -> list[Any]:
+    """The images of the sockets that are linked, in the order of the sockets."""
+    return to_arrays(*(images.get(name) for name in references()))
+
+
 def check_text(text: str | None, what: str) -> bool | str:
     """ComfyUI's answer on a text before anything runs; a text that comes over a link is None."""
     return (
@@ -223,17 +228,14 @@ class BagelEdit:
     def edit(
         self,
         model: ModelHandle,
-        images: Tensor,
         instruction: str,
         batch: str,
         seed: int,
-        images_2: Tensor | None = None,
-        images_3: Tensor | None = None,
-        images_4: Tensor | None = None,
         settings: Values | None = None,
         unique_id: str | None = None,
+        **images: Tensor,
     ) -> tuple[Tensor]:
-        arrays = to_arrays(images, images_2, images_3, images_4)
+        arrays = given_arrays(images)
         given = [[array, instruction] for array in arrays] if batch == EACH else [[*arrays, instruction]]
         results = draw(model, given, [seed] * len(given), unique_id, settings or {})
         return (to_images([result.image for result in results]),)
@@ -271,15 +273,12 @@ class BagelAsk:
         model: ModelHandle,
         question: str,
         seed: int,
-        images: Tensor | None = None,
-        images_2: Tensor | None = None,
-        images_3: Tensor | None = None,
-        images_4: Tensor | None = None,
         settings: Values | None = None,
         unique_id: str | None = None,
+        **images: Tensor,
     ) -> tuple[str, ...]:
         result = model.load().ask(
-            to_arrays(images, images_2, images_3, images_4) or None,
+            given_arrays(images) or None,
             question,
             seed=seed,
             on_text=Watch(unique_id).text,
@@ -331,13 +330,10 @@ class BagelThinkAndDraw:
         model: ModelHandle,
         prompt: str,
         seed: int,
-        images: Tensor | None = None,
-        images_2: Tensor | None = None,
-        images_3: Tensor | None = None,
-        images_4: Tensor | None = None,
         settings: Values | None = None,
         unique_id: str | None = None,
+        **images: Tensor,
     ) -> tuple[Tensor, str]:
-        inputs = [*to_arrays(images, images_2, images_3, images_4), prompt]
+        inputs = [*given_arrays(images), prompt]
         (result,) = draw(model, [inputs], [seed], unique_id, {"think": True, **(settings or {})})
         return to_images([result.image]), result.thinking
