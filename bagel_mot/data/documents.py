@@ -7,17 +7,39 @@ the images of a pack are encoded together, on the device that trains.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from pydantic.dataclasses import dataclass as section
 from torch import Tensor
 
 from bagel_mot.config import Section, Share
-from bagel_mot.images import ImageTransform, to_pixels
+from bagel_mot.data.rows import SkipRow
+from bagel_mot.errors import ImageError
+from bagel_mot.images import ImageTransform, open_image, to_pixels
 from bagel_mot.sequence import DroppedImage, Sample, Segment, VaeSegment, text_segment, vit_segment
 from bagel_mot.tokenizer import Tokenizer
+
+Opener = Callable[[bytes | Path], Image.Image]
+"""Opens an image file as RGB, or raises `ImageError`."""
+
+
+class LazyImage(ABC):
+    """An image that is made when a sample needs it: a frame of a video, or another image changed."""
+
+    @abstractmethod
+    def make(self, opener: Opener) -> Image.Image:
+        """The image, RGB. Files are opened by `opener`.
+
+        Raises:
+            ImageError: a file is damaged.
+        """
+
+
+ImageData = Image.Image | bytes | Path | LazyImage
 
 
 @dataclass(frozen=True)
@@ -34,19 +56,39 @@ class ImagePart:
     """An image and the forms in which it enters the sequence.
 
     Attributes:
-        image: the image, RGB.
+        image: the image, RGB; or the bytes or the path of its file, or a recipe to make it, which are opened once
+            the sample is made.
         target: whether it is to be drawn: as `copies` noised segments, each with its own timestep.
         vae, vit: whether it is also a clean VAE, or ViT, condition for what follows.
         copies: the number of noised segments of a target.
         droppable: whether condition dropout may leave either condition out.
+        share: the number of images that share the budget of pixels with it, itself included.
     """
 
-    image: Image.Image
+    image: ImageData
     target: bool = False
     vae: bool = False
     vit: bool = False
     copies: int = 1
     droppable: bool = False
+    share: int = 1
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """How the images of a data set are opened and resized.
+
+    Attributes:
+        vae, vit: the limits of either form; None takes those of the run.
+        vit_of_original: whether the ViT's form is made of the original image, as the published training does; else of
+            the image as it was resized for the autoencoder, as inference does.
+        opener: opens files.
+    """
+
+    vae: ImageTransform | None = None
+    vit: ImageTransform | None = None
+    vit_of_original: bool = False
+    opener: Opener = open_image
 
 
 Document = Sequence[TextPart | ImagePart]
@@ -91,14 +133,21 @@ class SampleBuilder:
     patch_size: int
     dropout: Dropout
 
-    def __call__(self, index: int, document: Document, rng: random.Random) -> IndexedSample:
+    def __call__(
+        self, index: int, document: Document, rng: random.Random, rules: ImageRules | None = None
+    ) -> IndexedSample:
         """The sample of a document.
 
         Args:
             index: the document's index, kept with the sample.
             document: the texts and images to turn into segments.
             rng: decides on dropout.
+            rules: how the images are opened and resized, if not as the run says.
+
+        Raises:
+            SkipRow: an image is damaged.
         """
+        rules = rules or ImageRules()
         segments: list[Segment] = []
         blind = self.dropout.images > 0 and rng.random() < self.dropout.images
         for part in document:
@@ -108,12 +157,15 @@ class SampleBuilder:
                     ids = self.tokenizer.encode(part.text)
                     segments.append(text_segment(ids, self.tokenizer.special, learn=part.loss))
             else:
-                segments.extend(self._image(part, rng, blind))
+                segments.extend(self._image(part, rng, blind, rules))
         return IndexedSample(tuple(segments), index=index)
 
-    def _image(self, part: ImagePart, rng: random.Random, blind: bool) -> list[Segment]:
+    def _image(self, part: ImagePart, rng: random.Random, blind: bool, rules: ImageRules) -> list[Segment]:
         segments: list[Segment] = []
-        resized = self.vae_transform.resize(part.image)
+        image = opened(part.image, rules.opener)
+        vae_transform, vit_transform = rules.vae or self.vae_transform, rules.vit or self.vit_transform
+        if part.target or part.vae or not rules.vit_of_original:
+            resized = vae_transform.resize(image, part.share)
         if part.target or part.vae:
             pixels = to_pixels(resized)
             grid = (resized.height // self.latent_stride, resized.width // self.latent_stride)
@@ -124,5 +176,23 @@ class SampleBuilder:
                 segments.append(DroppedImage() if dropped else clean)
         if part.vit:
             dropped = part.droppable and (rng.random() < self.dropout.vit or blind)
-            segments.append(DroppedImage() if dropped else vit_segment(self.vit_transform(resized), self.patch_size))
+            if dropped:
+                segments.append(DroppedImage())
+            else:
+                pixels = vit_transform(image if rules.vit_of_original else resized, part.share)
+                segments.append(vit_segment(pixels, self.patch_size))
         return segments
+
+
+def opened(image: ImageData, opener: Opener = open_image) -> Image.Image:
+    """An image of a document, decoded, as RGB.
+
+    Raises:
+        SkipRow: it is damaged.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    try:
+        return image.make(opener) if isinstance(image, LazyImage) else opener(image)
+    except ImageError as error:
+        raise SkipRow("an image cannot be read", str(error)) from error

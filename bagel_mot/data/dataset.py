@@ -1,0 +1,53 @@
+"""A data set: a reader of rows, and the mapper that makes documents of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from bagel_mot.data.documents import Document, ImageRules
+from bagel_mot.data.draws import Draws
+from bagel_mot.data.readers.base import BrokenRow, Reader, Row
+from bagel_mot.data.rows import RowKey, SkipRow
+
+Mapper = Callable[[Row, Draws], Document]
+"""A row as a document; it raises `SkipRow` for a row that no sample can be made of. Mappers can be pickled."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows of one kind, as documents.
+
+    Attributes:
+        name: the name of the data set, unique in a run.
+        reader: the rows.
+        mapper: makes a document of a row.
+        images: the rules by which its images are opened and resized.
+    """
+
+    name: str
+    reader: Reader
+    mapper: Mapper
+    images: ImageRules = field(default_factory=lambda: ImageRules())
+
+    def rows(self, unit: int, start: int = 0) -> Iterator[tuple[RowKey, Row]]:
+        """The rows of a unit in order, each with its key, from row `start` on."""
+        for number, row in enumerate(self.reader.read(unit, start), start):
+            yield RowKey(self.name, unit, number), row
+
+    def document(self, row: Row, draws: Draws) -> Document:
+        """The document of a row; what is random about it is drawn from `draws`.
+
+        Images may stay undecoded: those that are damaged are found when the sample is made, which raises `SkipRow` as
+        well.
+
+        Raises:
+            SkipRow: no sample can be made of the row.
+        """
+        if isinstance(row, BrokenRow):
+            raise SkipRow(row.reason, row.sentence)
+        return self.mapper(row, draws)
+
+    def place(self, key: RowKey) -> str:
+        """The words that a person finds a row by."""
+        return f"{self.name}: {self.reader.place(key.unit, key.row)}"

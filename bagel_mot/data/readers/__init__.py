@@ -1,0 +1,1 @@
+"""Readers: rows of files in their order, by unit."""
