@@ -76,7 +76,7 @@ class ImagePart:
 
 @dataclass(frozen=True)
 class ImageRules:
-    """How the images of a data set are opened and resized.
+    """Rules by which the images of a data set are opened and resized.
 
     Attributes:
         vae, vit: the limits of either form; None takes those of the run.
@@ -142,7 +142,7 @@ class SampleBuilder:
             index: the document's index, kept with the sample.
             document: the texts and images to turn into segments.
             rng: decides on dropout.
-            rules: how the images are opened and resized, if not as the run says.
+            rules: the rules by which the images are opened and resized, if the run's are not meant.
 
         Raises:
             SkipRow: an image is damaged.
