@@ -117,9 +117,15 @@ class UnencodedImage(VaeSegment):
 
 @dataclass(frozen=True)
 class IndexedSample(Sample):
-    """A document's segments, with the index in its source from which it can be made again."""
+    """A document's segments, with the index in its source from which it can be made again.
+
+    Attributes:
+        index: the index.
+        dataset: the name of the data set that it is from, by which losses are reported.
+    """
 
     index: int = 0
+    dataset: str = ""
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,14 @@ class TrainingPack:
         vit_patches: (Np, patch_dim) patches of the ViT's images.
         images: the distinct images, stacked by size: (n, 3, H, W) float32 in [-1, 1] each.
         latent_source: (Nl,) int64: each latent token's row among the tokens of all `images`, in their order.
+        datasets: the name of each sample's data set; `layout.sample` numbers the samples.
     """
 
     layout: TrainingLayout
     vit_patches: Tensor
     images: list[Tensor]
     latent_source: Tensor
+    datasets: tuple[str, ...]
 
 
 def lay_out(rows: Sequence[Sequence[IndexedSample]], spec: PackSpec, config: PackConfig) -> TrainingPack:
@@ -72,6 +74,7 @@ def lay_out(rows: Sequence[Sequence[IndexedSample]], spec: PackSpec, config: Pac
         Values.of([sample for row in rows for sample in row], spec).vit_patches,
         [torch.stack([segment.pixels for segment in same_size.values()]) for same_size in by_size.values()],
         torch.cat([torch.zeros(0, dtype=torch.int64), *sources]),
+        tuple(sample.dataset for row in rows for sample in row),
     )
 
 

@@ -112,3 +112,11 @@ def test_a_pack_is_laid_out_without_latents_and_each_image_stands_once() -> None
     assert torch.equal(encoded[laid_out.latent_source], Values.of(known, SPEC).latents)
     empty = lay_out([[]], SPEC, PackConfig(und=1, gen=1))
     assert (empty.images, len(empty.latent_source)) == ([], 0)
+
+
+def test_a_pack_knows_the_data_set_of_each_sample() -> None:
+    names = (("a", "b"), ("a",))
+    rows = [[IndexedSample((TextSegment((1, 2)),), dataset=name) for name in row] for row in names]
+    found = lay_out(rows, SPEC, PackConfig(rows=2, und=8, gen=1))
+    assert found.datasets == ("a", "b", "a")
+    assert [int(found.layout.sample.flatten()[slot]) for slot in (0, 2, 9)] == [0, 1, 2]
