@@ -39,7 +39,7 @@ class LazyImage(ABC):
         """
 
 
-ImageData = Image.Image | bytes | Path | LazyImage
+AnyImage = Image.Image | bytes | Path | LazyImage
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ImagePart:
         share: the number of images that share the budget of pixels with it, itself included.
     """
 
-    image: ImageData
+    image: AnyImage
     target: bool = False
     vae: bool = False
     vit: bool = False
@@ -190,7 +190,7 @@ class SampleBuilder:
         return segments
 
 
-def opened(image: ImageData, opener: Opener = open_image) -> Image.Image:
+def opened(image: AnyImage, opener: Opener = open_image) -> Image.Image:
     """An image of a document, decoded, as RGB.
 
     Raises:
