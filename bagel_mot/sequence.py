@@ -49,7 +49,8 @@ class TokenRun:
     Attributes:
         kind: TEXT, VIT or VAE. The tokens of a text count rotary positions up; those of an image share one.
         ids: the token ids of a text.
-        labels: the targets of its first tokens: `labels[i]` is to be predicted at `ids[i]`.
+        labels: the targets of its tokens: `labels[i]` is to be predicted at `ids[first_label + i]`.
+        first_label: the place of the first token with a target.
         grid: (rows, columns) of an image's tokens.
         values: an image's patches (rows·columns, patch_dim) or latent tokens (rows·columns, latent_dim); None for
             latents that are not known when they are laid out.
@@ -60,6 +61,7 @@ class TokenRun:
     kind: int
     ids: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
+    first_label: int = 0
     grid: Grid = (0, 0)
     values: Tensor | None = None
     timestep: float = 0.0
@@ -104,12 +106,14 @@ class TextSegment(Segment):
 
     Attributes:
         ids: the token ids.
-        labels: the targets, where the text is to be learnt: one fewer than the ids, since nothing is predicted at the
-            end token.
+        labels: the targets, from the token `first_label` on. A text to be learnt has one for each token but the end
+            token, which has one where it is to be learnt that an image follows.
+        first_label: the place of the first token with a target.
     """
 
     ids: tuple[int, ...]
     labels: tuple[int, ...] = ()
+    first_label: int = 0
 
     mode = CAUSAL
 
@@ -119,7 +123,7 @@ class TextSegment(Segment):
 
     @cached_property
     def runs(self) -> tuple[TokenRun, ...]:
-        return (TokenRun(TEXT, self.ids, self.labels),)
+        return (TokenRun(TEXT, self.ids, self.labels, self.first_label),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,15 +175,53 @@ class VaeSegment(Segment):
 
 
 @dataclass(frozen=True, eq=False)
-class DroppedImage(Segment):
-    """The rest of an image that condition dropout removed: no tokens, but the position moves on by one."""
+class FramesSegment(Segment):
+    """Frames of a clip as latent tokens in one segment: they see one another, and noised ones share a timestep.
 
+    Attributes:
+        frames: the frames, all of them noised or all of them clean.
+        offsets: the rotary position of each frame, relative to the first one's, which is 0.
+    """
+
+    frames: tuple[VaeSegment, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def mode(self) -> int:  # type: ignore[override]
+        return self.frames[0].mode
+
+    @property
+    def advance(self) -> int:  # type: ignore[override]
+        return 0 if self.frames[0].noised else self.offsets[-1] + 1
+
+    @cached_property
+    def runs(self) -> tuple[TokenRun, ...]:
+        frames = zip(self.frames, self.offsets, strict=True)
+        return tuple(dataclasses.replace(run, position=offset) for frame, offset in frames for run in frame.runs)
+
+
+@dataclass(frozen=True, eq=False)
+class DroppedImage(Segment):
+    """The rest of an image that condition dropout removed: no tokens, but the position moves on as if it were there."""
+
+    advance: int = 1
     runs = ()
 
 
-def text_segment(ids: Sequence[int], special: SpecialTokens, *, learn: bool = False) -> TextSegment:
-    """The segment of a text: start, ids, end. A text to `learn` predicts ids and end from start and ids."""
-    return TextSegment((special.bos, *ids, special.eos), (*ids, special.eos) if learn else ())
+def text_segment(
+    ids: Sequence[int], special: SpecialTokens, *, learn: bool = False, starts_image: bool = False
+) -> TextSegment:
+    """The segment of a text: start, ids, end.
+
+    Args:
+        ids: the text's own token ids.
+        special: the special tokens.
+        learn: whether ids and end are to be predicted, from start and ids.
+        starts_image: whether the start of an image is to be predicted at the end token.
+    """
+    labels = ((*ids, special.eos) if learn else ()) + ((special.start_of_image,) if starts_image else ())
+    fed = (special.bos, *ids, special.eos)
+    return TextSegment(fed, labels, len(fed) - 1 if starts_image and not learn else 0)
 
 
 def vit_segment(pixels: Tensor, patch: int) -> VitSegment:
@@ -325,6 +367,8 @@ class TrainingLayout(Layout):
     ce_labels: Tensor  # (Nc,) int64
     ce_weights: Tensor  # (Nc,) float32: 1/√(length of the target text)
     noised: Tensor  # (images,) bool: VAE images whose velocity is predicted
+    timesteps: int  # how many timesteps there are to draw: one for each segment with VAE images
+    timestep_of: Tensor  # (images,) int64 in [0, timesteps): the timestep of each VAE image
     place: Tensor  # int64 sequence order over the whole pack; -1 is padding
     sample: Tensor  # int64; each slot of padding has a negative number of its own, so that it sees itself alone
     segment: Tensor  # int64, counting over the whole pack; -1 is padding
@@ -510,8 +554,11 @@ class _Packing:
         return Layout(**self._fields())
 
     def training_layout(self) -> TrainingLayout:
-        targets = [(at.slot, run.labels) for at, run in zip(self.lines, self.runs, strict=True) if run.labels]
+        lines = zip(self.lines, self.runs, strict=True)
+        targets = [(at.slot + run.first_label, run.labels) for at, run in lines if run.labels]
         noised = [at.mode == NOISED for at in self.lines if at.kind == VAE]
+        segments = [at.segment for at in self.lines if at.kind == VAE]  # the frames of a clip share theirs
+        draws = {segment: number for number, segment in enumerate(dict.fromkeys(segments))}
         counts = torch.tensor([len(labels) for _, labels in targets], dtype=torch.int64)
         slots = list(chain.from_iterable(range(slot, slot + len(labels)) for slot, labels in targets))
         return TrainingLayout(
@@ -520,6 +567,8 @@ class _Packing:
             ce_labels=torch.tensor(list(chain.from_iterable(labels for _, labels in targets)), dtype=torch.int64),
             ce_weights=(counts**-0.5).repeat_interleave(counts),
             noised=torch.tensor(noised, dtype=torch.bool),
+            timesteps=len(draws),
+            timestep_of=torch.tensor([draws[segment] for segment in segments], dtype=torch.int64),
             place=self._per_slot(self.tokens.place, -1),
             sample=self._per_slot(self.tokens.sample, -1 - torch.arange(self.und_len + self.gen_len)),
             segment=self._per_slot(self.tokens.segment, -1),

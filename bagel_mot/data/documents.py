@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bagel_mot.config import Section, Share
 from bagel_mot.data.rows import SkipRow
-from bagel_mot.errors import ImageError
+from bagel_mot.errors import ImageError, PromptError
 from bagel_mot.images import ImageTransform, open_image, to_pixels
-from bagel_mot.sequence import DroppedImage, Sample, Segment, VaeSegment, text_segment, vit_segment
+from bagel_mot.sequence import DroppedImage, FramesSegment, Sample, Segment, VaeSegment, text_segment, vit_segment
 from bagel_mot.tokenizer import Tokenizer
 
 Opener = Callable[[bytes | Path], Image.Image]
@@ -44,11 +44,15 @@ AnyImage = Image.Image | bytes | Path | LazyImage
 
 @dataclass(frozen=True)
 class TextPart:
-    """A text, given or to be learnt (`loss`). Condition dropout may leave out a `droppable` one."""
+    """A text, given or to be learnt (`loss`). Condition dropout may leave out a `droppable` one.
+
+    `starts_image`: whether the model is to learn that an image starts after it; the label of the text's end token.
+    """
 
     text: str
     loss: bool = False
     droppable: bool = False
+    starts_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,27 @@ class ImagePart:
 
 
 @dataclass(frozen=True)
+class FramesPart:
+    """Neighbouring frames of a clip, which see one another; as a target they are noised together, at one timestep.
+
+    Attributes:
+        frames: the images.
+        numbers: the number of each frame in the clip, in rising order: rotary positions advance as they do.
+        target: whether the frames are to be drawn.
+        vae: whether they are also a clean VAE condition for what follows.
+        copies: the number of noised segments of a target.
+        droppable: whether condition dropout may leave the condition out, all frames together.
+    """
+
+    frames: tuple[AnyImage, ...]
+    numbers: tuple[int, ...]
+    target: bool = False
+    vae: bool = False
+    copies: int = 1
+    droppable: bool = False
+
+
+@dataclass(frozen=True)
 class ImageRules:
     """Rules by which the images of a data set are opened and resized.
 
@@ -91,7 +116,7 @@ class ImageRules:
     opener: Opener = open_image
 
 
-Document = Sequence[TextPart | ImagePart]
+Document = Sequence[TextPart | ImagePart | FramesPart]
 
 
 @section(frozen=True)
@@ -160,11 +185,37 @@ class SampleBuilder:
             if isinstance(part, TextPart):
                 dropped = part.droppable and not part.loss and rng.random() < self.dropout.text
                 if not dropped:
-                    ids = self.tokenizer.encode(part.text)
-                    segments.append(text_segment(ids, self.tokenizer.special, learn=part.loss))
+                    segments.append(self._text(part))
+            elif isinstance(part, FramesPart):
+                segments.extend(self._frames(part, rng, blind, rules))
             else:
                 segments.extend(self._image(part, rng, blind, rules))
         return IndexedSample(tuple(segments), index=index)
+
+    def _text(self, part: TextPart) -> Segment:
+        try:
+            ids = self.tokenizer.encode(part.text)
+        except PromptError as error:
+            raise SkipRow("a text is no valid Unicode", str(error)) from error
+        return text_segment(ids, self.tokenizer.special, learn=part.loss, starts_image=part.starts_image)
+
+    def _unencoded(self, resized: Image.Image) -> tuple[UnencodedImage, UnencodedImage]:
+        """The noised and the clean segment of an image, which share its pixels."""
+        pixels = to_pixels(resized)
+        grid = (resized.height // self.latent_stride, resized.width // self.latent_stride)
+        noised, clean = (UnencodedImage(None, grid, noised=noised, pixels=pixels) for noised in (True, False))
+        return noised, clean
+
+    def _frames(self, part: FramesPart, rng: random.Random, blind: bool, rules: ImageRules) -> list[Segment]:
+        transform = rules.vae or self.vae_transform
+        forms = [self._unencoded(transform.resize(opened(frame, rules.opener))) for frame in part.frames]
+        offsets = tuple(number - part.numbers[0] for number in part.numbers)
+        noised, clean = (FramesSegment(frames, offsets) for frames in zip(*forms, strict=True))
+        segments: list[Segment] = [noised] * (part.copies if part.target else 0)
+        if part.vae:
+            dropped = part.droppable and (rng.random() < self.dropout.vae or blind)
+            segments.append(DroppedImage(clean.advance) if dropped else clean)
+        return segments
 
     def _image(self, part: ImagePart, rng: random.Random, blind: bool, rules: ImageRules) -> list[Segment]:
         segments: list[Segment] = []
@@ -173,9 +224,7 @@ class SampleBuilder:
         if part.target or part.vae or not rules.vit_of_original:
             resized = vae_transform.resize(image, part.share)
         if part.target or part.vae:
-            pixels = to_pixels(resized)
-            grid = (resized.height // self.latent_stride, resized.width // self.latent_stride)
-            noised, clean = (UnencodedImage(None, grid, noised=noised, pixels=pixels) for noised in (True, False))
+            noised, clean = self._unencoded(resized)
             segments += [noised] * (part.copies if part.target else 0)
             if part.vae:
                 dropped = part.droppable and (rng.random() < self.dropout.vae or blind)

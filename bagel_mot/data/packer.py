@@ -22,7 +22,7 @@ from torch import Tensor
 from bagel_mot.config import Count, Section, Whole
 from bagel_mot.data.documents import Document, IndexedSample, SampleBuilder, UnencodedImage
 from bagel_mot.errors import DataError
-from bagel_mot.sequence import PackSpec, TrainingLayout, Values, pack
+from bagel_mot.sequence import FramesSegment, PackSpec, TrainingLayout, Values, pack
 
 _MISFITS = 200
 
@@ -58,7 +58,9 @@ class TrainingPack:
 
 def lay_out(rows: Sequence[Sequence[IndexedSample]], spec: PackSpec, config: PackConfig) -> TrainingPack:
     """Lays out the samples of each row in a pack of fixed size. An image in several segments is encoded once."""
-    unencoded = [s for row in rows for sample in row for s in sample.segments if isinstance(s, UnencodedImage)]
+    segments = [s for row in rows for sample in row for s in sample.segments]
+    images = [image for s in segments for image in (s.frames if isinstance(s, FramesSegment) else (s,))]
+    unencoded = [image for image in images if isinstance(image, UnencodedImage)]
     by_size: dict[tuple[int, ...], dict[int, UnencodedImage]] = {}
     for segment in unencoded:
         by_size.setdefault(tuple(segment.pixels.shape), {})[id(segment.pixels)] = segment

@@ -30,15 +30,15 @@ def shift_timesteps(t: Tensor, shift: float) -> Tensor:
     return shift * t / (1 + (shift - 1) * t)
 
 
-def draw_timesteps(images: int, shift: float, generator: torch.Generator) -> Tensor:
-    """One timestep per image, (images,) on the generator's device: a standard normal through the sigmoid, then shifted.
+def draw_timesteps(count: int, shift: float, generator: torch.Generator) -> Tensor:
+    """Timesteps (count,) on the generator's device: a standard normal through the sigmoid, then shifted.
 
-    The normals are stratified over the images of a pack: each is distributed as if drawn alone, but together they
-    cover the range evenly, which lowers the variance of the gradient.
+    The normals are stratified over a pack: each is distributed as if drawn alone, but together they cover the range
+    evenly, which lowers the variance of the gradient.
     """
     device = generator.device
-    order = torch.randperm(images, generator=generator, device=device)
-    uniform = (order + torch.rand(images, generator=generator, device=device)) / max(images, 1)
+    order = torch.randperm(count, generator=generator, device=device)
+    uniform = (order + torch.rand(count, generator=generator, device=device)) / max(count, 1)
     normal = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
     return shift_timesteps(normal.sigmoid(), shift)
 
@@ -66,7 +66,7 @@ def add_noise(layout: TrainingLayout, values: Values, timesteps: Tensor, noise: 
 
     Args:
         layout, values: a pack with clean latents everywhere.
-        timesteps: (images,) in [0, 1], one per VAE segment; those of conditions are ignored.
+        timesteps: (images,) in [0, 1], one per VAE image; those of conditions are ignored.
         noise: (Nl, latent_dim) standard normal; rows of conditions are ignored.
     """
     clean, image_t = values.latents, torch.where(layout.noised, timesteps, 0.0)

@@ -146,7 +146,8 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
 
     def losses(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
         layout, latents = batch.layout, batch.values.latents
-        timesteps = draw_timesteps(len(layout.latent_grids), self.config.timestep_shift, generator)
+        drawn = draw_timesteps(layout.timesteps, self.config.timestep_shift, generator)
+        timesteps = drawn[layout.timestep_of]
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         noised = add_noise(layout, batch.values, timesteps, noise)
         losses = compute_losses(self.module, noised, self._attention(layout))
