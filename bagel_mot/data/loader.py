@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,9 +21,33 @@ class Stream(Protocol[Made]):
 
     def next_batch(self) -> Made: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> Any: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+class StreamGroup(Generic[Item]):
+    """The logical streams of one process as one stream, whose batches have one batch of each.
+
+    Args:
+        streams: the streams by their numbers in the run.
+    """
+
+    def __init__(self, streams: Mapping[int, Stream[Item]]) -> None:
+        self.streams = dict(streams)
+
+    def next_batch(self) -> list[Item]:
+        """The next batch of each stream, in their order."""
+        return [stream.next_batch() for stream in self.streams.values()]
+
+    def state_dict(self) -> dict[int, Any]:
+        """The state of each stream, by its number."""
+        return {number: stream.state_dict() for number, stream in self.streams.items()}
+
+    def load_state_dict(self, state: dict[int, Any]) -> None:
+        """Puts each stream back to its state."""
+        for number, stream in self.streams.items():
+            stream.load_state_dict(state[number])
 
 
 class Prefetcher(Generic[Item]):
@@ -36,10 +61,10 @@ class Prefetcher(Generic[Item]):
         self._stream, self._ahead = stream, ahead
         self._state = stream.state_dict()
         self._thread = ThreadPoolExecutor(1, "prefetch")
-        self._made: deque[Future[tuple[Item, dict[str, Any]]]] = deque()
+        self._made: deque[Future[tuple[Item, Any]]] = deque()
         self._closed = False
 
-    def _make(self) -> tuple[Item, dict[str, Any]]:
+    def _make(self) -> tuple[Item, Any]:
         return self._stream.next_batch(), self._stream.state_dict()
 
     def next_batch(self) -> Item:
@@ -56,11 +81,11 @@ class Prefetcher(Generic[Item]):
         self._made.popleft()
         return item
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Any:
         """The stream's state just after the last batch that was handed out."""
         return self._state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Puts the stream back there, before the first batch is taken.
 
         Raises:

@@ -81,13 +81,22 @@ def lay_out(rows: Sequence[Sequence[IndexedSample]], spec: PackSpec, config: Pac
 
 
 class PackStream:
-    """Endless packs from a source."""
+    """Endless packs from a source: one of the logical streams of a run, number `stream` of `streams`, which takes every
+    `streams`-th document.
+    """
 
     def __init__(
-        self, source: Callable[[int], Document], builder: SampleBuilder, spec: PackSpec, config: PackConfig, seed: int
+        self,
+        source: Callable[[int], Document],
+        builder: SampleBuilder,
+        spec: PackSpec,
+        config: PackConfig,
+        seed: int,
+        stream: int = 0,
+        streams: int = 1,
     ) -> None:
         self.source, self.builder, self.spec, self.config, self.seed = source, builder, spec, config, seed
-        self.next_index = 0
+        self.next_index, self.streams = stream, streams
         self.too_large = 0
         self.filled, self.slots = (0, 0), (0, 0)  # und and gen slots of all packs: taken, and in all
         self.waiting: list[IndexedSample] = []
@@ -140,7 +149,7 @@ class PackStream:
         misses = misfits = 0
         while misses <= shape.rows and len(self.waiting) <= shape.buffer:
             sample = self.sample(self.next_index)
-            self.next_index += 1
+            self.next_index += self.streams
             if sample.und_len > shape.und or sample.gen_len > shape.gen:
                 self.too_large += 1
                 misfits += 1
@@ -160,15 +169,16 @@ class PackStream:
         return rows
 
 
-def pack_gauges(state: dict[str, Any]) -> dict[str, float]:
-    """Numbers on a stream's packs so far, from its state.
+def pack_gauges(states: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Numbers on the packs of all streams so far, from their states.
 
     `too_large`: samples left out because they exceed an empty row; `und_padding`, `gen_padding`: share of the slots
     that stayed empty.
     """
-    (und, gen), (und_slots, gen_slots) = state["filled"], state["slots"]
+    und, gen = (sum(state["filled"][expert] for state in states) for expert in (0, 1))
+    und_slots, gen_slots = (sum(state["slots"][expert] for state in states) for expert in (0, 1))
     return {
-        "too_large": float(state["too_large"]),
+        "too_large": float(sum(state["too_large"] for state in states)),
         "und_padding": 1 - und / und_slots if und_slots else 0.0,
         "gen_padding": 1 - gen / gen_slots if gen_slots else 0.0,
     }

@@ -27,7 +27,7 @@ from bagel_mot.training.packaged import maker_of
 
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "training_state.pt"
-_PARTS = {"recipe", "step", "module", "optimizers", "ema", "data", "averages"}
+_PARTS = {"recipe", "step", "module", "optimizers", "ema", "streams", "data", "averages"}
 
 
 @contextmanager

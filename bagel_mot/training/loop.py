@@ -4,18 +4,21 @@ A `TrainingTask` has a step's batches, their counts and their losses; the loop a
 EMA, checkpoints, metrics and exact resuming. Losses are sums and counts: a step's loss is `Σ weight · (Σ sum / Σ
 count)` over all its packs, so accumulation gives what one large pack would.
 
-Nothing within a step waits for the device: its numbers stay tensors until they are reported or saved, and are read
-then, all at once. A step's randomness is drawn on the device, by a generator seeded by the run's seed and the step.
+The data of a run are logical streams, `packs_per_step` of them: a step takes one pack from each, whichever process has
+it. Nothing within a step waits for the device: its numbers stay tensors until they are reported or saved, and are read
+then, all at once. A pack's randomness is drawn on the device, by a generator seeded by the run's seed, the step and the
+pack's stream.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -50,8 +53,17 @@ class TrainingTask(ABC, Generic[Network, Batch]):
     loss_weights: dict[str, float]
 
     @abstractmethod
-    def next_batch(self) -> Batch:
-        """The next pack, or batch, of the data stream."""
+    def open_streams(self, streams: Sequence[int], total: int) -> None:
+        """Opens the streams of data that this process takes its batches from. Called once, before the first batch.
+
+        Args:
+            streams: the numbers of this process's streams.
+            total: the number of streams of the run; what a stream holds depends on its number and on this alone.
+        """
+
+    @abstractmethod
+    def next_batches(self) -> list[Batch]:
+        """The next pack, or batch, of each stream of this process, in the order in which they were opened."""
 
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -65,17 +77,21 @@ class TrainingTask(ABC, Generic[Network, Batch]):
     def tokens(self, batch: Batch) -> int:
         """Tokens (or images) in a batch, for the throughput."""
 
-    def gauges(self) -> dict[str, float]:
-        """Further numbers to report, as they stand after the last `next_batch`."""
+    def gauges(self, states: Sequence[Any]) -> dict[str, float]:
+        """Further numbers to report, from the states of all streams of the run."""
         return {}
 
     @abstractmethod
-    def data_state(self) -> Any:
-        """Where the data stream stands just after the last `next_batch`."""
+    def data_state(self) -> dict[int, Any]:
+        """Where each stream of this process stands just after the last `next_batches`, as JSON, by its number."""
 
     @abstractmethod
-    def load_data_state(self, state: Any) -> None:
-        """Puts the data stream back there."""
+    def load_data_state(self, states: Sequence[Any]) -> None:
+        """Puts the streams of this process back there, before the first batch.
+
+        Args:
+            states: the states of all streams of the run, by their numbers.
+        """
 
     @abstractmethod
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
@@ -94,9 +110,10 @@ class TrainingTask(ABC, Generic[Network, Batch]):
         """Ends background work."""
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of a step's randomness."""
-    return int.from_bytes(hashlib.sha256(f"noise {seed} {step}".encode()).digest()[:8], "big") >> 1
+def step_seed(seed: int, step: int, stream: int = 0) -> int:
+    """The seed of the randomness of the pack that a step takes from a stream."""
+    name = f"noise {seed} {step} {stream}" if stream else f"noise {seed} {step}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 1
 
 
 class Run:
@@ -110,9 +127,13 @@ class Run:
                 finite.
         """
         state = checkpoints.load_latest(recipe.output)
+        self.streams: int = recipe.packs_per_step or (1 if state is None else state["streams"])
+        recipe = dataclasses.replace(recipe, packs_per_step=self.streams)
         if state is not None:
             recipe.check_resumes(state["recipe"])
         self.recipe, self.task = recipe, make_task(recipe)
+        self.mine = range(self.streams)  # the streams of this process
+        self.task.open_streams(self.mine, self.streams)
         module = self.task.module
         self.step = 0
         self.optimizers = Optimizers(module.named_parameters(), recipe.optimizer)
@@ -157,9 +178,19 @@ class Run:
             "module": {name: tensor for name, tensor in module.state_dict().items() if name not in frozen},
             "optimizers": self.optimizers.state_dict(),
             "ema": self.ema.state_dict(),
-            "data": self.task.data_state(),
+            "streams": self.streams,
+            "data": self._data_states(),
             "averages": self.averages.state_dict(),
         }
+
+    def _data_states(self) -> list[Any]:
+        """The states of all streams, by their numbers."""
+        states = self.task.data_state()
+        return [states[number] for number in range(self.streams)]
+
+    def gauges(self) -> dict[str, float]:
+        """The task's further numbers to report."""
+        return self.task.gauges(self._data_states())
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         self.step = state["step"]
@@ -179,11 +210,11 @@ class Run:
         self.averages.load_state_dict(state["averages"])
 
     def advance(self) -> int:
-        """One step of the optimiser, over `accumulate` batches; returns their tokens."""
+        """One step of the optimiser, over a batch of each stream; returns their tokens."""
         recipe, task = self.recipe, self.task
-        self.generator.manual_seed(step_seed(recipe.seed, self.step))
-        batches = [task.next_batch() for _ in range(recipe.accumulate)]
-        means = _backward(task, batches, self.generator, DTYPES[recipe.precision])
+        batches = task.next_batches()
+        seeds = [step_seed(recipe.seed, self.step, stream) for stream in self.mine]
+        means = _backward(task, batches, seeds, self.generator, DTYPES[recipe.precision])
         factor = recipe.schedule.factor(self.step, recipe.steps)
         norm = self.optimizers.step(factor)
         self.ema.update()
@@ -217,17 +248,22 @@ class Run:
 
 
 def _backward(
-    task: TrainingTask[Any, Batch], batches: list[Batch], generator: torch.Generator, dtype: torch.dtype
+    task: TrainingTask[Any, Batch],
+    batches: Sequence[Batch],
+    seeds: Sequence[int],
+    generator: torch.Generator,
+    dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Adds up the gradients of a step's batches; returns each loss, a scalar averaged over all of them. A loss that
-    nothing counts for is left out.
+    """Adds up the gradients of a step's batches, each with the randomness of its seed; returns each loss, a scalar
+    averaged over all of them. A loss that nothing counts for is left out.
     """
     totals: dict[str, float] = {}
     for batch in batches:
         for name, count in task.counts(batch).items():
             totals[name] = totals.get(name, 0.0) + count
     means: dict[str, Tensor] = {}
-    for batch in batches:
+    for batch, seed in zip(batches, seeds, strict=True):
+        generator.manual_seed(seed)
         with torch.autocast(generator.device.type, dtype, enabled=dtype != torch.float32):
             sums = task.losses(batch, generator)
         parts = {name: value / max(totals[name], 1.0) for name, value in sums.items()}
@@ -310,7 +346,7 @@ def _carry_out(run: Run, end: int) -> None:
             finished = run.step == recipe.steps
             if run.step % recipe.log_every == 0 or finished:
                 run.settle()
-                metrics.report(run.step, {**run.averages.take(), **task.gauges()})
+                metrics.report(run.step, {**run.averages.take(), **run.gauges()})
             sampling = run.step % recipe.sample_every == 0 or finished
             if run.step % recipe.save_every == 0 or sampling:
                 run.save()

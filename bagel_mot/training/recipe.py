@@ -52,12 +52,12 @@ class Recipe(Section):
     """The keys of every run."""
 
     # Keys that a run that has begun cannot change: its weights, or its place in the data, would lose their meaning.
-    fixed: ClassVar[frozenset[str]] = frozenset({"seed", "optimizer.name", "trainable"})
+    fixed: ClassVar[frozenset[str]] = frozenset({"seed", "packs_per_step", "optimizer.name", "trainable"})
 
     output: _Folder
     seed: _Seed = 0
     steps: Count
-    accumulate: Count = 1  # packs per optimiser step
+    packs_per_step: Count | None = None  # streams of data, of which a step takes a pack each; by default 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     compile: Flag = False

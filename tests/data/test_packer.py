@@ -63,12 +63,12 @@ def test_padding_is_the_share_of_empty_slots() -> None:
         pack = stream.next_rows()
         und += sum(s.und_len for row in pack for s in row)
         gen += sum(s.gen_len for row in pack for s in row)
-        gauges = pack_gauges(stream.state_dict())
+        gauges = pack_gauges([stream.state_dict()])
         assert gauges["und_padding"] == pytest.approx(1 - und / (count * 300))
         assert gauges["gen_padding"] == pytest.approx(1 - gen / (count * 144))
     resumed = _stream(shape)
     resumed.load_state_dict(stream.state_dict())
-    assert pack_gauges(resumed.state_dict()) == gauges
+    assert pack_gauges([resumed.state_dict()]) == gauges
 
 
 def test_resume_anywhere() -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,12 @@ class Line(TrainingTask[nn.Linear, Tensor]):
     def _reach(self, name: str) -> None:
         self.at.get(name, lambda number: None)(self.drawn)
 
-    def next_batch(self) -> Tensor:
+    def open_streams(self, streams: Sequence[int], total: int) -> None:
+        assert list(streams) == [0]
+
+    def next_batches(self) -> list[Tensor]:
         self.drawn += 1
-        return torch.full((1, 1), float(self.drawn))
+        return [torch.full((1, 1), float(self.drawn))]
 
     def counts(self, batch: Tensor) -> dict[str, float]:
         return {"mse": 1.0}
@@ -52,14 +55,14 @@ class Line(TrainingTask[nn.Linear, Tensor]):
     def tokens(self, batch: Tensor) -> int:
         return 1
 
-    def gauges(self) -> dict[str, float]:
-        return {"drawn": float(self.drawn)}
+    def gauges(self, states: Sequence[Any]) -> dict[str, float]:
+        return {"drawn": float(states[0])}
 
-    def data_state(self) -> Any:
-        return self.drawn
+    def data_state(self) -> dict[int, Any]:
+        return {0: self.drawn}
 
-    def load_data_state(self, state: Any) -> None:
-        self.drawn = state
+    def load_data_state(self, states: Sequence[Any]) -> None:
+        self.drawn = states[0]
 
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
         self._reach("save")
@@ -252,7 +255,7 @@ def test_weights_that_are_lost_are_never_saved(make: Make) -> None:
     train(made, Line, stop_after=5)
 
     class Leaping(Line):
-        def gauges(self) -> dict[str, float]:
+        def gauges(self, states: Sequence[Any]) -> dict[str, float]:
             return {}
 
         def tokens(self, batch: Tensor) -> int:  # called at the end of a step

@@ -31,7 +31,7 @@ Make = Callable[..., BagelRecipe]
 
 def test_gradients_are_the_same_and_less_is_kept(recipe: Make) -> None:
     task = BagelTask(recipe())
-    batch = task.to_device(task.stream.next_batch())
+    batch = task.to_device(task.pack_stream(0, 1).next_batch())
     layout, values = batch.layout, batch.values
     noised = add_noise(layout, values, torch.full((len(layout.latent_grids),), 0.5), torch.ones_like(values.latents))
     plain = task.module
@@ -69,7 +69,7 @@ def test_flex_attention_is_refused_where_it_does_not_train() -> None:
 
 def test_a_recipe_may_ask_for_it(recipe: Make) -> None:
     task = BagelTask(recipe(activation_checkpointing=True))
-    batch = task.to_device(task.stream.next_batch())
+    batch = task.to_device(task.pack_stream(0, 1).next_batch())
     layout, values = batch.layout, batch.values
     noised = add_noise(layout, values, torch.full((len(layout.latent_grids),), 0.5), torch.ones_like(values.latents))
     losses = compute_losses(task.module, noised, MaskedAttention(layout))
@@ -124,7 +124,7 @@ def test_cross_entropy_in_chunks_is_that_of_all_logits(recipe: Make, reweight: b
 def test_a_loss_in_chunks_is_the_objectives(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     task = BagelTask(recipe(data={"mix": {"ask": 1.0}}))
     torch.nn.init.normal_(task.module.decoder.lm_head.weight, std=0.3)
-    batch = task.to_device(task.stream.next_batch())
+    batch = task.to_device(task.pack_stream(0, 1).next_batch())
     assert batch.counts["ce"] > 8
     expected = task.losses(batch, torch.Generator().manual_seed(0))
     whole = cross_entropy

@@ -182,7 +182,7 @@ def test_a_run_of_another_kind_is_refused() -> None:
     [
         (AUTOENCODER, ["l1_weight=2", "mse_weight=2", "peak_weight=2", "kl_weight=2", "latent_noise=1"]),
         (AUTOENCODER, ["mask_weight=9", "output=elsewhere", "keep=9", "ema=0.5"]),
-        (BAGEL, ["steps=9", "accumulate=2", "precision=float32", "device=cpu", "compile=false", "threads=1"]),
+        (BAGEL, ["steps=9", "precision=float32", "device=cpu", "compile=false", "threads=1"]),
         (BAGEL, ["optimizer.lr=1", "optimizer.muon_lr=1", "optimizer.eps=1", "optimizer.betas=[0,0]"]),
         (BAGEL, ["schedule.name=constant", "schedule.warmup=7", "log_every=3", "save_every=3", "sample_every=3"]),
         (BAGEL, ["ce_weight=9", "mse_weight=9", "ce_reweight=true", "timestep_shift=2"]),

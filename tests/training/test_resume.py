@@ -70,15 +70,15 @@ def test_stopped_and_resumed(recipe: Make, tmp_path: Path, uninterrupted: dict[s
 
 
 def test_stopped_and_resumed_with_accumulation_in_bfloat16(recipe: Make, tmp_path: Path) -> None:
-    """Two packs a step: the data position, packing buffer and random state stand where the second one left them."""
+    """Two packs a step: the data position, packing buffer and random state of both streams."""
     states = []
     for name, stops in (("whole", [None]), ("parts", [1, 2, None])):
-        made = recipe(output=tmp_path / name, steps=4, accumulate=2, precision="bfloat16", save_every=100)
+        made = recipe(output=tmp_path / name, steps=4, packs_per_step=2, precision="bfloat16", save_every=100)
         for stop_after in stops:
             train(made, Quiet, stop_after=stop_after)
         states.append(_state(made.output))
     _assert_same(*states)
-    assert states[0]["data"]["slots"][0] == 4 * 2 * 2 * 160  # steps, packs, rows, und slots
+    assert [stream["slots"][0] for stream in states[0]["data"]] == [4 * 2 * 160] * 2  # steps, rows, und slots
 
 
 def test_killed_in_a_save(

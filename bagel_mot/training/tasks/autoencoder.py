@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,11 +133,19 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
             "peak": recipe.peak_weight,
             "kl": recipe.kl_weight,
         }
-        self.rng = random.Random(recipe.seed)
+        self._rngs: dict[int, random.Random] = {}
         self._losses = torch.compile(self._losses_eager) if recipe.compile else self._losses_eager
 
-    def next_batch(self) -> ImageBatch:
-        images, masks = self.source.masked_images(self.rng, self.recipe.batch_size)
+    def open_streams(self, streams: Sequence[int], total: int) -> None:
+        seed = self.recipe.seed
+        self._rngs = {n: random.Random(f"images {seed} {n}") if n else random.Random(seed) for n in streams}
+
+    def next_batches(self) -> list[ImageBatch]:
+        return [self.draw_batch(rng) for rng in self._rngs.values()]
+
+    def draw_batch(self, rng: random.Random) -> ImageBatch:
+        """Draws a batch of images from the source."""
+        images, masks = self.source.masked_images(rng, self.recipe.batch_size)
         weights = 1 + (self.recipe.mask_weight - 1) * masks[:, None].astype(np.float32)
         return ImageBatch(to_tensor(images), torch.from_numpy(weights), float(weights.sum(dtype=np.float64)))
 
@@ -168,12 +177,13 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
         peak = (F.avg_pool2d(error, 3, stride=1, padding=1).abs() - _UNSEEN).clamp_min(0).square()
         return (error.abs() * weights).sum(), (error.square() * weights).sum(), (peak * weights).sum(), kl
 
-    def data_state(self) -> Any:
-        return self.rng.getstate()
+    def data_state(self) -> dict[int, Any]:
+        return {number: rng.getstate() for number, rng in self._rngs.items()}
 
-    def load_data_state(self, state: Any) -> None:
-        version, internal, gauss = state
-        self.rng.setstate((version, tuple(internal), gauss))
+    def load_data_state(self, states: Sequence[Any]) -> None:
+        for number, rng in self._rngs.items():
+            version, internal, gauss = states[number]
+            rng.setstate((version, tuple(internal), gauss))
 
     @torch.no_grad()
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:

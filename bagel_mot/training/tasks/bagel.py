@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencode
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE, SETTINGS_FILES
 from bagel_mot.config import BagelConfig
 from bagel_mot.data.documents import SampleBuilder
-from bagel_mot.data.loader import Prefetcher
+from bagel_mot.data.loader import Prefetcher, StreamGroup
 from bagel_mot.data.packer import PackStream, TrainingPack, pack_gauges
 from bagel_mot.data.sources.base import Source
 from bagel_mot.errors import CheckpointError, RecipeError
@@ -75,7 +76,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.autoencoder.to(self.device).eval().requires_grad_(False)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
         defaults = _settle_defaults(self._settings_files, recipe.defaults, self.config)
-        builder = SampleBuilder(
+        self.builder = SampleBuilder(
             self.tokenizer,
             defaults.vae_transform,
             defaults.vit_transform,
@@ -83,9 +84,8 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             self.config.vit.patch_size,
             recipe.dropout,
         )
-        spec = PackSpec.of(self.config, self.tokenizer.special)
-        self.stream = PackStream(self.source, builder, spec, recipe.pack, recipe.seed)
-        self._prefetcher = Prefetcher(self.stream)
+        self.spec = PackSpec.of(self.config, self.tokenizer.special)
+        self._prefetcher: Prefetcher[list[TrainingPack]] | None = None
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
@@ -98,8 +98,21 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             for layer in self.module.decoder.layers:
                 layer.compile(dynamic=False)
 
-    def next_batch(self) -> BagelBatch:
-        return self.to_device(self._prefetcher.next_batch())
+    def pack_stream(self, number: int, total: int) -> PackStream:
+        """One of the logical streams of the run."""
+        return PackStream(self.source, self.builder, self.spec, self.recipe.pack, self.recipe.seed, number, total)
+
+    def open_streams(self, streams: Sequence[int], total: int) -> None:
+        self._prefetcher = Prefetcher(StreamGroup({number: self.pack_stream(number, total) for number in streams}))
+
+    @property
+    def prefetcher(self) -> Prefetcher[list[TrainingPack]]:
+        """The opened streams."""
+        assert self._prefetcher is not None, "the streams are not opened yet"
+        return self._prefetcher
+
+    def next_batches(self) -> list[BagelBatch]:
+        return [self.to_device(pack) for pack in self.prefetcher.next_batch()]
 
     @torch.no_grad()
     def to_device(self, laid_out: TrainingPack) -> BagelBatch:
@@ -126,17 +139,18 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             tokens += [patchify(latent, self.config.latent_patch_size) for latent in latents]
         return torch.cat(tokens)
 
-    def gauges(self) -> dict[str, float]:
-        return pack_gauges(self._prefetcher.state_dict())
+    def gauges(self, states: Sequence[Any]) -> dict[str, float]:
+        return pack_gauges(states)
 
-    def data_state(self) -> Any:
-        return self._prefetcher.state_dict()
+    def data_state(self) -> dict[int, Any]:
+        return dict(self.prefetcher.state_dict())
 
-    def load_data_state(self, state: Any) -> None:
-        self._prefetcher.load_state_dict(state)
+    def load_data_state(self, states: Sequence[Any]) -> None:
+        self.prefetcher.load_state_dict({number: states[number] for number in self.data_state()})
 
     def close(self) -> None:
-        self._prefetcher.close()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
 
     def counts(self, batch: BagelBatch) -> dict[str, float]:
         return batch.counts

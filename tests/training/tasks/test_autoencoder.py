@@ -87,7 +87,7 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
         **averages,
         **load_autoencoder(latest(run)).state_dict(),
         "scale": scale,
-        "random": torch.tensor(state["data"][1]),
+        "random": torch.tensor(state["data"][0][1]),
     }
 
 
@@ -183,7 +183,7 @@ def test_latent_noise_raises_the_loss_in_proportion_to_the_spread(make: Make) ->
     for noise, gain in ((0.0, 1.0), (3.0, 1.0), (3.0, 7.0)):
         task = AutoencoderTask(make(latent_noise=noise))
         scale_channels(task.module, torch.full((4,), gain))
-        batch = task.next_batch()
+        batch = task.draw_batch(random.Random(5))
         losses.append(float(task.losses(batch, torch.Generator().manual_seed(0))["mse"].detach()))
     assert losses[1] != losses[0]
     assert losses[2] == pytest.approx(losses[1], rel=1e-3)
@@ -192,7 +192,7 @@ def test_latent_noise_raises_the_loss_in_proportion_to_the_spread(make: Make) ->
 def test_only_errors_that_stand_out_are_peaks(make: Make) -> None:
     """The squared excess over 0.08 of the error averaged over 3 × 3 pixels, by brute force."""
     task = AutoencoderTask(make(mask_weight=4.0))
-    batch = task.next_batch()
+    batch = task.draw_batch(random.Random(5))
     peak = float(task.losses(batch, torch.Generator().manual_seed(0))["peak"].detach())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -209,7 +209,7 @@ def test_only_errors_that_stand_out_are_peaks(make: Make) -> None:
 
 def test_things_weigh_more_by_pixel(make: Make) -> None:
     task = AutoencoderTask(make(mask_weight=4.0))
-    batch = task.next_batch()
+    batch = task.draw_batch(random.Random(5))
     assert set(batch.weights.unique().tolist()) == {1.0, 4.0}
     assert 0.01 < (batch.weights == 4).float().mean() < 0.7
     assert task.counts(batch)["l1"] == pytest.approx(3 * float(batch.weights.sum()))
@@ -218,7 +218,7 @@ def test_things_weigh_more_by_pixel(make: Make) -> None:
 def test_loss_falls_on_a_fixed_batch(make: Make) -> None:
     task = AutoencoderTask(make())
     optimizer = torch.optim.AdamW(task.module.parameters(), lr=2e-3)
-    batch = task.next_batch()
+    batch = task.draw_batch(random.Random(5))
     losses = []
     for _ in range(12):
         sums = task.losses(batch, torch.Generator().manual_seed(0))

@@ -39,12 +39,12 @@ Make = Callable[..., BagelRecipe]
 
 
 def _batch(task: BagelTask, rows: list[list[IndexedSample]]) -> BagelBatch:
-    return task.to_device(lay_out(rows, task.stream.spec, replace(task.recipe.pack, rows=len(rows))))
+    return task.to_device(lay_out(rows, task.spec, replace(task.recipe.pack, rows=len(rows))))
 
 
 def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     task = BagelTask(recipe(pack={"rows": 4}, ce_weight=0.5))
-    raw = task.stream.next_rows()
+    raw = task.pack_stream(0, 1).next_rows()
     whole = _batch(task, raw)
     halves = [_batch(task, raw[:2]), _batch(task, raw[2:])]
     generator = torch.Generator().manual_seed(0)
@@ -60,7 +60,8 @@ def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.Monkey
     gradients, means = [], []
     for packs in ([whole], halves):
         task.module.zero_grad()
-        means.append({n: float(v) for n, v in _backward(task, packs, generator, torch.float32).items()})
+        found = _backward(task, packs, range(len(packs)), generator, torch.float32)
+        means.append({name: float(value) for name, value in found.items()})
         gradients.append(torch.cat([p.grad.flatten() for p in task.module.parameters() if p.grad is not None]))
     assert given == []
     assert means[0] == pytest.approx(means[1], rel=1e-4)
@@ -77,12 +78,13 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
     before = {name: p.clone() for name, p in task.module.named_parameters()}
     optimizers = Optimizers(task.module.named_parameters(), made.optimizer)
     generator = torch.Generator().manual_seed(0)
+    stream = task.pack_stream(0, 1)
     for _ in range(2):
-        batch = task.to_device(task.stream.next_batch())
+        batch = task.to_device(stream.next_batch())
         layout = batch.layout
         kinds = {"vit": layout.vit_slots, "text loss": layout.ce_slots, "latents": layout.latent_slots}
         assert {name for name, slots in kinds.items() if slots.numel() == 0} == absent
-        means = _backward(task, [batch], generator, torch.float32)
+        means = _backward(task, [batch], [0], generator, torch.float32)
         assert {name for name, mean in means.items() if mean > 0} == ({"ce"} if "latents" in absent else {"mse"})
         # So every moment decays in every step, and an update does not depend on which pack came before.
         assert [name for name, p in task.module.named_parameters() if p.grad is None] == []
@@ -94,7 +96,7 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
 
 def test_a_pack_of_one_sample_trains(recipe: Make) -> None:
     task = BagelTask(recipe())
-    batch = _batch(task, [[task.stream.sample(0)], []])
+    batch = _batch(task, [[task.pack_stream(0, 1).sample(0)], []])
     sums = task.losses(batch, torch.Generator().manual_seed(0))
     assert all(torch.isfinite(value) for value in sums.values())
 
@@ -104,7 +106,7 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
     task = BagelTask(recipe(pack={"rows": 1, "und": 600, "gen": 400}))
     torch.nn.init.normal_(task.module.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(task.module.latent_out.weight, std=0.1)
-    raw = task.stream.next_rows()
+    raw = task.pack_stream(0, 1).next_rows()
     samples = raw[0][:4]
 
     def predictions(rows: list[list[IndexedSample]]) -> tuple[Tensor, Tensor]:
@@ -202,7 +204,7 @@ def test_a_run_takes_over_another_autoencoder(recipe: Make, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_conditions_are_left_out_as_often_whatever_the_task(recipe: Make, seed: int) -> None:
-    stream = BagelTask(recipe(seed=seed, data={"mix": {"draw": 1.0, "edit": 1.0}})).stream
+    stream = BagelTask(recipe(seed=seed, data={"mix": {"draw": 1.0, "edit": 1.0}})).pack_stream(0, 1)
     left_out: dict[bool, list[bool]] = {True: [], False: []}
     for index in range(600):
         document = stream.source(index)
@@ -227,7 +229,7 @@ def test_the_timestep_shift_is_that_of_the_recipe_or_of_the_checkpoint(
 
     def shift_of(**changes: object) -> float:
         task = BagelTask(recipe(**changes))
-        task.losses(task.to_device(task.stream.next_batch()), torch.Generator().manual_seed(0))
+        task.losses(task.to_device(task.pack_stream(0, 1).next_batch()), torch.Generator().manual_seed(0))
         task.write_weights(folder := tmp_path / f"{len(drawn)}", dict(task.module.named_parameters()))
         assert load_config(folder).timestep_shift == drawn[-1]
         return drawn[-1]
@@ -271,16 +273,16 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_waits_for_nothing_until_it_is_reported(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = recipe(accumulate=2, ce_reweight=True, attention="sdpa", activation_checkpointing=True)
+    made = recipe(packs_per_step=2, ce_reweight=True, attention="sdpa", activation_checkpointing=True)
     run = Run(made, BagelTask)
     for name in ("tolist", "cpu", "numpy"):
         real = getattr(Tensor, name)
         monkeypatch.setattr(Tensor, name, lambda self, *a, r=real, n=name: (seen.append(n), r(self, *a))[1])
     seen: list[str] = []
     run.advance()  # everything is made that is made once
-    packs = [run.task._prefetcher.next_batch() for _ in range(2)]
+    packs = run.task.prefetcher.next_batch()
     counts = iter([loss_counts(pack.layout, True) for pack in packs])
-    monkeypatch.setattr(run.task._prefetcher, "next_batch", lambda: packs.pop(0))
+    monkeypatch.setattr(run.task.prefetcher, "next_batch", lambda: packs)
     monkeypatch.setattr(unified, "loss_counts", lambda *_: next(counts))  # made on the host, before the pack leaves it
     seen.clear()
 
@@ -303,12 +305,13 @@ def test_noise_is_a_steps_own_whatever_came_before(recipe: Make, monkeypatch: py
     drawn: dict[int, list[Tensor]] = {}
 
     def draw(images: int, shift: float, generator: torch.Generator) -> Tensor:
-        assert generator.initial_seed() == step_seed(5, run.step)
+        stream = len(drawn.get(run.step, []))
+        assert generator.initial_seed() == step_seed(5, run.step, stream)
         drawn.setdefault(run.step, []).append(times := draw_timesteps(images, shift, generator))
         return times
 
     monkeypatch.setattr(unified, "draw_timesteps", draw)
-    run = Run(recipe(accumulate=2), BagelTask)
+    run = Run(recipe(packs_per_step=2), BagelTask)
     for _ in range(2):
         run.advance()
     run.task.close()
@@ -332,7 +335,7 @@ def test_fine_tuning_leaves_a_checkpoints_own_defaults(recipe: Make, tmp_path: P
     given = {"model": None, "autoencoder": None, "init": str(folder), "trainable": ["connector.*"]}
     task = BagelTask(recipe(**given))
     transform = read_defaults(folder, task.config).vae_transform
-    assert task.stream.builder.vae_transform == transform  # images are resized as the checkpoint does, not the data
+    assert task.builder.vae_transform == transform  # images are resized as the checkpoint does, not the data
     task.write_weights(after := tmp_path / "after", {})
     written = {path.name for path in after.glob("*.json")}
     for name in (DEFAULTS_FILE, "generation_config.json"):
@@ -345,7 +348,7 @@ def test_fine_tuning_leaves_a_checkpoints_own_defaults(recipe: Make, tmp_path: P
         **given, defaults={"generate": {"size": [64, 64]}, "vae_transform": {"max_size": 64, "min_size": 32}}
     )
     task = BagelTask(changed)
-    assert (task.stream.builder.vae_transform.max_size, task.stream.builder.vae_transform.min_size) == (64, 32)
+    assert (task.builder.vae_transform.max_size, task.builder.vae_transform.min_size) == (64, 32)
     task.write_weights(after, {})
     assert json.loads((after / DEFAULTS_FILE).read_text()) == {
         "generate": {"num_timesteps": 7, "size": [64, 64]},
