@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bagel_mot.data.documents import Document, ImageRules
@@ -51,3 +51,22 @@ class Dataset:
     def place(self, key: RowKey) -> str:
         """The words that a person finds a row by."""
         return f"{self.name}: {self.reader.place(key.unit, key.row)}"
+
+
+@dataclass(frozen=True)
+class DataGroup:
+    """Data sets that are drawn from as one, with a share of all draws.
+
+    Attributes:
+        name: the name of the group, unique in a run.
+        datasets: its data sets.
+        weight: the share in random draws, relative to those of the other groups.
+        mandatory: whether one sample of it opens every pack, where packs are filled as the published loop does.
+        resumes: whether a resumed run goes on where this group was; else it begins anew.
+    """
+
+    name: str
+    datasets: Sequence[Dataset]
+    weight: float = 1.0
+    mandatory: bool = False
+    resumes: bool = True

@@ -20,11 +20,29 @@ from bagel_mot.config import Section, Share
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.errors import ImageError, PromptError
 from bagel_mot.images import ImageTransform, open_image, to_pixels
+from bagel_mot.images.published import open_published, open_published_frame
 from bagel_mot.sequence import DroppedImage, FramesSegment, Sample, Segment, VaeSegment, text_segment, vit_segment
 from bagel_mot.tokenizer import Tokenizer
 
-Opener = Callable[[bytes | Path], Image.Image]
-"""Opens an image file as RGB, or raises `ImageError`."""
+
+@dataclass(frozen=True)
+class Opener:
+    """Two functions that open a file, given as its bytes or its path, as RGB, or raise `ImageError`.
+
+    Attributes:
+        image: opens an image.
+        frame: opens a frame of a clip.
+    """
+
+    image: Callable[[bytes | Path], Image.Image]
+    frame: Callable[[bytes | Path], Image.Image]
+
+
+OPENERS = {
+    "upright": Opener(open_image, open_image),
+    "published": Opener(open_published, open_published_frame),
+}
+"""The ways to open files: upright, in sRGB, over white, and whole ones alone; or as the published training does."""
 
 
 class LazyImage(ABC):
@@ -37,6 +55,16 @@ class LazyImage(ABC):
         Raises:
             ImageError: a file is damaged.
         """
+
+
+@dataclass(frozen=True)
+class FrameFile(LazyImage):
+    """A frame of a clip that is a file of its own."""
+
+    path: Path
+
+    def make(self, opener: Opener) -> Image.Image:
+        return opener.frame(self.path)
 
 
 AnyImage = Image.Image | bytes | Path | LazyImage
@@ -113,7 +141,7 @@ class ImageRules:
     vae: ImageTransform | None = None
     vit: ImageTransform | None = None
     vit_of_original: bool = False
-    opener: Opener = open_image
+    opener: Opener = OPENERS["upright"]
 
 
 Document = Sequence[TextPart | ImagePart | FramesPart]
@@ -239,7 +267,7 @@ class SampleBuilder:
         return segments
 
 
-def opened(image: AnyImage, opener: Opener = open_image) -> Image.Image:
+def opened(image: AnyImage, opener: Opener) -> Image.Image:
     """An image of a document, decoded, as RGB.
 
     Raises:
@@ -248,6 +276,6 @@ def opened(image: AnyImage, opener: Opener = open_image) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     try:
-        return image.make(opener) if isinstance(image, LazyImage) else opener(image)
+        return image.make(opener) if isinstance(image, LazyImage) else opener.image(image)
     except ImageError as error:
         raise SkipRow("an image cannot be read", str(error)) from error
