@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bagel_mot.checkpoint.names import POSITION_TABLES
 from bagel_mot.checkpoint.precision import DYNAMIC, PARTS, Precision, format_of
 from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor, check_finite
+from bagel_mot.checkpoint.write import Advance
 from bagel_mot.errors import CheckpointError, DeviceError
 from bagel_mot.model.bagel import sincos_table
 from bagel_mot.model.prepacked import prepack_linear
@@ -50,6 +51,7 @@ def load_tensors(
     name_of: Callable[[str], str] = str,
     known: Collection[str] = (),
     prepack: bool = False,
+    advance: Advance | None = None,
 ) -> None:
     """Fills a module that was built on the meta device, strictly.
 
@@ -61,6 +63,7 @@ def load_tensors(
         name_of: our names to those of the source.
         known: further names that the source may have.
         prepack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
+        advance: called with the stored bytes of each tensor that is in its place; what it raises ends the filling.
 
     Raises:
         CheckpointError: a tensor is missing, extra or misshapen, a small one or one that is quantised is not finite, or
@@ -83,6 +86,8 @@ def load_tensors(
     mapped = [n for n in names if device_of(wanted[n]) is None]
     for theirs in mapped:
         _assign(module, wanted[theirs], _left_in_file(source, theirs, precision.activations))
+        if advance is not None:
+            advance(source.stored_bytes(theirs))
     for theirs, found in _read_ahead(source, [n for n in names if n not in set(mapped)]):
         ours = wanted[theirs]
         if ours in POSITION_TABLES:
@@ -93,6 +98,8 @@ def load_tensors(
         assert target is not None
         _install(module, ours, found, precision, target, prepack)
         del found
+        if advance is not None:
+            advance(source.stored_bytes(theirs))
 
 
 def _read_ahead(source: TensorSource, names: list[str]) -> Iterator[tuple[str, Tensor | QuantisedMatrix]]:

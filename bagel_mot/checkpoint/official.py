@@ -28,7 +28,7 @@ from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE
 from bagel_mot.checkpoint.source import SafetensorsFiles, TensorSource
-from bagel_mot.checkpoint.write import entry_of, write_safetensors
+from bagel_mot.checkpoint.write import Advance, ByteProgress, counting, entry_of, write_safetensors
 from bagel_mot.config import BagelConfig, dump_config, load_config, with_table_sides
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import write_text
@@ -120,6 +120,7 @@ def load_checkpoint(
     device: torch.device | str | DeviceOf = "cpu",
     tasks: Collection[str] = TASKS,
     prepack: bool = False,
+    progress: ByteProgress | None = None,
 ) -> Checkpoint:
     """Loads a checkpoint, tensor by tensor: each is quantised at once, so that memory never holds the whole as it was.
 
@@ -129,6 +130,7 @@ def load_checkpoint(
         device: the device that they go to, or a function that tells it for each tensor.
         tasks: the tasks that the model is for. Without "edit", parts that the others do not need are left out.
         prepack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
+        progress: told the bytes that have been read, and all that are to be read. What it raises ends the loading.
 
     Raises:
         CheckpointError: a file is missing or damaged, or a tensor missing, extra or misshapen.
@@ -151,11 +153,19 @@ def load_checkpoint(
     device_of = device if callable(device) else on_device(device)
     if prepack:
         device_of = _with_embedding_in_file(device_of, source, precision)
-    load_tensors(model, source, precision, device_of, name_of=official_name, known=known, prepack=prepack)
+    present = set(source.names())
+    parts = [(source, [name for name in map(official_name, model.state_dict()) if name in present])]
+    if draws:
+        second = _autoencoder_file(folder)
+        parts.append((second, list(second.names())))
+    advance = counting(progress, sum(each.stored_bytes(name) for each, names in parts for name in names))
+    load_tensors(
+        model, source, precision, device_of, name_of=official_name, known=known, prepack=prepack, advance=advance
+    )
     if draws:
         place = device_of("autoencoder")
         assert place is not None
-        autoencoder = load_autoencoder(folder, dtype=precision.autoencoder, device=place)
+        autoencoder = _autoencoder(second, precision.autoencoder, place, advance)
     else:
         with torch.device("meta"):
             autoencoder = Autoencoder(config.vae)
@@ -188,13 +198,22 @@ def load_autoencoder(
     where: Path | str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> Autoencoder:
     """The autoencoder of a folder that holds config.json and ae.safetensors, with or without a model beside it."""
-    folder = folder_of(Path(where))
+    return _autoencoder(_autoencoder_file(folder_of(Path(where))), dtype, torch.device(device), None)
+
+
+def _autoencoder_file(folder: Path) -> SafetensorsFiles:
     path = folder / AUTOENCODER_FILE
     if not path.exists():
         raise CheckpointError(f"{folder} has no {AUTOENCODER_FILE} (the autoencoder); the official layout needs it")
+    return SafetensorsFiles(path, [path])
+
+
+def _autoencoder(
+    source: SafetensorsFiles, dtype: torch.dtype, device: torch.device, advance: Advance | None
+) -> Autoencoder:
     with torch.device("meta"):
-        autoencoder = Autoencoder(load_config(folder).vae)
-    load_tensors(autoencoder, SafetensorsFiles(path, [path]), Precision(dtype), on_device(device))
+        autoencoder = Autoencoder(load_config(source.where.parent).vae)
+    load_tensors(autoencoder, source, Precision(dtype), on_device(device), advance=advance)
     return autoencoder.eval()
 
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
@@ -244,13 +244,20 @@ def load(
     offload: str = "auto",
     memory: str | None = None,
 ) -> Bagel:
-    """Loads a model for some tasks, with a message while it loads, and one on how it runs if that was chosen."""
+    """Loads a model for some tasks, with a bar while it comes, and a message on how it runs if that was chosen."""
     from bagel_mot.inference.api import Bagel
 
     console = notes()
-    with console.status(f"loading {escape(checkpoint)}") if console.is_terminal else nullcontext():
+    with progress_bar(f"loading {checkpoint}", in_bytes=True) as bar:
         bagel = Bagel.from_pretrained(
-            checkpoint, device=device, precision=precision, tasks=tasks, offload=offload, memory=memory
+            checkpoint,
+            device=device,
+            precision=precision,
+            tasks=tasks,
+            offload=offload,
+            memory=memory,
+            # Without a terminal the hub's own lines say how a download goes.
+            progress=(lambda doing, *count: bar(*count, f"{doing} {checkpoint}")) if console.is_terminal else None,
         )
     if bagel.plan is not None:
         console.print(f"running in {escape(bagel.plan.sentence())}", soft_wrap=True)
@@ -286,8 +293,10 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 @contextmanager
-def progress_bar(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, as a function of (done, total) in steps or bytes; shown only if standard error is a terminal."""
+def progress_bar(what: str, *, in_bytes: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar, as a function of (done, total) in steps or bytes, and of the present stage if there are
+    several; shown only if standard error is a terminal.
+    """
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -302,8 +311,10 @@ def progress_bar(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int
     count = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}"), BarColumn(), *count, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
+        bar = progress.add_task(escape(what), total=None)
+        yield lambda done, total, stage=what: progress.update(
+            bar, completed=done, total=total, description=escape(stage)
+        )
 
 
 def write_json(target: str | None, content: Any) -> None:

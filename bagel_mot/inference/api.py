@@ -20,7 +20,7 @@ from bagel_mot.inference.batch import as_batch, check_stream, naming, pair, spre
 from bagel_mot.inference.defaults import Defaults, official_defaults, read_defaults
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.inference.engine.ticket import Ticket
-from bagel_mot.inference.loading import compile_experts, load
+from bagel_mot.inference.loading import OnLoad, compile_experts, load
 from bagel_mot.inference.prepare import Preparer, task_of, with_seeds
 from bagel_mot.inference.request import NOBODY, Listener, Recorder, Request
 from bagel_mot.inference.result import Result
@@ -114,6 +114,7 @@ class Bagel:
         memory: int | str | None = None,
         threads: int | None = None,
         compile: bool = False,
+        progress: OnLoad | None = None,
     ) -> Bagel:
         """Loads a checkpoint.
 
@@ -135,6 +136,8 @@ class Bagel:
             threads: CPU threads that compute; by default chosen by the size of the model and the cores that the process
                 may use (`bagel_mot.threads`).
             compile: see `Bagel`.
+            progress: called with "downloading" or "loading", the bytes done and the bytes in all. What it raises ends
+                the loading; a download is continued the next time.
 
         For checkpoints above 1 GB "auto" is chosen so that the model fits, fastest way first (`bagel_mot.placement`);
         attribute `plan` says what was chosen.
@@ -144,7 +147,15 @@ class Bagel:
             DeviceError: the device or precision is unknown or not available, or there is not enough memory.
         """
         loaded = load(
-            name, precision, device, tasks, offload=offload, memory=memory, threads=threads, prepack=not compile
+            name,
+            precision,
+            device,
+            tasks,
+            offload=offload,
+            memory=memory,
+            threads=threads,
+            prepack=not compile,
+            progress=progress,
         )
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=loaded.memory, threads=loaded.threads)

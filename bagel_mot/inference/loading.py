@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from bagel_mot.checkpoint.official import TASKS, Checkpoint, load_checkpoint, ne
 from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
 from bagel_mot.checkpoint.precision import PLAIN, Precision, check_hardware, dtype_name, parse_precision
 from bagel_mot.checkpoint.shapes import weight_count
+from bagel_mot.checkpoint.write import ByteProgress
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.files import parse_size, user_path
@@ -37,15 +38,24 @@ _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
 _FILE_ENDINGS = {*_WEIGHT_FILES, ".bin", ".pt", ".pth", ".ckpt", ".zip", ".txt", ".yaml", ".yml", ".png", ".jpg"}
 
 
-def find_checkpoint(name: str | os.PathLike[str]) -> Path:
+OnLoad = Callable[[str, int, int], None]
+"""Called with what is done ("downloading" or "loading"), the bytes done and the bytes in all. What it raises ends the
+loading: nothing is kept but what has been downloaded, which is continued the next time."""
+
+
+def find_checkpoint(name: str | os.PathLike[str], progress: ByteProgress | None = None) -> Path:
     """The local place of a checkpoint: "mini", a folder, a file with weights in one, or a hub id, which is downloaded
     where it is not cached.
+
+    Args:
+        name: the checkpoint.
+        progress: told bytes received and bytes in all, if something is downloaded.
 
     Raises:
         CheckpointError: there is none, or it cannot be downloaded.
     """
     found = locate(name)
-    return download(found) if isinstance(found, str) else found
+    return download(found, progress=progress) if isinstance(found, str) else found
 
 
 def locate(name: str | os.PathLike[str]) -> Path | str:
@@ -175,6 +185,7 @@ def load(
     memory: int | str | None = None,
     threads: int | None = None,
     prepack: bool = True,
+    progress: OnLoad | None = None,
 ) -> Loaded:
     """Loads a checkpoint for inference. Arguments and errors as `Bagel.from_pretrained`.
 
@@ -186,7 +197,7 @@ def load(
         raise SettingError(f"offload is {offload!r}: it must be {', '.join(map(repr, OFFLOADS))}.")
     needed(tasks)
     choose_threads(asked=threads)
-    source = open_checkpoint(find_checkpoint(name))
+    source = open_checkpoint(find_checkpoint(name, _telling(progress, "downloading")))
     stored = stored_weights(source)
     plan: Plan | None = None
     alternatives: Sequence[Plan] = ()
@@ -211,16 +222,21 @@ def load(
                 device=computes if plan is None else plan.placement.device_of,
                 tasks=tasks,
                 prepack=prepack and computes.type == "cpu",
+                progress=_telling(progress, "loading"),
             )
         if plan is not None and (plan.offload != "none" or len(plan.devices) > 1):
             apply(checkpoint.model, plan.placement)
-    except Exception as error:
-        shortage = guard.explain(error)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # which hold what has been loaded
+        shortage = guard.explain(error) if isinstance(error, Exception) else error
         if shortage is error:
             raise
-        traceback.clear_frames(error.__traceback__)  # which hold what has been loaded
         raise shortage from error
     return Loaded(checkpoint, source.where.parent, plan, guard, working)
+
+
+def _telling(progress: OnLoad | None, what: str) -> ByteProgress | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
 
 
 def _check_arguments(precision: object, device: object, memory: object) -> None:

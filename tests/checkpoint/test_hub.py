@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from bagel_mot import Bagel
@@ -22,6 +24,7 @@ from bagel_mot.checkpoint.opening import open_checkpoint, open_source
 from bagel_mot.checkpoint.write import entry_of, write_model
 from bagel_mot.cli import app
 from bagel_mot.errors import CheckpointError
+from bagel_mot.model.bagel import BagelModel
 from tests.checkpoint.fake_hub import FakeHub, running
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
@@ -80,6 +83,40 @@ def test_from_pretrained_takes_a_name_at_the_hub(hub: FakeHub) -> None:
     question = {"max_new_tokens": 3, "do_sample": False}
     assert bagel.ask(None, "What is red?", **question) == local.ask(None, "What is red?", **question)
     assert hub.received(WEIGHTS) == [0]
+
+
+def test_from_pretrained_tells_how_far_it_is_and_can_be_stopped(hub: FakeHub) -> None:
+    class Stopped(Exception):
+        pass
+
+    for stage in ("downloading", "loading"):
+
+        def stop(doing: str, done: int, total: int, stage: str = stage) -> None:
+            if doing == stage and 0 < done < total:
+                raise Stopped
+
+        before = _models()
+        with pytest.raises(Stopped):
+            Bagel.from_pretrained(REPOSITORY, device="cpu", progress=stop)
+        assert _models() == before
+    seen: list[tuple[str, int, int]] = []
+    Bagel.from_pretrained(REPOSITORY, device="cpu", progress=lambda *told: seen.append(told))
+    assert list(dict.fromkeys(doing for doing, _, _ in seen)) == ["downloading", "loading"]
+    for doing, size in (("downloading", None), ("loading", _stored_bytes(GOLDEN))):
+        counts = [(done, total) for told, done, total in seen if told == doing]
+        assert counts == sorted(counts)
+        assert counts[-1][0] == counts[-1][1] == (size or counts[0][1])
+
+
+def _models() -> int:
+    """Models in memory."""
+    gc.collect()
+    return sum(type(found) is BagelModel for found in gc.get_objects())
+
+
+def _stored_bytes(folder: Path) -> int:
+    """Bytes of all tensors in a folder."""
+    return sum(tensor.nbytes for path in folder.glob("*.safetensors") for tensor in load_file(path).values())
 
 
 def test_progress_counts_what_is_here_too(hub: FakeHub, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def download(
         revision: branch, tag or commit; by default the main branch.
         stored: the file to take where there are several of GGUF, such as "gguf-q8_0".
         check: compare the checksums of files that are here already, too; those that are wrong are fetched anew.
-        progress: told bytes received and bytes in all.
+        progress: told bytes received and bytes in all. What it raises ends the download.
 
     Returns:
         The folder. Without network it is what the cache has, if it has the repository.
@@ -72,6 +72,7 @@ def download(
             _check_cached(repository, cached)
         return cached
     fetch = _Fetch(repository, revision, commit, folder, check)
+    watched = _Watched(progress)
     try:
         weights = weights_of(repository, listed, stored)
         if folder is not None:
@@ -85,10 +86,12 @@ def download(
             fetch.get([listed["config.json"]], None)
             weights_files = _beside(fetch.place(listed["config.json"]), listed)
         names = dict.fromkeys((*COMPANIONS, weights, *weights_files))
-        return fetch.get([listed[name] for name in names if name in listed], progress)
+        return fetch.get([listed[name] for name in names if name in listed], watched if progress else None)
     except CheckpointError:
         raise
     except Exception as error:
+        if error is watched.raised:
+            raise
         raise explained(error, repository, revision, folder) from error
 
 
@@ -125,6 +128,22 @@ def _list_files(repository: str, revision: str | None) -> tuple[dict[str, Remote
         if is_inside(file.rfilename)  # a mirror may list whatever it likes
     }
     return listed, str(info.sha)
+
+
+class _Watched:
+    """Who is told of the progress. What they raise is theirs, and says nothing of the network."""
+
+    def __init__(self, progress: ByteProgress | None) -> None:
+        self._progress = progress
+        self.raised: BaseException | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        assert self._progress is not None
+        try:
+            self._progress(done, total)
+        except BaseException as error:
+            self.raised = error
+            raise
 
 
 class _Fetch:
