@@ -202,9 +202,15 @@ class FramesSegment(Segment):
 
 @dataclass(frozen=True, eq=False)
 class DroppedImage(Segment):
-    """The rest of an image that condition dropout removed: no tokens, but the position moves on as if it were there."""
+    """The rest of an image that condition dropout removed: no tokens, but the position moves on as if it were there.
+
+    Attributes:
+        advance: the positions that it moves by.
+        length: the number of tokens that were removed.
+    """
 
     advance: int = 1
+    length: int = 0
     runs = ()
 
 

@@ -23,6 +23,8 @@ from bagel_mot.images import (
     open_image,
     patchify,
     resize_bicubic,
+    scale_levels,
+    to_levels,
     to_pil,
     to_pixels,
     to_uint8,
@@ -377,3 +379,11 @@ def test_resizing_is_the_same_with_every_pillow(
     assert (got != np.asarray(image.resize(other, bicubic).resize(wanted, bicubic))).any()
     if int(PIL.__version__.split(".")[0]) >= 13:
         assert (got == np.asarray(image.resize(wanted, bicubic))).all()
+
+
+def test_levels_scaled_anywhere_are_the_pixels() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8))
+    levels = to_levels(image)
+    assert torch.equal(scale_levels(levels).permute(2, 0, 1), to_pixels(image))
+    assert torch.equal(scale_levels(patchify(levels.permute(2, 0, 1), 16)), patchify(to_pixels(image), 16))
+    assert levels.dtype == torch.uint8

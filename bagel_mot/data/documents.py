@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from pydantic.dataclasses import dataclass as section
@@ -19,10 +20,21 @@ from torch import Tensor
 from bagel_mot.config import Section, Share
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.errors import ImageError, PromptError
-from bagel_mot.images import ImageTransform, open_image, to_pixels
+from bagel_mot.images import ImageTransform, open_image, to_levels
 from bagel_mot.images.published import open_published, open_published_frame
-from bagel_mot.sequence import DroppedImage, FramesSegment, Sample, Segment, VaeSegment, text_segment, vit_segment
+from bagel_mot.sequence import (
+    DroppedImage,
+    FramesSegment,
+    Sample,
+    Segment,
+    VaeSegment,
+    segment_length,
+    text_segment,
+    vit_segment,
+)
 from bagel_mot.tokenizer import Tokenizer
+
+_MARKERS = 2  # tokens around the patches of an image
 
 
 @dataclass(frozen=True)
@@ -163,22 +175,27 @@ class Dropout(Section):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class UnencodedImage(VaeSegment):
-    """A VAE segment without latent yet: it is to be encoded from `pixels` (3, H, W), float32 in [-1, 1]."""
+    """A VAE segment without latent yet: it is to be encoded from `levels` (H, W, 3), uint8, once they are scaled to
+    [-1, 1] where it trains.
+    """
 
-    pixels: Tensor
+    levels: Tensor
 
 
 @dataclass(frozen=True)
 class IndexedSample(Sample):
-    """A document's segments, with the index in its source from which it can be made again.
+    """A document's segments, with the index in its source from which it can be made again. Patches of its images are
+    uint8 levels: they are scaled to [-1, 1] where it trains.
 
     Attributes:
-        index: the index.
+        index: the index, a number or another JSON value that the source knows.
         dataset: the name of the data set that it is from, by which losses are reported.
+        length: the number of its tokens before condition dropout.
     """
 
-    index: int = 0
+    index: Any = 0
     dataset: str = ""
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,7 +210,12 @@ class SampleBuilder:
     dropout: Dropout
 
     def __call__(
-        self, index: int, document: Document, rng: random.Random, rules: ImageRules | None = None
+        self,
+        index: Any,
+        document: Document,
+        rng: random.Random,
+        rules: ImageRules | None = None,
+        dataset: str = "",
     ) -> IndexedSample:
         """The sample of a document.
 
@@ -202,23 +224,29 @@ class SampleBuilder:
             document: the texts and images to turn into segments.
             rng: decides on dropout.
             rules: the rules by which the images are opened and resized, if the run's are not meant.
+            dataset: the name of the data set, kept with the sample.
 
         Raises:
             SkipRow: an image is damaged.
         """
         rules = rules or ImageRules()
         segments: list[Segment] = []
+        dropped_tokens = 0
         blind = self.dropout.images > 0 and rng.random() < self.dropout.images
         for part in document:
             if isinstance(part, TextPart):
-                dropped = part.droppable and not part.loss and rng.random() < self.dropout.text
-                if not dropped:
-                    segments.append(self._text(part))
+                text = self._text(part)
+                if part.droppable and not part.loss and rng.random() < self.dropout.text:
+                    dropped_tokens += segment_length(text)
+                else:
+                    segments.append(text)
             elif isinstance(part, FramesPart):
                 segments.extend(self._frames(part, rng, blind, rules))
             else:
                 segments.extend(self._image(part, rng, blind, rules))
-        return IndexedSample(tuple(segments), index=index)
+        dropped_tokens += sum(segment.length for segment in segments if isinstance(segment, DroppedImage))
+        length = dropped_tokens + sum(map(segment_length, segments))
+        return IndexedSample(tuple(segments), index=index, dataset=dataset, length=length)
 
     def _text(self, part: TextPart) -> Segment:
         try:
@@ -229,9 +257,9 @@ class SampleBuilder:
 
     def _unencoded(self, resized: Image.Image) -> tuple[UnencodedImage, UnencodedImage]:
         """The noised and the clean segment of an image, which share its pixels."""
-        pixels = to_pixels(resized)
+        levels = to_levels(resized)
         grid = (resized.height // self.latent_stride, resized.width // self.latent_stride)
-        noised, clean = (UnencodedImage(None, grid, noised=noised, pixels=pixels) for noised in (True, False))
+        noised, clean = (UnencodedImage(None, grid, noised=noised, levels=levels) for noised in (True, False))
         return noised, clean
 
     def _frames(self, part: FramesPart, rng: random.Random, blind: bool, rules: ImageRules) -> list[Segment]:
@@ -242,7 +270,7 @@ class SampleBuilder:
         segments: list[Segment] = [noised] * (part.copies if part.target else 0)
         if part.vae:
             dropped = part.droppable and (rng.random() < self.dropout.vae or blind)
-            segments.append(DroppedImage(clean.advance) if dropped else clean)
+            segments.append(DroppedImage(clean.advance, segment_length(clean)) if dropped else clean)
         return segments
 
     def _image(self, part: ImagePart, rng: random.Random, blind: bool, rules: ImageRules) -> list[Segment]:
@@ -256,14 +284,15 @@ class SampleBuilder:
             segments += [noised] * (part.copies if part.target else 0)
             if part.vae:
                 dropped = part.droppable and (rng.random() < self.dropout.vae or blind)
-                segments.append(DroppedImage() if dropped else clean)
+                segments.append(DroppedImage(length=segment_length(clean)) if dropped else clean)
         if part.vit:
-            dropped = part.droppable and (rng.random() < self.dropout.vit or blind)
-            if dropped:
-                segments.append(DroppedImage())
+            seen = image if rules.vit_of_original else resized
+            if part.droppable and (rng.random() < self.dropout.vit or blind):
+                width, height = vit_transform.size(*seen.size, images=part.share)
+                segments.append(DroppedImage(length=width * height // self.patch_size**2 + _MARKERS))
             else:
-                pixels = vit_transform(image if rules.vit_of_original else resized, part.share)
-                segments.append(vit_segment(pixels, self.patch_size))
+                levels = to_levels(vit_transform.resize(seen, part.share))
+                segments.append(vit_segment(levels.permute(2, 0, 1), self.patch_size))
         return segments
 
 

@@ -43,8 +43,8 @@ class TrainingPack:
 
     Attributes:
         layout: the layout, on the CPU.
-        vit_patches: (Np, patch_dim) patches of the ViT's images.
-        images: the distinct images, stacked by size: (n, 3, H, W) float32 in [-1, 1] each.
+        vit_patches: (Np, patch_dim) patches of the ViT's images, uint8 levels.
+        images: the distinct images, stacked by size: (n, H, W, 3) uint8 levels each.
         latent_source: (Nl,) int64: each latent token's row among the tokens of all `images`, in their order.
         datasets: the name of each sample's data set; `layout.sample` numbers the samples.
     """
@@ -63,18 +63,18 @@ def lay_out(rows: Sequence[Sequence[IndexedSample]], spec: PackSpec, config: Pac
     unencoded = [image for image in images if isinstance(image, UnencodedImage)]
     by_size: dict[tuple[int, ...], dict[int, UnencodedImage]] = {}
     for segment in unencoded:
-        by_size.setdefault(tuple(segment.pixels.shape), {})[id(segment.pixels)] = segment
+        by_size.setdefault(tuple(segment.levels.shape), {})[id(segment.levels)] = segment
     first: dict[int, int] = {}  # each image's first token among those of all
     tokens = 0
     for same_size in by_size.values():
         for image, segment in same_size.items():
             first[image] = tokens
             tokens += segment.gen_len
-    sources = [torch.arange(start := first[id(s.pixels)], start + s.gen_len) for s in unencoded]
+    sources = [torch.arange(start := first[id(s.levels)], start + s.gen_len) for s in unencoded]
     return TrainingPack(
         pack(rows, spec, und_len=config.und, gen_len=config.gen),
         Values.of([sample for row in rows for sample in row], spec).vit_patches,
-        [torch.stack([segment.pixels for segment in same_size.values()]) for same_size in by_size.values()],
+        [torch.stack([segment.levels for segment in same_size.values()]) for same_size in by_size.values()],
         torch.cat([torch.zeros(0, dtype=torch.int64), *sources]),
         tuple(sample.dataset for row in rows for sample in row),
     )

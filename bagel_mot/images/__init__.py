@@ -7,7 +7,7 @@ The way in: `open_image` (any source to RGB, upright, over white), then `ImageTr
 from __future__ import annotations
 
 from bagel_mot.images.opening import MAX_IMAGE_PIXELS, ImageSource, open_image
-from bagel_mot.images.pixels import patchify, to_pil, to_pixels, to_uint8, unpatchify
+from bagel_mot.images.pixels import patchify, scale_levels, to_levels, to_pil, to_pixels, to_uint8, unpatchify
 from bagel_mot.images.transform import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform, resize_bicubic
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "open_image",
     "patchify",
     "resize_bicubic",
+    "scale_levels",
+    "to_levels",
     "to_pil",
     "to_pixels",
     "to_uint8",

@@ -10,12 +10,19 @@ from torch import Tensor
 from bagel_mot.errors import SizeError
 
 
+def to_levels(image: Image.Image | np.ndarray) -> Tensor:
+    """The uint8 levels (H, W, 3) of an RGB image or a uint8 array (H, W, 3), at its own size."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8))
+
+
+def scale_levels(levels: Tensor) -> Tensor:
+    """Levels of 0..255, uint8 of any shape, as new float32 pixels in [-1, 1] of that shape."""
+    return levels.to(torch.float32, memory_format=torch.contiguous_format, copy=True).div_(255).sub_(0.5).div_(0.5)
+
+
 def to_pixels(image: Image.Image | np.ndarray) -> Tensor:
     """The float32 pixels (3, H, W) in [-1, 1] of an RGB image or a uint8 array (H, W, 3), at its own size."""
-    levels = torch.from_numpy(np.array(image, dtype=np.uint8))  # (H, W, 3)
-    return (
-        levels.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(0.5).div_(0.5)
-    )
+    return scale_levels(to_levels(image).permute(2, 0, 1))
 
 
 def patchify(pixels: Tensor, patch: int) -> Tensor:

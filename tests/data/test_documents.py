@@ -83,3 +83,15 @@ def test_thinking_loses_its_words_or_its_image_but_never_speaks_of_what_is_not_t
             assert speaks
     assert 40 < kinds["no words"] < 80
     assert 40 < kinds["no picture"] < 80
+
+
+def test_the_length_is_that_before_dropout() -> None:
+    source = MiniConfig(mix={"edit": 1.0, "draw": 1.0}).open(3)
+    whole, less = _builder(text=0.0, vit=0.0, vae=0.0), _builder(text=0.5, vit=0.5, vae=0.5)
+    lost = 0
+    for index in range(40):
+        kept = whole(index, source(index), random.Random(index))
+        dropped = less(index, source(index), random.Random(index))
+        assert kept.length == kept.und_len + kept.gen_len == dropped.length
+        lost += kept.length - dropped.und_len - dropped.gen_len
+    assert lost > 0

@@ -87,11 +87,11 @@ def test_resume_anywhere() -> None:
 
 def test_a_pack_is_laid_out_without_latents_and_each_image_stands_once() -> None:
     """The latents that the layout asks for are those of its segments, as if they had been known."""
-    small, large = torch.zeros(3, 16, 16), torch.ones(3, 32, 16)
+    small, large = torch.zeros(16, 16, 3).byte(), torch.ones(32, 16, 3).byte()
     tokens = {id(small): torch.rand(1, 4), id(large): torch.rand(2, 4)}
 
-    def image(pixels: torch.Tensor, noised: bool) -> UnencodedImage:
-        return UnencodedImage(None, (len(tokens[id(pixels)]), 1), noised=noised, pixels=pixels)
+    def image(levels: torch.Tensor, noised: bool) -> UnencodedImage:
+        return UnencodedImage(None, (len(tokens[id(levels)]), 1), noised=noised, levels=levels)
 
     patches = torch.rand(2, 12)
     rows = [
@@ -99,11 +99,11 @@ def test_a_pack_is_laid_out_without_latents_and_each_image_stands_once() -> None
         [IndexedSample((image(small, False), VitSegment(patches, (1, 2)), image(large, True)))],
     ]
     laid_out = lay_out(rows, SPEC, PackConfig(rows=2, und=10, gen=6))
-    assert [images.shape for images in laid_out.images] == [(1, 3, 32, 16), (1, 3, 16, 16)]
+    assert [images.shape for images in laid_out.images] == [(1, 32, 16, 3), (1, 16, 16, 3)]
     encoded = torch.cat([tokens[id(large)], tokens[id(small)]])
     assert torch.equal(laid_out.vit_patches, patches)
     known = [
-        Sample(tuple(VaeSegment(tokens[id(s.pixels)], s.grid, s.noised) if isinstance(s, UnencodedImage) else s
+        Sample(tuple(VaeSegment(tokens[id(s.levels)], s.grid, s.noised) if isinstance(s, UnencodedImage) else s
                      for s in row[0].segments))
         for row in rows
     ]  # fmt: skip

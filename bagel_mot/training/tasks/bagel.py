@@ -23,7 +23,7 @@ from bagel_mot.data.loader import Prefetcher, StreamGroup
 from bagel_mot.data.packer import PackStream, TrainingPack, pack_gauges
 from bagel_mot.data.sources.base import Source
 from bagel_mot.errors import CheckpointError, RecipeError
-from bagel_mot.images import patchify
+from bagel_mot.images import patchify, scale_levels
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import Defaults, read_defaults, save_defaults
 from bagel_mot.inference.loading import choose_device
@@ -121,23 +121,30 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         encoded += [self.encode(images) for images in laid_out.images]
         latents = torch.cat(encoded)[laid_out.latent_source.to(self.device, non_blocking=True)]
         timesteps = torch.zeros(len(laid_out.layout.latent_grids))
-        values = Values(laid_out.vit_patches, latents, timesteps).to(self.device)
+        patches = scale_levels(self._moved(laid_out.vit_patches))
+        values = Values(patches, latents, timesteps).to(self.device)
         counts = loss_counts(laid_out.layout, self.recipe.ce_reweight)
         return BagelBatch(laid_out.layout.to(self.device), values, counts)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Latent tokens of images (n, 3, H, W) of one size: (n·rows·columns, latent_dim) float32 on the device.
+        """Latent tokens of images of one size, uint8 levels (n, H, W, 3): (n·rows·columns, latent_dim) float32 on the
+        device.
 
         They run in batches of a fixed number, the last one filled up: a compiled encoder keeps its shape.
         """
         tokens: list[Tensor] = []
         for some in images.split(_ENCODE_BATCH):
             filled = torch.cat([some, some[:1].expand(_ENCODE_BATCH - len(some), -1, -1, -1)])
-            moved = filled.to(self.device, non_blocking=True).to(DTYPES[self.recipe.precision])
-            latents = self._encode(moved)[: len(some)].float()
+            pixels = scale_levels(self._moved(filled).permute(0, 3, 1, 2))
+            latents = self._encode(pixels.to(DTYPES[self.recipe.precision]))[: len(some)].float()
             tokens += [patchify(latent, self.config.latent_patch_size) for latent in latents]
         return torch.cat(tokens)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the device; the host does not wait for the copy."""
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned.to(self.device, non_blocking=True)
 
     def gauges(self, states: Sequence[Any]) -> dict[str, float]:
         return pack_gauges(states)
