@@ -159,13 +159,15 @@ def _print_report(report: Any, failed_only: bool) -> None:
     table.add_column("note", overflow="fold")
     for row in report.failed if failed_only else report.rows:
         error = "" if row.error is None else f"{row.error:.2e}" if row.error % 1 else f"{row.error:.0f}"
-        mark = "[green]pass[/green]" if row.passed else "[bold red]FAIL[/bold red]"
+        mark = "[bold red]FAIL[/bold red]" if not row.passed else "differs" if row.differs else "[green]pass[/green]"
         table.add_row(row.case, row.quantity, error, mark, row.note)
     console.print(table)
     total, failed = len(report.rows), len(report.failed)
     console.print(
         f"{total - failed} of {total} quantities pass" + (f", [bold red]{failed} FAIL[/bold red]" if failed else "")
     )
+    for quirk, count in report.differing.items():
+        console.print(f"{count} of them differ where the published program may: {quirk}", markup=False)
 
 
 @command

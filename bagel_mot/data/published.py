@@ -138,8 +138,9 @@ def read_published(config: Path, dataset_info: Path, root: Path, opener: Opener)
     """
     groups = _mapping(config)
     infos = read_dataset_info(dataset_info)
+    source = str(dataset_info)
     found = [
-        _group(name, content, infos, f"{config}: {name}", str(dataset_info), root, opener)
+        published_group(name, content, infos, f"{config}: {name}", source, root, opener)
         for name, content in groups.items()
     ]
     if not found:
@@ -190,9 +191,22 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     return content
 
 
-def _group(
+def published_group(
     name: str, content: Any, infos: Mapping[str, Any], where: str, source: str, root: Path, opener: Opener
 ) -> DataGroup:
+    """One group of a published configuration.
+
+    Args:
+        name: the name of the group.
+        content: its block of the YAML file.
+        infos: the content of dataset_info.
+        where, source: the names of the block and of dataset_info in messages.
+        root: the folder that the paths in `infos` are relative to.
+        opener: opens images.
+
+    Raises:
+        DataError: a key is unknown or unusable, or there is no data.
+    """
     if not isinstance(content, Mapping):
         raise DataError(f"{where} is {content!r}; a mapping with dataset_names is expected")
     args = parse(GroupArgs, dict(content), where, DataError)

@@ -34,6 +34,8 @@ class Comparison:
             nothing was compared.
         passed: whether the error is within the tolerance.
         note: the reason of a failure, or the unit of the error.
+        differs: the name of the quirk of the published program that is not followed here; empty if nothing differs
+            that may.
     """
 
     case: str
@@ -41,6 +43,7 @@ class Comparison:
     error: float | None
     passed: bool
     note: str = ""
+    differs: str = ""
 
     def to_json(self) -> dict[str, Any]:
         finite = self.error is None or math.isfinite(self.error)

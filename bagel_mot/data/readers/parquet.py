@@ -23,6 +23,14 @@ class RowGroup(NamedTuple):
     rows: int
 
 
+class ParquetRow(NamedTuple):
+    """The place of a row: its file, its row group there, and its number in that."""
+
+    file: Path
+    number: int
+    row: int
+
+
 class ParquetReader(Reader):
     """Rows of Parquet files.
 
@@ -80,12 +88,17 @@ class ParquetReader(Reader):
             yield from self._rows(group, start)
             start = 0
 
-    def place(self, unit: int, row: int) -> str:
+    def row_group(self, unit: int, row: int) -> ParquetRow:
+        """The row group that a row of a unit is in, and its number there."""
         for group in self._units[unit][1]:
             if row < group.rows:
-                return f"{group.file}, row group {group.number}, row {row}"
+                return ParquetRow(group.file, group.number, row)
             row -= group.rows
-        return f"{self._units[unit][0].name}, row {row}"
+        raise DataError(f"{self._units[unit][0].name} has {self._units[unit][0].rows} rows, and none beyond")
+
+    def place(self, unit: int, row: int) -> str:
+        at = self.row_group(unit, row)
+        return f"{at.file}, row group {at.number}, row {at.row}"
 
     def _groups(self, file: Path) -> Iterator[RowGroup]:
         with _open(file) as parquet:
