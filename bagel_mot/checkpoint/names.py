@@ -65,6 +65,9 @@ _LLAMA_PLAIN = {
 }
 POSITION_TABLES = {"latent_pos_embed": "latent_pos_embed.pos_embed", "vit_pos_embed": "vit_pos_embed.pos_embed"}
 
+# A matrix with adapters (`bagel_mot.model.lora`) is within a module of its own, and has theirs beside it.
+_BASE = ".base_layer"
+_ADAPTED = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)\.[^.]+\.weight")
 _DECODER_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(und|gen)\.(\w+)\.(\w+)")
 _LLAMA_LAYER_NAME = re.compile(rf"blk\.(\d+)\.({'|'.join(_LLAMA_LAYER)})(_moe_gen)?\.(\w+)")
 _VIT_LAYER_NAME = re.compile(r"vit\.layers\.(\d+)\.(\w+)\.(\w+)")
@@ -83,9 +86,15 @@ def is_decoder_matrix(official: str) -> bool:
 
 def official_name(name: str) -> str:
     """The official name of a tensor of `BagelModel`, e.g. `decoder.layers.0.gen.q.weight` ->
-    `language_model.model.layers.0.self_attn.q_proj_moe_gen.weight`."""
+    `language_model.model.layers.0.self_attn.q_proj_moe_gen.weight`; a tensor of an adapter has that of its matrix with
+    `lora_A`, `lora_B` or `lora_magnitude_vector` behind.
+    """
     if name in POSITION_TABLES:
         return POSITION_TABLES[name]
+    if match := _ADAPTED.fullmatch(name):
+        module, part = match.groups()
+        return f"{official_module(module)}.{part}.weight"
+    name = name.replace(_BASE, "")
     if match := _DECODER_LAYER.fullmatch(name):
         layer, expert, module, kind = match.groups()
         suffix = "_moe_gen" if expert == "gen" else ""
@@ -95,6 +104,12 @@ def official_name(name: str) -> str:
         return f"vit_model.vision_model.encoder.layers.{layer}.{_VIT_LAYER[module]}.{kind}"
     module, _, kind = name.rpartition(".")
     return f"{_PLAIN[module]}.{kind}"
+
+
+def official_module(name: str) -> str:
+    """The official name of a linear map of `BagelModel`, e.g. `decoder.layers.0.gen.q` ->
+    `language_model.model.layers.0.self_attn.q_proj_moe_gen`."""
+    return official_name(f"{name}.weight").removesuffix(".weight")
 
 
 def kind_of(name: str) -> str:

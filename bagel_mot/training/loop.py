@@ -77,6 +77,17 @@ class TrainingTask(ABC, Generic[Network, Batch]):
     def tokens(self, batch: Batch) -> int:
         """Tokens (or images) in a batch, for the throughput."""
 
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the network that a training state keeps, by name: the parameters that train, and buffers,
+        which a checkpoint may hold rounded.
+        """
+        trained = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+        return {**trained, **dict(self.module.named_buffers())}
+
+    def official_name(self, name: str) -> str:
+        """The name in the official layout of a parameter of the network."""
+        return name
+
     def gauges(self, states: Sequence[Any]) -> dict[str, float]:
         """Further numbers to report, from the states of all streams of the run."""
         return {}
@@ -136,7 +147,7 @@ class Run:
         self.task.open_streams(self.mine, self.streams)
         module = self.task.module
         self.step = 0
-        self.optimizers = Optimizers(module.named_parameters(), recipe.optimizer)
+        self.optimizers = Optimizers(module.named_parameters(), recipe.optimizer, self.task.official_name)
         self.ema = Ema(module, recipe.ema)
         self.generator = torch.Generator(next(module.parameters()).device)
         self.averages = Averages()
@@ -170,12 +181,10 @@ class Run:
             self._saved = self.step
 
     def _state_dict(self) -> dict[str, Any]:
-        module = self.task.module
-        frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
         return {
             "recipe": self.recipe.stored(),
             "step": self.step,
-            "module": {name: tensor for name, tensor in module.state_dict().items() if name not in frozen},
+            "module": self.task.kept_tensors(),
             "optimizers": self.optimizers.state_dict(),
             "ema": self.ema.state_dict(),
             "streams": self.streams,

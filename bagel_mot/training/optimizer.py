@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from bagel_mot.config import Decay, NotNegative, Positive, Section, Share, Whole
+from bagel_mot.config import Decay, NotNegative, Positive, Section, Share, Whole, must_be
+from bagel_mot.training.trainable import OfficialName, matching
+
+_Rates = Annotated[dict[str, Positive], must_be("learning rates by preset or pattern, such as {und: 1e-5}")]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class OptimizerConfig(Section):
     eps: Positive = 1e-15
     weight_decay: NotNegative = 0.0
     clip: Positive = 1.0
+    lr_of: _Rates = Field(default_factory=dict)  # AdamW's for parts, named as in `trainable`; Muon's in proportion
 
 
 @dataclass(frozen=True)
@@ -57,23 +62,49 @@ def is_layer_matrix(name: str, parameter: Tensor) -> bool:
 class Optimizers:
     """One or two torch optimisers behind one step, with clipping, over the parameters that train."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        config: OptimizerConfig,
+        official_name: OfficialName = lambda name: name,
+    ) -> None:
+        """The optimisers that a configuration asks for.
+
+        Args:
+            named: parameters by their names in the network; those that require a gradient train.
+            config: the configuration.
+            official_name: a parameter's name in the official layout, for `config.lr_of`.
+
+        Raises:
+            RecipeError: a key of `config.lr_of` matches no parameter that trains.
+        """
         self.config = config
         named = [(name, p) for name, p in named if p.requires_grad]
         self.parameters = [p for _, p in named]
-        matrices = [p for n, p in named if config.name == "muon" and is_layer_matrix(n, p)]
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in self.parameters if id(p) not in chosen]
+        factors = rate_factors(config, [name for name, _ in named], official_name)
+        matrices = {n for n, p in named if config.name == "muon" and is_layer_matrix(n, p)}
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._numbers: list[dict[str, Any]] = []  # each optimiser's numbers, as the configuration has them
-        if rest:
-            self._numbers.append(
-                {"lr": config.lr, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+        # Each optimiser's numbers as the configuration has them, and the rate of each of its groups.
+        self._numbers: list[tuple[dict[str, Any], list[float]]] = []
+        adamw = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+        muon = {"weight_decay": config.muon_weight_decay}
+        for taken, rate, numbers in (
+            ([(n, p) for n, p in named if n not in matrices], config.lr, adamw),
+            ([(n, p) for n, p in named if n in matrices], config.muon_lr, muon),
+        ):
+            if not taken:
+                continue
+            groups: dict[float, list[nn.Parameter]] = {}
+            for name, parameter in taken:
+                groups.setdefault(factors[name], []).append(parameter)
+            rates = [rate * factor for factor in groups]
+            params = [{"params": p, "lr": lr} for p, lr in zip(groups.values(), rates, strict=True)]
+            self._numbers.append((numbers, rates))
+            self.optimizers.append(
+                torch.optim.AdamW(params, **numbers)
+                if numbers is adamw
+                else torch.optim.Muon(params, **numbers, adjust_lr_fn="match_rms_adamw")
             )
-            self.optimizers.append(torch.optim.AdamW(rest, **self._numbers[-1]))
-        if matrices:
-            self._numbers.append({"lr": config.muon_lr, "weight_decay": config.muon_weight_decay})
-            self.optimizers.append(torch.optim.Muon(matrices, **self._numbers[-1], adjust_lr_fn="match_rms_adamw"))
 
     def step(self, factor: float) -> Tensor:
         """Clips, updates and clears the gradients; nothing here waits for the device.
@@ -85,9 +116,9 @@ class Optimizers:
             The norm of all gradients before clipping, a scalar. Where it is not finite, neither are the weights now.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        for optimizer, numbers in zip(self.optimizers, self._numbers, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = numbers["lr"] * factor
+        for optimizer, (_, rates) in zip(self.optimizers, self._numbers, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return norm
@@ -98,10 +129,24 @@ class Optimizers:
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
         """Takes moments and counts from the state, and the numbers from the configuration, which may differ."""
-        for optimizer, part, numbers in zip(self.optimizers, state, self._numbers, strict=True):
+        for optimizer, part, (numbers, rates) in zip(self.optimizers, state, self._numbers, strict=True):
             optimizer.load_state_dict(part)
-            for group in optimizer.param_groups:
-                group.update(numbers)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group.update(numbers, lr=rate)
+
+
+def rate_factors(config: OptimizerConfig, names: Iterable[str], official_name: OfficialName) -> dict[str, float]:
+    """The learning rate of each parameter, as a factor of `config.lr`: that of the last key of `config.lr_of` that
+    matches it, else 1.
+
+    Raises:
+        RecipeError: a key matches none of the names.
+    """
+    factors = dict.fromkeys(names, 1.0)
+    for pattern, rate in config.lr_of.items():
+        for name in matching(pattern, factors, official_name, "optimizer.lr_of"):
+            factors[name] = rate / config.lr
+    return factors
 
 
 class Ema:

@@ -12,7 +12,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import AfterValidator, Field, PlainValidator, SerializeAsAny, TypeAdapter
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SerializeAsAny, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import (
@@ -36,10 +36,16 @@ from bagel_mot.errors import RecipeError, did_you_mean
 from bagel_mot.files import read_text, user_path
 from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
+from bagel_mot.training.trainable import LORA, PRESETS
 
 _Folder = Annotated[Path, must_be("the name of a folder"), AfterValidator(lambda path: user_path(path, RecipeError))]
 _Data = Annotated[SerializeAsAny[SourceConfig], PlainValidator(read_source_config)]
-_Patterns = Annotated[tuple[str, ...], Field(min_length=1), must_be("a list of patterns such as connector.*")]
+_Patterns = Annotated[
+    tuple[str, ...],
+    Field(min_length=1),
+    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    must_be(f"{', '.join(PRESETS)}, {LORA}, or a list of these and of patterns such as connector.*"),
+]
 _Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63), must_be("a whole number from 0 to 2⁶³ − 1")]
 _ThreadCount = Annotated[
     int, Field(strict=True, ge=1, le=MOST_THREADS), must_be(f"a whole number from 1 to {MOST_THREADS}")
@@ -62,7 +68,7 @@ class Recipe(Section):
     device: str = "auto"
     compile: Flag = False
     threads: _ThreadCount | None = None
-    trainable: _Patterns = ("*",)  # patterns of names of parameters; the others stay as they are
+    trainable: _Patterns = ("*",)  # presets, or patterns of names of parameters; the others stay as they are
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Decay = 0.9999

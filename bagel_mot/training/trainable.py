@@ -1,32 +1,70 @@
-"""The parameters that train: a recipe names them by patterns, the others stay as they are."""
+"""The parameters that train: a recipe names them by presets and patterns, the others stay as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from bagel_mot.errors import RecipeError, did_you_mean
 
+LORA = "lora"
+"""The preset that trains adapters alone (`bagel_mot.training.lora`)."""
+PRESETS: dict[str, tuple[str, ...]] = {
+    "all": ("*",),
+    "und": (
+        "decoder.layers.*.und.*", "decoder.norm.*", "decoder.embed_tokens.*", "decoder.lm_head.*",
+    ),
+    "gen": (
+        "decoder.layers.*.gen.*", "decoder.norm_gen.*", "latent_in.*", "latent_out.*", "time_embedding.*",
+    ),
+    "vit": ("vit.*",),
+    "connector": ("connector.*",),
+}  # fmt: skip
+"""Patterns by name: the und expert with the embedding and the head of texts; the gen expert with the layers that take
+latents in and out; the vision transformer; the connector behind it.
+"""
+OfficialName = Callable[[str], str]
+
 
 def select_trainable(
-    module: nn.Module, patterns: Sequence[str], official_name: Callable[[str], str] = lambda name: name
+    module: nn.Module, patterns: Sequence[str], official_name: OfficialName = lambda name: name
 ) -> None:
     """Lets the parameters train whose name matches a pattern, and freezes the others.
 
     Args:
         module: the network.
-        patterns: such as `connector.*`; matched against a parameter's name in the module and its official name.
+        patterns: see `matching`.
         official_name: a parameter's name in the official layout, from its name in the module.
 
     Raises:
         RecipeError: a pattern matches nothing.
     """
-    names = {name: (name, official_name(name)) for name, _ in module.named_parameters()}
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for both in names.values() for name in both):
-            parts = {name.split(".")[0] + ".*" for name in names} | {name for both in names.values() for name in both}
-            raise RecipeError(f"trainable: no parameter matches {pattern!r}; {did_you_mean(pattern, sorted(parts))}")
+    names = [name for name, _ in module.named_parameters()]
+    chosen = {name for pattern in patterns for name in matching(pattern, names, official_name, "trainable")}
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(fnmatchcase(known, pattern) for known in names[name] for pattern in patterns))
+        parameter.requires_grad_(name in chosen)
+
+
+def matching(pattern: str, names: Iterable[str], official_name: OfficialName, where: str) -> list[str]:
+    """The names that a preset or a pattern means.
+
+    Args:
+        pattern: one of PRESETS, or a pattern such as `connector.*`, which is matched against a parameter's name in the
+            module and its official name.
+        names: the parameters' names in the module.
+        official_name: see `select_trainable`.
+        where: the key of the recipe, for the error.
+
+    Raises:
+        RecipeError: it matches nothing.
+    """
+    known = {name: (name, official_name(name)) for name in names}
+    wanted = PRESETS.get(pattern, (pattern,))
+    found = [name for name, both in known.items() if any(fnmatchcase(one, part) for one in both for part in wanted)]
+    if not found:
+        parts = {name.split(".")[0] + ".*" for name in known} | {one for both in known.values() for one in both}
+        meant = did_you_mean(pattern, [*PRESETS, *sorted(parts)])
+        raise RecipeError(f"{where}: no parameter matches {pattern!r}; {meant}")
+    return found

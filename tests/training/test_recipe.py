@@ -56,7 +56,7 @@ AUTOENCODER = next(path for path in RECIPES if path.stem == "mini-autoencoder")
         (BAGEL, "model.timestep_shift=1", r": model: timestep_shift is not known; "),
         (BAGEL, "stepz=7", r": stepz is not known; did you mean steps\?$"),
         (BAGEL, "timestep_shift=0", r": timestep_shift is 0; it must be a number above 0$"),
-        (BAGEL, "trainable=connector", r": trainable is 'connector'; it must be a list of patterns such as connector"),
+        (BAGEL, "trainable=5", r": trainable is 5; it must be all, und, gen, vit, connector, lora, or a list of these"),
         (BAGEL, "dropout.vit=2", r": dropout.vit is 2; it must be a number from 0 to 1$"),
         (BAGEL, "pack.und=0", r": pack.und is 0; it must be a whole number from 1"),
         (BAGEL, "data=3", r": data: it is 3; it must be a section with a kind, one of mini$"),

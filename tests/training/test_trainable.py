@@ -14,6 +14,7 @@ from bagel_mot.checkpoint.official import load_checkpoint
 from bagel_mot.errors import RecipeError
 from bagel_mot.training import checkpoints
 from bagel_mot.training.loop import Run, train
+from bagel_mot.training.optimizer import OptimizerConfig, Optimizers
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.tasks.bagel import BagelTask
 from bagel_mot.training.trainable import select_trainable
@@ -37,6 +38,49 @@ def test_patterns_are_matched_against_both_names() -> None:
     ):
         select_trainable(module, patterns, official)
         assert _trainable(module) == expected
+
+
+@pytest.mark.parametrize(
+    ("preset", "inside", "outside"),
+    [
+        (
+            "gen",
+            ["decoder.layers.1.gen.down.weight", "latent_in.bias", "time_embedding.fc1.weight"],
+            "decoder.layers.0.und.",
+        ),
+        ("und", ["decoder.layers.0.und.q.bias", "decoder.lm_head.weight", "decoder.norm.weight"], "decoder.norm_gen."),
+        ("connector", ["connector.fc1.weight"], "vit."),
+        ("vit", ["vit.post_norm.weight"], "connector."),
+    ],
+)
+def test_presets_are_parts_of_the_model(recipe: Make, preset: str, inside: list[str], outside: str) -> None:
+    task = BagelTask(recipe(trainable=preset))
+    found = _trainable(task.module)
+    assert set(inside) <= found
+    assert not [name for name in found if name.startswith(outside)]
+
+
+def test_presets_together_are_the_whole_model(recipe: Make) -> None:
+    task = BagelTask(recipe(trainable=["und", "gen", "vit", "connector"]))
+    assert all(parameter.requires_grad for parameter in task.module.parameters())
+
+
+def test_parts_have_learning_rates_of_their_own() -> None:
+    module = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "b", "c")})
+    config = OptimizerConfig(lr=0.1, lr_of={"a.*": 0.01, "a.bias": 0.5, "x.c.*": 0.2}, eps=1e-12)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    optimizers = Optimizers(module.named_parameters(), config, lambda name: f"x.{name}")
+    for parameter in module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step(0.5)  # AdamW's first step is its learning rate, whatever the gradient
+    moved = {name: float((before[name] - p.detach()).mean()) for name, p in module.named_parameters()}
+    rates = {"a.weight": 0.01, "a.bias": 0.5, "b.weight": 0.1, "b.bias": 0.1, "c.weight": 0.2, "c.bias": 0.2}
+    assert moved == pytest.approx({name: 0.5 * rate for name, rate in rates.items()}, rel=1e-3)
+    other = Optimizers(module.named_parameters(), config, lambda name: f"x.{name}")
+    other.load_state_dict(optimizers.state_dict())
+    assert [group["lr"] for part in other.optimizers for group in part.param_groups] == [0.01, 0.5, 0.1, 0.2]
+    with pytest.raises(RecipeError, match=r"^optimizer.lr_of: no parameter matches 'd.\*'"):
+        Optimizers(module.named_parameters(), OptimizerConfig(lr_of={"d.*": 1.0}))
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_what_was_meant(recipe: Make) -> None:

@@ -146,6 +146,9 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
         return pinned.to(self.device, non_blocking=True)
 
+    def official_name(self, name: str) -> str:
+        return official_name(name)
+
     def gauges(self, states: Sequence[Any]) -> dict[str, float]:
         return pack_gauges(states)
 
