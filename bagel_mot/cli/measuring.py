@@ -37,21 +37,28 @@ def train(
             help="Values to change, nested keys with dots: optimizer.lr=1e-3 steps=500.", metavar="KEY=VALUE"
         ),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", "-c", help="The checkpoint to start from, in place of the recipe's init."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="The recipe's profile for a machine, such as 24GB; auto chooses it.")
+    ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the packaged recipes and end.")] = False,
 ) -> None:
     """Train by a recipe; the same command resumes a run that was stopped. Ctrl-C saves first."""
+    from bagel_mot.cli.recipes import print_recipes
     from bagel_mot.training.packaged import find_recipe, packaged_recipes
-    from bagel_mot.training.recipe import load_recipe
+    from bagel_mot.training.profiles import load_recipe
 
     if list_recipes:
-        recipes = packaged_recipes()
-        width = max(map(len, recipes))
-        for name, line in recipes.items():
-            print(f"{name:{width}}  {line}")
+        print_recipes(packaged_recipes().values())
         return
     if recipe is None:
         raise RecipeError(f"missing argument 'RECIPE': a YAML file, or one of {', '.join(packaged_recipes())}.")
-    loaded = load_recipe(find_recipe(recipe), overrides or [])
+    options = {"init": checkpoint, "profile": profile}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    loaded = load_recipe(find_recipe(recipe), [*given, *(overrides or [])])
     from bagel_mot.training.tasks import run_recipe
 
     print(run_recipe(loaded))

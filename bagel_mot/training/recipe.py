@@ -1,17 +1,15 @@
-"""Training recipes: one YAML file a run, whose sections are the configurations of what it trains.
+"""Training recipes: one a run, whose sections are the configurations of what it trains.
 
-Every value can be overridden on the command line as `key=value`, nested keys with dots (`optimizer.lr=1e-3`).
+Recipes are YAML files (`bagel_mot.training.recipe_files`). Every value can be overridden on the command line as
+`key=value`, nested keys with dots (`optimizer.lr=1e-3`).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SerializeAsAny, TypeAdapter
 from pydantic.dataclasses import dataclass
 
@@ -26,14 +24,13 @@ from bagel_mot.config import (
     VaeConfig,
     VitConfig,
     must_be,
-    parse,
 )
 from bagel_mot.data.documents import Dropout
 from bagel_mot.data.packer import PackConfig
-from bagel_mot.data.sources import SOURCES, read_source_config
+from bagel_mot.data.sources import read_source_config
 from bagel_mot.data.sources.base import SourceConfig
-from bagel_mot.errors import RecipeError, did_you_mean
-from bagel_mot.files import read_text, user_path
+from bagel_mot.errors import RecipeError
+from bagel_mot.files import user_path
 from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
 from bagel_mot.training.trainable import LORA, PRESETS
@@ -61,6 +58,7 @@ class Recipe(Section):
     fixed: ClassVar[frozenset[str]] = frozenset({"seed", "packs_per_step", "optimizer.name", "trainable"})
 
     output: _Folder
+    profile: str | None = None  # the profile of the recipe's file that was taken
     seed: _Seed = 0
     steps: Count
     packs_per_step: Count | None = None  # streams of data, of which a step takes a pack each; by default 1
@@ -200,126 +198,7 @@ class BagelRecipe(Recipe):
             raise ValueError("a new model needs autoencoder: a checkpoint with config.json and ae.safetensors")
 
 
-_KINDS: dict[str, type[AutoencoderRecipe | BagelRecipe]] = {"autoencoder": AutoencoderRecipe, "bagel": BagelRecipe}
+AnyRecipe = AutoencoderRecipe | BagelRecipe
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose numbers may be written as in JSON and Python: 1e-3 is a number too. A key must not come twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise ValueError(f"{key.value} is there twice, in line {lines[key.value]} and in line {line}")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep)
-
-
-_NULL, _TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
-
-
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> AutoencoderRecipe | BagelRecipe:
-    """Reads a recipe and applies `key=value` overrides.
-
-    Raises:
-        RecipeError: the file is missing or not YAML, a key is unknown, or a value is out of its range.
-    """
-    path = user_path(path, RecipeError)
-    try:
-        raw = _read(read_text(path, RecipeError))
-    except RecipeError:
-        raise
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())  # YAML's errors fill several lines
-        raise RecipeError(f"{path} could not be read as a YAML recipe: {reason}") from error
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{path} holds a {type(raw).__name__}; a recipe is a YAML mapping")
-    for override in sorted(overrides, key=lambda override: not override.startswith("kind=")):
-        _apply(raw, override)
-    kind = raw.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise RecipeError(f"{path}: kind is {kind!r}; {did_you_mean(str(kind), _KINDS)}")
-    return parse(_KINDS[kind], raw, str(path), RecipeError)
-
-
-def _apply(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise RecipeError(f"override {override!r} is not of the form key=value")
-    *parents, leaf = key.split(".")
-    node, kind = raw, _kind(raw)
-    for parent in parents:
-        kind = _kind_of_key(kind, parent, node)
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise RecipeError(f"override {override!r}: {parent} is not a section of the recipe")
-    is_text = _is_text(_kind_of_key(kind, leaf, node))
-    try:
-        if is_text and not isinstance(yaml.compose(text, _Loader), yaml.ScalarNode):
-            node[leaf] = text or None
-        else:
-            node[leaf] = _read(text, str if is_text else None)
-    except (ValueError, yaml.YAMLError):
-        node[leaf] = text
-
-
-def _read(text: str, kind: Any = Recipe) -> Any:
-    """YAML as plain data. What belongs to a text or a path stays as it is written, be it 2026-11-28, 007 or 1e5.
-
-    Args:
-        text: the YAML.
-        kind: the type that it is for; None where no text is expected.
-    """
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _keep_texts(node, kind)
-        return loader.construct_document(node)
-    finally:
-        loader.dispose()
-
-
-def _keep_texts(node: yaml.Node, kind: Any) -> None:
-    """Marks plain scalars as texts where the type that they are for has a text or a path."""
-    if isinstance(node, yaml.ScalarNode) and _is_text(kind) and node.tag != _NULL:
-        node.tag = _TEXT
-    if not isinstance(node, yaml.MappingNode):
-        return
-    scalars = {key.value: value.value for key, value in node.value if isinstance(value, yaml.ScalarNode)}
-    if kind is Recipe:
-        kind = _kind(scalars)
-    for key, value in node.value:
-        _keep_texts(value, _kind_of_key(kind, key.value, scalars))
-
-
-def _kind(content: Mapping[str, Any]) -> Any:
-    """The type of a recipe, of which `content` has the kind; None if that is unknown."""
-    kind = content.get("kind")
-    return _KINDS.get(kind) if isinstance(kind, str) else None
-
-
-def _kind_of_key(kind: Any, key: Any, content: Mapping[str, Any]) -> Any:
-    """The type of a key in a section of the type `kind`, of which `content` has some keys; None if it is not known."""
-    sections = [part for part in _alternatives(kind) if isinstance(part, type) and issubclass(part, Section)]
-    if sections == [SourceConfig]:
-        chosen = content.get("kind")
-        sections = [SOURCES[chosen]] if isinstance(chosen, str) and chosen in SOURCES else []
-    return get_type_hints(sections[0]).get(key) if sections and isinstance(key, str) else None
-
-
-def _is_text(kind: Any) -> bool:
-    """Whether values of a type are texts or paths."""
-    return bool({str, Path} & set(_alternatives(kind)))
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    """The types of which a value may be one."""
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+KINDS: dict[str, type[AnyRecipe]] = {"autoencoder": AutoencoderRecipe, "bagel": BagelRecipe}
+"""The types of recipes, by `kind`."""

@@ -165,7 +165,7 @@ def test_the_environment_is_sound(environment: Environment, tmp_path: Path) -> N
 
 def test_packaged_recipes_are_found_and_write_into_the_current_folder(environment: Environment, tmp_path: Path) -> None:
     listed = environment.run("bagel", "train", "--list", cwd=tmp_path)
-    assert [line.split()[0] for line in listed.splitlines()] == list(packaged_recipes())
+    assert {line.split()[0] for line in listed.splitlines() if line.strip()} >= set(packaged_recipes())
     small = ("steps=1", "batch_size=2", "precision=float32", "device=cpu", "model.ch_mult=[1,1]", "output=runs/try")
     environment.run("bagel", "train", "mini-autoencoder", *small, cwd=tmp_path)
     assert (tmp_path / "runs" / "try" / "step-00000001").is_dir()

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from bagel_mot.errors import RecipeError
-from bagel_mot.training.packaged import FOLDER, find_recipe, packaged_recipes
-from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, load_recipe
+from bagel_mot.training.packaged import find_recipe, packaged_recipes
+from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
+from bagel_mot.training.profiles import load_recipe
 
-RECIPES = sorted(FOLDER.glob("*.yaml"))
+RECIPES = [recipe.path for recipe in packaged_recipes().values()]
 FURTHER = next(path for path in RECIPES if path.stem == "mini-bagel-further")
 BAGEL = next(path for path in RECIPES if path.stem == "mini-bagel")
 AUTOENCODER = next(path for path in RECIPES if path.stem == "mini-autoencoder")
@@ -217,9 +218,9 @@ def test_a_recipe_is_found_by_its_path_and_a_packaged_one_by_its_name(
 
 
 def test_each_packaged_recipe_says_in_one_line_what_it_trains() -> None:
-    lines = packaged_recipes()
-    assert list(lines) == [path.stem for path in RECIPES]
-    assert all(40 < len(line) < 120 and line.endswith(".") for line in lines.values()), lines
+    recipes = packaged_recipes()
+    assert [recipes[name].path for name in ("mini-bagel", "mini-bagel-further")] == [BAGEL, FURTHER]
+    assert all(40 < len(recipe.line) < 120 and recipe.line.endswith(".") for recipe in recipes.values())
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -229,3 +230,58 @@ def test_what_a_recipe_starts_from_is_the_output_of_another(path: Path) -> None:
     assert isinstance(recipe, AutoencoderRecipe | BagelRecipe)
     sources = [recipe.init, recipe.autoencoder] if isinstance(recipe, BagelRecipe) else [recipe.init]
     assert {source for source in sources if source is not None} <= {*outputs, "mini"}
+
+
+def _files(folder: Path, **contents: str) -> Path:
+    for name, content in contents.items():
+        (folder / f"{name}.yaml").write_text(content)
+    return folder / "own.yaml"
+
+
+_BASE = """kind: bagel
+output: runs/a
+init: mini
+steps: 5
+data: {kind: mini, side: 64, target_copies: 2}
+pack: {und: 100, gen: 50}
+optimizer: {lr: 1.0e-3}
+"""
+
+
+def test_later_changes_win_what_is_extended_the_recipe_its_profile_the_overrides(tmp_path: Path) -> None:
+    path = _files(
+        tmp_path,
+        base=_BASE,
+        own="extends: base\noutput: 007\nsteps: 6\npack: {und: 200}\n"
+        "profiles:\n  small: {steps: 7, init: 1e5, optimizer: {clip: 0.5}}\n  large: {steps: 9}\n",
+    )
+    recipe = load_recipe(path, ["profile=small", "pack.gen=80"])
+    assert isinstance(recipe, BagelRecipe)
+    assert (recipe.profile, recipe.steps, str(recipe.output), recipe.init) == ("small", 7, "007", "1e5")
+    assert (recipe.pack.und, recipe.pack.gen, recipe.optimizer.lr, recipe.optimizer.clip) == (200, 80, 1e-3, 0.5)
+    assert load_recipe(path, ["steps=8", "profile=large"]).steps == 8
+    with pytest.raises(RecipeError, match=r"profile is 'smal'; did you mean small\?$"):
+        load_recipe(path, ["profile=smal"])
+
+
+def test_a_section_of_another_kind_keeps_nothing_of_the_one_before(tmp_path: Path) -> None:
+    path = _files(tmp_path, base=_BASE, own="extends: base\ndata: {kind: other}\n")
+    with pytest.raises(RecipeError, match="kind is 'other', which no source"):
+        load_recipe(path)
+    path = _files(tmp_path, base=_BASE, own="extends: base\ndata: {side: 128}\n")
+    assert load_recipe(path).stored()["data"]["target_copies"] == 2
+
+
+def test_what_cannot_be_extended_or_chosen_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = _files(tmp_path, own="extends: own\n")
+    with pytest.raises(RecipeError, match="extends own, which extends it in turn$"):
+        load_recipe(path)
+    path = _files(tmp_path, own="extends: mini-bagle\n")
+    with pytest.raises(RecipeError, match=r"did you mean mini-bagel\?"):
+        load_recipe(path)
+    path = _files(tmp_path, own=_BASE + "profiles: [24GB]\n")
+    with pytest.raises(RecipeError, match="profiles must be a mapping"):
+        load_recipe(path)
+    path = _files(tmp_path, own=_BASE)
+    with pytest.raises(RecipeError, match="profile is '24GB'; it has no profiles$"):
+        load_recipe(path, ["profile=24GB"])
