@@ -9,8 +9,8 @@ import pytest
 
 from bagel_mot.errors import RecipeError
 from bagel_mot.training.packaged import find_recipe, packaged_recipes
-from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
 from bagel_mot.training.profiles import load_recipe
+from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
 
 RECIPES = [recipe.path for recipe in packaged_recipes().values()]
 FURTHER = next(path for path in RECIPES if path.stem == "mini-bagel-further")
