@@ -1,4 +1,4 @@
-"""The kinds `picture` and `limits`: images opened, resized and as pixels, and what is too large to be opened."""
+"""Cases about single images: opened, resized and as pixels; and the limits beyond which none is opened."""
 
 from __future__ import annotations
 
