@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from bagel_mot.verify.data.recorded import RecordedData
 from bagel_mot.verify.records import Case, Comparison
-
-if TYPE_CHECKING:
-    from bagel_mot.verify.data.recorded import RecordedData
-
-CONTRACT, QUIRK, FAULT = MARKS = ("contract", "quirk", "fault")
 
 
 @dataclass

@@ -13,9 +13,9 @@ from bagel_mot.data.dataset import Dataset
 from bagel_mot.data.documents import AnyImage, FrameFile, opened
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.images import ImageTransform, published, to_pixels
-from bagel_mot.verify.data.judge import QUIRK, Judge
+from bagel_mot.verify.data.judge import Judge
 from bagel_mot.verify.data.plans import pictures_of
-from bagel_mot.verify.data.recorded import RecordedData
+from bagel_mot.verify.data.recorded import QUIRK, RecordedData
 
 PIXELS_TOLERANCE = 1e-5  # absolute
 _FORMS = ("vae", "vit")

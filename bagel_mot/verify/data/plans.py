@@ -32,7 +32,7 @@ from bagel_mot.verify.data.recorded import PATCH, STRIDE, RecordedData
 from bagel_mot.verify.records import Case
 
 Item = tuple[Any, ...]
-Plan = tuple[Item, ...]
+SamplePlan = tuple[Item, ...]
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,21 @@ class Outcome:
         document: the document; None if the row is skipped.
         sample: the sample, of which nothing is dropped; None if the row is skipped.
         reason: the reason for which the row is skipped; empty if it is not.
-        pictures: the row's images in order.
+        images: the row's images in order.
     """
 
-    plan: Plan | None
+    plan: SamplePlan | None
     document: Document | None = None
     sample: IndexedSample | None = None
     reason: str = ""
-    pictures: tuple[AnyImage, ...] = ()
+    images: tuple[AnyImage, ...] = ()
 
 
 def outcomes_of(recorded: RecordedData, case: Case, opener: str) -> list[tuple[Fraction, Outcome]]:
     """Every outcome of the row of a case; equal plans are merged, in the order of their first draws."""
     row, dataset = recorded.row(case), recorded.dataset(case["group"], case["data_set"], opener=opener)
     builder = recorded.builder()
-    merged: dict[Plan | None, tuple[Fraction, Outcome]] = {}
+    merged: dict[SamplePlan | None, tuple[Fraction, Outcome]] = {}
     for probability, outcome in all_outcomes(lambda draws: _outcome(dataset, builder, row, draws)):
         before = merged.get(outcome.plan)
         merged[outcome.plan] = (probability + before[0], before[1]) if before else (probability, outcome)
@@ -109,8 +109,8 @@ def _items(document: Document, sample: IndexedSample, pictures: Sequence[AnyImag
             yield stored, picture, (columns * side, rows * side), rows * columns, noised, part.droppable and not noised
 
 
-def recorded_plan(outcome: Mapping[str, Any]) -> Plan | None:
-    """The plan of a recorded outcome; items for which there is no image are left out, as nothing can be packed."""
+def recorded_plan(outcome: Mapping[str, Any]) -> SamplePlan | None:
+    """The plan of a recorded outcome; items without an image are left out, as nothing can be packed."""
     if "skip" in outcome:
         return None
     return tuple(_recorded_item(item) for item in outcome["plan"] if item.get("picture", 0) is not None)
@@ -123,7 +123,7 @@ def _recorded_item(item: Mapping[str, Any]) -> Item:
     return item["type"], item.get("picture"), tuple(item["size"]), item["tokens"], loss, droppable
 
 
-def without_pictures(plan: Plan | None) -> Plan | None:
+def without_pictures(plan: SamplePlan | None) -> SamplePlan | None:
     """A plan whose images are not told apart."""
     return plan and tuple((*item[:1], None, *item[2:]) if item[0] != "text" else item for item in plan)
 

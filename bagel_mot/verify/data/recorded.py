@@ -23,13 +23,13 @@ from bagel_mot.errors import DataError
 from bagel_mot.files import read_json, read_text
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM
 from bagel_mot.tokenizer import Tokenizer
-from bagel_mot.verify.data.judge import MARKS
 from bagel_mot.verify.records import Case, Comparison
 
 KINDS = (
     *("row", "picture", "read", "pack", "run", "plan", "shard", "resume", "resume_run", "frames", "groups", "config"),
     "limits",
 )
+CONTRACT, QUIRK, FAULT = MARKS = ("contract", "quirk", "fault")
 FORMAT = 1
 STRIDE, PATCH = 16, 14  # pixels of a side of a latent token, and of a ViT patch
 _KEYS = {"format", "tokenizer", "special", "configs", "dataset_info", "cases"}

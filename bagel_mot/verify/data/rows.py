@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from bagel_mot.verify.data.judge import FAULT, QUIRK, Judge
+from bagel_mot.verify.data.judge import Judge
 from bagel_mot.verify.data.plans import (
     Outcome,
-    Plan,
+    SamplePlan,
     outcomes_of,
     planned_length,
     recorded_plan,
     without_pictures,
 )
-from bagel_mot.verify.data.recorded import RecordedData
+from bagel_mot.verify.data.recorded import FAULT, QUIRK, RecordedData
 
 Outcomes = list[tuple[Fraction, Outcome]]
 
@@ -43,7 +43,7 @@ def _shown(outcomes: Outcomes) -> list[Any]:
 
 
 def _judge_outcomes(recorded: RecordedData, judge: Judge, outcomes: Outcomes, prefix: str) -> None:
-    want: dict[Plan | None, Fraction] = {}
+    want: dict[SamplePlan | None, Fraction] = {}
     for outcome in judge.case["outcomes"]:
         plan = recorded_plan(outcome)
         want[plan] = want.get(plan, Fraction(0)) + Fraction(*outcome["weight"])
@@ -118,7 +118,7 @@ def _whole_strings(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> 
 
 
 def _text_only(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
-    """A null image is none at all."""
+    """A null image counts as no image at all."""
     texts = [turn["value"] for turn in row["conversations"] if turn["from"] in ("human", "gpt")]
     judge.same("texts", [[item[1] for item in o.plan or ()] for _, o in outcomes], [texts])
 
@@ -153,11 +153,11 @@ def _as_recorded(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> No
 
 def _in_order(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """Frames come in the order of their numbers, whichever they are; the records do not name them."""
-    want: dict[Plan | None, Fraction] = {}
+    want: dict[SamplePlan | None, Fraction] = {}
     for recorded in judge.case["outcomes"]:
         plan = recorded_plan(recorded)
         want[plan] = want.get(plan, Fraction(0)) + Fraction(*recorded["weight"])
-    got: dict[Plan | None, Fraction] = {}
+    got: dict[SamplePlan | None, Fraction] = {}
     for probability, outcome in outcomes:
         plan = without_pictures(outcome.plan)
         got[plan] = got.get(plan, Fraction(0)) + probability
@@ -166,7 +166,7 @@ def _in_order(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     judge.same("outcomes", got, want)
 
 
-# What would be right where the published program goes wrong, in the words of the records, and how that is judged.
+# The judge of each way in which the records say that a fault would be put right.
 INSTEAD: dict[str, Callable[[Judge, Outcomes, Mapping[str, Any]], None]] = {
     "skipped with a reason": _reported,
     "read as a list of captions, or skipped with a reason": _captions,
