@@ -26,17 +26,18 @@ from bagel_mot.config import (
     must_be,
 )
 from bagel_mot.data.documents import Dropout
-from bagel_mot.data.packer import PackConfig
 from bagel_mot.data.sources import read_source_config
 from bagel_mot.data.sources.base import SourceConfig
 from bagel_mot.errors import RecipeError
 from bagel_mot.files import user_path
 from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
+from bagel_mot.training.sizes import AnyPack, MaxSides, read_pack
 from bagel_mot.training.trainable import LORA, PRESETS
 
 _Folder = Annotated[Path, must_be("the name of a folder"), AfterValidator(lambda path: user_path(path, RecipeError))]
 _Data = Annotated[SerializeAsAny[SourceConfig], PlainValidator(read_source_config)]
+_Pack = Annotated[SerializeAsAny[AnyPack], PlainValidator(read_pack)]
 _Patterns = Annotated[
     tuple[str, ...],
     Field(min_length=1),
@@ -174,7 +175,7 @@ class BagelRecipe(Recipe):
     """The unified model."""
 
     fixed: ClassVar[frozenset[str]] = Recipe.fixed | {
-        "kind", "init", "autoencoder", "model", "defaults", "data", "pack", "dropout"
+        "kind", "init", "autoencoder", "model", "defaults", "data", "pack", "max_sides", "dropout"
     }  # fmt: skip
 
     kind: Literal["bagel"] = "bagel"
@@ -183,7 +184,8 @@ class BagelRecipe(Recipe):
     autoencoder: str | None = None  # a checkpoint that has one; by default that of `init`
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes to the checkpoint's bagel_defaults.json
     data: _Data
-    pack: PackConfig
+    pack: _Pack  # in slots, or in images and text
+    max_sides: MaxSides = MaxSides()  # of images; the checkpoint's own limits count where they are lower
     dropout: Dropout = Dropout()
     ce_weight: NotNegative = 1.0
     mse_weight: NotNegative = 1.0

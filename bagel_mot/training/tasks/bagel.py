@@ -43,6 +43,7 @@ from bagel_mot.training.objective import (
     loss_counts,
 )
 from bagel_mot.training.recipe import BagelRecipe, NewModel
+from bagel_mot.training.sizes import pack_config
 from bagel_mot.training.trainable import select_trainable
 
 _ENCODE_BATCH = 32
@@ -76,10 +77,12 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.autoencoder.to(self.device).eval().requires_grad_(False)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
         defaults = _settle_defaults(self._settings_files, recipe.defaults, self.config)
+        vae, vit = recipe.max_sides.limited(defaults.vae_transform, defaults.vit_transform)
+        self.pack = pack_config(recipe.pack, vae, vit)
         self.builder = SampleBuilder(
             self.tokenizer,
-            defaults.vae_transform,
-            defaults.vit_transform,
+            vae,
+            vit,
             self.config.latent_stride,
             self.config.vit.patch_size,
             recipe.dropout,
@@ -100,7 +103,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
 
     def pack_stream(self, number: int, total: int) -> PackStream:
         """One of the logical streams of the run."""
-        return PackStream(self.source, self.builder, self.spec, self.recipe.pack, self.recipe.seed, number, total)
+        return PackStream(self.source, self.builder, self.spec, self.pack, self.recipe.seed, number, total)
 
     def open_streams(self, streams: Sequence[int], total: int) -> None:
         self._prefetcher = Prefetcher(StreamGroup({number: self.pack_stream(number, total) for number in streams}))

@@ -1,0 +1,95 @@
+"""Sizes that a recipe leaves to the checkpoint: the sides of images, and with them the slots of a pack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from bagel_mot.config import Count, Section, Whole
+from bagel_mot.data.packer import PackConfig
+from bagel_mot.images import ImageTransform
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxSides(Section):
+    """The most pixels of an image's long side, in its two forms. The checkpoint's own limit counts where it is lower.
+
+    Attributes:
+        vae: of what is drawn, and given as latents.
+        vit: of what is given to be understood.
+    """
+
+    vae: Count | None = None
+    vit: Count | None = None
+
+    def limited(self, vae: ImageTransform, vit: ImageTransform) -> tuple[ImageTransform, ImageTransform]:
+        """A checkpoint's transforms within these limits."""
+        return _limited(vae, self.vae), _limited(vit, self.vit)
+
+
+def _limited(transform: ImageTransform, side: int | None) -> ImageTransform:
+    if side is None or side >= transform.max_size:
+        return transform
+    side = max(side // transform.stride, 1) * transform.stride
+    return replace(transform, max_size=side, min_size=min(side, transform.min_size))
+
+
+def most_tokens(transform: ImageTransform) -> int:
+    """The most tokens of an image that a transform lets through: those of a square."""
+    return min(transform.max_size**2, transform.max_pixels) // transform.stride**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackForImages(Section):
+    """The size of a pack in images and text, for a checkpoint of any size: each row has room for as many images of the
+    largest size.
+
+    Attributes:
+        rows: rows, each with slots of its own.
+        latents: images of a row in the form of latents, drawn or given.
+        seen: images of a row that are given to be understood.
+        text: text tokens of a row.
+        buffer: samples that may wait for a row that fits.
+    """
+
+    rows: Count = 1
+    latents: Whole = 0
+    seen: Whole = 0
+    text: Count
+    buffer: Whole = 64
+
+    def sized(self, vae: ImageTransform, vit: ImageTransform) -> PackConfig:
+        """The pack in slots.
+
+        Args:
+            vae, vit: how images are resized.
+        """
+        markers = 2
+        und = self.text + markers * self.latents + (most_tokens(vit) + markers) * self.seen
+        gen = max(most_tokens(vae) * self.latents, 1)
+        return PackConfig(rows=self.rows, und=und, gen=gen, buffer=self.buffer)
+
+
+AnyPack = PackConfig | PackForImages
+
+
+def read_pack(content: Any) -> AnyPack:
+    """A recipe's `pack` section: in images and text if it says so, else in slots.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value is out of its range.
+    """
+    if isinstance(content, AnyPack):
+        return content
+    in_images = isinstance(content, Mapping) and {"text", "latents", "seen"} & content.keys()
+    kind: type[AnyPack] = PackForImages if in_images else PackConfig
+    return TypeAdapter(kind).validate_python(content)
+
+
+def pack_config(pack: AnyPack, vae: ImageTransform, vit: ImageTransform) -> PackConfig:
+    """The size of a pack in slots, for images that are resized so."""
+    return pack.sized(vae, vit) if isinstance(pack, PackForImages) else pack
