@@ -19,8 +19,8 @@ class MaxSides(Section):
     """The most pixels of an image's long side, in its two forms. The checkpoint's own limit counts where it is lower.
 
     Attributes:
-        vae: of what is drawn, and given as latents.
-        vit: of what is given to be understood.
+        vae: the limit for images as latents, drawn or given.
+        vit: the limit for images to be understood.
     """
 
     vae: Count | None = None
@@ -66,7 +66,7 @@ class PackForImages(Section):
         """The pack in slots.
 
         Args:
-            vae, vit: how images are resized.
+            vae, vit: the transforms of images.
         """
         markers = 2
         und = self.text + markers * self.latents + (most_tokens(vit) + markers) * self.seen
