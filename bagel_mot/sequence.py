@@ -181,10 +181,12 @@ class FramesSegment(Segment):
     Attributes:
         frames: the frames, all of them noised or all of them clean.
         offsets: the rotary position of each frame, relative to the first one's, which is 0.
+        step: the rotary position of what follows, if these frames are clean; likewise relative.
     """
 
     frames: tuple[VaeSegment, ...]
     offsets: tuple[int, ...]
+    step: int
 
     @property
     def mode(self) -> int:  # type: ignore[override]
@@ -192,7 +194,7 @@ class FramesSegment(Segment):
 
     @property
     def advance(self) -> int:  # type: ignore[override]
-        return 0 if self.frames[0].noised else self.offsets[-1] + 1
+        return 0 if self.frames[0].noised else self.step
 
     @cached_property
     def runs(self) -> tuple[TokenRun, ...]:

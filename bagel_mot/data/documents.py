@@ -129,6 +129,8 @@ class FramesPart:
         vae: whether they are also a clean VAE condition for what follows.
         copies: the number of noised segments of a target.
         droppable: whether condition dropout may leave the condition out, all frames together.
+        following: the number of the clip's frame that comes next in the document; by default what follows is one
+            position behind the last frame.
     """
 
     frames: tuple[AnyImage, ...]
@@ -137,6 +139,7 @@ class FramesPart:
     vae: bool = False
     copies: int = 1
     droppable: bool = False
+    following: int | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,8 @@ class SampleBuilder:
         transform = rules.vae or self.vae_transform
         forms = [self._unencoded(transform.resize(opened(frame, rules.opener))) for frame in part.frames]
         offsets = tuple(number - part.numbers[0] for number in part.numbers)
-        noised, clean = (FramesSegment(frames, offsets) for frames in zip(*forms, strict=True))
+        step = offsets[-1] + 1 if part.following is None else part.following - part.numbers[0]
+        noised, clean = (FramesSegment(frames, offsets, step) for frames in zip(*forms, strict=True))
         segments: list[Segment] = [noised] * (part.copies if part.target else 0)
         if part.vae:
             dropped = part.droppable and (rng.random() < self.dropout.vae or blind)
