@@ -209,13 +209,13 @@ def published_group(
     """
     if not isinstance(content, Mapping):
         raise DataError(f"{where} is {content!r}; a mapping with dataset_names is expected")
-    args = parse(GroupArgs, dict(content), where, DataError)
-    task = args.task or name
+    task = str(content.get("task", name))
     if task not in TASKS:
         raise DataError(
             f"{where}: there is no group of this name; {did_you_mean(task, TASKS)} "
             "(a group of another name says by its key task which of them it works like)"
         )
+    args = parse(GroupArgs, dict(content), where, DataError)
     for key, owner in _OWN_KEYS.items():
         if key in content and task != owner:
             raise DataError(f"{where}: {key} is a key of {owner}, which {task} has no use for; remove it")
