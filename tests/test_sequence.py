@@ -15,6 +15,7 @@ from bagel_mot.sequence import (
     CAUSAL,
     NOISED,
     DroppedImage,
+    FramesSegment,
     PackSpec,
     Sample,
     Segment,
@@ -199,3 +200,41 @@ def test_table_index() -> None:
     stretched = table_index(2, 4, 8, interpolate=True).view(2, 4)
     assert (stretched[0] % 8).tolist() == [0, 2, 4, 6]
     assert (stretched[:, 0] // 8).tolist() == [0, 4]
+
+
+def test_frames_of_a_clip_share_a_timestep_and_see_one_another() -> None:
+    """Frames 0, 3 and 5 of a clip, noised together, then clean; what follows is as far on as the clip says."""
+
+    def frames(noised: bool) -> FramesSegment:
+        return FramesSegment(tuple(VaeSegment(torch.zeros(2, 8), (1, 2), noised) for _ in range(3)), (0, 3, 5), 9)
+
+    image = VaeSegment(torch.zeros(1, 8), (1, 1), noised=True)
+    layout = pack([[Sample((frames(True), frames(False), image, image), position=2)]], SPEC)
+    und, first = layout.und_len, [2, 5, 7]
+    markers = [2, 2, 5, 5, 7, 7]
+    assert layout.positions[0, :und].tolist() == [*markers, *markers, 11, 11, 11, 11]
+    assert layout.positions[0, und:].tolist() == [p for p in first for _ in range(2)] * 2 + [11, 11]
+    assert layout.noised.tolist() == [True] * 3 + [False] * 3 + [True] * 2
+    assert layout.timestep_of.tolist() == [0, 0, 0, 1, 1, 1, 2, 3]
+    assert layout.timesteps == 4
+    mask = layout.mask()[0]
+    noised, clean = [*range(6), *range(und, und + 6)], [*range(6, 12), *range(und + 6, und + 12)]
+    for group in (noised, clean):
+        assert mask[group][:, group].all()
+    assert not mask[clean][:, noised].any()
+    assert not mask[noised][:, clean].any()
+    last = und + 13
+    assert mask[last][clean].all()
+    assert not mask[last][noised].any()
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_a_text_can_teach_that_an_image_starts_after_it(learn: bool) -> None:
+    before, text = text_segment([9], SPEC.special), text_segment([7, 8], SPEC.special, learn=learn, starts_image=True)
+    layout = pack([[Sample((before, text))]], SPEC)
+    slots, labels = layout.ce_slots.tolist(), layout.ce_labels.tolist()
+    ids = layout.text_ids.tolist()
+    assert [ids[slot] for slot in slots] == ([1, 7, 8, 2] if learn else [2])
+    assert slots[-1] == 6  # the end token of the second text
+    assert labels == ([7, 8, 2, 3] if learn else [3])
+    assert torch.allclose(layout.ce_weights, torch.full((len(labels),), len(labels) ** -0.5))

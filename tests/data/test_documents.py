@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
-from bagel_mot.data.documents import Dropout, ImagePart, SampleBuilder, TextPart, UnencodedImage
+from bagel_mot.data.documents import (
+    OPENERS,
+    Dropout,
+    FramesPart,
+    ImagePart,
+    ImageRules,
+    SampleBuilder,
+    TextPart,
+    UnencodedImage,
+)
+from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.images import ImageTransform
-from bagel_mot.sequence import DroppedImage, TextSegment, VitSegment
-from bagel_mot.tokenizer import SpecialTokens
+from bagel_mot.sequence import DroppedImage, FramesSegment, TextSegment, VitSegment
+from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
 
 class _Letters:
@@ -95,3 +108,66 @@ def test_the_length_is_that_before_dropout() -> None:
         assert kept.length == kept.und_len + kept.gen_len == dropped.length
         lost += kept.length - dropped.und_len - dropped.gen_len
     assert lost > 0
+
+
+def _gray(level: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    return Image.new("RGB", size, (level,) * 3)
+
+
+def test_frames_are_one_segment_noised_and_one_clean() -> None:
+    part = FramesPart((_gray(1), _gray(2)), (4, 7), target=True, vae=True, copies=2, following=12)
+    segments = _builder()(0, [part, TextPart("x", starts_image=True)], random.Random(0)).segments
+    noised, again, clean, text = segments
+    assert isinstance(noised, FramesSegment)
+    assert isinstance(clean, FramesSegment)
+    assert noised is again
+    assert [frame.noised for s in (noised, clean) for frame in s.frames] == [True, True, False, False]
+    assert (noised.offsets, noised.advance, clean.advance) == ((0, 3), 0, 8)
+    levels = [frame.levels for s in (noised, clean) for frame in s.frames if isinstance(frame, UnencodedImage)]
+    assert [int(level[0, 0, 0]) for level in levels] == [1, 2, 1, 2]
+    assert levels[0] is levels[2]  # encoded once
+    assert isinstance(text, TextSegment)
+    assert (text.labels, text.first_label) == ((3,), 2)
+
+
+def test_dropped_frames_still_move_the_position() -> None:
+    part = FramesPart((_gray(1), _gray(2)), (0, 5), vae=True, droppable=True)
+    sample = _builder(vae=1.0)(0, [part], random.Random(0))
+    (dropped,) = sample.segments
+    assert isinstance(dropped, DroppedImage)
+    assert (dropped.advance, sample.und_len, sample.gen_len) == (6, 0, 0)
+    assert sample.length == 2 * (16 + 2)
+
+
+def test_files_are_opened_as_the_rules_say_once_the_sample_is_made(tmp_path: Path) -> None:
+    turned = Image.new("RGB", (64, 32))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    builder = SampleBuilder(_builder().tokenizer, *[ImageTransform(64, 16, 16)] * 2, 16, 16, Dropout(0.0, 0.0, 0.0))
+    for opener, grid in [("upright", (4, 2)), ("published", (2, 4))]:
+        for image in (tmp_path / "turned.png", (tmp_path / "turned.png").read_bytes()):
+            rules = ImageRules(opener=OPENERS[opener])
+            (segment,) = builder(0, [ImagePart(image, target=True)], random.Random(0), rules).segments
+            assert segment.grid == grid  # type: ignore[attr-defined]
+    with pytest.raises(SkipRow, match=r"missing\.png.* cannot be read") as caught:
+        builder(0, [ImagePart(tmp_path / "missing.png", vit=True)], random.Random(0))
+    assert caught.value.reason == "an image cannot be read"
+    with pytest.raises(SkipRow, match="no valid Unicode"):
+        SampleBuilder(Tokenizer.train(["a"], 300), *[ImageTransform(64, 16, 16)] * 2, 16, 16, Dropout())(
+            0, [TextPart("\ud800")], random.Random(0)
+        )
+
+
+def test_limits_of_a_data_set_come_before_the_runs_and_are_shared() -> None:
+    image = _gray(9, (100, 50))
+    rules = ImageRules(vae=ImageTransform(32, 16, 16), vit=ImageTransform(96, 16, 16), vit_of_original=True)
+    document = [ImagePart(image, vae=True, vit=True)]
+    vae, vit = _builder()(0, document, random.Random(0), rules).segments
+    assert (vae.grid, vit.grid) == ((1, 2), (3, 6))  # type: ignore[attr-defined]
+    small = replace(rules, vit_of_original=False)
+    vae, vit = _builder()(0, document, random.Random(0), small).segments
+    assert (vae.grid, vit.grid) == ((1, 2), (1, 2))  # type: ignore[attr-defined]
+    shared = ImageRules(vit=ImageTransform(96, 16, 16, 96 * 48), vit_of_original=True)
+    (vit,) = _builder()(0, [ImagePart(image, vit=True, share=4)], random.Random(0), shared).segments
+    assert vit.grid == (1, 2)  # type: ignore[attr-defined]
