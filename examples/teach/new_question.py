@@ -1,0 +1,57 @@
+"""A question that mini does not know: which half of the picture has more things?
+
+The data are conversations: PNG files, and one JSON object a line in `conversations.jsonl`. An answer is right when it
+is the word that is true of the scene.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from bagel_mot import Bagel
+from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.sampling import sample_scene
+from bagel_mot.worlds.mini.scene import Scene
+
+QUESTION = "Which half has more things?"
+ANSWERS = ("left", "right", "neither")
+
+
+def answer(scene: Scene) -> str:
+    """One of ANSWERS."""
+    left = sum("left" in thing.slot for thing in scene.things)
+    right = sum("right" in thing.slot for thing in scene.things)
+    return "left" if left > right else "right" if right > left else "neither"
+
+
+def _scene(rng: random.Random) -> Scene:
+    """A random scene; each answer is as frequent as the others."""
+    wanted = rng.choice(ANSWERS)
+    while answer(scene := sample_scene(rng)) != wanted:
+        pass
+    return scene
+
+
+def write_data(folder: Path, count: int = 200, seed: int = 0) -> None:
+    """Writes the images and `conversations.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed)
+    with open(folder / "conversations.jsonl", "w", encoding="utf-8") as file:
+        for number in range(count):
+            scene = _scene(rng)
+            draw(scene).save(folder / f"{number:04d}.png")
+            turns = [
+                {"from": "human", "value": f"<image>\n{QUESTION}"},
+                {"from": "gpt", "value": answer(scene)},
+            ]
+            file.write(json.dumps({"image": f"{number:04d}.png", "conversations": turns}) + "\n")
+
+
+def share_right(bagel: Bagel, count: int = 100, seed: int = 99) -> float:
+    """The share of questions about so many fresh scenes that are answered right."""
+    rng = random.Random(seed)
+    scenes = [_scene(rng) for _ in range(count)]
+    answers = bagel.ask([draw(scene) for scene in scenes], [QUESTION] * count, max_new_tokens=12)
+    return sum(said.strip() == answer(scene) for said, scene in zip(answers, scenes, strict=True)) / count
