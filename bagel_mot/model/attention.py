@@ -51,11 +51,16 @@ class MaskedAttention:
     Args:
         layout: the pack.
         mask: (rows, L, L) bool, True = may attend, as `TrainingLayout.mask` makes it.
+        dtype: the type of the queries. The mask becomes numbers of it here, once, and not in each layer, which would
+            keep them for the backward pass too.
     """
 
-    def __init__(self, layout: TrainingLayout, mask: Tensor | None = None) -> None:
+    def __init__(self, layout: TrainingLayout, mask: Tensor | None = None, dtype: torch.dtype | None = None) -> None:
         self.rows, self.und_len = layout.rows, layout.und_len
         self.mask = (layout.mask() if mask is None else mask)[:, None]  # (rows, 1, L, L)
+        if dtype is not None:
+            hidden = torch.zeros((), dtype=dtype, device=self.mask.device).new_full((), float("-inf"))
+            self.mask = torch.where(self.mask, 0.0, hidden)
 
     def for_layer(self, layer: int) -> Attend:
         return self

@@ -37,6 +37,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 
 
+def for_matmuls(x: Tensor) -> Tensor:
+    """Activations in the type in which autocast multiplies: several products of one input share one cast of it, which
+    each would make, and keep for the backward pass, itself.
+    """
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
     """Rotary embedding in the "rotate half" form for positions (T,)."""
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
@@ -81,14 +89,14 @@ class Expert(nn.Module):
 
     def project(self, x: Tensor, cos_sin: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """(T, hidden) -> queries (T, heads, head_dim), keys and values (T, kv_heads, head_dim)."""
-        normed = self.input_norm(x)
+        normed = for_matmuls(self.input_norm(x))
         q, k, v = (projection(normed).unflatten(-1, (-1, self.head_dim)) for projection in (self.q, self.k, self.v))
         return rotate(self.q_norm(q), cos_sin), rotate(self.k_norm(k), cos_sin), v
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual stream (T, hidden) and attention output (T, heads, head_dim) -> residual stream."""
         x = x + self.o(attended.flatten(-2))
-        normed = self.mlp_norm(x)
+        normed = for_matmuls(self.mlp_norm(x))
         return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
 
     def nothing(self, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.config import VitConfig
+from bagel_mot.model.decoder import for_matmuls
 from bagel_mot.model.embedding import new_embedding
 
 
@@ -35,7 +36,7 @@ class VitLayer(nn.Module):
 
     def forward(self, x: Tensor, lengths: list[int]) -> Tensor:
         """Patches (P, hidden) of images with `lengths` patches each -> (P, hidden)"""
-        normed = self.norm1(x)
+        normed = for_matmuls(self.norm1(x))
         q, k, v = (proj(normed).unflatten(-1, (self.heads, -1)) for proj in (self.q, self.k, self.v))
         x = x + self.out(_within_images(q, k, v, lengths).flatten(-2))
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x)), approximate="tanh"))

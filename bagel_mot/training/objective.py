@@ -144,14 +144,19 @@ def checkpoint_activations(model: BagelModel) -> None:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def attention_of(name: str, device: torch.device) -> Callable[[TrainingLayout], Attention]:
+def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[TrainingLayout], Attention]:
     """The attention of a pack by its name in a recipe, "sdpa" or "flex".
+
+    Args:
+        name: the name.
+        device: the device that trains.
+        dtype: the type in which it multiplies.
 
     Raises:
         DeviceError: FlexAttention is asked for where it has no gradients.
     """
     if name == "sdpa":
-        return MaskedAttention
+        return partial(MaskedAttention, dtype=dtype)
     if device.type != "cuda":
         raise DeviceError(f"attention is 'flex', which trains on CUDA devices only, and this is {device}: use 'sdpa'.")
     from bagel_mot.model.flex import FlexMaskedAttention

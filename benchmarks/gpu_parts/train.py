@@ -128,7 +128,7 @@ def _time(
     compiled: bool,
 ) -> tuple[float, int]:
     """Seconds of a whole step, and the most memory that it holds."""
-    attend = attention_of(attention, device)
+    attend = attention_of(attention, device, torch.bfloat16)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     model: BagelModel = random_model(scale.config, torch.float32, device).requires_grad_(True).train()

@@ -62,9 +62,9 @@ def test_gradients_are_the_same_and_less_is_kept(recipe: Make) -> None:
 
 
 def test_flex_attention_is_refused_where_it_does_not_train() -> None:
-    assert attention_of("sdpa", torch.device("cpu")) is MaskedAttention
+    assert attention_of("sdpa", torch.device("cpu"), torch.float32).func is MaskedAttention  # type: ignore[attr-defined]
     with pytest.raises(DeviceError, match="'flex'.*'sdpa'"):
-        attention_of("flex", torch.device("cpu"))
+        attention_of("flex", torch.device("cpu"), torch.float32)
 
 
 def test_a_recipe_may_ask_for_it(recipe: Make) -> None:

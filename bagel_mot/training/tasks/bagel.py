@@ -92,7 +92,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
-        self._attention = attention_of(recipe.attention, self.device)
+        self._attention = attention_of(recipe.attention, self.device, DTYPES[recipe.precision])
         if recipe.activation_checkpointing:
             checkpoint_activations(self.module)
         if recipe.compile:
