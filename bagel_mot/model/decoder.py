@@ -38,8 +38,8 @@ class RMSNorm(nn.Module):
 
 
 def for_matmuls(x: Tensor) -> Tensor:
-    """Activations in the type in which autocast multiplies: several products of one input share one cast of it, which
-    each would make, and keep for the backward pass, itself.
+    """Activations (T, hidden) in the type in which autocast multiplies: several products of one input share one cast
+    of it, which each would make, and keep for the backward pass, itself.
     """
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

@@ -1,7 +1,7 @@
 """The memory of a training step on each device, by part, from numbers alone.
 
 The formulas count what the model's own code keeps for the backward pass. Tests count the same in small models: the
-tensors that autograd saves, and the bytes that are alive at the worst moment (`tests/placement/test_training_memory.py`).
+tensors that autograd saves, and the bytes that are alive at the worst moment. They agree within 10%.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GATHERED_LAYERS = 2  # one computes while the next is gathered
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingWork:
-    """What one process computes at a time.
+    """The work of one process at a time.
 
     Attributes:
         rows: the rows of a pack.
@@ -32,7 +32,7 @@ class TrainingWork:
         encoded_pixels: pixels that the autoencoder encodes at a time.
         dtype: the type of matmuls.
         chunk: text targets whose logits are held at once.
-        checkpointing: what a decoder layer keeps for the backward pass.
+        checkpointing: the name of the tensors that a decoder layer keeps for the backward pass.
         masked: whether attention takes its mask as a whole (SDPA), and not by blocks (FlexAttention).
         vit_trains: whether a parameter of the vision transformer or before it trains.
         accumulates: whether a process adds up the gradients of several packs.
@@ -60,7 +60,7 @@ class TrainingWeights:
 
     Attributes:
         trained: the number of parameters that train.
-        trained_matrices: how many of those have one moment (Muon) instead of two (AdamW).
+        trained_matrices: the number of those that have one moment (Muon) instead of two (AdamW).
         frozen_bytes: bytes of the parameters that do not.
         layer_parameters: the number of parameters of one decoder layer, where it is gathered from several processes;
             0 where nothing is.
@@ -92,7 +92,7 @@ class TrainingMemory:
         gathered: weights of the layers at work, gathered from other processes.
         context: the process or the device's context, with libraries.
         gradients: gradients of the weights that train.
-        activations: what is kept from the forward pass for the backward pass.
+        activations: tensors that are kept from the forward pass for the backward pass.
         layer: the work in one layer: what it computes again, and the gradients of activations.
         logits: the logits of one chunk of text targets, with their gradients.
         encoding: the work of the autoencoder, before the others.
@@ -135,8 +135,8 @@ def training_memory(config: BagelConfig, work: TrainingWork, weights: TrainingWe
 
     Args:
         config: the model's configuration.
-        work: what the process computes at a time.
-        weights: what it holds.
+        work: the work of the process.
+        weights: the weights that it holds.
     """
     itemsize, trained = work.dtype.itemsize, weights.trained
     gathered = itemsize * (_GATHERED_LAYERS * weights.layer_parameters + weights.outside_parameters)
@@ -163,8 +163,8 @@ def saved_bytes(config: BagelConfig, work: TrainingWork, weights: TrainingWeight
 
     Args:
         config: the model's configuration.
-        work: what the process computes at a time.
-        weights: what it holds.
+        work: the work of the process.
+        weights: the weights that it holds.
     """
     decoder, tokens = config.decoder, work.und + work.gen
     inputs = _MASTER * decoder.hidden_size * tokens
@@ -191,8 +191,8 @@ def _cast_bytes(work: TrainingWork, weights: TrainingWeights) -> int:
 def layer_saved_bytes(config: DecoderConfig, work: TrainingWork) -> int:
     """Bytes that one decoder layer keeps of its activations, without checkpointing.
 
-    The residual stream and the norms are float32, the rest is of the matmuls' type. Norms that are not one fused kernel,
-    as on the CPU, keep their normalised values beside their inputs.
+    The residual stream and the norms are float32, the rest has the matmuls' type. Norms that are not one fused
+    kernel, as on the CPU, keep their normalised values beside their inputs.
     """
     itemsize, norm = work.dtype.itemsize, (2 if work.on_cpu else 1) * _MASTER
     hidden, queries, keys = (
@@ -210,10 +210,15 @@ def layer_saved_bytes(config: DecoderConfig, work: TrainingWork) -> int:
 
 def _kept_results(config: DecoderConfig, work: TrainingWork) -> int:
     """Bytes that a layer keeps with selective checkpointing: results of matmuls and of attention."""
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    queries, keys = _head_sizes(config)
     matmuls = queries + 2 * keys + 2 * config.intermediate_size + 2 * config.hidden_size
     attention = queries * work.dtype.itemsize + _MASTER * config.num_heads
     return (matmuls * work.dtype.itemsize + attention) * (work.und + work.gen)
+
+
+def _head_sizes(config: DecoderConfig) -> tuple[int, int]:
+    """The numbers of a token's queries and of its keys."""
+    return config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
 
 def vit_saved_bytes(config: VitConfig, work: TrainingWork) -> int:
