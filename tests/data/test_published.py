@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from bagel_mot.data.documents import OPENERS
+from bagel_mot.data.documents import OPENERS, Dropout, SampleBuilder
 from bagel_mot.data.published import read_dataset_info, read_published
 from bagel_mot.data.readers.parquet import ParquetReader
 from bagel_mot.errors import DataError
-from bagel_mot.images import ImageTransform
+from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM, ImageTransform
+from bagel_mot.sequence import PackSpec
+from bagel_mot.tokenizer import SpecialTokens
 
 pytest.importorskip("pyarrow")
 GOLDEN = Path(__file__).parents[1] / "golden-data"
@@ -165,3 +169,20 @@ def test_files_that_are_missing_or_no_yaml_are_one_sentence(tmp_path: Path) -> N
     (tmp_path / "b.yaml").write_text("a: [", encoding="utf-8")
     with pytest.raises(DataError, match=r"b\.yaml could not be read as YAML"):
         read_published(tmp_path / "b.yaml", GOLDEN / "data" / "dataset_info.json", GOLDEN, OPENERS["upright"])
+
+
+def test_limits_beyond_the_model_are_known_before_training(tmp_path: Path) -> None:
+    special = SpecialTokens(1, 2, 3, 4)
+    builder = SampleBuilder(SimpleNamespace(special=special), VAE_TRANSFORM, VIT_TRANSFORM, 16, 14, Dropout())  # type: ignore[arg-type]
+    spec = PackSpec(special, vit_side=70, latent_side=64, patch_dim=588, latent_dim=64)
+    t2i, edit, chat = (group.datasets[0] for group in read(tmp_path, small()))
+    for dataset in (t2i, edit, chat):
+        dataset.check_sizes(builder, spec)
+    edit.check_sizes(builder, replace(spec, latent_side=6, vit_side=6))
+    with pytest.raises(DataError, match="chains: images may have a side of 84 pixels, which takes 6 of a ViT patch"):
+        edit.check_sizes(builder, replace(spec, vit_side=5))
+    with pytest.raises(DataError, match="this model has positions for 5, so the limit must be 80 pixels or less"):
+        t2i.check_sizes(builder, replace(spec, latent_side=5))
+    t2i.check_sizes(builder, replace(spec, latent_side=5, interpolate=True))
+    with pytest.raises(DataError, match="multiples of 16 pixels; they must be multiples of 32"):
+        t2i.check_sizes(replace(builder, latent_stride=32), spec)
