@@ -244,9 +244,9 @@ def cards() -> str:
     Everything in it is predicted: sizes from the configuration, the time from nominal rates.
     """
     lines = ["| card | what is chosen | draw 1024×1024 | edit two images | ask | time |", "|---|---|---|---|---|---|"]
-    best = min(plan["relative_seconds"] for plan in planned("7b-mot", "80GB", "128GB")["plans"])
+    best = min(plan["relative_seconds"] for plan in planned("7b-mot", "80GB", "128GB", measure=False)["plans"])
     for size, ram, names in CARDS:
-        plan = next(plan for plan in planned("7b-mot", size, ram)["plans"] if plan["chosen"])
+        plan = next(plan for plan in planned("7b-mot", size, ram, measure=False)["plans"] if plan["chosen"])
         device, _, layers = plan["where"].partition(", ")
         place = layers or ("all on the card" if plan["device_bytes"] else f"on the {device.upper()}")
         chosen = f"{plan['precision']}, {place}" + (" (lossy)" if plan["lossy"] else "")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bagel_mot.cli.options import print_hint
+from bagel_mot.cli.weights import print_hint
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.errors import CheckpointError
 from bagel_mot.inference.api import Bagel

@@ -24,7 +24,7 @@ from bagel_mot.bench import ours, plain
 from bagel_mot.bench.machine import config_named, layers_that_fit, machine, peak_allocated
 from bagel_mot.bench.roofline import ForwardTokens, roofline
 from bagel_mot.bench.settings import QUICK, SPECIAL, BenchSettings, grid_of, random_ids
-from bagel_mot.bench.timing import Calls, Measured, measure, seconds
+from bagel_mot.bench.timing import Calls, Measured, measure
 from bagel_mot.bench.training import measure_training
 from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.config import BagelConfig, VaeConfig, VitConfig
@@ -33,6 +33,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
 from bagel_mot.model.prepacked import prepack_weights
 from bagel_mot.model.vae import Autoencoder
+from bagel_mot.placement.rates import seconds
 from bagel_mot.sequence import table_index
 from bagel_mot.threads import choose_threads
 

@@ -1,4 +1,4 @@
-"""The machine and the configurations that are measured: processor, memory, synchronisation."""
+"""The machine and the configurations that are measured: processor, memory."""
 
 from __future__ import annotations
 
@@ -91,14 +91,6 @@ def peak_allocated(device: torch.device, call: Callable[[], object]) -> int:
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(accumulate((event.nbytes() for event in events), initial=0))  # a freed tensor has negative nbytes
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has finished all submitted work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def layers_that_fit(config: BagelConfig, dtype: torch.dtype, device: torch.device) -> int:

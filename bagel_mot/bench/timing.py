@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from bagel_mot.bench.machine import synchronize
 from bagel_mot.bench.roofline import ForwardTokens, flops, matmul_flops, roofline
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.placement.rates import seconds
 
 Calls = dict[str, Callable[[], object]]
 
@@ -35,15 +34,6 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "seconds": self.seconds, "median_seconds": self.median_seconds, **self.numbers}
-
-
-def seconds(call: Callable[[], object], device: torch.device) -> float:
-    """The time that one call takes, the device's work included."""
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 def measure(

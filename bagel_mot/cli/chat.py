@@ -15,18 +15,12 @@ import typer
 
 from bagel_mot.cli.options import (
     INTERRUPTED,
-    CheckpointOption,
-    DeviceOption,
-    MemoryOption,
-    OffloadOption,
-    PrecisionOption,
     command,
     complain,
-    load,
     notes,
-    print_hint,
     progress_bar,
 )
+from bagel_mot.cli.weights import Weights, load, print_hint, with_weights
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.files import make_writable_folder, user_path, writing
 from bagel_mot.inference.settings import MAX_SEED, SETTINGS, parse_settings
@@ -58,6 +52,7 @@ def _tell(text: str) -> None:
 
 
 @command
+@with_weights
 def chat(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the pictures drawn.", metavar="FOLDER")
@@ -66,11 +61,8 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the first thing generated; counts up with each.", min=0)
     ] = None,
-    checkpoint: CheckpointOption = "mini",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    offload: OffloadOption = "auto",
-    memory: MemoryOption = None,
+    *,
+    weights: Weights,
 ) -> None:
     """Talk, show images, have images drawn: one conversation, each turn computed once.
 
@@ -81,7 +73,7 @@ def chat(
     with writing(output, _ANOTHER):
         make_writable_folder(output)
     try:
-        bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
+        bagel = load(weights)
         TerminalChat(bagel, output, think=think, seed=seed).run()
     finally:
         if is_new:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from bagel_mot.cli.options import JsonOption, command, load, new_table, progress_bar, tables, write_json
+from bagel_mot.cli.options import JsonOption, command, new_table, progress_bar, tables, write_json
+from bagel_mot.cli.weights import Weights, load
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import parse_size, user_path, writing
 
@@ -125,9 +126,15 @@ def convert(
 @command
 def download(
     repository: Annotated[str, typer.Argument(help="Name at the hub.", metavar="REPO")] = OFFICIAL,
-    to: Annotated[
+    output: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder to put it in; by default the hub's cache, where it is found by name.", metavar="DIR"),
+        typer.Option(
+            "--output",
+            "-o",
+            "--to",  # its name in 0.1.0
+            help="Folder to put it in; by default the hub's cache, where it is found by name.",
+            metavar="FOLDER",
+        ),
     ] = None,
     revision: Annotated[
         Optional[str],  # noqa: UP045
@@ -137,15 +144,15 @@ def download(
         str,
         typer.Option(
             "--format",
-            help="Convert it to this format and write it to --to, as `bagel convert` does; the download stays in the "
-            "hub's cache. bf16: the files as they are.",
+            help="Convert it to this format and write it to --output, as `bagel convert` does; the download stays in "
+            "the hub's cache. bf16: the files as they are.",
             metavar="FORMAT",
         ),
     ] = "bf16",
 ) -> None:
     """Fetch the needed files of a checkpoint from the hub and verify them; run again, it continues where it stopped.
 
-    bagel download --to bagel-int8 --format int8
+    bagel download -o bagel-int8 --format int8
     """
     from bagel_mot.checkpoint.convert import check_request
     from bagel_mot.checkpoint.convert import convert as run
@@ -153,24 +160,24 @@ def download(
 
     converts = stored != "bf16"
     if converts:
-        if to is None:
-            raise SettingError(f"--format {stored} takes a folder to write to: give --to.")
-        with _writing(to):
-            check_request(None, to, stored, None)
+        if output is None:
+            raise SettingError(f"--format {stored} takes a folder to write to: give --output.")
+        with _writing(output):
+            check_request(None, output, stored, None)
     with progress_bar("downloading", in_bytes=True) as progress:
         folder = fetch(
             repository,
-            folder=None if converts else to,
+            folder=None if converts else output,
             revision=revision,
             stored=stored,
             check=True,
             progress=progress,
         )
     if converts:
-        assert to is not None
-        with _writing(to), progress_bar("converting", in_bytes=True) as progress:
-            run(folder, to, stored, progress=progress)
-    print(to or folder)
+        assert output is not None
+        with _writing(output), progress_bar("converting", in_bytes=True) as progress:
+            run(folder, output, stored, progress=progress)
+    print(output or folder)
 
 
 def _print_errors(errors: Sequence[TensorError], means: dict[str, float]) -> None:
@@ -200,7 +207,7 @@ def _scores(checkpoint: str, items: int) -> dict[str, float]:
     """The share of right items, by row."""
     from bagel_mot.evaluation.benchmarks.mini import ROWS, evaluate
 
-    bagel = load(checkpoint, "auto", "auto")
+    bagel = load(Weights(checkpoint))
     done: dict[str, int] = {}
     with progress_bar(f"scoring {checkpoint}") as progress:
 

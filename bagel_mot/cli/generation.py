@@ -10,20 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bagel_mot.cli.options import (
-    CheckpointOption,
-    DeviceOption,
     JsonOption,
-    MemoryOption,
-    OffloadOption,
-    PrecisionOption,
     command,
-    load,
     notes,
-    print_hint,
     progress_bar,
     with_settings,
     write_json,
 )
+from bagel_mot.cli.weights import Weights, load, print_hint, with_weights
 from bagel_mot.errors import PromptError, SettingError
 from bagel_mot.files import check_writable, writing
 from bagel_mot.inference.thinking import ThinkingStream
@@ -42,19 +36,17 @@ CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, 
 
 @command
 @with_settings(Task.GENERATE)
+@with_weights
 def generate(
+    *,
     prompts: Annotated[
         list[str],
         typer.Argument(help="What to draw; several prompts run as one batch. - is standard input.", metavar="PROMPT"),
     ],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
-    checkpoint: CheckpointOption = "mini",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    offload: OffloadOption = "auto",
-    memory: MemoryOption = None,
     json: JsonOption = None,
+    weights: Weights,
     **settings: Any,
 ) -> None:
     """Draw images from texts.
@@ -63,7 +55,7 @@ def generate(
     """
     _check_output(output)
     prompts = _typed(prompts)
-    bagel = load(checkpoint, device, precision, ("generate",), offload=offload, memory=memory)
+    bagel = load(weights, ("generate",))
     print_hint(bagel, *prompts)
     with progress_bar("drawing") as progress:
         results = bagel.generate(prompts, n=n, progress=progress, return_result=True, **settings)
@@ -72,18 +64,15 @@ def generate(
 
 @command
 @with_settings(Task.EDIT)
+@with_weights
 def edit(
     *,
     images: Annotated[list[str] | None, typer.Argument(help="One or more pictures.", metavar="IMAGE...")] = None,
     instruction: Annotated[str, typer.Argument(help="The change; - is standard input.", metavar="INSTRUCTION")],
     output: OutputOption = Path("out.png"),
     n: CountOption = 1,
-    checkpoint: CheckpointOption = "mini",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    offload: OffloadOption = "auto",
-    memory: MemoryOption = None,
     json: JsonOption = None,
+    weights: Weights,
     **settings: Any,
 ) -> None:
     """Change an image as a text says.
@@ -95,7 +84,7 @@ def edit(
         raise PromptError(f"a picture to change is missing: write its file before the instruction {instruction!r}.")
     _check_output(output)
     [instruction] = _typed([instruction])
-    bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
+    bagel = load(weights)
     print_hint(bagel, instruction)
     with progress_bar("drawing") as progress:
         results = bagel.edit([images], [instruction], n=n, progress=progress, return_result=True, **settings)
@@ -104,16 +93,13 @@ def edit(
 
 @command
 @with_settings(Task.ASK)
+@with_weights
 def ask(
     *,
     images: Annotated[list[str] | None, typer.Argument(help="Pictures, if any.", metavar="IMAGE")] = None,
     question: Annotated[str, typer.Argument(help="A question about them; - is standard input.", metavar="QUESTION")],
-    checkpoint: CheckpointOption = "mini",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    offload: OffloadOption = "auto",
-    memory: MemoryOption = None,
     json: JsonOption = None,
+    weights: Weights,
     **settings: Any,
 ) -> None:
     """Ask about images. The answer is printed as it is written; with --think, the thinking on standard error.
@@ -122,7 +108,7 @@ def ask(
     """
     _check_not_a_file(images, question, "the question about it")
     [question] = _typed([question])
-    bagel = load(checkpoint, device, precision, ("understand",), offload=offload, memory=memory)
+    bagel = load(weights, ("understand",))
     print_hint(bagel, question)
     quiet, thinking = json == "-", bool(settings.get("think"))
     thoughts = ThinkingStream()

@@ -9,19 +9,16 @@ import typer
 from rich.table import Table
 
 from bagel_mot.cli.options import (
-    CheckpointOption,
-    DeviceOption,
     DtypeOption,
     JsonOption,
-    PrecisionOption,
     command,
     dtype_named,
-    load,
     new_table,
     notes,
     tables,
     write_json,
 )
+from bagel_mot.cli.weights import DeviceOption, PreferOption, Weights, load, with_weights
 from bagel_mot.errors import SettingError
 from bagel_mot.files import size_text
 
@@ -43,10 +40,7 @@ def info(
     ram: Annotated[
         str | None, typer.Option(help="With --plan: assume this much free main memory.", metavar="SIZE")
     ] = None,
-    prefer: Annotated[
-        str,
-        typer.Option(help="With --plan: what the best is the best in: quality, speed or memory.", metavar="ORDER"),
-    ] = "quality",
+    prefer: PreferOption = "quality",
     versions: Annotated[
         bool,
         typer.Option("--versions", help="Show versions, devices and threads instead, for a report of a fault."),
@@ -120,9 +114,15 @@ def verify(
     folder: Annotated[
         Path, typer.Argument(help="A folder of recorded cases, laid out as tests/golden is.", metavar="FOLDER")
     ],
-    tolerance: Annotated[float, typer.Option(help="Largest relative error of floats that passes.", min=0.0)] = 1e-5,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest relative error of floats that passes; 1e-5 on the CPU and 1e-4 elsewhere if not given.",
+            min=0.0,
+        ),
+    ] = None,
     failed_only: Annotated[bool, typer.Option("--failed", help="Show only the rows that fail.")] = False,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     json: JsonOption = None,
 ) -> None:
@@ -171,22 +171,22 @@ def _print_report(report: Any, failed_only: bool) -> None:
 
 
 @command
+@with_weights
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", metavar="FOLDER")] = Path(
         "demo"
     ),
     seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.", min=0)] = 0,
-    checkpoint: CheckpointOption = "mini",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
     json: JsonOption = None,
+    *,
+    weights: Weights,
 ) -> None:
     """Draw, edit, answer and think with the embedded model; writes a contact sheet and a page."""
     from bagel_mot.demo import run_demo
 
     if output.exists() and not output.is_dir():
         raise SettingError(f"{output} is a file: give a folder to write to.")
-    bagel = load(checkpoint, device, precision)
+    bagel = load(weights)
     report = run_demo(bagel, output, seed=seed, console=notes())
     if json != "-":
         print(f"{output / 'index.html'}\n{output / 'index.png'}")

@@ -8,19 +8,16 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bagel_mot.cli.options import (
-    CheckpointOption,
-    DeviceOption,
     DtypeOption,
     JsonOption,
-    PrecisionOption,
     command,
     dtype_named,
-    load,
     new_table,
     notes,
     tables,
     write_json,
 )
+from bagel_mot.cli.weights import DeviceOption, Weights, load, with_weights
 from bagel_mot.errors import DataError, RecipeError, SettingError
 from bagel_mot.files import read_json, user_path
 
@@ -39,7 +36,9 @@ def train(
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option("--checkpoint", "-c", help="The checkpoint to start from, in place of the recipe's init."),
+        typer.Option(
+            "--checkpoint", "-c", help="The checkpoint to start from, in place of the recipe's init.", metavar="NAME"
+        ),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="The recipe's profile for a machine, such as 24GB; auto chooses it.")
@@ -65,6 +64,7 @@ def train(
 
 
 @command
+@with_weights
 def evaluate(
     suite: Annotated[
         str, typer.Argument(metavar="SUITE", help="mini: drawing, held-out drawing, questions, edits, chains, riddles.")
@@ -76,10 +76,9 @@ def evaluate(
     items: Annotated[int, typer.Option(help="Items in each row.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="Seed of the items.", min=0)] = 0,
     batch: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 25,
-    checkpoint: CheckpointOption = "mini",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
     json: JsonOption = None,
+    *,
+    weights: Weights,
 ) -> None:
     """Score every ability on fresh scenes with fixed seeds, exactly right or not, with 95% intervals.
 
@@ -93,10 +92,10 @@ def evaluate(
     from bagel_mot.inference.loading import find_checkpoint
 
     names = pick_rows(rows)  # before the model is loaded
-    bagel = load(checkpoint, device, precision)
+    bagel = load(weights)
     head = {
-        "checkpoint": checkpoint,
-        "fingerprint": fingerprint(folder_of(find_checkpoint(checkpoint))),
+        "checkpoint": weights.checkpoint,
+        "fingerprint": fingerprint(folder_of(find_checkpoint(weights.checkpoint))),
         "precision": bagel.checkpoint.precision.name,
     }
     known = _known_rows(json, {**head, "items": items, "seed": seed})

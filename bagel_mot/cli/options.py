@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
@@ -26,49 +27,16 @@ from bagel_mot.threads import set_from_command_line
 if TYPE_CHECKING:
     import torch
 
-    from bagel_mot.inference.api import Bagel
-
 _HelpAllOption = Annotated[
     bool,
     typer.Option("--help-all", callback=help_all, is_eager=True, help="Show all options with all details, and exit."),
 ]
-ALL_TASKS = ("generate", "edit", "understand")
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-CheckpointOption = Annotated[
-    str,
-    typer.Option(
-        "--checkpoint",
-        "-c",
-        help="mini (embedded), a folder in the official layout or a file with weights in one, or a hub id.",
-        metavar="NAME",
-    ),
-]
 # `--dtype` is what the commands that measure called it before.
 DtypeOption = Annotated[
     str, typer.Option("--precision", "--dtype", help="float32, bfloat16 or float16.", metavar="PRECISION")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", metavar="DEVICE")]
-PrecisionOption = Annotated[
-    str,
-    typer.Option(
-        help="auto, float32, bfloat16, float16, or for the decoder's matrices int8, int8-dynamic, fp8, fp8-dynamic, "
-        f"int4 (lossy), nf4 (lossy).{MORE}Other parts may follow, as in int8,head=int8,activations=float16: head, vit, "
-        "embedding, activations, autoencoder.",
-        metavar="PRECISION",
-    ),
-]
-OffloadOption = Annotated[
-    str,
-    typer.Option(
-        help="Where to keep layers that do not fit on the device: cpu (main memory), disk, none, or auto.",
-        metavar="PLACE",
-    ),
-]
-MemoryOption = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this annotation at run time
-    typer.Option(help="Memory to use at most on each GPU, or of the machine on a CPU, such as 12GB.", metavar="SIZE"),
 ]
 JsonOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this annotation at run time
@@ -143,14 +111,16 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _with_parameters(call: Callable[..., Any], *added: inspect.Parameter) -> Callable[..., Any]:
-    """Lets a function that wraps another show that one's parameters and these, for typer to read."""
+def _with_parameters(
+    call: Callable[..., Any], *added: inspect.Parameter, without: str | None = None
+) -> Callable[..., Any]:
+    """Lets a function that wraps another show that one's parameters, but for one, and these, for typer to read."""
     hints = get_type_hints(call, include_extras=True)
     shown = inspect.signature(call).parameters.values()
     own = [
         one.replace(annotation=hints.get(one.name, one.annotation))
         for one in shown
-        if one.kind is not inspect.Parameter.VAR_KEYWORD
+        if one.kind is not inspect.Parameter.VAR_KEYWORD and one.name != without
     ]
     call.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     call.__annotations__ = {one.name: one.annotation for one in (*own, *added)}
@@ -173,6 +143,23 @@ def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., An
             return function(*args, **kwargs, **chosen)
 
         return _with_parameters(call, *(_parameter(setting, task) for setting in grouped))
+
+    return decorate
+
+
+def with_options(group: type[Any], argument: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that gives a command an option for each field of a data class, of which it gets an instance."""
+    defaults = {field.name: field.default for field in dataclasses.fields(group)}
+    hints = get_type_hints(group, include_extras=True)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            given = {name: kwargs.pop(name, default) for name, default in defaults.items()}
+            return function(*args, **{argument: group(**given)}, **kwargs)
+
+        added = (_keyword(name, default, hints[name]) for name, default in defaults.items())
+        return _with_parameters(call, *added, without=argument)
 
     return decorate
 
@@ -233,42 +220,6 @@ def tables() -> Console:
     """A console on standard output for tables; without a terminal it is wide enough to break or cut nothing off."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=240)
-
-
-def load(
-    checkpoint: str,
-    device: str,
-    precision: str,
-    tasks: Sequence[str] = ALL_TASKS,
-    *,
-    offload: str = "auto",
-    memory: str | None = None,
-) -> Bagel:
-    """Loads a model for some tasks, with a bar while it comes, and a message on how it runs if that was chosen."""
-    from bagel_mot.inference.api import Bagel
-
-    console = notes()
-    with progress_bar(f"loading {checkpoint}", in_bytes=True) as bar:
-        bagel = Bagel.from_pretrained(
-            checkpoint,
-            device=device,
-            precision=precision,
-            tasks=tasks,
-            offload=offload,
-            memory=memory,
-            # Without a terminal the hub's own lines say how a download goes.
-            progress=(lambda doing, *count: bar(*count, f"{doing} {checkpoint}")) if console.is_terminal else None,
-        )
-    if bagel.plan is not None:
-        console.print(f"running in {escape(bagel.plan.sentence())}", soft_wrap=True)
-    return bagel
-
-
-def print_hint(bagel: Bagel, *texts: str) -> None:
-    """Says on standard error, once, if one of the texts is outside what the model knows."""
-    hint = next(filter(None, map(bagel.hint, texts)), None)
-    if hint is not None:
-        notes().print(f"note: {hint}", style="dim", markup=False, soft_wrap=True)
 
 
 def new_table(title: str, *headings: str) -> Table:

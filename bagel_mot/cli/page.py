@@ -8,19 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from bagel_mot.cli.options import (
-    CheckpointOption,
-    DeviceOption,
-    MemoryOption,
-    OffloadOption,
-    PrecisionOption,
     command,
-    load,
     notes,
 )
+from bagel_mot.cli.weights import Weights, load, with_weights
 from bagel_mot.errors import BagelError, SettingError
 
 
 @command
+@with_weights
 def app(
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is every one of this machine.", metavar="ADDRESS")
@@ -39,14 +35,11 @@ def app(
         ),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Also open the page in this machine's browser.")] = False,
-    checkpoint: CheckpointOption = "mini",
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    offload: OffloadOption = "auto",
-    memory: MemoryOption = None,
     lang: Annotated[
         Literal["en", "zh"], typer.Option(help="Language that the page begins in.", metavar="en|zh")
     ] = "en",
+    *,
+    weights: Weights,
 ) -> None:
     """Open the page: draw, edit, ask and chat in a browser. Ctrl-C ends.
 
@@ -60,8 +53,8 @@ def app(
 
     with listen(host, port) as listening:  # before minutes go into loading a large model
         port = listening.getsockname()[1]
-    bagel = load(checkpoint, device, precision, offload=offload, memory=memory)
-    name = f"{checkpoint} · {bagel.device} · {bagel.checkpoint.precision.name}"
+    bagel = load(weights)
+    name = f"{weights.checkpoint} · {bagel.device} · {bagel.checkpoint.precision.name}"
     page = create_page(Service(bagel), language=lang, name=name)
     try:
         _, local, public = page.launch(

@@ -112,6 +112,7 @@ class Bagel:
         tasks: Collection[str] = TASKS,
         offload: str = "auto",
         memory: int | str | None = None,
+        prefer: str = "quality",
         threads: int | None = None,
         compile: bool = False,
         progress: OnLoad | None = None,
@@ -133,14 +134,16 @@ class Bagel:
                 "none"; or "auto". With "cpu" or "disk" as many layers are loaded for each pass as have to be.
             memory: bytes, or a text such as "12GB", that may be taken of each accelerator (of main memory on the CPU);
                 the free memory less a margin if not given.
+            prefer: the order of ways of running, where several fit: "quality" takes the fastest that loses no
+                accuracy, "speed" the fastest, "memory" the one that takes the least memory.
             threads: CPU threads that compute; by default chosen by the size of the model and the cores that the process
                 may use (`bagel_mot.threads`).
             compile: see `Bagel`.
             progress: called with "downloading" or "loading", the bytes done and the bytes in all. What it raises ends
                 the loading; a download is continued the next time.
 
-        For checkpoints above 1 GB "auto" is chosen so that the model fits, fastest way first (`bagel_mot.placement`);
-        attribute `plan` says what was chosen.
+        For checkpoints above 1 GB, and for all of them with another preference than quality, "auto" is chosen so that
+        the model fits (`bagel_mot.placement`); attribute `plan` says what was chosen.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is damaged.
@@ -153,6 +156,7 @@ class Bagel:
             tasks,
             offload=offload,
             memory=memory,
+            prefer=prefer,
             threads=threads,
             prepack=not compile,
             progress=progress,

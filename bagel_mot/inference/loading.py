@@ -24,7 +24,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.placement.offload import apply
 from bagel_mot.placement.oom import MemoryGuard
-from bagel_mot.placement.plan import Machine, Plan, choose, plans, this_machine
+from bagel_mot.placement.plan import Machine, Plan, check_preference, choose, plans, this_machine
 from bagel_mot.threads import Threads, choose_threads
 
 MINI = "mini"
@@ -183,6 +183,7 @@ def load(
     *,
     offload: str = "auto",
     memory: int | str | None = None,
+    prefer: str = "quality",
     threads: int | None = None,
     prepack: bool = True,
     progress: OnLoad | None = None,
@@ -195,17 +196,18 @@ def load(
     _check_arguments(precision, device, memory)
     if offload not in OFFLOADS:
         raise SettingError(f"offload is {offload!r}: it must be {', '.join(map(repr, OFFLOADS))}.")
+    check_preference(prefer)
     needed(tasks)
     choose_threads(asked=threads)
     source = open_checkpoint(find_checkpoint(name, _telling(progress, "downloading")))
     stored = stored_weights(source)
     plan: Plan | None = None
     alternatives: Sequence[Plan] = ()
-    if memory is not None or offload in ("cpu", "disk") or stored.nbytes > _LARGE:
+    if memory is not None or offload in ("cpu", "disk") or stored.nbytes > _LARGE or prefer != "quality":
         machine = _machine(device, memory)  # as it is before anything is loaded
         config = read_config(source)
-        alternatives = _plans(config, stored, "auto", tuple(tasks), "auto", machine)
-        found = _plans(config, stored, precision, tuple(tasks), offload, machine)
+        alternatives = _plans(config, stored, "auto", tuple(tasks), "auto", machine, prefer)
+        found = _plans(config, stored, precision, tuple(tasks), offload, machine, prefer)
         # A precision that was asked for by name is not refused because the largest images would find no room.
         plan = choose(found, machine, every_workload=precision == "auto", others=alternatives)
         computes, chosen = plan.placement.device, plan.precision
@@ -272,6 +274,7 @@ def _plans(
     tasks: tuple[str, ...],
     offload: str,
     machine: Machine,
+    prefer: str,
 ) -> list[Plan]:
     """The ways of running a checkpoint on a machine, the best first."""
     kept = "in several types or in few bits" if stored.layers is None else f"in {dtype_name(stored.layers)}"
@@ -285,10 +288,10 @@ def _plans(
     elif offload == "disk" and stored.layers is not None:
         precisions = [dtype_name(stored.layers)]
     else:
-        precisions = automatic_precisions(stored, [device for device, _ in machine.devices])
+        precisions = automatic_precisions(stored, [device for device, _ in machine.devices], prefer)
     # "cpu" takes as many layers as find no room; "disk" is what was asked for, room or not.
     offloads = {"auto": ("none", "cpu", "disk"), "cpu": ("none", "cpu")}.get(offload, (offload,))
-    found = plans(config, machine, tasks, precisions=precisions, stored=stored, offloads=offloads)
+    found = plans(config, machine, tasks, precisions=precisions, stored=stored, offloads=offloads, prefer=prefer)
     if not found and offload == "disk":
         raise DeviceError(
             f"offload is 'disk', which uses plain safetensors weights as they are stored, but this checkpoint has its "
@@ -305,13 +308,15 @@ def usable_devices() -> list[torch.device]:
     return [*found, torch.device("cpu")]
 
 
-def automatic_precisions(stored: StoredWeights, devices: Sequence[torch.device]) -> list[str]:
-    """The precisions to choose from: as the weights are stored, if that is quantised or they are small, and what is
-    smaller than that; all for large checkpoints.
+def automatic_precisions(stored: StoredWeights, devices: Sequence[torch.device], prefer: str = "quality") -> list[str]:
+    """The precisions to choose from: as the weights are stored, if that is quantised, and what is smaller than that;
+    all for large checkpoints. For small ones there is nothing to choose by quality; by speed bfloat16 is there too,
+    since quantising makes them no faster, and by memory all.
     """
     emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
-    if stored.format is None and stored.nbytes <= _LARGE:
-        return [choose_precision("auto", devices[0], stored).name]
+    if stored.format is None and stored.nbytes <= _LARGE and prefer != "memory":
+        usual = choose_precision("auto", devices[0], stored).name
+        return list(dict.fromkeys((usual, *(("bfloat16",) if prefer == "speed" and not emulated else ()))))
     if stored.format is not None:
         fewer = () if stored.format in _FOUR_BITS else _FOUR_BITS
         names = [stored.format, *fewer]

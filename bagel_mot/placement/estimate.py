@@ -35,6 +35,7 @@ and oneDNN brings images into an order of its own. Measured at the official size
 _CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # all caches, of usable memory; prefixes kept for later requests, of caches
 _MAX_CACHE_TOKENS = 1 << 22
 _PROMPT_TOKENS, _ANSWER_TOKENS = 66, 256  # tokens of a reference workload
+_DRAWN_EVALUATIONS, _EDITED_EVALUATIONS = 90, 147  # of 49 steps: guidance is off in the last ones of a drawing
 
 
 # ------------------------------------------------------------------------------------------------- what a pass holds
@@ -145,12 +146,14 @@ class Workload:
         images: (width, height) in pixels of the images that are read.
         drawn: (width, height) in pixels of the image that is drawn.
         branches: branches of guidance, the full context among them.
+        evaluations: velocities that are computed for the image, over all steps and branches.
     """
 
     task: str
     images: tuple[tuple[int, int], ...] = ()
     drawn: tuple[int, int] | None = None
     branches: int = 1
+    evaluations: int = 0
 
     @property
     def name(self) -> str:
@@ -160,17 +163,42 @@ class Workload:
 
 
 def reference_workloads(config: BagelConfig) -> tuple[Workload, ...]:
-    """An image of 1024×1024, an edit of two, a question about one of 980×980; smaller ones for models whose position
-    tables are smaller.
+    """An image of 1024×1024, an edit of two, a question about one of 980×980, with official default settings; smaller
+    ones for models whose position tables are smaller.
     """
     side = min(1024, config.max_latent_size * config.latent_stride)
     seen = min(980, config.vit.side * config.vit.patch_size)
     square = (side, side)
     return (
-        Workload("generate", drawn=square, branches=2),
-        Workload("edit", (square, square), square, branches=3),
+        Workload("generate", drawn=square, branches=2, evaluations=_DRAWN_EVALUATIONS),
+        Workload("edit", (square, square), square, branches=3, evaluations=_EDITED_EVALUATIONS),
         Workload("understand", ((seen, seen),)),
     )
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of a workload.
+
+    Attributes:
+        und: tokens of the understanding expert before the answer or the image: texts, patches, markers.
+        latents: latent tokens of images that are read.
+        noised: latent tokens of the image that is drawn.
+    """
+
+    und: int
+    latents: int
+    noised: int
+
+
+def token_counts(config: BagelConfig, workload: Workload) -> TokenCounts:
+    """The tokens of a workload."""
+    patch, side = config.vit.patch_size, config.vit.side
+    patches = sum(min(side, width // patch) * min(side, height // patch) + 2 for width, height in workload.images)
+    latents = sum(_latents(config, size) for size in workload.images) if workload.drawn else 0
+    markers = 2 * len(workload.images) if workload.drawn else 0
+    noised = 0 if workload.drawn is None else _latents(config, workload.drawn)
+    return TokenCounts(patches + markers + _PROMPT_TOKENS, latents, noised)
 
 
 @dataclass(frozen=True)
@@ -197,14 +225,11 @@ def memory_estimate(
         activations, autoencoder: the types in which the model and the autoencoder compute.
         on_cpu: whether the CPU computes, whose heap holds more than what is alive.
     """
-    patch, side = config.vit.patch_size, config.vit.side
-    patches = sum(min(side, width // patch) * min(side, height // patch) + 2 for width, height in workload.images)
-    latents = sum(_latents(config, size) for size in workload.images) if workload.drawn else 0
-    markers = 2 * len(workload.images) if workload.drawn else 0
-    und, noised = patches + markers + _PROMPT_TOKENS, 0
+    counts = token_counts(config, workload)
+    und, latents, noised = counts.und, counts.latents, counts.noised
     passes = [forward_bytes(config.decoder, und, latents, activations)]
     if workload.drawn is not None:
-        noised, branches = _latents(config, workload.drawn), workload.branches
+        branches = workload.branches
         passes.append(forward_bytes(config.decoder, 2 * branches, branches * noised, activations))
         passes.append(decode_bytes(config.vae, workload.drawn[0] * workload.drawn[1], autoencoder))
         # The first branch goes on behind the full context; one without text shares it up to the text.

@@ -1,19 +1,19 @@
 """Ways of running a checkpoint on a machine: which precision, where the layers are, what memory that takes.
 
-Memory is estimated from the configuration alone (`bagel_mot.placement.estimate`). Speed is estimated
-roughly, to put the ways in order.
+Memory is estimated from the configuration alone (`bagel_mot.placement.estimate`), and so is time
+(`bagel_mot.placement.speed`): from nominal rates to put the ways in order, from measured ones in seconds.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from bagel_mot.checkpoint.opening import LARGE_EMBEDDING, UNKNOWN, StoredWeights
-from bagel_mot.checkpoint.precision import LOSSY, NAMES, Precision, check_hardware, dtype_name, parse_precision
+from bagel_mot.checkpoint.precision import LOSSY, NAMES, Precision, check_hardware, parse_precision
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import DeviceError, SettingError
 from bagel_mot.files import size_text
@@ -26,17 +26,13 @@ from bagel_mot.placement.estimate import (
     weight_bytes,
 )
 from bagel_mot.placement.offload import Place, Placement, spread
+from bagel_mot.placement.rates import NOMINAL, DeviceRates
+from bagel_mot.placement.speed import predictable, times
 from bagel_mot.placement.system_memory import free_memory
 
-# Roughly, for putting plans in order: operations and bytes per second.
-_RATES = {"cuda": (3e14, 2e12), "mps": (1e13, 2e11), "cpu": (1e12, 2.5e10)}
-_BUS, _DISK = 2e10, 5e8
-# How much of that a precision reaches: multiplying many rows, and reading weights for one.
-_MANY = {"float32": 0.3, "fp8-dynamic": 1.7, "int8-dynamic": 1.2, "int8": 0.8, "fp8": 0.6, "int4": 0.55, "nf4": 0.5}
-_ONE_ON_CPU = {"fp8": 0.2, "nf4": 0.05, "int8-dynamic": 0.5}
+_BUS, _DISK = 2e10, 5e8  # bytes per second, nominal
 PREFERENCES = ("quality", "speed", "memory")
 """The orders that plans can have."""
-_EVALUATIONS, _IMAGE_TOKENS, _TOKENS = 80, 4096, 100  # a usual image and answer
 
 
 @dataclass(frozen=True)
@@ -77,6 +73,8 @@ class Plan:
         device_bytes: predicted peak of each workload on the first device, by its name; empty on the CPU.
         host_bytes: predicted peak of each workload in main memory, by its name.
         seconds: rough estimate of an image and an answer, for the order.
+        predicted: seconds by workload and for a token, from measured rates; None where the device was not measured, the
+            model is small, or layers are brought, whose rate was not measured either.
         fits: whether there is memory for every workload.
         fits_some: whether there is memory for the smallest.
     """
@@ -87,6 +85,7 @@ class Plan:
     device_bytes: dict[str, int]
     host_bytes: dict[str, int]
     seconds: float
+    predicted: Mapping[str, float] | None
     fits: bool
     fits_some: bool
 
@@ -145,6 +144,7 @@ def plans(
     stored: StoredWeights = UNKNOWN,
     offloads: Sequence[str] = ("none", "cpu", "disk"),
     prefer: str = "quality",
+    measured: Mapping[str, DeviceRates] | None = None,
 ) -> list[Plan]:
     """All ways, the best first: what fits before what does not. By quality, what is stored so comes before what is
     rounded again, accurate before lossy, fast before slow; by speed, fast before slow; by memory, what takes the least.
@@ -157,18 +157,18 @@ def plans(
         stored: the types in which the checkpoint stores its weights.
         offloads: the places that layers may have which find no room on the device.
         prefer: "quality", "speed" or "memory".
+        measured: rates of devices by their kind, to predict seconds from; the order is the same with and without them.
 
     Raises:
         SettingError: there is no such preference.
     """
-    if prefer not in PREFERENCES:
-        raise SettingError(f"prefer is {prefer!r}: it must be {', '.join(map(repr, PREFERENCES))}.")
+    check_preference(prefer)
     found: list[Plan] = []
     for precision in map(parse_precision, precisions):
         for kind in dict.fromkeys(device.type for device, _ in machine.devices):
             devices = sorted((d for d in machine.devices if d[0].type == kind), key=lambda device: -device[1])
             try:
-                setup = _Setup(config, machine, tasks, precision, devices, stored)
+                setup = _Setup(config, machine, tasks, precision, devices, stored, measured or {})
             except DeviceError:  # these devices cannot compute in it
                 continue
             found += setup.plans(offloads)
@@ -181,6 +181,16 @@ def plans(
         return not plan.fits, first, plan.lossy, plan.seconds
 
     return sorted(found, key=order)
+
+
+def check_preference(prefer: object) -> None:
+    """Refuses what is no order of plans.
+
+    Raises:
+        SettingError: there is no such order.
+    """
+    if prefer not in PREFERENCES:
+        raise SettingError(f"prefer is {prefer!r}: it must be {', '.join(map(repr, PREFERENCES))}.")
 
 
 def choose(
@@ -229,9 +239,10 @@ class _Setup:
         precision: Precision,
         devices: list[tuple[torch.device, int]],
         stored: StoredWeights,
+        measured: Mapping[str, DeviceRates],
     ) -> None:
         check_hardware(precision, devices[0][0])
-        self.precision, self.devices = precision, devices
+        self.config, self.tasks, self.precision, self.devices = config, tasks, precision, devices
         self.host = machine.host * (1 - MARGIN)
         self.weights = weight_bytes(config, precision, tasks)
         on_cpu, types = devices[0][0].type == "cpu", (precision.activations, precision.autoencoder)
@@ -242,7 +253,8 @@ class _Setup:
         }
         self.plain = not precision.parts and precision.activations == stored.layers
         self.embedding_in_file = precision.activations == stored.embedding and "embedding" not in precision.parts
-        self.draws = bool({"generate", "edit"} & set(tasks))
+        rates = measured.get(devices[0][0].type) if predictable(self.weights) else None
+        self.rates = rates if rates is not None and precision.activations in rates.matmul else None
 
     def plans(self, offloads: Sequence[str]) -> Iterator[Plan]:
         """The ways of running in this precision on these devices."""
@@ -265,7 +277,7 @@ class _Setup:
         brought = 0.0 if offload == "none" else weights.layer * weights.layers / _DISK
         every, some = (most(host.values()) <= self.host for most in (max, min))
         placement = Placement(device, (place,) * weights.layers)
-        return Plan(self.precision, placement, (device,), {}, host, self._seconds("cpu", brought), every, some)
+        return Plan(self.precision, placement, (device,), {}, host, *self._seconds("cpu", brought), every, some)
 
     def _on_devices(self, device: torch.device, offloads: Sequence[str]) -> Iterator[Plan]:
         """On the device with most room alone, on several, and with layers brought to the first."""
@@ -306,7 +318,7 @@ class _Setup:
         seconds = self._seconds(placement.device.type, brought)
         for_host, free = max(on_host.values()) <= self.host, self.devices[0][1] * (1 - MARGIN)
         every, some = (for_host and most(on_device.values()) <= free for most in (max, min))
-        return Plan(self.precision, placement, devices, on_device, on_host, seconds, every, some)
+        return Plan(self.precision, placement, devices, on_device, on_host, *seconds, every, some)
 
     def _by_layers(self) -> Iterator[Plan]:
         """Layers in order, on each device as many as find room; the first device also has everything else."""
@@ -326,16 +338,8 @@ class _Setup:
         left = free * (1 - MARGIN) - base - outside - max(self.work.values()) - passing * self.weights.layer
         return int(left // self.weights.layer)
 
-    def _seconds(self, kind: str, brought: float) -> float:
-        """Rough seconds of an image and an answer, or of an answer about an image: multiplications, weights read for
-        each token, weights brought. A token takes one expert's weights; without drawing there is no other.
-        """
-        flops, memory = _RATES[kind]
-        precision, weights = self.precision, self.weights
-        stored = precision.parts.get("decoder", dtype_name(precision.activations))
-        share = 0.5 if self.draws else 1.0
-        many = (_EVALUATIONS if self.draws else 1) * max(
-            2 * _IMAGE_TOKENS * weights.parameters / (flops * _MANY.get(stored, 1.0)), brought
-        )
-        rate = memory * (_ONE_ON_CPU.get(stored, 0.6) if kind == "cpu" else 0.6)
-        return many + _TOKENS * max(share * weights.layer * weights.layers / rate, share * brought)
+    def _seconds(self, kind: str, brought: float) -> tuple[float, Mapping[str, float] | None]:
+        """Rough seconds for the order, and predicted ones where there are measured rates."""
+        what = self.config, self.tasks, self.weights, self.precision, kind
+        rough = times(*what, NOMINAL[kind], brought).usual
+        return rough, None if self.rates is None or brought else times(*what, self.rates).seconds

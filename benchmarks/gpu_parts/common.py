@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from bagel_mot.bench.machine import synchronize
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
+from bagel_mot.placement.rates import synchronize
 
 PROMPT = "a red car under a yellow sun, in the style of an old postcard"
 INSTRUCTION = "make it night"

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from bagel_mot.bench.machine import machine, synchronize
+from bagel_mot.bench.machine import machine
 from bagel_mot.bench.roofline import ForwardTokens, flops, roofline
 from bagel_mot.checkpoint.convert import convert
 from bagel_mot.errors import BagelError
+from bagel_mot.placement.rates import synchronize
 from bagel_mot.training.checkpoints import checkpoint_folders
 from bagel_mot.training.loop import Run
 from bagel_mot.training.packaged import find_recipe

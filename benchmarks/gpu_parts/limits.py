@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from bagel_mot import Bagel
-from bagel_mot.bench.machine import machine, synchronize
+from bagel_mot.bench.machine import machine
 from bagel_mot.checkpoint.random_weights import write_random_checkpoint
 from bagel_mot.files import size_text
 from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.placement.rates import synchronize
 from bagel_mot.tokenizer import Tokenizer
 from gpu_parts.common import FULL, INSTRUCTION, PROMPT, QUESTION, Keep, Scale, attempt, free, smoke_scale
 

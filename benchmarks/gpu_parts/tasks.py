@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from bagel_mot import Bagel
-from bagel_mot.bench.machine import synchronize
 from bagel_mot.inference import sampler as flow
 from bagel_mot.inference.engine.ticket import Ticket
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import resolve
+from bagel_mot.placement.rates import synchronize
 from bagel_mot.task import Task
 from gpu_parts.common import INSTRUCTION, PROMPT, QUESTION, Scale
 

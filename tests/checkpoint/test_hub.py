@@ -414,13 +414,13 @@ def run(*arguments: object) -> Any:
 
 
 def test_the_command(hub: FakeHub, tmp_path: Path) -> None:
-    result = run(REPOSITORY, "--to", tmp_path / "new")
+    result = run(REPOSITORY, "-o", tmp_path / "new")
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'new'}\n")
     assert contents(tmp_path / "new") == NEEDED
     result = run(REPOSITORY, "--revision", "main")
     assert result.exit_code == 0
     assert contents(Path(result.stdout.strip())) == NEEDED
-    result = run(REPOSITORY, "--to", tmp_path / "int8", "--format", "int8")
+    result = run(REPOSITORY, "-o", tmp_path / "int8", "--format", "int8")
     assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'int8'}\n")
     assert (tmp_path / "int8" / WEIGHTS).stat().st_size < len(NEEDED[WEIGHTS])
     assert load_checkpoint(tmp_path / "int8").config == read_config(open_checkpoint(GOLDEN))
@@ -428,9 +428,9 @@ def test_the_command(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_the_command_refuses_before_it_fetches(hub: FakeHub, tmp_path: Path) -> None:
     for arguments, message in (
-        ((REPOSITORY, "--format", "int8"), "--format int8 takes a folder to write to: give --to"),
+        ((REPOSITORY, "--format", "int8"), "--format int8 takes a folder to write to: give --output"),
         ((REPOSITORY, "--format", "int3", "--to", tmp_path / "x"), "the format is 'int3'"),
-        ((REPOSITORY, "--format", "int8", "--to", GOLDEN), "is not empty"),
+        ((REPOSITORY, "--format", "int8", "--output", GOLDEN), "is not empty"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2

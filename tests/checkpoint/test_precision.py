@@ -12,7 +12,7 @@ import torch
 from bagel_mot import Bagel
 from bagel_mot.checkpoint.official import TASKS, load_checkpoint
 from bagel_mot.checkpoint.precision import NAMES, QUANTISED, Precision, check_hardware, parse_precision
-from bagel_mot.cli.options import ALL_TASKS, PrecisionOption
+from bagel_mot.cli.weights import ALL_TASKS, PrecisionOption
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear

@@ -127,7 +127,7 @@ def test_convert_compares_the_scores_of_mini(monkeypatch: pytest.MonkeyPatch) ->
         asked.append((bagel, items))
         return {"rows": {"draw/one": {"share": 0.5 if bagel == "mini" else 0.25}}}
 
-    monkeypatch.setattr("bagel_mot.cli.checkpoints.load", lambda checkpoint, device, precision: checkpoint)
+    monkeypatch.setattr("bagel_mot.cli.checkpoints.load", lambda weights: weights.checkpoint)
     monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini.evaluate", evaluate)
     result = run("convert", "mini", "new", "--format", "nf4", "--check", "--items", 7, "--json", "report.json")
     assert result.exit_code == 0, result.output

@@ -742,11 +742,18 @@ def test_the_training_page_names_every_key_of_a_recipe() -> None:
 
 def test_an_option_has_one_meaning_in_all_commands() -> None:
     metavars: dict[str, set[str | None]] = {}
+    defaults: dict[str, set[object]] = {}
     for found in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
         for param in found.params:
             if param.param_type_name == "option" and not param.is_flag:
                 long = [name for name in param.opts if name.startswith("--")][:1]
-                metavars.setdefault(long[0] if long else param.opts[0], set()).add(param.metavar)
+                name = long[0] if long else param.opts[0]
+                metavars.setdefault(name, set()).add(param.metavar)
+                if name == "--device":
+                    defaults.setdefault(name, set()).add(param.default)
     assert "--dtype" not in metavars, "it is another name of --precision"
-    for option in ("--precision", "--device", "--checkpoint", "--memory", "--offload", "--json"):
+    assert "--to" not in metavars, "it is another name of --output"
+    for option in ("--precision", "--device", "--checkpoint", "--memory", "--offload", "--prefer", "--json"):
         assert len(metavars[option]) == 1, (option, metavars[option])
+    assert metavars["--output"] <= {"FILE", "FOLDER"}
+    assert defaults["--device"] == {"auto"}

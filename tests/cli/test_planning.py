@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from bagel_mot.cli import app
+from bagel_mot.cli.planning import _duration
 
 runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _measured_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bagel_mot.placement.rates._BUDGET", 0.0)
 
 
 def planned(*arguments: str) -> dict[str, Any]:
@@ -85,3 +92,52 @@ def test_plans_are_in_the_order_that_is_preferred() -> None:
     result = runner.invoke(app, ["info", "7b-mot", "--plan", "--prefer", "looks"])
     assert result.exit_code == 2
     assert "'quality', 'speed', 'memory'" in result.stderr
+
+
+def test_seconds_are_predicted_for_what_is_here_and_for_nothing_else() -> None:
+    found = planned("7b-mot", "--memory", "24GB", "--ram", "64GB")
+    assert list(found["measured"]) == ["cpu"]
+    assert found["measured"]["cpu"]["memory_bytes_per_second"] > 0
+    for plan in found["plans"]:
+        if plan["where"] == "cpu":
+            assert all(seconds > 0 for seconds in plan["predicted_seconds"].values())
+            assert list(plan["predicted_seconds"]) == [*plan["host_bytes"], "token of an answer"]
+        else:
+            assert plan["predicted_seconds"] is None, "an imagined GPU, or layers on the disk"
+    shown = runner.invoke(app, ["info", "7b-mot", "--plan", "--ram", "64GB"]).stdout
+    assert "predicted: generate" in shown
+    assert "predicted: edit" in shown
+    assert "predicted: token" in shown
+    assert "predicted from rates of the cpu measured just now: drawings with 50 timesteps" in shown
+    small = runner.invoke(app, ["info", "mini", "--plan"]).stdout
+    assert "predicted" not in small, "its time does not follow from them"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.3512, "0.35 s"), (119, "120 s"), (1740, "29 min"), (15000, "4.2 h"), (None, "")]
+)
+def test_durations_are_read_at_a_glance(seconds: float | None, text: str) -> None:
+    assert _duration(seconds) == text
+
+
+def test_every_command_that_loads_weights_chooses_by_the_same_preference() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    loading = {name for name, one in commands.items() if any(param.name == "offload" for param in one.params)}
+    assert loading == {"generate", "edit", "ask", "chat", "app", "serve", "demo", "eval"}
+    for name in (*loading, "info"):
+        (prefer,) = (param for param in commands[name].params if param.name == "prefer")
+        assert (prefer.opts, prefer.default) == (["--prefer"], "quality"), name
+
+
+@pytest.mark.parametrize(("prefer", "precision"), [("quality", "float32"), ("speed", "bfloat16")])
+def test_what_is_preferred_is_what_runs(prefer: str, precision: str, tmp_path: Path) -> None:
+    report = tmp_path / "answer.json"
+    arguments = ["ask", "what is red?", "--max-new-tokens", "1", "--device", "cpu", "--prefer", prefer]
+    result = runner.invoke(app, [*arguments, "--json", str(report)])
+    assert result.exit_code == 0, result.output
+    (chosen,) = (plan for plan in planned("mini", "--prefer", prefer)["plans"] if plan["chosen"])
+    assert chosen["precision"] == precision
+    assert (f"running in {precision} on cpu" in result.stderr) == (prefer != "quality")
+    refused = runner.invoke(app, [*arguments[:-1], "looks"])
+    assert refused.exit_code == 2
+    assert "prefer is 'looks': it must be 'quality', 'speed', 'memory'" in refused.stderr

@@ -182,7 +182,7 @@ class _Fetch:
         if file.etag is None:
             raise CheckpointError(
                 f"the hub gives no checksum of {file.name} of {self.repository}, by which it is named in the cache: "
-                "download it into a folder (--to), or use another mirror (HF_ENDPOINT)."
+                "download it into a folder (--output), or use another mirror (HF_ENDPOINT)."
             )
         folder = self._package.repo_folder_name(repo_id=self.repository, repo_type="model")
         return Path(HF_HUB_CACHE) / folder / "blobs" / file.etag
