@@ -124,21 +124,35 @@ _OWN_KEYS = {
 }
 
 
-def read_published(config: Path, dataset_info: Path, root: Path, opener: Opener) -> list[DataGroup]:
+def read_published(config: Path, dataset_info: Path | None, root: Path, opener: Opener) -> list[DataGroup]:
     """The groups of a published configuration, in the order of the file. No image is opened and no row is read.
 
     Args:
-        config: the YAML file, laid out as the published data/configs/example.yaml.
-        dataset_info: the JSON or YAML file, or the published dataset_info.py, whose DATASET_INFO is read and not run.
-        root: the folder that the paths in `dataset_info` are relative to.
+        config: the YAML file, laid out as the published data/configs/example.yaml; or as NeMo AutoModel's recipes,
+            which hold the groups under dataset.grouped_datasets, and dataset_info beside it or its path.
+        dataset_info: the JSON or YAML file, or the published dataset_info.py, whose DATASET_INFO is read and not run;
+            None if `config` says it.
+        root: the folder that the paths in dataset_info are relative to.
         opener: opens images.
 
     Raises:
         DataError: a file is missing, a key is unknown or unusable, or a group has no data.
     """
-    groups = _mapping(config)
-    infos = read_dataset_info(dataset_info)
-    source = str(dataset_info)
+    groups, source = _mapping(config), str(dataset_info)
+    infos: Any = None
+    if isinstance(recipe := groups.get("dataset"), Mapping) and "grouped_datasets" in recipe:
+        groups, infos, source = (
+            recipe["grouped_datasets"],
+            recipe.get("dataset_info"),
+            f"{config}: dataset.dataset_info",
+        )
+        if infos is None and dataset_info is None and (named := recipe.get("dataset_info_path")) is not None:
+            dataset_info = root / str(named)
+    if dataset_info is not None:
+        infos, source = read_dataset_info(dataset_info), str(dataset_info)
+    for content, what in ((groups, "groups of data"), (infos, "dataset_info")):
+        if not isinstance(content, Mapping):
+            raise DataError(f"{config} has no {what}; give data.{'config' if content is groups else 'dataset_info'}")
     found = [
         published_group(name, content, infos, f"{config}: {name}", source, root, opener)
         for name, content in groups.items()

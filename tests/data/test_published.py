@@ -96,6 +96,21 @@ def test_dataset_info_may_be_yaml_or_the_published_module(tmp_path: Path) -> Non
         read_dataset_info(tmp_path / "dataset_info.py")
 
 
+def test_a_recipe_of_nemo_automodel_says_all_itself(tmp_path: Path) -> None:
+    config = tmp_path / "sft.yaml"
+
+    def written(**extra: Any) -> list[str]:
+        content = {"stage": 2, "dataset": {"grouped_datasets": small(), **extra}}
+        config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        return [group.name for group in read_published(config, None, GOLDEN, OPENERS["upright"])]
+
+    names = ["t2i_pretrain", "unified_edit", "vlm_sft"]
+    assert written(dataset_info=INFO) == names
+    assert written(dataset_info_path="data/dataset_info.json") == names
+    with pytest.raises(DataError, match=r"has no dataset_info; give data\.dataset_info"):
+        written()
+
+
 def _set(*path: Any) -> Callable[[Yaml], None]:
     *keys, last, value = path
 

@@ -26,8 +26,10 @@ class PublishedConfig(SourceConfig):
     """Data as the published training scripts are configured.
 
     Attributes:
-        config: the YAML file with the groups, laid out as the published data/configs/example.yaml.
-        dataset_info: the file with their folders and files: JSON, YAML, or the published dataset_info.py.
+        config: the YAML file with the groups, laid out as the published data/configs/example.yaml, or a recipe of NeMo
+            AutoModel.
+        dataset_info: the file with their folders and files: JSON, YAML, or the published dataset_info.py; it may be
+            left out where `config` says it.
         root: the folder that the paths in `dataset_info` are relative to.
         images: the way to open images: "upright", turned by their EXIF orientation, over white, whole files alone; or
             "published", as the published scripts do.
@@ -35,7 +37,7 @@ class PublishedConfig(SourceConfig):
 
     kind: Literal["published"] = "published"
     config: _Path
-    dataset_info: _Path
+    dataset_info: _Path | None = None
     root: _Path = Path()
     images: Literal["upright", "published"] = "upright"
 
