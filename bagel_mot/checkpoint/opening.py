@@ -11,7 +11,7 @@ from bagel_mot.checkpoint.formats import bitsandbytes_files, dfloat11, float8, i
 from bagel_mot.checkpoint.formats.gguf_file import GgufFile
 from bagel_mot.checkpoint.formats.quantised_layouts import GroupedTensors, unknown
 from bagel_mot.checkpoint.names import is_decoder_matrix, official_name
-from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE, MODEL_FILES
+from bagel_mot.checkpoint.side_files import ADAPTER_FILE, AUTOENCODER_FILE, MODEL_FILE, MODEL_FILES
 from bagel_mot.checkpoint.source import PLAIN_TYPES, SafetensorsFiles, TensorSource, safetensors_files
 from bagel_mot.errors import CheckpointError
 from bagel_mot.files import user_path
@@ -40,6 +40,11 @@ def model_file(where: Path) -> Path:
     """
     if where.is_file():
         return where
+    if (where / ADAPTER_FILE).is_file() and not any((where / name).exists() for name in MODEL_FILES):
+        raise CheckpointError(
+            f"{where} is an adapter, which goes with a checkpoint: give that one, and this as adapter "
+            f"(--checkpoint NAME --adapter {where})"
+        )
     for name in MODEL_FILES:
         if (where / name).exists():
             return where / name

@@ -5,6 +5,7 @@ from __future__ import annotations
 MODEL_FILE = "ema.safetensors"
 MODEL_FILES = (MODEL_FILE, MODEL_FILE + ".index.json", "model.safetensors.index.json", "model.safetensors")
 """Names of the model's weights, in the order in which they are looked for: the official file, indices, a plain file."""
+ADAPTER_FILE = "adapter_config.json"  # marks the folder of an adapter (`bagel_mot.checkpoint.adapters`)
 AUTOENCODER_FILE = "ae.safetensors"
 DEFAULTS_FILE = "bagel_defaults.json"
 GENERATION_FILE = "generation_config.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from numbers import Integral
@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bagel_mot.checkpoint.adapters import read_adapter
 from bagel_mot.checkpoint.official import TASKS, Checkpoint
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.images import ImageSource
+from bagel_mot.inference.adapters import Adapters, LoadedAdapters, Place, named
 from bagel_mot.inference.batch import as_batch, check_stream, naming, pair, spread
 from bagel_mot.inference.defaults import Defaults, official_defaults, read_defaults
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.inference.engine.ticket import Ticket
-from bagel_mot.inference.loading import OnLoad, compile_experts, load
+from bagel_mot.inference.loading import OnLoad, compile_experts, find_adapter, load
 from bagel_mot.inference.prepare import Preparer, task_of, with_seeds
 from bagel_mot.inference.request import NOBODY, Listener, Recorder, Request
 from bagel_mot.inference.result import Result
@@ -101,6 +103,7 @@ class Bagel:
             defaults=self.defaults,
             tasks=[Task.ASK if name == "understand" else Task(name) for name in checkpoint.tasks],
         )
+        self._adapters = LoadedAdapters(self.runtime)
 
     @classmethod
     def from_pretrained(
@@ -116,6 +119,7 @@ class Bagel:
         threads: int | None = None,
         compile: bool = False,
         progress: OnLoad | None = None,
+        adapters: Adapters = (),
     ) -> Bagel:
         """Loads a checkpoint.
 
@@ -141,12 +145,14 @@ class Bagel:
             compile: see `Bagel`.
             progress: called with "downloading" or "loading", the bytes done and the bytes in all. What it raises ends
                 the loading; a download is continued the next time.
+            adapters: folders of adapters (or of runs that train them) or hub ids, or these by name; all are on. See
+                `set_adapters`.
 
         For checkpoints above 1 GB, and for all of them with another preference than quality, "auto" is chosen so that
         the model fits (`bagel_mot.placement`); attribute `plan` says what was chosen.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it is damaged.
+            CheckpointError: there is no such checkpoint or adapter, it is damaged, or the adapter is of another model.
             DeviceError: the device or precision is unknown or not available, or there is not enough memory.
         """
         loaded = load(
@@ -160,11 +166,52 @@ class Bagel:
             threads=threads,
             prepack=not compile,
             progress=progress,
+            adapters=named(adapters),
         )
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
         bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=loaded.memory, threads=loaded.threads)
         bagel.name, bagel.plan = os.fspath(name), loaded.plan
+        if loaded.adapters:
+            bagel._adapters.add(loaded.adapters)
         return bagel
+
+    # ------------------------------------------------------------------------------------------------------- adapters
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """The adapters that are loaded, by name, with their strengths; those at 0 are off."""
+        return dict(self._adapters.strengths)
+
+    def set_adapters(self, strengths: Mapping[str, float]) -> None:
+        """Sets which adapters change what the model does, and by how much: 1 is as they were trained, 0 is off, and
+        several add up. Those that are not named are off. Sessions go on with the new ones; what they have read is read
+        again when they are used next.
+
+        Raises:
+            SettingError: a name is unknown, or a strength is not a number.
+            BagelError: requests are at work.
+        """
+        self._adapters.set(strengths)
+
+    def load_adapter(self, place: Place, *, name: str | None = None) -> str:
+        """Loads one more adapter, which is on; returns its name.
+
+        Args:
+            place: its folder, that of a run that trains one, or a hub id.
+            name: its name; by default that of the folder.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or it is of another model.
+            SettingError: there is one of this name.
+            BagelError: requests are at work.
+        """
+        ((chosen, where),) = named([place] if name is None else {name: place}).items()
+        self._adapters.add({chosen: read_adapter(find_adapter(where), self.config)})
+        return chosen
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes an adapter away and frees its memory. Errors as `set_adapters`."""
+        self._adapters.remove(name)
 
     def close(self) -> None:
         """Cancels all requests, lets go of the model and frees its memory. It cannot be used afterwards, nor can its

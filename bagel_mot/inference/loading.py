@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from bagel_mot.checkpoint.hub.download import download
+from bagel_mot.checkpoint.adapters import WEIGHTS_FILE, read_adapter
+from bagel_mot.checkpoint.hub.download import download, download_adapter
 from bagel_mot.checkpoint.official import TASKS, Checkpoint, load_checkpoint, needed, read_config
 from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
 from bagel_mot.checkpoint.precision import PLAIN, Precision, check_hardware, dtype_name, parse_precision
 from bagel_mot.checkpoint.shapes import weight_count
+from bagel_mot.checkpoint.side_files import ADAPTER_FILE
 from bagel_mot.checkpoint.write import ByteProgress
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.files import parse_size, user_path
+from bagel_mot.model.adapters import Adapter
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.placement.offload import apply
@@ -56,6 +60,28 @@ def find_checkpoint(name: str | os.PathLike[str], progress: ByteProgress | None 
     """
     found = locate(name)
     return download(found, progress=progress) if isinstance(found, str) else found
+
+
+def find_adapter(place: str | os.PathLike[str]) -> Path:
+    """The folder of an adapter: that folder, the newest of a training run's folder, or a hub id, which is downloaded
+    where it is not cached.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be downloaded.
+    """
+    text = os.fspath(place)
+    folder = user_path(text, CheckpointError)
+    if not folder.exists() and isinstance(place, str) and is_hub_id(text.strip()):
+        return download_adapter(text.strip(), (ADAPTER_FILE, WEIGHTS_FILE))
+    if (folder / ADAPTER_FILE).is_file():
+        return folder
+    if steps := sorted(folder.glob(f"step-*/{ADAPTER_FILE}")):
+        return steps[-1].parent
+    found = "there is no such folder" if not folder.exists() else f"it has no {ADAPTER_FILE}"
+    raise CheckpointError(
+        f"{text!r} is not an adapter: {found}; give the folder of an adapter, that of a run that trains one, or a hub "
+        "id such as 'owner/name'"
+    )
 
 
 def locate(name: str | os.PathLike[str]) -> Path | str:
@@ -166,6 +192,7 @@ class Loaded:
         plan: the way in which it runs, where that was chosen from several.
         memory: guards its memory, with advice of the other ways in which it would run here.
         threads: the threads that compute.
+        adapters: adapters that were read with it, by name; they are not in the model yet.
     """
 
     checkpoint: Checkpoint
@@ -173,6 +200,7 @@ class Loaded:
     plan: Plan | None
     memory: MemoryGuard
     threads: Threads
+    adapters: Mapping[str, Adapter]
 
 
 def load(
@@ -187,6 +215,7 @@ def load(
     threads: int | None = None,
     prepack: bool = True,
     progress: OnLoad | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] = MappingProxyType({}),
 ) -> Loaded:
     """Loads a checkpoint for inference. Arguments and errors as `Bagel.from_pretrained`.
 
@@ -201,13 +230,15 @@ def load(
     choose_threads(asked=threads)
     source = open_checkpoint(find_checkpoint(name, _telling(progress, "downloading")))
     stored = stored_weights(source)
+    config = read_config(source)
+    found_adapters = {own: read_adapter(find_adapter(place), config) for own, place in adapters.items()}
+    beside = sum(adapter.parameters for adapter in found_adapters.values())
     plan: Plan | None = None
     alternatives: Sequence[Plan] = ()
     if memory is not None or offload in ("cpu", "disk") or stored.nbytes > _LARGE or prefer != "quality":
         machine = _machine(device, memory)  # as it is before anything is loaded
-        config = read_config(source)
-        alternatives = _plans(config, stored, "auto", tuple(tasks), "auto", machine, prefer)
-        found = _plans(config, stored, precision, tuple(tasks), offload, machine, prefer)
+        alternatives = _plans(config, stored, "auto", tuple(tasks), "auto", machine, prefer, beside)
+        found = _plans(config, stored, precision, tuple(tasks), offload, machine, prefer, beside)
         # A precision that was asked for by name is not refused because the largest images would find no room.
         plan = choose(found, machine, every_workload=precision == "auto", others=alternatives)
         computes, chosen = plan.placement.device, plan.precision
@@ -215,7 +246,7 @@ def load(
         computes = choose_device(device)
         chosen = choose_precision(precision, computes, stored)
     guard = MemoryGuard(computes, plan, alternatives)
-    working = choose_threads(weight_count(read_config(source)), threads)
+    working = choose_threads(weight_count(config), threads)
     try:
         with working.at_work():
             checkpoint = load_checkpoint(
@@ -234,7 +265,7 @@ def load(
         if shortage is error:
             raise
         raise shortage from error
-    return Loaded(checkpoint, source.where.parent, plan, guard, working)
+    return Loaded(checkpoint, source.where.parent, plan, guard, working, found_adapters)
 
 
 def _telling(progress: OnLoad | None, what: str) -> ByteProgress | None:
@@ -275,6 +306,7 @@ def _plans(
     offload: str,
     machine: Machine,
     prefer: str,
+    adapter_parameters: int,
 ) -> list[Plan]:
     """The ways of running a checkpoint on a machine, the best first."""
     kept = "in several types or in few bits" if stored.layers is None else f"in {dtype_name(stored.layers)}"
@@ -291,7 +323,16 @@ def _plans(
         precisions = automatic_precisions(stored, [device for device, _ in machine.devices], prefer)
     # "cpu" takes as many layers as find no room; "disk" is what was asked for, room or not.
     offloads = {"auto": ("none", "cpu", "disk"), "cpu": ("none", "cpu")}.get(offload, (offload,))
-    found = plans(config, machine, tasks, precisions=precisions, stored=stored, offloads=offloads, prefer=prefer)
+    found = plans(
+        config,
+        machine,
+        tasks,
+        precisions=precisions,
+        stored=stored,
+        offloads=offloads,
+        prefer=prefer,
+        adapter_parameters=adapter_parameters,
+    )
     if not found and offload == "disk":
         raise DeviceError(
             f"offload is 'disk', which uses plain safetensors weights as they are stored, but this checkpoint has its "

@@ -50,6 +50,12 @@ class PrefixCache:
         self.max_tokens = max_tokens
         self._forget()
 
+    def clear(self) -> None:
+        """Forgets all beginnings, such as after weights were changed. No request is at work then."""
+        self._kept.clear()
+        self._at_work.clear()
+        self.contexts.clear()
+
     def pending(self, keys: Keys) -> Keys | None:
         """The read under way that has most in common with `keys`; None if waiting for it would gain nothing."""
         known = max((_common(own, keys) for own in (*self._kept, *self._at_work)), default=0)

@@ -21,7 +21,7 @@ from bagel_mot.inference.result import Result
 from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.session_store import SavedSession, read_session, write_session
 from bagel_mot.inference.setting_types import AnswerSettings, DrawingSettings
-from bagel_mot.inference.steps.read import read
+from bagel_mot.inference.steps.read import read, read_again
 from bagel_mot.inference.steps.respond import follow
 from bagel_mot.model.cache import Chunk
 from bagel_mot.task import Task
@@ -66,6 +66,7 @@ class Session:
         self._history = History(self.runtime.engine.new_context(), keeps_growing=True)
         self._marks: list[int] = []  # number of turns before each add and generate
         self._streaming = False
+        self._version = self.runtime.engine.weights_version
         if think:
             self._add((self.runtime.system_prompt(self._reads_for),))
 
@@ -272,7 +273,7 @@ class Session:
         other = Session.__new__(Session)
         other.runtime, other.think, other.understanding = self.runtime, self.think, self.understanding
         other._history, other._marks = self._history.copy(), list(self._marks)
-        other._streaming = False
+        other._streaming, other._version = False, self._version
         return other
 
     def undo(self) -> None:
@@ -361,6 +362,7 @@ class Session:
     def _request(self, task: Task, settings: dict[str, Any], added: tuple[Input, ...]) -> Request:
         """A request for an image or a text after `added`, checked for all that can be known beforehand."""
         self._check_free()
+        self._read_again()
         if not any(turn.kind != "system" for turn in (*self.history, *added)):
             raise PromptError("the session is empty: add a text or a picture first.")
         grid, stride = self._history.last_grid, self.runtime.config.latent_stride
@@ -382,8 +384,17 @@ class Session:
         self.runtime.engine.check_image(request.size)
         return request
 
+    def _read_again(self) -> None:
+        """Computes the cache anew where the model's weights were changed since, such as by other adapters."""
+        version = self.runtime.engine.weights_version
+        if self._version != version:
+            again = read_again(self.runtime, self._history)
+            self._history = self._submit(again, self._history.context.length).result()
+            self._version = version
+
     def _add(self, inputs: tuple[Input, ...], on_submit: OnSubmit | None = None) -> None:
         """Reads inputs, which become part of the conversation."""
+        self._read_again()
         self.runtime.check_room(self._history.context.position, sum(one.positions for one in inputs))
         history = self._history.copy()
         steps = read(self.runtime, history, inputs, keep=True)

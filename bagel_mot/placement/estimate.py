@@ -89,7 +89,7 @@ class WeightBytes:
         layer: one decoder layer, both experts or the one that is loaded.
         layers: the number of decoder layers.
         embedding: the token embedding.
-        rest: everything else in the model.
+        rest: everything else in the model, adapters among it.
         autoencoder: the autoencoder.
         parameters: the number (not bytes) of one expert's parameters in all layers.
     """
@@ -112,8 +112,10 @@ class WeightBytes:
         return self.layer * self.layers + self.outside
 
 
-def weight_bytes(config: BagelConfig, precision: Precision, tasks: tuple[str, ...]) -> WeightBytes:
-    """The bytes of the weights that some tasks need."""
+def weight_bytes(
+    config: BagelConfig, precision: Precision, tasks: tuple[str, ...], adapter_parameters: int = 0
+) -> WeightBytes:
+    """The bytes of the weights that some tasks need, and of as many parameters of adapters."""
     reads, draws = needed(tasks)
     layer = embedding = rest = expert = 0
     for name, shape in model_shapes(config, reads=reads, draws=draws).items():
@@ -131,6 +133,7 @@ def weight_bytes(config: BagelConfig, precision: Precision, tasks: tuple[str, ..
             rest += size
     images = sum(shape.numel() for shape in autoencoder_shapes(config.vae).values()) if draws else 0
     layers = config.decoder.num_layers
+    rest += adapter_parameters * precision.activations.itemsize
     return WeightBytes(layer, layers, embedding, rest, images * precision.autoencoder.itemsize, expert * layers)
 
 

@@ -145,6 +145,7 @@ def plans(
     offloads: Sequence[str] = ("none", "cpu", "disk"),
     prefer: str = "quality",
     measured: Mapping[str, DeviceRates] | None = None,
+    adapter_parameters: int = 0,
 ) -> list[Plan]:
     """All ways, the best first: what fits before what does not. By quality, what is stored so comes before what is
     rounded again, accurate before lossy, fast before slow; by speed, fast before slow; by memory, what takes the least.
@@ -158,6 +159,7 @@ def plans(
         offloads: the places that layers may have which find no room on the device.
         prefer: "quality", "speed" or "memory".
         measured: rates of devices by their kind, to predict seconds from; the order is the same with and without them.
+        adapter_parameters: the number of parameters of adapters, which stay on the device that computes.
 
     Raises:
         SettingError: there is no such preference.
@@ -168,7 +170,7 @@ def plans(
         for kind in dict.fromkeys(device.type for device, _ in machine.devices):
             devices = sorted((d for d in machine.devices if d[0].type == kind), key=lambda device: -device[1])
             try:
-                setup = _Setup(config, machine, tasks, precision, devices, stored, measured or {})
+                setup = _Setup(config, machine, tasks, precision, devices, stored, measured or {}, adapter_parameters)
             except DeviceError:  # these devices cannot compute in it
                 continue
             found += setup.plans(offloads)
@@ -240,11 +242,12 @@ class _Setup:
         devices: list[tuple[torch.device, int]],
         stored: StoredWeights,
         measured: Mapping[str, DeviceRates],
+        adapter_parameters: int,
     ) -> None:
         check_hardware(precision, devices[0][0])
         self.config, self.tasks, self.precision, self.devices = config, tasks, precision, devices
         self.host = machine.host * (1 - MARGIN)
-        self.weights = weight_bytes(config, precision, tasks)
+        self.weights = weight_bytes(config, precision, tasks, adapter_parameters)
         on_cpu, types = devices[0][0].type == "cpu", (precision.activations, precision.autoencoder)
         self.work = {
             workload.name: memory_estimate(config, workload, *types, on_cpu=on_cpu).peak

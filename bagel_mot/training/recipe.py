@@ -31,6 +31,7 @@ from bagel_mot.data.sources.base import SourceConfig
 from bagel_mot.errors import RecipeError
 from bagel_mot.files import user_path
 from bagel_mot.threads import MOST_THREADS
+from bagel_mot.training.lora import AdapterConfig
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
 from bagel_mot.training.sizes import AnyPack, MaxSides, read_pack
 from bagel_mot.training.trainable import LORA, PRESETS
@@ -145,6 +146,8 @@ class AutoencoderRecipe(Recipe):
 
     def __post_init__(self) -> None:
         _need_a_start(self.init, self.model)
+        if LORA in self.trainable:
+            raise ValueError("trainable is lora, for the matrices of experts; an autoencoder has none")
         if self.optimizer.name == "muon":
             raise ValueError("optimizer.name is 'muon', for matrices in layers; an autoencoder has none: take 'adamw'")
         if self.z_channels is not None and self.init is None:
@@ -175,7 +178,7 @@ class BagelRecipe(Recipe):
     """The unified model."""
 
     fixed: ClassVar[frozenset[str]] = Recipe.fixed | {
-        "kind", "init", "autoencoder", "model", "defaults", "data", "pack", "max_sides", "dropout"
+        "kind", "init", "autoencoder", "model", "defaults", "data", "pack", "max_sides", "dropout", "lora"
     }  # fmt: skip
 
     kind: Literal["bagel"] = "bagel"
@@ -193,11 +196,32 @@ class BagelRecipe(Recipe):
     activation_checkpointing: Flag = False  # compute each layer's activations again instead of keeping them
     ce_reweight: Flag = False  # weigh each target token by 1/√(length of its text)
     timestep_shift: Positive | None = None  # by default the checkpoint's own, or 1 for a new model
+    lora: AdapterConfig | None = None  # what `trainable: lora` trains; None: as its defaults are
 
     def __post_init__(self) -> None:
         _need_a_start(self.init, self.model)
         if self.model is not None and self.autoencoder is None:
             raise ValueError("a new model needs autoencoder: a checkpoint with config.json and ae.safetensors")
+        self._check_adapters()
+
+    @property
+    def adapters(self) -> AdapterConfig | None:
+        """The adapters that are trained, on a frozen model; None where the model itself is."""
+        return (self.lora or AdapterConfig()) if LORA in self.trainable else None
+
+    def _check_adapters(self) -> None:
+        if self.adapters is None:
+            if self.lora is not None:
+                raise ValueError(f"lora is what `trainable: lora` trains; trainable is {list(self.trainable)}")
+            return
+        if len(self.trainable) > 1:
+            raise ValueError(f"trainable is {list(self.trainable)}; lora trains adapters alone, beside nothing else")
+        if self.model is not None:
+            raise ValueError("trainable is lora: adapters belong to a trained model, so give init in place of model")
+        if self.autoencoder is not None:
+            raise ValueError("trainable is lora: adapters use the autoencoder of init, so leave autoencoder out")
+        if self.optimizer.name != "adamw":
+            raise ValueError(f"trainable is lora: optimizer.name must be 'adamw', not {self.optimizer.name!r}")
 
 
 AnyRecipe = AutoencoderRecipe | BagelRecipe

@@ -95,6 +95,33 @@ def download(
         raise explained(error, repository, revision, folder) from error
 
 
+def download_adapter(repository: str, names: Sequence[str]) -> Path:
+    """Fetches the files of an adapter that are not here yet into the cache of huggingface_hub; returns their folder.
+
+    Args:
+        repository: "owner/name".
+        names: the files.
+
+    Raises:
+        CheckpointError: it cannot be had, or the repository lacks one of the files.
+    """
+    try:
+        listed, commit = _list_files(repository, None)
+    except Exception as error:  # no network, no such repository: there are many types
+        cached = _cached(repository, None)
+        if cached is None or not all((cached / name).is_file() for name in names):
+            raise explained(error, repository, None, partly=cached is not None) from error
+        return cached
+    if lacking := [name for name in names if name not in listed]:
+        raise CheckpointError(f"{repository} has no {lacking[0]}: it is not an adapter in the layout of peft.")
+    try:
+        return fetch_files(repository, commit, [listed[name] for name in names])
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise explained(error, repository, None) from error
+
+
 def list_files(repository: str) -> tuple[dict[str, RemoteFile], str]:
     """The files of a repository's main branch by name, and its commit.
 

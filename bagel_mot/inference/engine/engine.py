@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -63,6 +64,7 @@ class Engine:
         runner: runs batches.
         scheduler: lets requests begin.
         closed: whether `close` was called.
+        weights_version: how often the weights were changed; caches of another version are of no use.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Engine:
         self.max_active_cost = max_active_cost
         self._stats = self.runner.stats
         self.closed = False
+        self.weights_version = 0
         self.threads = threads or choose_threads(weight_count(model.config))
         self._lock = threading.RLock()  # held by the thread that steps
         self._stepping = False
@@ -127,6 +130,29 @@ class Engine:
     def _check_open(self) -> None:
         if self.closed:
             raise BagelError("this model was closed: load it again with Bagel.from_pretrained.")
+
+    @contextmanager
+    def changing_weights(self) -> Iterator[None]:
+        """Within it weights may be changed: no request is at work, and those that are submitted begin afterwards.
+
+        Raises:
+            BagelError: requests are at work or wait.
+            RuntimeError: called by a request, or by one of its callbacks.
+        """
+        self._check_open()
+        with self._lock:
+            if self._stepping:
+                raise RuntimeError(_FROM_WITHIN)
+            self.scheduler.take_arrivals()
+            self.scheduler.forget_done()
+            if count := len(self.scheduler.tickets):
+                raise BagelError(
+                    f"adapters cannot be changed while requests are at work ({count} now): wait for their end."
+                )
+            try:
+                yield
+            finally:
+                self.weights_version += 1
 
     def new_context(self, reserve: int = 0) -> Context:
         """An empty context; `reserve` tokens are expected in all."""

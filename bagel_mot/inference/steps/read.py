@@ -47,6 +47,22 @@ def read(runtime: Runtime, history: History, inputs: Sequence[Input], *, keep: b
     history.turns += tuple(turns)  # their segments are part of the context by now
 
 
+def read_again(runtime: Runtime, history: History) -> Steps[History]:
+    """The same history, its cache computed anew: weights were changed since.
+
+    Raises:
+        NotFiniteError: see `read`.
+    """
+    other = History(runtime.engine.new_context(), keeps_growing=history.keeps_growing)
+    if segments := tuple(segment for turn in history.turns for segment in turn.segments):
+        op = ForwardOp(other.context, segments)
+        yield [op]
+        if not op.result:
+            raise runtime.engine.runner.overflow.error()
+    other.turns = history.turns
+    return other
+
+
 def begin(runtime: Runtime, inputs: Sequence[Input], expected: int) -> Steps[History]:
     """A history that has read `inputs`, going on from what other requests have read, or are reading, where they begin
     alike.

@@ -27,6 +27,8 @@ LEVELS = (
 BLOCK = 64
 SCALE_BLOCK = 256
 _SCALE_BLOCKS = 256  # that are worked on at a time
+# bitsandbytes says, when it is imported, here or by peft, what it does without; that is its own affair, not the user's.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 _CELLS = 2048  # of the table for each unit; no border is so near the end of a cell that rounding would miss it
 
 
@@ -173,8 +175,6 @@ def has_bitsandbytes(device: str) -> bool:
 
 @cache
 def _bitsandbytes_works(device: str) -> bool:
-    # It says there what it does without; that is its own affair, not the user's.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes  # noqa: F401
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bagel_mot.checkpoint.adapters import write_adapter
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencoder, load_checkpoint, save_checkpoint
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE, SETTINGS_FILES
@@ -34,6 +35,7 @@ from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
 from bagel_mot.training.loop import DTYPES, TrainingTask
+from bagel_mot.training.lora import add_adapters, base_precision, trained_adapter
 from bagel_mot.training.objective import (
     add_noise,
     attention_of,
@@ -70,10 +72,13 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.module, self.autoencoder, self.tokenizer = start.model, start.autoencoder, start.tokenizer
         self.config = replace(start.config, timestep_shift=recipe.timestep_shift or start.config.timestep_shift)
         self.module.to(self.device).train()
-        select_trainable(self.module, recipe.trainable, official_name)
-        for parameter in self.module.parameters():
-            if not parameter.requires_grad:  # it trains the others as it is in the checkpoints that are written
-                parameter.data.copy_(parameter.data.bfloat16())
+        if recipe.adapters is not None:
+            add_adapters(self.module, recipe.adapters)
+        else:
+            select_trainable(self.module, recipe.trainable, official_name)
+            for parameter in self.module.parameters():
+                if not parameter.requires_grad:  # it trains the others as it is in the checkpoints that are written
+                    parameter.data.copy_(parameter.data.bfloat16())
         self.autoencoder.to(self.device).eval().requires_grad_(False)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
         defaults = _settle_defaults(self._settings_files, recipe.defaults, self.config)
@@ -152,6 +157,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
     def official_name(self, name: str) -> str:
         return official_name(name)
 
+    def kept_tensors(self) -> dict[str, Tensor]:
+        if self.recipe.adapters is None:
+            return super().kept_tensors()
+        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
     def gauges(self, states: Sequence[Any]) -> dict[str, float]:
         return pack_gauges(states)
 
@@ -181,7 +191,13 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
 
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Writes a whole checkpoint: averaged weights, those that stayed as they are, and the files beside them."""
+        """Writes a whole checkpoint: averaged weights, those that stayed as they are, and the files beside them. Of
+        adapters their folder alone, whose base is what the run began with.
+        """
+        if (config := self.recipe.adapters) is not None:
+            adapter = trained_adapter(self.module, config, weights)
+            write_adapter(folder, adapter, self.recipe.init, dropout=config.dropout)
+            return
         save_checkpoint(
             folder,
             self.config,
@@ -194,7 +210,12 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
 
     def write_samples(self, path: Path, checkpoint: Path) -> None:
         """Lets the source of the data show what a checkpoint has learned."""
-        self.source.write_samples(Bagel.from_pretrained(checkpoint, device=str(self.device)), path)
+        if self.recipe.adapters is None:
+            bagel = Bagel.from_pretrained(checkpoint, device=str(self.device))
+        else:
+            base = find(str(self.recipe.init), self.recipe.output)
+            bagel = Bagel.from_pretrained(base, device=str(self.device), adapters=[checkpoint])
+        self.source.write_samples(bagel, path)
 
 
 def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:
@@ -206,6 +227,12 @@ def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, b
     if not begun and recipe.model is not None:
         return _new(recipe, recipe.model, source)
     # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
+    # One that trains adapters has nothing else of its own.
+    if recipe.adapters is not None:
+        where = find(str(recipe.init), recipe.output)
+        precision = base_precision(recipe.adapters, DTYPES[recipe.precision])
+        loaded = load_checkpoint(where, precision=precision, device=choose_device(recipe.device))
+        return loaded, _settings_files(folder_of(where))
     where = begun[-1] if begun else find(str(recipe.init), recipe.output)
     loaded = load_checkpoint(where, precision=torch.float32)
     if recipe.autoencoder is not None and not begun:
