@@ -34,8 +34,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _PARTS = re.compile(r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.default)?(\.weight)?")
 _OUTER = ("", "language_model.", "language_model.model.")
-"""What may be missing before a name, most of it last."""
-# What else a configuration may ask for, and the values with which it does not.
+"""The beginnings that a name may lack."""
+# Further keys of a configuration, and the values with which they ask for nothing.
 _MUST_BE: dict[str, tuple[Any, ...]] = {
     "bias": ("none", None),
     "modules_to_save": (None, []),
@@ -232,7 +232,7 @@ def write_adapter(
 
 
 def _kind(module: str) -> str:
-    """What a linear map is called within its layer: the same in all of them."""
+    """The name of a linear map within its layer: the same in all of them."""
     return re.sub(r".*\.layers\.\d+\.", "", module)
 
 
@@ -250,8 +250,8 @@ def _common(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _targets(modules: Iterable[str]) -> str | list[str]:
-    """What peft is to adapt: one pattern where all layers are adapted alike, else a list of all names. The names within
-    a layer alone would be found in the vision transformer, too.
+    """The linear maps that peft is to adapt: one pattern where all layers are adapted alike, else a list of all names.
+    The names within a layer alone would be found in the vision transformer, too.
     """
     names = list(modules)
     beginning = "language_model.model.layers."

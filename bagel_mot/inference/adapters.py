@@ -14,12 +14,12 @@ from bagel_mot.inference.runtime import Runtime
 from bagel_mot.installation import install_command
 from bagel_mot.model.adapters import Adapter
 
-Place = str | os.PathLike[str]
-Adapters = Sequence[Place] | Mapping[str, Place]
+AdapterPlace = str | os.PathLike[str]
+Adapters = Sequence[AdapterPlace] | Mapping[str, AdapterPlace]
 _STEP = re.compile(r"step-\d+")
 
 
-def named(adapters: Adapters) -> dict[str, Place]:
+def named(adapters: Adapters) -> dict[str, AdapterPlace]:
     """Adapters by name. One without a name is called as its folder is, or as the run that a checkpoint's folder is of.
 
     Raises:
@@ -28,7 +28,7 @@ def named(adapters: Adapters) -> dict[str, Place]:
     if isinstance(adapters, str | os.PathLike) or not isinstance(adapters, Sequence | Mapping):
         raise SettingError(f"adapters is {adapters!r}: it must be a list of folders or hub ids, or these by name.")
     pairs = adapters.items() if isinstance(adapters, Mapping) else [(_name_of(place), place) for place in adapters]
-    found: dict[str, Place] = {}
+    found: dict[str, AdapterPlace] = {}
     for name, place in pairs:
         if not isinstance(name, str) or not name or "." in name:
             raise SettingError(f"{name!r} cannot be the name of an adapter: it must be a text without dots.")

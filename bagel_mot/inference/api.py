@@ -17,7 +17,7 @@ from bagel_mot.checkpoint.adapters import read_adapter
 from bagel_mot.checkpoint.official import TASKS, Checkpoint
 from bagel_mot.errors import BagelError, PromptError, SettingError
 from bagel_mot.images import ImageSource
-from bagel_mot.inference.adapters import Adapters, LoadedAdapters, Place, named
+from bagel_mot.inference.adapters import AdapterPlace, Adapters, LoadedAdapters, named
 from bagel_mot.inference.batch import as_batch, check_stream, naming, pair, spread
 from bagel_mot.inference.defaults import Defaults, official_defaults, read_defaults
 from bagel_mot.inference.engine.engine import Engine
@@ -193,7 +193,7 @@ class Bagel:
         """
         self._adapters.set(strengths)
 
-    def load_adapter(self, place: Place, *, name: str | None = None) -> str:
+    def load_adapter(self, place: AdapterPlace, *, name: str | None = None) -> str:
         """Loads one more adapter, which is on; returns its name.
 
         Args:

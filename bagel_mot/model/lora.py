@@ -23,7 +23,7 @@ from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.model.prepacked import PrepackedLinear
 from bagel_mot.model.quant.linear import QuantisedLinear
 
-_ROWS = 1 << 10  # of a plain weight that are widened at a time
+_ROWS = 1 << 10  # rows of a plain weight that are widened at a time
 
 
 class MatrixShape(NamedTuple):
@@ -61,7 +61,7 @@ class AdaptedLinear(lora.Linear):
 
     Attributes:
         base_layer: the map without adapters.
-        strengths: what multiplies the change that an adapter makes, by the adapter's name.
+        strengths: the factors of the changes that adapters make, by their names.
     """
 
     base_layer: Any
@@ -103,7 +103,7 @@ class AdaptedLinear(lora.Linear):
         return result
 
     def _change(self, name: str, x: Tensor, base: Tensor) -> Tensor:
-        """What an adapter adds to `base`, the products of x with the matrix."""
+        """The change that an adapter makes to `base` (T, out), the products of x (T, in) with the matrix."""
         down, up = self.factors(name)
         dropped = self.lora_dropout[name](x)
         strength = self.strengths.get(name, 1.0)

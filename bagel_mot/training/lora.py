@@ -22,8 +22,8 @@ from bagel_mot.model.bagel import BagelModel
 
 NAME = "default"
 """The name that a trained adapter has in the network, as peft calls it."""
-_Expert = Literal["und", "gen"]
-_Experts = Annotated[tuple[_Expert, ...], Field(min_length=1), must_be("a list of und and gen, or one of them")]
+_ExpertName = Literal["und", "gen"]
+_ExpertNames = Annotated[tuple[_ExpertName, ...], Field(min_length=1), must_be("a list of und and gen, or one of them")]
 _Matrices = Annotated[
     tuple[ExpertMatrix, ...],
     Field(min_length=1),
@@ -33,7 +33,7 @@ _Matrices = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertAdapterConfig(Section):
-    """What is otherwise in the adapters of one expert; None: as for both."""
+    """The differences of one expert's adapters; None: as for both."""
 
     rank: Count | None = None
     alpha: Positive | None = None
@@ -46,7 +46,7 @@ class AdapterConfig(Section):
     for each expert).
     """
 
-    experts: _Experts = ("und", "gen")
+    experts: _ExpertNames = ("und", "gen")
     rank: Count = 32
     alpha: Positive = 64.0
     targets: _Matrices = EXPERT_MATRICES
@@ -65,7 +65,7 @@ class AdapterConfig(Section):
                     f"{expert} changes adapters of an expert that has none: experts is {list(self.experts)}"
                 )
 
-    def of(self, expert: _Expert) -> tuple[int, float, tuple[str, ...]]:
+    def of(self, expert: _ExpertName) -> tuple[int, float, tuple[str, ...]]:
         """The rank, α and matrices of an expert's adapters."""
         own = getattr(self, expert) or ExpertAdapterConfig()
         return own.rank or self.rank, own.alpha or self.alpha, own.targets or self.targets

@@ -64,7 +64,7 @@ class Engine:
         runner: runs batches.
         scheduler: lets requests begin.
         closed: whether `close` was called.
-        weights_version: how often the weights were changed; caches of another version are of no use.
+        weights_version: the number of times that the weights were changed; caches of another version are of no use.
     """
 
     def __init__(

@@ -27,9 +27,9 @@ LEVELS = (
 BLOCK = 64
 SCALE_BLOCK = 256
 _SCALE_BLOCKS = 256  # that are worked on at a time
-# bitsandbytes says, when it is imported, here or by peft, what it does without; that is its own affair, not the user's.
+_CELLS = 2048  # cells of the table for each unit; no border is so near the end of a cell that rounding would miss it
+# When bitsandbytes is imported, here or by peft, it says what it does without; that is its own affair, not the user's.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-_CELLS = 2048  # of the table for each unit; no border is so near the end of a cell that rounding would miss it
 
 
 class Nf4Matrix(QuantisedMatrix):
