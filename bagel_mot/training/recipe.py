@@ -59,6 +59,9 @@ class Recipe(Section):
     # Keys that a run that has begun cannot change: its weights, or its place in the data, would lose their meaning.
     fixed: ClassVar[frozenset[str]] = frozenset({"seed", "packs_per_step", "optimizer.name", "trainable"})
 
+    # Keys within a fixed section that a run may change all the same.
+    free: ClassVar[frozenset[str]] = frozenset({"data.workers"})
+
     output: _Folder
     profile: str | None = None  # the profile of the recipe's file that was taken
     seed: _Seed = 0
@@ -95,7 +98,7 @@ class Recipe(Section):
         changes = [
             f"{key} was {before!r} and is now {now!r}"
             for key, before, now in _differences(self, self.stored(), begun)
-            if key in self.fixed or key.partition(".")[0] in self.fixed
+            if key not in self.free and (key in self.fixed or key.partition(".")[0] in self.fixed)
         ]
         if changes:
             raise RecipeError(
@@ -187,7 +190,7 @@ class BagelRecipe(Recipe):
     autoencoder: str | None = None  # a checkpoint that has one; by default that of `init`
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes to the checkpoint's bagel_defaults.json
     data: _Data
-    pack: _Pack  # in slots, or in images and text
+    pack: _Pack  # in slots, in images and text, or by the published loop
     max_sides: MaxSides = MaxSides()  # of images; the checkpoint's own limits count where they are lower
     dropout: Dropout = Dropout()
     ce_weight: NotNegative = 1.0

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import Count, Section, Whole
-from bagel_mot.data.packer import PackConfig
+from bagel_mot.data.packer import AnyPackConfig, PackConfig, read_pack_config
 from bagel_mot.images import ImageTransform
 
 
@@ -74,11 +74,11 @@ class PackForImages(Section):
         return PackConfig(rows=self.rows, und=und, gen=gen, buffer=self.buffer)
 
 
-AnyPack = PackConfig | PackForImages
+AnyPack = AnyPackConfig | PackForImages
 
 
 def read_pack(content: Any) -> AnyPack:
-    """A recipe's `pack` section: in images and text if it says so, else in slots.
+    """A recipe's `pack` section: in images and text if it says so, else in slots, or by the published loop.
 
     Raises:
         ValueError: a key is unknown or missing, or a value is out of its range.
@@ -86,10 +86,9 @@ def read_pack(content: Any) -> AnyPack:
     if isinstance(content, AnyPack):
         return content
     in_images = isinstance(content, Mapping) and {"text", "latents", "seen"} & content.keys()
-    kind: type[AnyPack] = PackForImages if in_images else PackConfig
-    return TypeAdapter(kind).validate_python(content)
+    return TypeAdapter(PackForImages).validate_python(content) if in_images else read_pack_config(content)
 
 
-def pack_config(pack: AnyPack, vae: ImageTransform, vit: ImageTransform) -> PackConfig:
-    """The size of a pack in slots, for images that are resized so."""
+def pack_config(pack: AnyPack, vae: ImageTransform, vit: ImageTransform) -> AnyPackConfig:
+    """The size of a pack in slots or tokens, for images that are resized so."""
     return pack.sized(vae, vit) if isinstance(pack, PackForImages) else pack

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bagel_mot.data.documents import Document
 from bagel_mot.data.sources import SOURCES, mini, read_source_config
-from bagel_mot.data.sources.base import Source
+from bagel_mot.data.sources.base import IndexedSource
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.errors import DataError
 from bagel_mot.worlds.mini.draw import draw_array
@@ -27,7 +27,7 @@ def test_the_kind_selects_a_type() -> None:
 
 
 def test_a_source_needs_no_hooks(tmp_path: Path) -> None:
-    class Bare(Source):
+    class Bare(IndexedSource):
         def __call__(self, index: int) -> Document:
             return []
 

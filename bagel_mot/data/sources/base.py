@@ -4,32 +4,46 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from bagel_mot.config import Section
+from bagel_mot.config import Section, Whole
+from bagel_mot.data.dataset import DataGroup
 from bagel_mot.data.documents import Document
+from bagel_mot.data.mixing import BySamples, ByTokens, Mixture
+from bagel_mot.data.supply import DrawnSupply, RowSupply, SampleGroup
 from bagel_mot.errors import DataError
 from bagel_mot.scope import Scope
 
+WeightBy = Literal["samples", "tokens"]
+"""What the weights of groups are shares of."""
+
 
 class Source(ABC):
-    """An endless supply of documents by index: the same index always gives the same document.
+    """Training data.
 
-    All but the documents are optional hooks. A recipe that needs one which a source lacks is refused; what would merely
+    All but the groups are optional hooks. A recipe that needs one which a source lacks is refused; what would merely
     profit from it is left out.
     """
 
+    @abstractmethod
+    def groups(self) -> Sequence[SampleGroup]:
+        """The groups of samples, which are mixed by their weights.
+
+        Raises:
+            DataError: there are no data, or a file cannot be used.
+        """
+
+    def mixture(self, seed: str) -> Mixture:
+        """The way in which the groups are mixed, with the randomness of a seed."""
+        return BySamples([group.weight for group in self.groups()], seed)
+
     def _lacks(self, what: str) -> DataError:
         return DataError(f"{type(self).__name__}, the source that data.kind selects, has no {what}: take another one")
-
-    @abstractmethod
-    def __call__(self, index: int) -> Document:
-        """The document of an index."""
 
     def texts(self) -> Iterator[str]:
         """Texts to train a new model's tokenizer on, the same ones whenever asked."""
@@ -62,10 +76,55 @@ class Source(ABC):
         """
 
 
+class IndexedSource(Source):
+    """An endless supply of documents by index: the same index always gives the same document."""
+
+    @abstractmethod
+    def __call__(self, index: int) -> Document:
+        """The document of an index."""
+
+    def groups(self) -> Sequence[SampleGroup]:
+        return [SampleGroup(type(self).__name__, DrawnSupply(self))]
+
+
+class FileSource(Source):
+    """Groups of data sets on disk or the hub, each row once an epoch."""
+
+    def __init__(self, groups: Sequence[DataGroup], weight_by: WeightBy = "samples") -> None:
+        self._groups, self.weight_by = tuple(groups), weight_by
+
+    def groups(self) -> Sequence[SampleGroup]:
+        return [
+            SampleGroup(
+                group.name,
+                RowSupply(group.name, tuple(group.datasets)),
+                group.weight,
+                group.mandatory,
+                group.resumes,
+            )
+            for group in self._groups
+        ]
+
+    def mixture(self, seed: str) -> Mixture:
+        return mixture_of(self.groups(), self.weight_by, seed)
+
+
+def mixture_of(groups: Sequence[SampleGroup], weight_by: WeightBy, seed: str) -> Mixture:
+    """The way in which groups are mixed, their weights being shares of the samples or of the tokens."""
+    weights = [group.weight for group in groups]
+    return ByTokens(weights) if weight_by == "tokens" else BySamples(weights, seed)
+
+
 class SourceConfig(Section):
-    """The base of a source's configuration, one type for each `kind`."""
+    """The base of a source's configuration, one type for each `kind`.
+
+    Attributes:
+        kind: the kind of source.
+        workers: worker processes that decode and resize images and tokenize texts; with 0 a thread of the trainer does.
+    """
 
     kind: str
+    workers: Whole = 0
 
     def open(self, seed: int) -> Source:
         """The source.

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import Count, NotNegative, Share
 from bagel_mot.data.documents import Document, ImagePart, TextPart
-from bagel_mot.data.sources.base import Source, SourceConfig
+from bagel_mot.data.sources.base import IndexedSource, SourceConfig
 from bagel_mot.files import write_atomically, write_text
 from bagel_mot.scope import Scope, words_of
 from bagel_mot.worlds.mini.captions import caption
@@ -62,7 +62,7 @@ class MiniConfig(SourceConfig):
         return MiniSource(self, seed)
 
 
-class MiniSource(Source):
+class MiniSource(IndexedSource):
     """The toy world, at one image size."""
 
     def __init__(self, config: MiniConfig, seed: int) -> None:

@@ -19,10 +19,16 @@ from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencoder, load_checkpoint, save_checkpoint
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE, SETTINGS_FILES
 from bagel_mot.config import BagelConfig
-from bagel_mot.data.documents import SampleBuilder
+from bagel_mot.data.documents import IndexedSample, SampleBuilder
+from bagel_mot.data.feed import GroupItem, SampleFeed, SampleMaker
+from bagel_mot.data.layout import TrainingPack
 from bagel_mot.data.loader import Prefetcher, StreamGroup
-from bagel_mot.data.packer import PackStream, TrainingPack, pack_gauges
+from bagel_mot.data.rows import SkipRow
+from bagel_mot.data.skips import SkipList
 from bagel_mot.data.sources.base import Source
+from bagel_mot.data.streams import PackStream, pack_gauges
+from bagel_mot.data.supply import check_groups
+from bagel_mot.data.workers import Workers
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.images import patchify, scale_levels
 from bagel_mot.inference.api import Bagel
@@ -93,6 +99,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             recipe.dropout,
         )
         self.spec = PackSpec.of(self.config, self.tokenizer.special)
+        self.groups = self.source.groups()
+        check_groups(self.groups)
+        maker = SampleMaker(tuple(group.supply for group in self.groups), self.builder, self.spec, recipe.seed)
+        self.workers: Workers[GroupItem, IndexedSample | SkipRow] = Workers(maker, recipe.data.workers)
+        self._skips = SkipList(recipe.output)
         self._prefetcher: Prefetcher[list[TrainingPack]] | None = None
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
@@ -104,11 +115,14 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
             for layer in self.module.decoder.layers:
-                layer.compile(dynamic=False)
+                layer.compile(dynamic=False if self.pack.fixed_shape else None)
 
     def pack_stream(self, number: int, total: int) -> PackStream:
-        """One of the logical streams of the run."""
-        return PackStream(self.source, self.builder, self.spec, self.pack, self.recipe.seed, number, total)
+        """One of the logical streams of the run, at its beginning."""
+        seed = self.recipe.seed
+        mixture = self.source.mixture(f"{seed} {number} {total}")
+        feed = SampleFeed(self.groups, mixture, self.workers, seed, number, total)
+        return PackStream(feed, self.spec, self.pack)
 
     def open_streams(self, streams: Sequence[int], total: int) -> None:
         self._prefetcher = Prefetcher(StreamGroup({number: self.pack_stream(number, total) for number in streams}))
@@ -120,7 +134,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         return self._prefetcher
 
     def next_batches(self) -> list[BagelBatch]:
-        return [self.to_device(pack) for pack in self.prefetcher.next_batch()]
+        before = self.data_state()
+        packs = self.prefetcher.next_batch()
+        for (number, state), pack in zip(before.items(), packs, strict=True):
+            self._skips.add(number, state["listed"], pack.skipped)
+        return [self.to_device(pack) for pack in packs]
 
     @torch.no_grad()
     def to_device(self, laid_out: TrainingPack) -> BagelBatch:
@@ -169,11 +187,13 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         return dict(self.prefetcher.state_dict())
 
     def load_data_state(self, states: Sequence[Any]) -> None:
-        self.prefetcher.load_state_dict({number: states[number] for number in self.data_state()})
+        mine = {number: states[number] for number in self.data_state()}
+        self.prefetcher.load_state_dict(mine)
 
     def close(self) -> None:
         if self._prefetcher is not None:
             self._prefetcher.close()
+        self.workers.close()
 
     def counts(self, batch: BagelBatch) -> dict[str, float]:
         return batch.counts

@@ -18,9 +18,11 @@ from bagel_mot.checkpoint.official import load_checkpoint, save_checkpoint
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE
 from bagel_mot.config import BagelConfig, load_config
 from bagel_mot.data.documents import ImagePart, IndexedSample
-from bagel_mot.data.packer import lay_out
+from bagel_mot.data.feed import GroupItem
+from bagel_mot.data.layout import lay_out
 from bagel_mot.data.sources.base import Source
 from bagel_mot.data.sources.mini import MiniSource
+from bagel_mot.data.supply import KeyedItem
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference import loading
 from bagel_mot.inference.defaults import read_defaults
@@ -39,7 +41,13 @@ Make = Callable[..., BagelRecipe]
 
 
 def _batch(task: BagelTask, rows: list[list[IndexedSample]]) -> BagelBatch:
-    return task.to_device(lay_out(rows, task.spec, replace(task.recipe.pack, rows=len(rows))))
+    return task.to_device(lay_out(rows, task.spec, task.recipe.pack.und, task.recipe.pack.gen))
+
+
+def _sample(task: BagelTask, index: int) -> IndexedSample:
+    made = task.workers.submit(GroupItem(0, KeyedItem(index, None))).result()
+    assert isinstance(made, IndexedSample)
+    return made
 
 
 def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +104,7 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
 
 def test_a_pack_of_one_sample_trains(recipe: Make) -> None:
     task = BagelTask(recipe())
-    batch = _batch(task, [[task.pack_stream(0, 1).sample(0)], []])
+    batch = _batch(task, [[_sample(task, 0)], []])
     sums = task.losses(batch, torch.Generator().manual_seed(0))
     assert all(torch.isfinite(value) for value in sums.values())
 
@@ -204,12 +212,12 @@ def test_a_run_takes_over_another_autoencoder(recipe: Make, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_conditions_are_left_out_as_often_whatever_the_task(recipe: Make, seed: int) -> None:
-    stream = BagelTask(recipe(seed=seed, data={"mix": {"draw": 1.0, "edit": 1.0}})).pack_stream(0, 1)
+    task = BagelTask(recipe(seed=seed, data={"mix": {"draw": 1.0, "edit": 1.0}}))
     left_out: dict[bool, list[bool]] = {True: [], False: []}
     for index in range(600):
-        document = stream.source(index)
+        document = task.source(index)
         edits = any(isinstance(part, ImagePart) and not part.target for part in document)
-        sample = stream.sample(index)
+        sample = _sample(task, index)
         texts = sum(isinstance(segment, TextSegment) for segment in sample.segments)
         left_out[edits].append(texts == 0)
     for shares in left_out.values():
