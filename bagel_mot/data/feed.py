@@ -177,7 +177,7 @@ class SampleFeed:
         self._note(item.group, item.sample.index, reason, sentence)
 
     def take_skipped(self) -> tuple[SkippedItem, ...]:
-        """What was left out since the last call."""
+        """The items that were left out since the last call."""
         skipped, self._skipped = tuple(self._skipped), []
         return skipped
 

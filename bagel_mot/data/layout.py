@@ -23,7 +23,7 @@ class TrainingPack:
         images: the distinct images, stacked by size: (n, H, W, 3) uint8 levels each.
         latent_source: (Nl,) int64: each latent token's row among the tokens of all `images`, in their order.
         datasets: the name of each sample's data set; `layout.sample` numbers the samples.
-        skipped: what was left out of the data since the pack before.
+        skipped: the items of the data that were left out since the pack before.
     """
 
     layout: TrainingLayout
@@ -43,7 +43,7 @@ def lay_out(
         rows: the samples of each row.
         spec: the model's packing facts.
         und, gen: the slots of each row.
-        skipped: what was left out, which the pack tells.
+        skipped: the items that were left out, which the pack tells.
     """
     segments = [s for row in rows for sample in row for s in sample.segments]
     images = [image for s in segments for image in (s.frames if isinstance(s, FramesSegment) else (s,))]

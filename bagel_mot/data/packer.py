@@ -60,7 +60,7 @@ class Packer(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the packer remembers besides the samples that wait, as JSON."""
+        """The packer's state besides the samples that wait, as JSON."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027

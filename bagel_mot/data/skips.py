@@ -1,4 +1,4 @@
-"""The list of what was left out of the data: a line of JSON for each item, in a file of the run for each stream."""
+"""The list of the items that are left out of the data: a line of JSON for each, in a file of the run by stream."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class DrawnSupply(Supply):
         return KeyedItem(key, None)
 
     def sample(self, item: KeyedItem, builder: SampleBuilder, seed: int) -> IndexedSample:
-        # What is left out of a document is drawn apart from what it is about.
+        # Dropout is drawn apart from the document itself.
         return builder(item.key, self.source(item.key), random.Random(f"sample {seed} {item.key}"))
 
 

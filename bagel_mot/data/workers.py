@@ -27,7 +27,7 @@ from bagel_mot.errors import DataError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_function: Callable[[Any], Any] | None = None  # what this process does, if it is a worker
+_function: Callable[[Any], Any] | None = None  # the work of this process, if it is a worker
 
 
 class Pending(Generic[Result]):
@@ -52,7 +52,7 @@ class Workers(Generic[Task, Result]):
         """Makes them; the processes start with the first task.
 
         Args:
-            function: what to do with a task. It, its tasks and its results can be pickled.
+            function: makes the result of a task. It, its tasks and its results can be pickled.
             count: the number of processes.
         """
         self.function, self.count = function, count
@@ -77,7 +77,7 @@ class Workers(Generic[Task, Result]):
     def _start(self) -> ProcessPoolExecutor:
         can_fork = "forkserver" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-        if can_fork:  # what every worker needs is imported once, by the process that they are forked from
+        if can_fork:  # the modules of a worker are imported once, by the process that all are forked from
             context.set_forkserver_preload(["bagel_mot.data.feed"])
         return ProcessPoolExecutor(
             self.count,

@@ -20,7 +20,7 @@ from bagel_mot.errors import DataError
 from bagel_mot.scope import Scope
 
 WeightBy = Literal["samples", "tokens"]
-"""What the weights of groups are shares of."""
+"""The unit of which the weights of groups are shares."""
 
 
 class Source(ABC):
