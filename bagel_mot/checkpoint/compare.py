@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from bagel_mot.checkpoint.adapters import read_adapter
 from bagel_mot.checkpoint.load_weights import check_tensors
 from bagel_mot.checkpoint.names import kind_of, official_name
 from bagel_mot.checkpoint.official import read_config
 from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.source import as_stored
+from bagel_mot.model.adapters import merge
 
 _PIECE = 1 << 22  # values compared at a time, over float64 sums
 
@@ -35,7 +37,11 @@ class TensorError:
 
 
 def relative_errors(
-    original: Path, written: Path, progress: Callable[[int, int], None] | None = None
+    original: Path,
+    written: Path,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    adapters: Sequence[tuple[Path, float]] = (),
 ) -> list[TensorError]:
     """Reads both checkpoints and compares all tensors that the first has.
 
@@ -43,6 +49,7 @@ def relative_errors(
         original: a checkpoint folder, or a file with weights in one.
         written: another with the same tensors.
         progress: told tensors done and tensors in all.
+        adapters: folders of adapters with their strengths, which were merged into the second.
 
     Raises:
         CheckpointError: one of them cannot be read, or the second lacks a tensor of the first or has another shape.
@@ -50,10 +57,13 @@ def relative_errors(
     before, after = open_checkpoint(original), open_checkpoint(written)
     check_tensors(after, {name: before.shape(name) for name in before.names()})
     names = [name for name in model_shapes(read_config(before)) if official_name(name) in set(before.names())]
+    config = read_config(before)
+    merged = [(read_adapter(place, config), strength) for place, strength in adapters]
     errors = []
     for index, ours in enumerate(names):
         name = official_name(ours)
         first, second = (as_stored(source.read(name)) for source in (before, after))
+        first = merge(first, ours.removesuffix(".weight"), merged)
         errors.append(TensorError(name, _kind(ours), _relative_error(first, second)))
         if progress is not None:
             progress(index + 1, len(names))

@@ -7,7 +7,7 @@ everything else is in bfloat16. A matrix whose sides the format does not take st
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bagel_mot.checkpoint import write_gguf as gguf_writing
+from bagel_mot.checkpoint.adapters import read_adapter
 from bagel_mot.checkpoint.load_weights import check_tensors
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import folder_of, read_config
@@ -27,6 +28,7 @@ from bagel_mot.checkpoint.write import ByteProgress, TensorEntry, counting, is_w
 from bagel_mot.checkpoint.write_gguf import write_gguf
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import check_free_space, check_new, user_path, whole_folder
+from bagel_mot.model.adapters import Adapter, merge
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix
 from bagel_mot.threads import choose_threads
 
@@ -38,7 +40,13 @@ STORED = (_PLAIN, *FORMATS, *(_GGUF + name for name in gguf_writing.TYPES))
 
 
 def convert(
-    source: Path, folder: Path, stored: str, *, shard_size: int | None = None, progress: ByteProgress | None = None
+    source: Path,
+    folder: Path,
+    stored: str,
+    *,
+    adapters: Sequence[tuple[Path, float]] = (),
+    shard_size: int | None = None,
+    progress: ByteProgress | None = None,
 ) -> None:
     """Writes a checkpoint folder with the weights of another.
 
@@ -46,13 +54,15 @@ def convert(
         source: a checkpoint folder, or a file with weights in one.
         folder: new or empty.
         stored: one of STORED.
+        adapters: folders of adapters with their strengths, which are merged into the weights.
         shard_size: bytes in a file; by default all weights are in one.
         progress: told bytes written and bytes in all.
 
     Raises:
         SettingError: `stored` is unknown, or GGUF is to be sharded.
-        CheckpointError: the source cannot be read, has values that are not finite or beyond the
-            range of the format, or is in `folder` itself; the package gguf is missing.
+        CheckpointError: the source or an adapter cannot be read, the adapter is of another model, the source has
+            values that are not finite or beyond the range of the format, or is in `folder` itself; the package gguf is
+            missing.
         OSError: the folder is not empty or cannot be written, or the disk has no room.
     """
     source, folder = user_path(source, CheckpointError), user_path(folder)
@@ -60,7 +70,9 @@ def convert(
     tensors = open_checkpoint(source)
     shapes = _shapes(tensors)
     companions = [path for path in (tensors.where.parent / name for name in COMPANIONS) if path.is_file()]
-    entries = [_entry(tensors, ours, shape, stored) for ours, shape in shapes.items()]
+    config = read_config(tensors)
+    reader = _Reader(tensors, [(read_adapter(place, config), strength) for place, strength in adapters])
+    entries = [_entry(reader, ours, shape, stored) for ours, shape in shapes.items()]
     total = sum(entry.nbytes for entry in entries) + sum(path.stat().st_size for path in companions)
     check_free_space(folder, total)
     advance = counting(progress, total)
@@ -100,28 +112,47 @@ def _shapes(source: TensorSource) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if official_name(name) in present}
 
 
-def _entry(source: TensorSource, ours: str, shape: tuple[int, ...], stored: str) -> TensorEntry:
+class _Reader:
+    """The tensors of a source with adapters merged into them, each checked to be finite."""
+
+    def __init__(self, source: TensorSource, adapters: Sequence[tuple[Adapter, float]]) -> None:
+        self.source, self.adapters = source, adapters
+
+    def plain(self, ours: str, dtype: torch.dtype) -> Tensor:
+        """A tensor by our name, in a type."""
+        found = self._found(ours)
+        return self._merged(ours, found).to(dtype) if self._changes(ours) else as_tensor(found, dtype)
+
+    def rounded(self, ours: str, kind: type[QuantisedMatrix]) -> QuantisedMatrix:
+        """A quantised matrix by our name; where the source has it so, and it stays as it is, it is not rounded again."""
+        found = self._found(ours)
+        if self._changes(ours):
+            return kind.quantise(self._merged(ours, found))
+        if isinstance(found, kind) and is_written_so(found):
+            return found
+        return kind.quantise(as_stored(found))
+
+    def _found(self, ours: str) -> Tensor | QuantisedMatrix:
+        name = official_name(ours)
+        found = self.source.read(name)
+        check_finite(self.source.where, name, found)
+        return found
+
+    def _changes(self, ours: str) -> bool:
+        place = ours.removesuffix(".weight")
+        return any(strength and place in adapter.matrices for adapter, strength in self.adapters)
+
+    def _merged(self, ours: str, found: Tensor | QuantisedMatrix) -> Tensor:
+        return merge(as_stored(found), ours.removesuffix(".weight"), self.adapters)
+
+
+def _entry(reader: _Reader, ours: str, shape: tuple[int, ...], stored: str) -> TensorEntry:
     """The entry of a tensor; a matrix that the format does not take is in bfloat16."""
     name = official_name(ours)
     if PARTS["decoder"].fullmatch(ours):
         type = stored.removeprefix(_GGUF)
         if stored.startswith(_GGUF) and gguf_writing.fits(type, shape):
-            return TensorEntry(name, shape, gguf_writing.TYPES[type], partial(_plain, source, name, torch.float32))
+            return TensorEntry(name, shape, gguf_writing.TYPES[type], partial(reader.plain, ours, torch.float32))
         if stored in FORMATS and FORMATS[stored].fits((shape[0], shape[1])):
-            return TensorEntry(name, shape, stored, partial(_rounded, source, name, FORMATS[stored]))
-    return TensorEntry(name, shape, torch.bfloat16, partial(_plain, source, name, torch.bfloat16))
-
-
-def _plain(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
-    tensor = as_tensor(source.read(name), dtype)
-    check_finite(source.where, name, tensor)
-    return tensor
-
-
-def _rounded(source: TensorSource, name: str, kind: type[QuantisedMatrix]) -> QuantisedMatrix:
-    """A quantised matrix; where the source has it so, it is not rounded again."""
-    found = source.read(name)
-    check_finite(source.where, name, found)
-    if isinstance(found, kind) and is_written_so(found):
-        return found
-    return kind.quantise(as_stored(found))
+            return TensorEntry(name, shape, stored, partial(reader.rounded, ours, FORMATS[stored]))
+    return TensorEntry(name, shape, torch.bfloat16, partial(reader.plain, ours, torch.bfloat16))

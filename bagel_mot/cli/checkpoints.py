@@ -72,7 +72,16 @@ def convert(
         typer.Argument(help="mini, a checkpoint folder, a file with weights in one, or a hub id.", metavar="SOURCE"),
     ],
     folder: Annotated[Path, typer.Argument(help="New folder to write.", metavar="FOLDER")],
-    stored: Annotated[str, typer.Option("--format", help=FORMAT_HELP, metavar="FORMAT")],
+    stored: Annotated[str, typer.Option("--format", help=FORMAT_HELP, metavar="FORMAT")] = "bf16",
+    merge_adapter: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--merge-adapter",
+            help="An adapter to merge into the weights: its folder, that of a run that trains one, or a hub id; a "
+            "strength may follow, as in runs/dogs:0.5. Repeatable.",
+            metavar="PLACE",
+        ),
+    ] = None,
     shard_size: ShardSizeOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="Read it back and report errors; for mini, its scores too.")
@@ -83,13 +92,14 @@ def convert(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Write a checkpoint in another precision or file format.
+    """Write a checkpoint in another precision or file format, or with adapters merged into it.
 
     bagel convert ByteDance-Seed/BAGEL-7B-MoT bagel-int8 --format int8
     """
     from bagel_mot.checkpoint.convert import check_request
     from bagel_mot.checkpoint.convert import convert as run
-    from bagel_mot.inference.loading import MINI, find_checkpoint
+    from bagel_mot.inference.adapters import with_strength
+    from bagel_mot.inference.loading import MINI, find_adapter, find_checkpoint
 
     size = None if shard_size is None else parse_size(shard_size)
     if items is not None and not (check and source == MINI):
@@ -97,18 +107,22 @@ def convert(
     if not user_path(source, CheckpointError).exists():  # before it is fetched
         with _writing(folder):
             check_request(None, folder, stored, size)
+    typed = [with_strength(text) for text in merge_adapter or ()]
+    adapters = [(find_adapter(place), strength) for place, strength in typed]
     where = find_checkpoint(source)
     with _writing(folder):
         check_request(where, folder, stored, size)
     with _writing(folder), progress_bar("converting", in_bytes=True) as progress:
-        run(where, folder, stored, shard_size=size, progress=progress)
+        run(where, folder, stored, adapters=adapters, shard_size=size, progress=progress)
     written = sum(path.stat().st_size for path in folder.iterdir())
     report: dict[str, Any] = {"source": source, "folder": str(folder), "format": stored, "bytes": written}
+    if merge_adapter:
+        report["adapters"] = merge_adapter
     if check:
         from bagel_mot.checkpoint.compare import mean_by_kind, relative_errors
 
         with progress_bar("comparing") as compared:
-            errors = relative_errors(where, folder, compared)
+            errors = relative_errors(where, folder, compared, adapters=adapters)
         means = mean_by_kind(errors)
         report["error_by_kind"] = means
         report["tensors"] = [{"name": row.name, "kind": row.kind, "error": row.error} for row in errors]

@@ -97,6 +97,7 @@ def evaluate(
         "checkpoint": weights.checkpoint,
         "fingerprint": fingerprint(folder_of(find_checkpoint(weights.checkpoint))),
         "precision": bagel.checkpoint.precision.name,
+        **({"adapters": weights.adapter} if weights.adapter else {}),
     }
     known = _known_rows(json, {**head, "items": items, "seed": seed})
     names = [name for name in pick_rows(None) if name in names or name in known]

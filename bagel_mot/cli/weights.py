@@ -66,6 +66,15 @@ PreferOption = Annotated[
         metavar="ORDER",
     ),
 ]
+AdapterOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer reads this annotation at run time
+    _option(
+        "--adapter",
+        about="An adapter to load beside the model: its folder, that of a run that trains one, or a hub id; a strength "
+        "may follow, as in runs/dogs:0.5. Repeatable.",
+        metavar="PLACE",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Weights:
     offload: OffloadOption = "auto"
     memory: MemoryOption = None
     prefer: PreferOption = "quality"
+    adapter: AdapterOption = None
 
 
 with_weights = with_options(Weights, "weights")
@@ -86,8 +96,11 @@ with_weights = with_options(Weights, "weights")
 
 def load(weights: Weights, tasks: Sequence[str] = ALL_TASKS) -> Bagel:
     """Loads a model for some tasks, with a bar while it comes, and a message on how it runs if that was chosen."""
+    from bagel_mot.inference.adapters import named, with_strength
     from bagel_mot.inference.api import Bagel
 
+    typed = [with_strength(text) for text in weights.adapter or ()]
+    adapters = named([place for place, _ in typed])
     console, name = notes(), weights.checkpoint
     with progress_bar(f"loading {name}", in_bytes=True) as bar:
         bagel = Bagel.from_pretrained(
@@ -98,9 +111,12 @@ def load(weights: Weights, tasks: Sequence[str] = ALL_TASKS) -> Bagel:
             offload=weights.offload,
             memory=weights.memory,
             prefer=weights.prefer,
+            adapters=adapters,
             # Without a terminal the hub's own lines say how a download goes.
             progress=(lambda doing, *count: bar(*count, f"{doing} {name}")) if console.is_terminal else None,
         )
+    if adapters:
+        bagel.set_adapters(dict(zip(adapters, (strength for _, strength in typed), strict=True)))
     if bagel.plan is not None:
         console.print(f"running in {escape(bagel.plan.sentence())}", soft_wrap=True)
     return bagel

@@ -41,6 +41,24 @@ def named(adapters: Adapters) -> dict[str, AdapterPlace]:
     return found
 
 
+def with_strength(text: str) -> tuple[str, float]:
+    """A folder or hub id as it is typed, and the strength behind a colon: `runs/dogs:0.5`; 1 without one.
+
+    Raises:
+        SettingError: the strength is not a finite number.
+    """
+    place, colon, number = text.rpartition(":")
+    if not colon or not place or os.path.lexists(os.path.expanduser(text)):
+        return text, 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        return text, 1.0
+    if not math.isfinite(strength):
+        raise SettingError(f"the strength of adapter {place!r} is {number!r}: it must be a number; 0 is off.")
+    return place, strength
+
+
 def _name_of(place: Any) -> str:
     if not isinstance(place, str | os.PathLike):
         raise SettingError(f"{place!r} is not an adapter: give a folder or a hub id.")
