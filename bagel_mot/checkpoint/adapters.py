@@ -197,7 +197,7 @@ def write_adapter(
         adapter: the adapter.
         base: the checkpoint that it is of, a name or a path, for whoever reads it.
         dropout: the dropout it was trained with.
-        dtype: the type of its tensors on disk.
+        dtype: the type of its tensors on disk; magnitudes, which multiply whole rows, stay float32.
     """
     modules = {official_module(place): matrix for place, matrix in adapter.matrices.items()}
     ranks, ranks_of = _common({name: matrix.rank for name, matrix in modules.items()})
@@ -222,10 +222,12 @@ def write_adapter(
     }
     entries = []
     for name, matrix in modules.items():
-        parts = {"lora_A.weight": matrix.down, "lora_B.weight": matrix.up, "lora_magnitude_vector": matrix.magnitude}
         entries += [
-            entry_of(f"{_PREFIX}{name}.{part}", tensor, dtype) for part, tensor in parts.items() if tensor is not None
+            entry_of(f"{_PREFIX}{name}.lora_A.weight", matrix.down, dtype),
+            entry_of(f"{_PREFIX}{name}.lora_B.weight", matrix.up, dtype),
         ]
+        if matrix.magnitude is not None:
+            entries.append(entry_of(f"{_PREFIX}{name}.lora_magnitude_vector", matrix.magnitude, torch.float32))
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / WEIGHTS_FILE, entries)
     write_json(folder / ADAPTER_FILE, content)

@@ -124,7 +124,7 @@ class _Reader:
         return self._merged(ours, found).to(dtype) if self._changes(ours) else as_tensor(found, dtype)
 
     def rounded(self, ours: str, kind: type[QuantisedMatrix]) -> QuantisedMatrix:
-        """A quantised matrix by our name; where the source has it so, and it stays as it is, it is not rounded again."""
+        """A quantised matrix by our name; one that the source has so, and that stays, is not rounded again."""
         found = self._found(ours)
         if self._changes(ours):
             return kind.quantise(self._merged(ours, found))

@@ -110,9 +110,10 @@ class AdaptedLinear(lora.Linear):
         low = F.linear(F.linear(dropped, down.to(x.dtype)), up.to(x.dtype)) * (self.scaling[name] * strength)
         if name not in self.lora_magnitude_vector:
             return low.to(base.dtype)
-        gain = self._gain(name).to(base.dtype)
+        gain = self._gain(name)
         products = self._products(dropped) if dropped is not x else self._without_bias(base)
-        return (strength * (gain - 1)) * products + gain * low.to(base.dtype)
+        # What differs from 1 is small: it is worked out before it is rounded.
+        return (strength * (gain - 1)).to(base.dtype) * products + gain.to(base.dtype) * low.to(base.dtype)
 
     def _gain(self, name: str) -> Tensor:
         """DoRA's factor of each row, m / ‖W + s·B·A‖: (out,) float32. As its authors have it, the norm is a constant to
@@ -209,9 +210,11 @@ def add_adapter(model: BagelModel, name: str, adapter: Adapter) -> None:
         add_new_adapter(model, name, shape, rslora=adapter.rslora, dora=dora)
         layer, device = cast(AdaptedLinear, model.get_submodule(place)), _device(model, place)
         _fill(layer, name, matrix)
-        for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
-            if name in part:
-                part[name].to(device, model.dtype).requires_grad_(False)
+        for part in (layer.lora_A, layer.lora_B):
+            part[name].to(device, model.dtype)
+        if dora:
+            layer.lora_magnitude_vector[name].to(device)
+        layer.requires_grad_(False)
 
 
 def fill_adapter(model: BagelModel, name: str, adapter: Adapter) -> None:
