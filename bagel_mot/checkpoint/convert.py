@@ -71,8 +71,8 @@ def convert(
     shapes = _shapes(tensors)
     companions = [path for path in (tensors.where.parent / name for name in COMPANIONS) if path.is_file()]
     config = read_config(tensors)
-    reader = _Reader(tensors, [(read_adapter(place, config), strength) for place, strength in adapters])
-    entries = [_entry(reader, ours, shape, stored) for ours, shape in shapes.items()]
+    adapted = _AdaptedTensors(tensors, [(read_adapter(place, config), strength) for place, strength in adapters])
+    entries = [_entry(adapted, ours, shape, stored) for ours, shape in shapes.items()]
     total = sum(entry.nbytes for entry in entries) + sum(path.stat().st_size for path in companions)
     check_free_space(folder, total)
     advance = counting(progress, total)
@@ -112,7 +112,7 @@ def _shapes(source: TensorSource) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if official_name(name) in present}
 
 
-class _Reader:
+class _AdaptedTensors:
     """The tensors of a source with adapters merged into them, each checked to be finite."""
 
     def __init__(self, source: TensorSource, adapters: Sequence[tuple[Adapter, float]]) -> None:
@@ -146,13 +146,13 @@ class _Reader:
         return merge(as_stored(found), ours.removesuffix(".weight"), self.adapters)
 
 
-def _entry(reader: _Reader, ours: str, shape: tuple[int, ...], stored: str) -> TensorEntry:
+def _entry(adapted: _AdaptedTensors, ours: str, shape: tuple[int, ...], stored: str) -> TensorEntry:
     """The entry of a tensor; a matrix that the format does not take is in bfloat16."""
     name = official_name(ours)
     if PARTS["decoder"].fullmatch(ours):
         type = stored.removeprefix(_GGUF)
         if stored.startswith(_GGUF) and gguf_writing.fits(type, shape):
-            return TensorEntry(name, shape, gguf_writing.TYPES[type], partial(reader.plain, ours, torch.float32))
+            return TensorEntry(name, shape, gguf_writing.TYPES[type], partial(adapted.plain, ours, torch.float32))
         if stored in FORMATS and FORMATS[stored].fits((shape[0], shape[1])):
-            return TensorEntry(name, shape, stored, partial(reader.rounded, ours, FORMATS[stored]))
-    return TensorEntry(name, shape, torch.bfloat16, partial(reader.plain, ours, torch.bfloat16))
+            return TensorEntry(name, shape, stored, partial(adapted.rounded, ours, FORMATS[stored]))
+    return TensorEntry(name, shape, torch.bfloat16, partial(adapted.plain, ours, torch.bfloat16))

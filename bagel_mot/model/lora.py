@@ -112,7 +112,7 @@ class AdaptedLinear(lora.Linear):
             return low.to(base.dtype)
         gain = self._gain(name)
         products = self._products(dropped) if dropped is not x else self._without_bias(base)
-        # What differs from 1 is small: it is worked out before it is rounded.
+        # The difference from 1 is small: it is worked out before it is rounded.
         return (strength * (gain - 1)).to(base.dtype) * products + gain.to(base.dtype) * low.to(base.dtype)
 
     def _gain(self, name: str) -> Tensor:
