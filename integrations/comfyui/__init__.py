@@ -1,29 +1,35 @@
-"""ComfyUI nodes for BAGEL. Put this folder, or a link to it, into ComfyUI's `custom_nodes`; README.md says how."""
+"""ComfyUI nodes for BAGEL. The root of this repository is the node pack: it is cloned into ComfyUI's `custom_nodes`, as
+README.md says.
+"""
 
 from __future__ import annotations
 
-try:
-    from bagel_mot.version import __version__ as _version
-except ImportError as error:
-    raise ImportError(
-        "BAGEL's nodes need the package bagel-mot, which is not installed in ComfyUI's Python: install it as README "
-        "of the nodes says (the package called bagel is another project)."
-    ) from error
-if tuple(map(int, _version.split(".")[:2])) < (0, 2):
-    raise ImportError(f"BAGEL's nodes need bagel-mot 0.2 or later; this is {_version}: update it.")
+from .library import find_library
 
-from .models import follow_comfyui
-from .nodes import BagelAsk, BagelEdit, BagelGenerate, BagelLoad, BagelThinkAndAnswer, BagelThinkAndDraw
-from .sessions import (
+find_library()  # before anything of it is imported
+
+from .memory import follow_comfyui  # noqa: E402
+from .models import OWNER  # noqa: E402
+from .nodes import (  # noqa: E402
+    BagelAsk,
+    BagelEdit,
+    BagelGenerate,
+    BagelLoad,
+    BagelThinkAndAnswer,
+    BagelThinkAndDraw,
+)
+from .places import register  # noqa: E402
+from .sessions import (  # noqa: E402
     BagelSessionAddImage,
     BagelSessionAddText,
     BagelSessionAnswer,
     BagelSessionDraw,
     BagelSessionNew,
 )
-from .settings import BagelAnswerSettings, BagelDrawingSettings, BagelEditingSettings
+from .settings import BagelAnswerSettings, BagelDrawingSettings, BagelEditingSettings  # noqa: E402
 
-follow_comfyui()
+register()
+follow_comfyui(OWNER)
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {
     "BagelLoad": BagelLoad,

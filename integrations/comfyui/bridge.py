@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from bagel_mot.errors import SizeError
+from bagel_mot.files import size_text
 
 _PREVIEW_SIDE = 512  # pixels, at most
-_TEXT_EVERY = 0.2  # seconds between two reports of text
+_EVERY = 0.2  # seconds between two reports of text or of bytes
 
 
 def to_arrays(*batches: Tensor | None) -> list[np.ndarray]:
@@ -54,7 +55,7 @@ class Watch:
         self._bar: Any = None
         self._preview: Image.Image | None = None
         self._stopped: BaseException | None = None
-        self._done, self._text, self._told = 0, "", 0.0
+        self._done, self._text, self._told, self._stage = 0, "", 0.0, ""
         try:
             import comfy.model_management  # type: ignore[import-not-found]  # there inside ComfyUI only
             import comfy.utils  # type: ignore[import-not-found]
@@ -62,6 +63,20 @@ class Watch:
             self._comfy: Any = None
         else:
             self._comfy = comfy
+
+    def loading(self, stage: str, done: int, total: int) -> None:
+        """A callback for the bytes that are downloaded and loaded; the bar counts MiB."""
+        self._check()
+        if self._comfy is None or (stage == self._stage and done < total and not self._is_time()):
+            return
+        if stage != self._stage:
+            self._stage, self._bar = stage, self._comfy.utils.ProgressBar(max(1, total >> 20))
+        self._bar.update_absolute(done >> 20, max(1, total >> 20))
+        if stage == "downloading":
+            self._tell(f"downloading: {size_text(done)} of {size_text(total)}")
+        self._told = time.monotonic()
+        if done >= total:
+            self._bar = None  # the steps have their own
 
     def step(self, _: int, total: int) -> None:
         """A callback for the denoising steps of one image, done and in all."""
@@ -83,7 +98,16 @@ class Watch:
         """A callback for each piece of text as it is written."""
         self._check()
         self._text += piece
-        if self._node is None or time.monotonic() - self._told < _TEXT_EVERY:
+        if self._is_time():
+            self._tell(self._text)
+            self._told = time.monotonic()
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._told >= _EVERY
+
+    def _tell(self, text: str) -> None:
+        """Shows a text on the node."""
+        if self._node is None:
             return
         try:
             from server import PromptServer  # type: ignore[import-not-found]
@@ -91,8 +115,7 @@ class Watch:
             return
         tell = getattr(getattr(PromptServer, "instance", None), "send_progress_text", None)
         if tell is not None:
-            tell(self._text, self._node)
-            self._told = time.monotonic()
+            tell(text, self._node)
 
     def _check(self) -> None:
         """Raises ComfyUI's own exception once the user has pressed stop, then at each call: ComfyUI forgets the request

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from bagel_mot.checkpoint.precision import NAMES, parse_precision
 from bagel_mot.errors import BagelError
+from bagel_mot.files import parse_size
+from bagel_mot.inference.loading import MINI
 
 from .bridge import Watch, to_arrays, to_images
-from .models import ModelHandle, files_state, listed, located
+from .models import TASKS, ModelHandle
+from .places import files_state, listed, located
 from .settings import ANSWER_SETTINGS, DRAWING_SETTINGS, Widget, seed_widget
 
 MODEL = "BAGEL_MOT_MODEL"
+OFFICIAL = "ByteDance-Seed/BAGEL-7B-MoT"
 TOGETHER, EACH = "one picture from all", "each picture by itself"
 MAX_IMAGES = 64
 REFERENCES = 4
@@ -77,7 +81,8 @@ def draw(
         node: ComfyUI's id of the node.
         settings: settings by name.
     """
-    bagel, watch = model.load(), Watch(node, len(requests))
+    watch = Watch(node, len(requests))
+    bagel = model.load(watch)
     callbacks = {"on_step": watch.step, "on_preview": watch.preview, "on_text": watch.text}
     tickets = [
         bagel.submit(inputs, seed=seed, **callbacks, **settings) for inputs, seed in zip(requests, seeds, strict=True)
@@ -99,14 +104,16 @@ class BagelLoad:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         more_gpus = [f"cuda:{number}" for number in range(1, torch.cuda.device_count())]
-        name = "mini (embedded), what lies in models/bagel, or the official weights, 29 GB from the hub."
+        name = "mini (embedded), what lies in models/bagel, or the official weights, 29 GB that are downloaded there."
         other = "A folder, a file with weights in one, or a hub id: used instead of the list if it is not empty."
+        tasks = "What it is for: answering alone leaves out nearly half of the weights, drawing from texts the encoder."
+        compiled = "Compile the layers: the first run of each kind takes minutes, those after it less time."
         places = "Where layers go that do not fit on the device: main memory, the disk, or nowhere."
         return {
             "required": {
                 "checkpoint": (
-                    ["mini", *listed(), "ByteDance-Seed/BAGEL-7B-MoT"],
-                    {"default": "mini", "tooltip": name},
+                    [*dict.fromkeys([MINI, *listed(), OFFICIAL])],
+                    {"default": MINI, "tooltip": name},
                 ),
                 "device": (
                     ["auto", "cpu", "cuda", *more_gpus, "mps"],
@@ -124,12 +131,18 @@ class BagelLoad:
                 "other": ("STRING", {"default": "", "tooltip": other}),
                 "offload": (["auto", "none", "cpu", "disk"], {"default": "auto", "tooltip": places}),
                 "memory": ("STRING", {"default": "", "tooltip": "Memory to use at most on the GPU, such as 12GB."}),
+                "tasks": ([*TASKS], {"default": "all", "tooltip": tasks}),
+                "compile": ("BOOLEAN", {"default": False, "tooltip": compiled}),
             },
         }
 
     @classmethod
     def VALIDATE_INPUTS(
-        cls, checkpoint: str | None = None, precision: str | None = None, other: str | None = ""
+        cls,
+        checkpoint: str | None = None,
+        precision: str | None = None,
+        other: str | None = "",
+        memory: str | None = "",
     ) -> bool | str:
         """Takes any checkpoint and precision that the library takes, not the listed ones alone."""
         if checkpoint is not None and not checkpoint.strip() and other is not None and not other.strip():
@@ -137,6 +150,8 @@ class BagelLoad:
         try:
             if precision not in (None, "auto"):
                 parse_precision(str(precision))
+            if memory is not None and memory.strip():
+                parse_size(memory.strip())
         except BagelError as error:
             return str(error)
         return True
@@ -147,11 +162,20 @@ class BagelLoad:
         return files_state((other or "").strip() or checkpoint or "")
 
     def load(
-        self, checkpoint: str, device: str, precision: str, other: str = "", offload: str = "auto", memory: str = ""
+        self,
+        checkpoint: str,
+        device: str,
+        precision: str,
+        other: str = "",
+        offload: str = "auto",
+        memory: str = "",
+        tasks: str = "all",
+        compile: bool = False,
     ) -> tuple[ModelHandle]:
         """The handle of a checkpoint."""
         name = located(other if other.strip() else checkpoint)
-        return (ModelHandle(name, device, precision, offload, memory.strip() or None, files_state(name)),)
+        limit = memory.strip() or None
+        return (ModelHandle(name, device, precision, offload, limit, tasks, compile, files_state(name)),)
 
 
 class BagelGenerate:
@@ -277,11 +301,12 @@ class BagelAsk:
         unique_id: str | None = None,
         **images: Tensor,
     ) -> tuple[str, ...]:
-        result = model.load().ask(
+        watch = Watch(unique_id)
+        result = model.load(watch).ask(
             given_arrays(images) or None,
             question,
             seed=seed,
-            on_text=Watch(unique_id).text,
+            on_text=watch.text,
             return_result=True,
             **({"think": True} if self.THINKS else {}),
             **(settings or {}),

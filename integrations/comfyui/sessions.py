@@ -57,14 +57,14 @@ class BagelSessionAddText:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"session": session_input(), "text": text_widget("What to say.")}}
+        return {"required": {"session": session_input(), "text": text_widget("What to say.")}, "hidden": HIDDEN}
 
     @classmethod
     def VALIDATE_INPUTS(cls, text: str | None = None) -> bool | str:
         return check_text(text, "the text")
 
-    def add(self, session: SessionHandle, text: str) -> tuple[SessionHandle]:
-        fork = session.fork()
+    def add(self, session: SessionHandle, text: str, unique_id: str | None = None) -> tuple[SessionHandle]:
+        fork = session.fork(Watch(unique_id))
         fork.add(text)
         return (session.then(fork),)
 
@@ -81,10 +81,10 @@ class BagelSessionAddImage:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"session": session_input(), "images": references()["images"]}}
+        return {"required": {"session": session_input(), "images": references()["images"]}, "hidden": HIDDEN}
 
-    def add(self, session: SessionHandle, images: Tensor) -> tuple[SessionHandle]:
-        fork = session.fork()
+    def add(self, session: SessionHandle, images: Tensor, unique_id: str | None = None) -> tuple[SessionHandle]:
+        fork = session.fork(Watch(unique_id))
         for image in to_arrays(images):
             fork.add(image)
         return (session.then(fork),)
@@ -111,7 +111,8 @@ class BagelSessionDraw:
     def draw(
         self, session: SessionHandle, seed: int, settings: Values | None = None, unique_id: str | None = None
     ) -> tuple[SessionHandle, Tensor, str]:
-        fork, watch = session.fork(), Watch(unique_id)
+        watch = Watch(unique_id)
+        fork = session.fork(watch)
         result = fork.generate_image(
             seed=seed,
             progress=watch.step,
@@ -144,8 +145,7 @@ class BagelSessionAnswer:
     def answer(
         self, session: SessionHandle, seed: int, settings: Values | None = None, unique_id: str | None = None
     ) -> tuple[SessionHandle, str, str]:
-        fork = session.fork()
-        result: Any = fork.generate_text(
-            seed=seed, on_text=Watch(unique_id).text, return_result=True, **(settings or {})
-        )
+        watch = Watch(unique_id)
+        fork = session.fork(watch)
+        result: Any = fork.generate_text(seed=seed, on_text=watch.text, return_result=True, **(settings or {}))
         return session.then(fork), result.text, result.thinking

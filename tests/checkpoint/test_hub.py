@@ -25,7 +25,7 @@ from bagel_mot.checkpoint.write import entry_of, write_model
 from bagel_mot.cli import app
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.bagel import BagelModel
-from tests.checkpoint.fake_hub import FakeHub, running
+from tests.checkpoint.fake_hub import FakeHub, be_the_hub, running
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"
 REPOSITORY = "owner/name"
@@ -37,16 +37,7 @@ WEIGHTS = "ema.safetensors"
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     with running({**NEEDED, **UNNEEDED}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        # Version 0.30 has copies of its own.
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what did not fill one is asked for again
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        be_the_hub(server, tmp_path / "cache", monkeypatch)
         yield server
 
 

@@ -2,36 +2,63 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
-WORKFLOWS = sorted((FOLDER / "example_workflows").glob("*.json"))
+PACK = Path(__file__).parents[2]
+WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
 WIDGETS = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 
 Prompt = dict[str, dict[str, Any]]
 
 
-def load_nodes() -> ModuleType:
-    """Imports the folder as ComfyUI does: by its path, under a name of its own."""
-    name = "custom_nodes_bagel"
-    spec = importlib.util.spec_from_file_location(
-        name, FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-    )
+def load_pack(folder: Path = PACK, name: str = "custom_nodes_bagel_x_mot") -> ModuleType:
+    """Imports the root of a node pack as ComfyUI does: by its path, under a name of its own, with its own modules
+    imported before.
+    """
+    spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    before = sys.modules.get("folder_paths")
+    sys.modules.setdefault("folder_paths", folder_paths({}))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if before is None:
+            del sys.modules["folder_paths"]
+    return module
+
+
+def folder_paths(folders: dict[str, list[str]], models: str = "models") -> ModuleType:
+    """ComfyUI's module that knows the folders of models.
+
+    Args:
+        folders: the folders by kind, those of extra_model_paths.yaml first, since it is read before nodes are loaded.
+        models: ComfyUI's own folder of models.
+    """
+
+    def add(kind: str, path: str, is_default: bool = False) -> None:
+        known = folders.setdefault(kind, [])
+        if path not in known:
+            known.insert(0, path) if is_default else known.append(path)
+
+    module = ModuleType("folder_paths")
+    module.models_dir = models  # type: ignore[attr-defined]
+    module.add_model_folder_path = add  # type: ignore[attr-defined]
+    module.get_folder_paths = lambda kind: folders[kind][:]  # type: ignore[attr-defined]
     return module
 
 
@@ -64,7 +91,20 @@ class PreviewAny(_Shown):
         return {"required": {"source": ("*", {})}}
 
 
-CORE: dict[str, type] = {"PreviewImage": PreviewImage, "SaveImage": SaveImage, "PreviewAny": PreviewAny}
+class EmptyImage:
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("image",)
+    FUNCTION = "generate"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"width": ("INT", {"default": 512}), "height": ("INT", {"default": 512})}}
+
+    def generate(self, width: int, height: int) -> tuple[torch.Tensor]:
+        return (torch.zeros(1, height, width, 3),)
+
+
+CORE: dict[str, type] = {cls.__name__: cls for cls in (PreviewImage, SaveImage, PreviewAny, EmptyImage)}
 
 
 def inputs_of(node: type) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -155,19 +195,52 @@ def errors_of(prompt: Prompt, nodes: Mapping[str, type]) -> list[str]:
     return errors
 
 
-class Executor:
-    """Runs prompts, and runs again only what has changed, as ComfyUI does. Outputs of earlier prompts are kept by their
-    inputs, as its default cache does wherever there is much memory: "classic" keeps one a node.
+@dataclass
+class _Kept:
+    """The result of a node, kept for later prompts.
+
+    Attributes:
+        result: what it returned.
+        used: the prompt that used it last.
     """
 
-    def __init__(self, nodes: Mapping[str, type], cache: str = "all") -> None:
-        self.nodes, self.cache = nodes, cache
-        self.ran: list[str] = []
-        self._results: dict[str, Any] = {}
+    result: Any
+    used: int
 
-    def free(self) -> None:
-        """Forgets all outputs, as `/free` with "free_memory" does."""
-        self._results.clear()
+
+class Executor:
+    """Runs prompts, and runs again only what has changed, as ComfyUI does.
+
+    Args:
+        nodes: the classes of nodes by type.
+        cache: the results that are kept: "classic", those of the last prompt; "lru", the `most` that were used last;
+            "ram", all, until main memory gets short: the largest then go first, of old prompts above all; "none".
+        most: how many "lru" keeps.
+
+    Attributes:
+        ran: types of the nodes that the last prompt ran.
+        events: what the front end is told, in order: (event, node).
+        free_ram: bytes of main memory that are free, for "ram"; a function, since dropping results frees some.
+        headroom: "ram" drops results while less is free.
+    """
+
+    def __init__(self, nodes: Mapping[str, type], cache: str = "ram", most: int = 0) -> None:
+        self.nodes, self.cache, self.most = nodes, cache, most
+        self.ran: list[str] = []
+        self.events: list[tuple[str, str | None]] = []
+        self.free_ram: Callable[[], int] = lambda: 1 << 40
+        self.headroom = 1 << 30
+        self._kept: dict[str, _Kept] = {}
+        self._prompts = 0
+        self._running: str | None = None
+
+    def free(self, *, unload_models: bool = False, free_memory: bool = False) -> None:
+        """POST /free: models go first, then all outputs; the latter means the former, too."""
+        if unload_models or free_memory:
+            sys.modules["comfy.model_management"].unload_all_models()
+        if free_memory:
+            self._kept.clear()
+        gc.collect()
 
     def run(self, prompt: Prompt) -> dict[str, Any]:
         """What the output nodes show, by the number of the node.
@@ -179,11 +252,30 @@ class Executor:
         assert errors == []
         outputs = [number for number, node in prompt.items() if getattr(self._class(node), "OUTPUT_NODE", False)]
         assert outputs, "the prompt has no outputs"
-        self.ran = []
-        with torch.inference_mode():
-            for number in outputs:
-                self._run(number, prompt)
-        return {number: self._results[self._key(number, prompt)]["ui"] for number in outputs}
+        self.ran, self.events = [], [("execution_start", None)]
+        self._prompts += 1
+        keys = {number: self._key(number, prompt) for number in prompt}
+        if self.cache == "classic":  # before anything runs, what the prompt has no use for goes
+            self._kept = {key: kept for key, kept in self._kept.items() if key in keys.values()}
+        results: dict[str, Any] = {}
+        for number, key in keys.items():
+            if key in self._kept:
+                self._kept[key].used = self._prompts
+                results[number] = self._kept[key].result
+                self.events.append(("execution_cached", number))
+        try:
+            with torch.inference_mode():
+                for number in outputs:
+                    self._run(number, prompt, keys, results)
+        except BaseException as error:
+            stopped = type(error).__name__ in ("Stopped", "InterruptProcessingException")
+            self.events.append(("execution_interrupted" if stopped else "execution_error", self._running))
+            raise
+        self.events.append(("executing", None))
+        shown = {number: results[number]["ui"] for number in outputs}
+        results.clear()
+        self._shrink()
+        return shown
 
     def _key(self, number: str, prompt: Prompt) -> str:
         return json.dumps([number, self._signature(number, prompt)])
@@ -202,28 +294,54 @@ class Executor:
         constant = {name: value for name, value in node["inputs"].items() if not isinstance(value, list)}
         return [node["class_type"], inputs, None if changed is None else changed(**constant)]
 
-    def _run(self, number: str, prompt: Prompt) -> Any:
-        key = self._key(number, prompt)
-        if key in self._results:
-            return self._results[key]
+    def _run(self, number: str, prompt: Prompt, keys: dict[str, str], results: dict[str, Any]) -> Any:
+        if number in results:
+            return results[number]
         node = prompt[number]
         cls = self._class(node)
         values = {
-            name: self._run(value[0], prompt)[value[1]] if isinstance(value, list) else value
+            name: self._run(value[0], prompt, keys, results)[value[1]] if isinstance(value, list) else value
             for name, value in node["inputs"].items()
         }
         hidden = cls.INPUT_TYPES().get("hidden", {})
         values |= {name: number for name, kind in hidden.items() if kind == "UNIQUE_ID"}
+        self._running = number
+        self.events.append(("executing", number))
         result = getattr(cls(), cls.FUNCTION)(**values)
         if not isinstance(result, dict):
             assert len(result) == len(cls.RETURN_TYPES) == len(cls.RETURN_NAMES)
             for value, kind in zip(result, cls.RETURN_TYPES, strict=True):
                 check_type(value, kind)
+        else:
+            self.events.append(("executed", number))
         self.ran.append(node["class_type"])
-        if self.cache == "classic":
-            self._results = {other: kept for other, kept in self._results.items() if json.loads(other)[0] != number}
-        self._results[key] = result
+        results[number] = result
+        if self.cache != "none":
+            self._kept[keys[number]] = _Kept(result, self._prompts)
         return result
+
+    def _shrink(self) -> None:
+        """Drops what the cache has no room for."""
+        if self.cache == "lru":
+            for key in sorted(self._kept, key=lambda key: self._kept[key].used)[: max(0, len(self._kept) - self.most)]:
+                del self._kept[key]
+        if self.cache == "ram":
+            sizes = {key: self._size(kept) for key, kept in self._kept.items()}
+            for key in sorted(sizes, key=lambda key: -sizes[key]):
+                if self.free_ram() >= self.headroom:
+                    break
+                del self._kept[key]
+                gc.collect()
+
+    def _size(self, kept: _Kept) -> float:
+        """What ComfyUI takes a result for: bytes, half of them for images, more with age."""
+        size = 0.1
+        for output in () if isinstance(kept.result, dict) else kept.result:
+            if isinstance(output, torch.Tensor):
+                size += 0.5 * output.nbytes
+            elif hasattr(output, "get_ram_usage"):
+                size += output.get_ram_usage()
+        return float(1.3 ** (self._prompts - kept.used) * size)
 
 
 def check_type(value: Any, kind: str) -> None:

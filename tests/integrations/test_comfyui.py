@@ -2,78 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import importlib.util
-import json
-import shutil
-import sys
-import tomllib
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bagel_mot import Bagel
 from bagel_mot.errors import CheckpointError, PromptError, SettingError, SizeError
-from bagel_mot.inference.loading import find_checkpoint
 from bagel_mot.inference.settings import SETTINGS, TASKS, resolve, task_settings
-from bagel_mot.version import __version__
+from tests.integrations import comfy
+from tests.integrations.comfy_modules import Inside, Stopped
+from tests.integrations.pack import ALL, NODES, QUICK, call, collected, defaults, handle, package, workflow
 
-
-def _comfy() -> ModuleType:
-    """The stand-in for ComfyUI that lies beside this file."""
-    spec = importlib.util.spec_from_file_location("comfy_stand_in", Path(__file__).with_name("comfy.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-comfy = _comfy()
-package = comfy.load_nodes()
-NODES: dict[str, Any] = package.NODE_CLASS_MAPPINGS
-ALL = {**comfy.CORE, **NODES}
 SETTINGS_NODES = {"generate": "BagelDrawingSettings", "edit": "BagelEditingSettings", "ask": "BagelAnswerSettings"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """On a model this small, threads wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def handle(checkpoint: str = "mini", precision: str = "float32") -> Any:
-    """What travels on the socket of a model."""
-    return NODES["BagelLoad"]().load(checkpoint, "cpu", precision)[0]
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return handle().load()
-
-
-def defaults(node: str, **changed: Any) -> dict[str, Any]:
-    """The values of a node's widgets as they stand when it is new."""
-    known = comfy.inputs_of(NODES[node])
-    return {name: options["default"] for name, (kind, options) in known.items() if comfy.is_widget(kind)} | changed
-
-
-def collected(node: str, **changed: Any) -> dict[str, Any]:
-    return NODES[node]().collect(**defaults(node, **changed))[0]
-
-
-def call(node: str, **values: Any) -> Any:
-    cls = NODES[node]
-    with torch.inference_mode():
-        return getattr(cls(), cls.FUNCTION)(**values)
 
 
 # ------------------------------------------------------------------------------------------------------- the classes
@@ -152,7 +94,7 @@ def test_an_interval_is_checked_before_anything_runs() -> None:
 
 
 def test_the_workflow_of_the_official_weights_is_valid() -> None:
-    prompt = comfy.read_workflow(comfy.FOLDER / "example_workflows" / "official_int8.json", ALL)
+    prompt = workflow("official_int8")
     assert comfy.errors_of(prompt, ALL) == []
     assert prompt["1"]["inputs"]["precision"] == "int8"
 
@@ -176,19 +118,16 @@ def test_workflows_run(path: Path) -> None:
 def test_the_workflows_cover_the_tasks() -> None:
     drawn = {"text_to_image", "edit", "two_references", "ask", "think", "session"}
     assert {path.stem for path in comfy.WORKFLOWS} == {*drawn, "official_int8"}
-    assert {path.stem for path in (comfy.FOLDER / "example_workflows").glob("*.jpg")} == drawn
+    assert {path.stem for path in (comfy.PACK / "example_workflows").glob("*.jpg")} == drawn
 
 
 def test_a_wrong_link_is_refused() -> None:
-    prompt = comfy.read_workflow(comfy.FOLDER / "example_workflows" / "ask.json", ALL)
+    prompt = workflow("ask")
     prompt["4"]["inputs"]["images"] = ["1", 0]
     assert comfy.errors_of(prompt, ALL) == ["4: images is IMAGE, but gets BAGEL_MOT_MODEL"]
 
 
 # --------------------------------------------------------------------------------------------------------- the nodes
-
-
-QUICK = {"num_timesteps": 3}
 
 
 def test_text_to_image_draws_what_the_python_api_draws(model: Any) -> None:
@@ -305,86 +244,8 @@ def test_results_of_several_sizes_are_refused_in_a_sentence() -> None:
         call("BagelEdit", **sizes, **common, settings=QUICK)
 
 
-# --------------------------------------------------------------------------------------------- loading, errors, stops
-
-
-@pytest.mark.parametrize("file", ["", "ema.safetensors"])
-def test_a_checkpoint_is_loaded_once_and_again_when_its_files_change(tmp_path: Path, file: str) -> None:
-    node, folder = NODES["BagelLoad"], tmp_path / "copy"
-    shutil.copytree(find_checkpoint("mini"), folder)
-    name = str(folder / file)
-    first, state = handle(name).load(), node.IS_CHANGED(checkpoint="mini", other=name)
-    assert handle(name).load() is first
-    assert node.IS_CHANGED(checkpoint=name, device="cpu") == state != ""
-    (folder / "bagel_defaults.json").write_text('{"generate": {"num_timesteps": 7}}')
-    assert node.IS_CHANGED(checkpoint=name) != state
-    again = handle(name).load()
-    assert again is not first
-    assert again.defaults.of("generate")["num_timesteps"] == 7
-    assert node.IS_CHANGED(checkpoint="mini") == ""
-    assert node.IS_CHANGED(checkpoint=name, other=" ") == node.IS_CHANGED(checkpoint=name)
-
-
-def alive() -> int:
-    """The number of models in memory."""
-    gc.collect()
-    return sum(type(found) is Bagel for found in gc.get_objects())
-
-
-@pytest.mark.parametrize("cache", ["classic", "all"])
-def test_one_model_is_in_memory_whatever_comfyui_keeps(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    package.models.OWNER.unload()
-    before, seen = alive(), []
-    load = Bagel.from_pretrained
-    monkeypatch.setattr(Bagel, "from_pretrained", lambda *args, **more: (seen.append(alive()), load(*args, **more))[1])
-    executor = comfy.Executor(ALL, cache)
-    prompt = comfy.read_workflow(comfy.FOLDER / "example_workflows" / "session.json", ALL)
-    for precision in ("float32", "bfloat16", "int8"):
-        prompt["1"]["inputs"]["precision"] = precision
-        executor.run(prompt)
-        assert alive() == before + 1
-    assert seen == [before] * 3, "the old one goes before the new one comes"
-
-
-def test_unloading_lets_the_model_go_and_sessions_go_on(inside: SimpleNamespace) -> None:
-    package.models.OWNER.unload()
-    before = alive()
-    (session,) = call("BagelSessionNew", model=handle(), think=True, understanding=False)
-    (session,) = call("BagelSessionAddText", session=session, text="a red sun")
-    session, _, _ = call("BagelSessionDraw", session=session, seed=1, settings={**QUICK, "max_think_tokens": 8})
-    (session,) = call("BagelSessionAddText", session=session, text="What is the background?")
-    _, answer, _ = call("BagelSessionAnswer", session=session, seed=0, settings={"max_new_tokens": 8})
-    assert alive() == before + 1
-    sys.modules["comfy.model_management"].unload_all_models()  # as the buttons and /free do
-    assert alive() == before
-    _, again, _ = call("BagelSessionAnswer", session=session, seed=0, settings={"max_new_tokens": 8})
-    assert again == answer
-    assert alive() == before + 1
-    assert inside.unloaded == 1
-
-
-def test_comfyui_s_models_make_room_on_an_accelerator(inside: SimpleNamespace) -> None:
-    package.models._make_room("cpu")
-    assert inside.unloaded == 0
-    package.models._make_room("auto")
-    assert inside.unloaded == 1
-
-
-def test_checkpoints_in_the_folder_of_models_are_listed(inside: SimpleNamespace, tmp_path: Path) -> None:
-    inside.folders["bagel"] = [str(tmp_path / "other")]
-    folder = tmp_path / "other" / "mine"
-    shutil.copytree(find_checkpoint("mini"), folder)
-    (tmp_path / "other" / "notes.txt").touch()
-    assert "mine" in comfy.inputs_of(NODES["BagelLoad"])["checkpoint"][0]
-    assert "notes.txt" not in comfy.inputs_of(NODES["BagelLoad"])["checkpoint"][0]
-    found = handle(" mine ")
-    assert found.checkpoint == str(folder)
-    assert found.state
-    assert handle("mini").checkpoint == "mini"
-
-
 def test_what_can_be_told_is_told_before_anything_runs() -> None:
-    prompt = comfy.read_workflow(comfy.FOLDER / "example_workflows" / "text_to_image.json", ALL)
+    prompt = workflow("text_to_image")
     number = next(n for n, node in prompt.items() if node["class_type"] == "BagelGenerate")
     prompt[number]["inputs"]["prompt"] = " "
     assert comfy.errors_of(prompt, ALL) == [f"{number}: the prompt is empty: write something that the model can go by."]
@@ -401,8 +262,13 @@ def test_what_can_be_told_is_told_before_anything_runs() -> None:
     assert comfy.errors_of(prompt, ALL) == []
     loader["checkpoint"] = ""
     assert len(comfy.errors_of(prompt, ALL)) == 1
-    loader["other"] = "any/path"
+    loader |= {"other": "any/path", "memory": " 12GB "}
     assert comfy.errors_of(prompt, ALL) == []
+    loader["memory"] = "a lot"
+    (error,) = comfy.errors_of(prompt, ALL)
+    assert "'a lot'" in error
+    loader |= {"memory": "", "tasks": "everything"}
+    assert len(comfy.errors_of(prompt, ALL)) == 1
     inputs = defaults("BagelDrawingSettings", width=64)
     (error,) = comfy.errors_of({"1": {"class_type": "BagelDrawingSettings", "inputs": inputs}}, ALL)
     assert error == "1: width is 64 and height is 0: give both, or 0 for both."
@@ -429,56 +295,10 @@ def test_errors_are_the_sentences_of_bagel(model: Any) -> None:
         call("BagelSessionDraw", session=session, seed=0)
 
 
-class Stopped(Exception):
-    """As ComfyUI's InterruptProcessingException."""
+# ------------------------------------------------------------------------------------------------ progress and stops
 
 
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """ComfyUI's modules for progress and stopping, which note what they are told."""
-    state = SimpleNamespace(bars=[], stop_after=None, checks=0, unloaded=0, folders={}, texts=[], previews=0)
-
-    class ProgressBar:
-        def __init__(self, total: int) -> None:
-            self.total, self.seen = total, []
-            state.bars.append(self)
-
-        def update_absolute(self, value: int, total: int | None = None, preview: Any = None) -> None:
-            self.seen.append((value, total))
-            if preview is not None:
-                kind, image, side = preview
-                assert (kind, image.mode) == ("JPEG", "RGB")
-                assert max(image.size) <= side
-                state.previews += 1
-
-    def throw() -> None:
-        state.checks += 1
-        if state.checks == state.stop_after:  # once: ComfyUI forgets the wish as soon as it has raised
-            raise Stopped
-
-    utils, management, root = ModuleType("comfy.utils"), ModuleType("comfy.model_management"), ModuleType("comfy")
-    utils.ProgressBar = ProgressBar  # type: ignore[attr-defined]
-    management.throw_exception_if_processing_interrupted = throw  # type: ignore[attr-defined]
-    root.utils, root.model_management = utils, management  # type: ignore[attr-defined]
-
-    def unload_all() -> None:
-        state.unloaded += 1
-
-    management.unload_all_models = unload_all  # type: ignore[attr-defined]
-    management.soft_empty_cache = lambda: None  # type: ignore[attr-defined]
-    folders, server = ModuleType("folder_paths"), ModuleType("server")
-    folders.models_dir = "models"  # type: ignore[attr-defined]
-    folders.add_model_folder_path = lambda name, path: state.folders.setdefault(name, [path])  # type: ignore[attr-defined]
-    folders.get_folder_paths = lambda name: state.folders[name]  # type: ignore[attr-defined]
-    prompts = SimpleNamespace(instance=SimpleNamespace(send_progress_text=lambda *told: state.texts.append(told)))
-    server.PromptServer = prompts  # type: ignore[attr-defined]
-    for module in (root, utils, management, folders, server):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    package.models.follow_comfyui()
-    return state
-
-
-def test_progress_is_shown(model: Any, inside: SimpleNamespace) -> None:
+def test_progress_is_shown(model: Any, inside: Inside) -> None:
     call("BagelGenerate", model=handle(), prompt="a red sun", seed=0, count=2, settings=QUICK)
     (bar,) = inside.bars
     assert bar.total == 4
@@ -486,8 +306,8 @@ def test_progress_is_shown(model: Any, inside: SimpleNamespace) -> None:
     assert inside.previews > 0
 
 
-def test_text_is_shown_while_it_is_written(inside: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(package.bridge, "_TEXT_EVERY", 0.0)
+def test_text_is_shown_while_it_is_written(inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(package.bridge, "_EVERY", 0.0)
     riddle, settings = "draw as many white stars as a car has wheels", {**QUICK, "max_think_tokens": 12}
     _, thinking = call("BagelThinkAndDraw", model=handle(), prompt=riddle, seed=0, settings=settings, unique_id="7")
     assert {node for _, node in inside.texts} == {"7"}
@@ -496,7 +316,7 @@ def test_text_is_shown_while_it_is_written(inside: SimpleNamespace, monkeypatch:
     assert thinking.strip()[:10] in inside.texts[-1][0]
 
 
-def test_stopping_ends_all_images_of_a_batch(model: Any, inside: SimpleNamespace) -> None:
+def test_stopping_ends_all_images_of_a_batch(model: Any, inside: Inside) -> None:
     inside.stop_after = 2
     before = model.engine.stats.decoded
     with pytest.raises(Stopped):
@@ -507,25 +327,3 @@ def test_stopping_ends_all_images_of_a_batch(model: Any, inside: SimpleNamespace
     with pytest.raises(Stopped):
         call("BagelAsk", model=handle(), question="What is the background?", seed=0)
     assert model.engine.idle
-
-
-def test_the_pack_describes_itself_to_comfyui() -> None:
-    project = tomllib.loads((comfy.FOLDER / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["comfy"]["PublisherId"]
-    assert project["project"]["version"] == __version__
-    wanted = [line for line in (comfy.FOLDER / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert wanted == project["project"]["dependencies"]
-    assert not any("torch" in line for line in wanted)
-    chinese = json.loads((comfy.FOLDER / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert chinese.keys() == NODES.keys()
-    for name, texts in chinese.items():
-        assert texts["inputs"].keys() <= comfy.inputs_of(NODES[name]).keys()
-
-
-@pytest.mark.parametrize(("version", "match"), [(None, "need the package bagel-mot"), ("0.1.9", "need bagel-mot 0.2")])
-def test_a_missing_or_old_package_is_named(version: str | None, match: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = None if version is None else SimpleNamespace(__version__=version)
-    monkeypatch.setitem(sys.modules, "bagel_mot.version", found)
-    with pytest.raises(ImportError, match=match):
-        comfy.load_nodes()
-    sys.modules["custom_nodes_bagel"] = package
