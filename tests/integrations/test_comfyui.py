@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,13 @@ def test_seeds_have_their_control_and_survive_javascript() -> None:
         assert options["control_after_generate"] in (True, "fixed")
         assert options["min"] == SETTINGS["seed"].low
         assert int(float(options["max"])) == options["max"]
+
+
+def test_the_texts_of_widgets_are_in_comfyui_s_words() -> None:
+    """Nothing of the command line, whose options and reports are not there."""
+    for name, cls in NODES.items():
+        for widget, (_, options) in comfy.inputs_of(cls).items():
+            assert not re.search(r"--|command|reported|leave it|`bagel", options["tooltip"]), (name, widget)
 
 
 def test_settings_of_two_widgets_become_one_value() -> None:
