@@ -15,10 +15,10 @@ from bagel_mot.checkpoint.opening import StoredWeights
 from bagel_mot.checkpoint.precision import parse_precision
 from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.cli.options import tables
-from bagel_mot.cli.summary import described
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.errors import DeviceError
 from bagel_mot.files import parse_size, size_text
+from bagel_mot.inference.describe import described
 from bagel_mot.inference.loading import AUTOMATIC, automatic_precisions, usable_devices
 from bagel_mot.placement.estimate import weight_bytes
 from bagel_mot.placement.plan import Machine, Plan, check_preference, choose, plans, this_machine

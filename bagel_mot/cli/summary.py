@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from bagel_mot.checkpoint.official import folder_of, read_config
-from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_weights
+from bagel_mot.checkpoint.official import folder_of
+from bagel_mot.checkpoint.opening import StoredWeights
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.defaults import official_defaults, read_defaults
-from bagel_mot.inference.loading import locate
+from bagel_mot.inference.describe import described
 from bagel_mot.placement.estimate import cache_bytes
 from bagel_mot.task import Task
 
@@ -80,22 +80,6 @@ def describe(name: str) -> dict[str, Any]:
         "parameters": parameters(config),
         "cache_bytes": _cache(config, size),
     }
-
-
-def described(name: str) -> tuple[BagelConfig, StoredWeights, Path]:
-    """The configuration of a checkpoint, its stored weights, and the place of its files. Of one on the hub that is not
-    in the cache only configuration files and headers are fetched.
-    """
-    found = locate(name)
-    if isinstance(found, str):
-        from bagel_mot.checkpoint.hub.peek import peek
-
-        remote = peek(found)
-        if not isinstance(remote, Path):
-            return remote.config(), remote.stored(), remote.folder
-        found = remote
-    source = open_checkpoint(found)
-    return read_config(source), stored_weights(source), found
 
 
 def parameters(config: BagelConfig) -> dict[str, int]:

@@ -31,6 +31,7 @@ class TrainingWork:
         targets: text targets of a pack, at most.
         encoded_pixels: pixels that the autoencoder encodes at a time.
         dtype: the type of matmuls.
+        stream: the type of the residual stream and of norms, which is that of the embedding.
         chunk: text targets whose logits are held at once.
         checkpointing: the name of the tensors that a decoder layer keeps for the backward pass.
         masked: whether attention takes its mask as a whole (SDPA), and not by blocks (FlexAttention).
@@ -51,6 +52,7 @@ class TrainingWork:
     masked: bool = True
     vit_trains: bool = True
     accumulates: bool = False
+    stream: torch.dtype = torch.float32
     on_cpu: bool = False
 
 
@@ -66,6 +68,7 @@ class TrainingWeights:
             0 where nothing is.
         outside_parameters: the number of parameters outside decoder layers that are gathered; 0 where nothing is.
         cast_parameters: the number of float32 parameters in a decoder layer that are cast for its matmuls.
+        dequantised_bytes: bytes of the largest quantised matrix as it multiplies.
         autoencoder_bytes: bytes of the autoencoder.
         optimizer_in_host: whether the moments are in main memory.
     """
@@ -76,6 +79,7 @@ class TrainingWeights:
     layer_parameters: int = 0
     outside_parameters: int = 0
     cast_parameters: int = 0
+    dequantised_bytes: int = 0
     autoencoder_bytes: int = 0
     optimizer_in_host: bool = False
 
@@ -141,7 +145,9 @@ def training_memory(config: BagelConfig, work: TrainingWork, weights: TrainingWe
     itemsize, trained = work.dtype.itemsize, weights.trained
     gathered = itemsize * (_GATHERED_LAYERS * weights.layer_parameters + weights.outside_parameters)
     gathered += _MASTER * weights.layer_parameters if trained else 0  # gradients of a layer, before they are shared out
-    layer = layer_saved_bytes(config.decoder, work) + _cast_bytes(work, weights)
+    layer = work_bytes(config.decoder, work) + weights.dequantised_bytes
+    if work.checkpointing != "none":
+        layer += layer_saved_bytes(config.decoder, work) + _cast_bytes(work, weights)
     return TrainingMemory(
         weights=_MASTER * trained + weights.frozen_bytes,
         optimizer=0 if weights.optimizer_in_host else _MASTER * (2 * trained - weights.trained_matrices),
@@ -151,7 +157,7 @@ def training_memory(config: BagelConfig, work: TrainingWork, weights: TrainingWe
         context=PROCESS_BYTES if work.on_cpu else DEVICE_BYTES,
         gradients=_MASTER * trained,
         activations=saved_bytes(config, work, weights),
-        layer=(layer if work.checkpointing != "none" else 0) + work_bytes(config.decoder, work),
+        layer=layer,
         logits=logits_bytes(config.decoder, min(work.targets, work.chunk), work.dtype),
         encoding=encode_bytes(config.vae, work.encoded_pixels, work.dtype),
         accumulates=work.accumulates,
@@ -167,7 +173,7 @@ def saved_bytes(config: BagelConfig, work: TrainingWork, weights: TrainingWeight
         weights: the weights that it holds.
     """
     decoder, tokens = config.decoder, work.und + work.gen
-    inputs = _MASTER * decoder.hidden_size * tokens
+    inputs = work.stream.itemsize * decoder.hidden_size * tokens
     if work.checkpointing == "full":
         layer = inputs
     elif work.checkpointing == "selective":
@@ -177,7 +183,8 @@ def saved_bytes(config: BagelConfig, work: TrainingWork, weights: TrainingWeight
     ropes = 2 * _MASTER * decoder.head_dim * tokens
     mask = work.dtype.itemsize * tokens**2 // work.rows if work.masked else 0
     # The hidden states that the heads take, their norms and what the squared error keeps.
-    heads = (2 * _MASTER + work.dtype.itemsize) * decoder.hidden_size * (min(work.targets, work.und) + work.gen)
+    heads = (2 * work.stream.itemsize + work.dtype.itemsize) * decoder.hidden_size
+    heads *= min(work.targets, work.und) + work.gen
     errors = 3 * _MASTER * config.latent_dim * work.gen
     vit = vit_saved_bytes(config.vit, work) if work.vit_trains else 0
     return decoder.num_layers * layer + ropes + mask + heads + errors + vit
@@ -191,10 +198,9 @@ def _cast_bytes(work: TrainingWork, weights: TrainingWeights) -> int:
 def layer_saved_bytes(config: DecoderConfig, work: TrainingWork) -> int:
     """Bytes that one decoder layer keeps of its activations, without checkpointing.
 
-    The residual stream and the norms are float32, the rest has the matmuls' type. Norms that are not one fused
-    kernel, as on the CPU, keep their normalised values beside their inputs.
+    Norms that are not one fused kernel, as on the CPU, keep their normalised values beside their inputs.
     """
-    itemsize, norm = work.dtype.itemsize, (2 if work.on_cpu else 1) * _MASTER
+    itemsize, norm = work.dtype.itemsize, (2 if work.on_cpu else 1) * work.stream.itemsize
     hidden, queries, keys = (
         config.hidden_size,
         config.num_heads * config.head_dim,
@@ -233,7 +239,7 @@ def work_bytes(config: DecoderConfig, work: TrainingWork) -> int:
     stream.
     """
     widest = 3 * work.dtype.itemsize * config.intermediate_size * max(work.und, work.gen)
-    return widest + 2 * _MASTER * config.hidden_size * (work.und + work.gen)
+    return widest + 2 * work.stream.itemsize * config.hidden_size * (work.und + work.gen)
 
 
 def logits_bytes(config: DecoderConfig, targets: int, dtype: torch.dtype) -> int:

@@ -66,7 +66,7 @@ def visible_pairs(spans: Iterable[Iterable[SegmentSpan]]) -> int:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class _WeightCounts:
     """The numbers of weights in matrices: those that train, and those that do not."""
 
     trained: int
@@ -182,9 +182,9 @@ def _matrices(module: nn.Module) -> Iterator[tuple[int, bool]]:
             yield part.in_features * part.out_features, False
 
 
-def _weights(matrices: Iterable[tuple[int, bool]]) -> _Weights:
+def _weights(matrices: Iterable[tuple[int, bool]]) -> _WeightCounts:
     found = list(matrices)
-    return _Weights(sum(n for n, trains in found if trains), sum(n for n, trains in found if not trains))
+    return _WeightCounts(sum(n for n, trains in found if trains), sum(n for n, trains in found if not trains))
 
 
 def _trains(*modules: nn.Module) -> bool:

@@ -38,6 +38,16 @@ def _limited(transform: ImageTransform, side: int | None) -> ImageTransform:
     return replace(transform, max_size=side, min_size=min(side, transform.min_size))
 
 
+_ENCODED_PIXELS, _ENCODED_IMAGES = 1 << 20, 32
+
+
+def encoded_together(pixels: int) -> int:
+    """The number of images of so many pixels that the autoencoder encodes in one batch: as many as one of 1024×1024
+    has pixels, and 32 at most.
+    """
+    return max(1, min(_ENCODED_IMAGES, _ENCODED_PIXELS // pixels))
+
+
 def most_tokens(transform: ImageTransform) -> int:
     """The most tokens of an image that a transform lets through: those of a square."""
     return min(transform.max_size**2, transform.max_pixels) // transform.stride**2

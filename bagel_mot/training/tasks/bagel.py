@@ -51,10 +51,8 @@ from bagel_mot.training.objective import (
     loss_counts,
 )
 from bagel_mot.training.recipe import BagelRecipe, NewModel
-from bagel_mot.training.sizes import pack_config
+from bagel_mot.training.sizes import encoded_together, pack_config
 from bagel_mot.training.trainable import select_trainable
-
-_ENCODE_BATCH = 32
 
 
 @dataclass
@@ -157,11 +155,13 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         """Latent tokens of images of one size, uint8 levels (n, H, W, 3): (n·rows·columns, latent_dim) float32 on the
         device.
 
-        They run in batches of a fixed number, the last one filled up: a compiled encoder keeps its shape.
+        They run in batches of a number that their size decides, the last one filled up: a compiled encoder keeps its
+        shape.
         """
         tokens: list[Tensor] = []
-        for some in images.split(_ENCODE_BATCH):
-            filled = torch.cat([some, some[:1].expand(_ENCODE_BATCH - len(some), -1, -1, -1)])
+        batch = encoded_together(images.shape[1] * images.shape[2])
+        for some in images.split(batch):
+            filled = torch.cat([some, some[:1].expand(batch - len(some), -1, -1, -1)])
             pixels = scale_levels(self._moved(filled).permute(0, 3, 1, 2))
             latents = self._encode(pixels.to(DTYPES[self.recipe.precision]))[: len(some)].float()
             tokens += [patchify(latent, self.config.latent_patch_size) for latent in latents]
