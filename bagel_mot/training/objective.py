@@ -136,12 +136,16 @@ def cross_entropy(model: BagelModel, hidden: Tensor, labels: Tensor, chunk: int 
     return torch.cat([checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
-def checkpoint_activations(model: BagelModel) -> None:
+def checkpoint_activations(model: BagelModel, *, draws: bool = False) -> None:
     """Lets every decoder layer keep its input alone, and compute what is in it again in the backward pass: about a
     third more work for a small part of the memory. Names and values of the weights stay as they are.
+
+    Args:
+        model: the network.
+        draws: whether layers draw random numbers, such as those of dropout, which must be the same ones again.
     """
     for layer in model.decoder.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=draws)
 
 
 def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[TrainingLayout], Attention]:

@@ -212,6 +212,11 @@ class BagelRecipe(Recipe):
         """The adapters that are trained, on a frozen model; None where the model itself is."""
         return (self.lora or AdapterConfig()) if LORA in self.trainable else None
 
+    @property
+    def drops_out(self) -> bool:
+        """Whether the network itself draws random numbers while it trains: the dropout of adapters."""
+        return self.adapters is not None and self.adapters.dropout > 0
+
     def _check_adapters(self) -> None:
         if self.adapters is None:
             if self.lora is not None:

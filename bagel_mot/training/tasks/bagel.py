@@ -108,7 +108,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self._encode = self._encoder.encode
         self._attention = attention_of(recipe.attention, self.device, DTYPES[recipe.precision])
         if recipe.activation_checkpointing:
-            checkpoint_activations(self.module)
+            checkpoint_activations(self.module, draws=recipe.drops_out)
         if recipe.compile:
             prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
@@ -207,6 +207,8 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         timesteps = drawn[layout.timestep_of]
         noise = torch.randn(latents.shape, generator=generator, device=self.device)
         noised = add_noise(layout, batch.values, timesteps, noise)
+        if self.recipe.drops_out:  # which PyTorch draws from its global state
+            torch.manual_seed(generator.initial_seed())
         losses = compute_losses(self.module, noised, self._attention(layout))
         return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
 
