@@ -21,6 +21,7 @@ from bagel_mot.data.order import OrderedUnit, ReadingOrder, ShuffledOrder, permu
 from bagel_mot.data.readers.base import Row, Unit
 from bagel_mot.data.rows import RowKey
 from bagel_mot.errors import DataError
+from bagel_mot.sequence import PackSpec
 
 
 class KeyedItem(NamedTuple):
@@ -71,6 +72,13 @@ class Supply(ABC):
 
         Raises:
             SkipRow: no sample can be made of it.
+        """
+
+    def check_sizes(self, builder: SampleBuilder, spec: PackSpec) -> None:  # noqa: B027
+        """Checks what is known of the sizes of images before one is read: that the model has positions for them.
+
+        Raises:
+            DataError: it has not.
         """
 
     def place_of(self, key: Any) -> str:
@@ -143,6 +151,10 @@ class RowSupply(Supply):
 
     def cursor(self, seed: int, stream: int, streams: int) -> Cursor:
         return RowCursor(self, self.order(seed, stream, streams), streams)
+
+    def check_sizes(self, builder: SampleBuilder, spec: PackSpec) -> None:
+        for dataset in self.datasets:
+            dataset.check_sizes(builder, spec)
 
     def again(self, key: Any) -> KeyedItem:
         _, name, unit, row = key

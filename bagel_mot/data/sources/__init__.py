@@ -9,9 +9,10 @@ from pydantic import TypeAdapter
 
 from bagel_mot.data.sources.base import SourceConfig
 from bagel_mot.data.sources.mini import MiniConfig
+from bagel_mot.data.sources.published import PublishedConfig
 from bagel_mot.errors import did_you_mean
 
-SOURCES: dict[str, type[SourceConfig]] = {"mini": MiniConfig}
+SOURCES: dict[str, type[SourceConfig]] = {"mini": MiniConfig, "published": PublishedConfig}
 
 
 def read_source_config(content: Any) -> SourceConfig:

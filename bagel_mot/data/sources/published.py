@@ -12,7 +12,7 @@ from bagel_mot.config import must_be
 from bagel_mot.data.dataset import DataGroup
 from bagel_mot.data.documents import OPENERS
 from bagel_mot.data.published import read_published
-from bagel_mot.data.sources.base import SourceConfig
+from bagel_mot.data.sources.base import FileSource, SourceConfig, WeightBy
 from bagel_mot.errors import DataError
 from bagel_mot.files import user_path
 
@@ -33,6 +33,7 @@ class PublishedConfig(SourceConfig):
         root: the folder that the paths in `dataset_info` are relative to.
         images: the way to open images: "upright", turned by their EXIF orientation, over white, whole files alone; or
             "published", as the published scripts do.
+        weight_by: the unit of which the weights are shares: "samples", as published, or "tokens".
     """
 
     kind: Literal["published"] = "published"
@@ -40,6 +41,10 @@ class PublishedConfig(SourceConfig):
     dataset_info: _Path | None = None
     root: _Path = Path()
     images: Literal["upright", "published"] = "upright"
+    weight_by: WeightBy = "samples"
+
+    def open(self, seed: int) -> FileSource:
+        return FileSource(self.groups(), self.weight_by)
 
     def groups(self) -> list[DataGroup]:
         """The groups of data sets, in the order of the YAML file.

@@ -99,6 +99,8 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.spec = PackSpec.of(self.config, self.tokenizer.special)
         self.groups = self.source.groups()
         check_groups(self.groups)
+        for group in self.groups:
+            group.supply.check_sizes(self.builder, self.spec)
         maker = SampleMaker(tuple(group.supply for group in self.groups), self.builder, self.spec, recipe.seed)
         self.workers: Workers[GroupItem, IndexedSample | SkipRow] = Workers(maker, recipe.data.workers)
         self._skips = SkipList(recipe.output)
@@ -155,13 +157,14 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         """Latent tokens of images of one size, uint8 levels (n, H, W, 3): (n·rows·columns, latent_dim) float32 on the
         device.
 
-        They run in batches of a number that their size decides, the last one filled up: a compiled encoder keeps its
-        shape.
+        They run in batches of a number that their size decides. For a compiled encoder, which keeps its shape, the last
+        one is filled up.
         """
         tokens: list[Tensor] = []
         batch = encoded_together(images.shape[1] * images.shape[2])
         for some in images.split(batch):
-            filled = torch.cat([some, some[:1].expand(batch - len(some), -1, -1, -1)])
+            missing = batch - len(some) if self.recipe.compile else 0
+            filled = torch.cat([some, some[:1].expand(missing, -1, -1, -1)])
             pixels = scale_levels(self._moved(filled).permute(0, 3, 1, 2))
             latents = self._encode(pixels.to(DTYPES[self.recipe.precision]))[: len(some)].float()
             tokens += [patchify(latent, self.config.latent_patch_size) for latent in latents]
