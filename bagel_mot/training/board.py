@@ -42,16 +42,18 @@ class Board:
             writer.flush()
 
     def add_sheet(self, sheet: Path, step: int) -> None:
-        """Writes a PNG file, and the texts of the JSON file beside it as a table.
+        """Writes a PNG file, and the texts of the JSON file beside it as a table, where they are.
 
         Raises:
             OSError: a file cannot be read or written.
         """
-        if not sheet.is_file() or (writer := self._opened()) is None:
+        texts = sheet.with_suffix(".json")
+        if not (sheet.is_file() or texts.is_file()) or (writer := self._opened()) is None:
             return
-        with Image.open(sheet) as image:
-            writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
-        if (texts := sheet.with_suffix(".json")).is_file():
+        if sheet.is_file():
+            with Image.open(sheet) as image:
+                writer.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        if texts.is_file():
             writer.add_text("samples", _table(json.loads(texts.read_text(encoding="utf-8"))), step)
         writer.flush()
 

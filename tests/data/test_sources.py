@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bagel_mot.data import sheets
 from bagel_mot.data.documents import Document
 from bagel_mot.data.sources import SOURCES, mini, read_source_config
 from bagel_mot.data.sources.base import IndexedSource
@@ -59,6 +60,6 @@ def test_the_toy_worlds_hooks_repeat_themselves() -> None:
 def test_captions_of_a_sheet_are_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, at, text, **_: written.append(text))
-    cell = mini._captioned(Image.new("RGB", (8, 8)), "a green moon in the top left and a red car", 3)
+    cell = sheets.captioned(Image.new("RGB", (8, 8)), "a green moon in the top left and a red car", 3)
     assert written == ["a green moon in the", "top left and a red car"]
     assert cell.height == mini._SHOWN + 2 + 3 * mini._LINE

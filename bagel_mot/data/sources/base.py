@@ -15,10 +15,12 @@ from bagel_mot.config import Section, Whole
 from bagel_mot.data.dataset import DataGroup
 from bagel_mot.data.documents import Document
 from bagel_mot.data.mixing import BySamples, ByTokens, Mixture
+from bagel_mot.data.samples import prompts_of, write_prompt_samples
 from bagel_mot.data.supply import DrawnSupply, RowSupply, SampleGroup
 from bagel_mot.errors import DataError
 from bagel_mot.scope import Scope
 
+_SAMPLES = 8  # rows that samples are made of
 WeightBy = Literal["samples", "tokens"]
 """The unit of which the weights of groups are shares."""
 
@@ -107,6 +109,13 @@ class FileSource(Source):
 
     def mixture(self, seed: str) -> Mixture:
         return mixture_of(self.groups(), self.weight_by, seed)
+
+    def write_samples(self, bagel: Any, path: Path) -> None:
+        """Writes what the model makes of the first rows of each data set: a PNG sheet of images, and answers beside it
+        as JSON.
+        """
+        datasets = [dataset for group in self._groups for dataset in group.datasets]
+        write_prompt_samples(bagel, prompts_of(datasets, _SAMPLES), path)
 
 
 def mixture_of(groups: Sequence[SampleGroup], weight_by: WeightBy, seed: str) -> Mixture:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import Count, NotNegative, Share
 from bagel_mot.data.documents import Document, ImagePart, TextPart
+from bagel_mot.data.sheets import captioned, most_lines, sheet_of
 from bagel_mot.data.sources.base import IndexedSource, SourceConfig
 from bagel_mot.files import write_atomically, write_text
 from bagel_mot.scope import Scope, words_of
@@ -32,8 +32,6 @@ _DROPPABLE = ("draw", "edit", "chain")
 _ONE_COPY = ("chain", "session")  # long documents
 _TOKENIZER_TEXTS = 60_000
 _PROMPTS, _EDITS, _QUESTIONS = 10, 5, 10
-_SHOWN = 128  # pixels of an image on the sheet of samples
-_CHARACTERS, _LINE = 22, 11  # of the text below it: in a line, and pixels from one line to the next
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class MiniSource(IndexedSource):
         if side % WORLD:
             return None
         rng = random.Random(0)
-        return _sheet([[draw(sample_scene(rng), side) for _ in range(8)] for _ in range(8)])
+        return sheet_of([[draw(sample_scene(rng), side) for _ in range(8)] for _ in range(8)])
 
     def scope(self) -> Scope:
         """The toy world in a few words, and all words of its texts."""
@@ -149,29 +147,10 @@ class MiniSource(IndexedSource):
         scenes = [sample_scene(rng) for _ in range(_QUESTIONS)]
         asked = [questions(scene, rng, 1)[0] for scene in scenes]
         answers = bagel.ask([draw(s, side) for s in scenes], [qa.question for qa in asked], max_new_tokens=16)
-        lines = max(len(textwrap.wrap(text, _CHARACTERS)) for _, text in cells)
-        rows = [[_captioned(*cell, lines) for cell in cells[start : start + 10]] for start in range(0, len(cells), 10)]
-        write_atomically(path, _sheet(rows).save)
+        lines = most_lines(text for _, text in cells)
+        rows = [[captioned(*cell, lines) for cell in cells[start : start + 10]] for start in range(0, len(cells), 10)]
+        write_atomically(path, sheet_of(rows).save)
         report = [
             {"question": qa.question, "right": qa.answer, "said": said} for qa, said in zip(asked, answers, strict=True)
         ]
         write_text(path.with_suffix(".json"), json.dumps(report, indent=1))
-
-
-def _captioned(image: Image.Image, text: str, lines: int) -> Image.Image:
-    """An image above its text, which is broken between words, with room for so many lines."""
-    cell = Image.new("RGB", (_SHOWN + 4, _SHOWN + 2 + _LINE * lines), "white")
-    cell.paste(image.resize((_SHOWN, _SHOWN), Image.Resampling.NEAREST), (0, 0))
-    for number, line in enumerate(textwrap.wrap(text, _CHARACTERS)):
-        ImageDraw.Draw(cell).text((2, _SHOWN + 2 + _LINE * number), line, fill="black")
-    return cell
-
-
-def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    """Images of one size side by side, row by row."""
-    width, height = rows[0][0].size
-    sheet = Image.new("RGB", (max(map(len, rows)) * width, len(rows) * height), "white")
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(image, (x * width, y * height))
-    return sheet
