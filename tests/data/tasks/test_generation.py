@@ -20,6 +20,7 @@ from bagel_mot.data.draws import Draws, RandomDraws, all_outcomes
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.edit import Compose, EditSession
 from bagel_mot.data.tasks.interleaved import ReasoningSteps, ReasoningTrace, WebPage
+from bagel_mot.data.tasks.messages import Messages
 from bagel_mot.data.tasks.self_edit import KINDS, SelfEdit
 from bagel_mot.data.tasks.t2i import TextToImage, plain_captions
 from bagel_mot.data.tasks.think import Thinking
@@ -186,6 +187,37 @@ def test_a_trace_names_its_images_in_marks() -> None:
     assert short(one(ReasoningTrace(starts_image=False), ends))[2:] == ["T! Look:", "NCV b'r'", "T! Final Answer: left"]
     with pytest.raises(SkipRow, match="the row has no reasoning_image_1"):
         one(ReasoningTrace(), {k: v for k, v in row.items() if k != "reasoning_image_1"})
+
+
+def message(role: str, *items: Any) -> dict[str, Any]:
+    made = [{"type": "text", "text": item} if isinstance(item, str) else item for item in items]
+    return {"role": role, "content": made}
+
+
+def test_messages_draw_edit_and_answer() -> None:
+    image = {"type": "image", "image": {"bytes": b"i", "path": None}}
+    linked = {"type": "image_url", "image_url": {"url": "data:image/png;base64,eHl6"}}
+    beside = {"type": "image"}
+    drawing = {"messages": [message("user", "a fox"), message("assistant", beside)], "images": [b"fox"]}
+    assert short(one(Messages(), drawing)) == ["(T a fox)", "N b'fox'"]
+    edit = {"messages": [message("user", linked, "bluer"), message("assistant", image)]}
+    assert short(one(Messages(), edit)) == ["(CV b'xyz')", "(T bluer)", "N b'i'"]
+    chat = [{"role": "system", "content": "be short"}, message("user", image, "who?"), message("assistant", "a fox")]
+    assert short(one(Messages(), {"messages": chat})) == ["T be short", "V b'i'", "T who?", "T! a fox"]
+    both = [*chat, message("user", "draw it"), message("assistant", "Here:", image, "Done.")]
+    assert short(one(Messages(starts_image=True), {"messages": both})) == [
+        *("T be short", "CV b'i'", "T who?", "T! a fox", "T draw it", "T!+ Here:", "NCV b'i'", "T! Done."),
+    ]
+    for messages, reason in [
+        ([message("user", "hello")], "the assistant gives no answer"),
+        ([message("tool", "x")], "there are system, user and assistant"),
+        ([{"role": "user"}], "it needs role and content"),
+        ([message("user", {"type": "audio"})], "there are the types text, image and image_url"),
+        ([message("assistant", beside)], "has no image, nor has images"),
+        ("hello", "a list is expected"),
+    ]:
+        with pytest.raises(SkipRow, match=reason):
+            one(Messages(), {"messages": messages})
 
 
 def image_of(part: Any) -> np.ndarray:
