@@ -57,7 +57,8 @@ class Messages:
                 starts = self.starts_image and piece.answers and drawn_next
                 document.append(TextPart(piece.text, piece.answers, droppable and not piece.answers, starts))
             elif piece.answers:
-                document.append(ImagePart(piece.image, target=True, vae=followed, vit=followed, droppable=droppable))
+                kept = droppable and followed
+                document.append(ImagePart(piece.image, target=True, vae=followed, vit=followed, droppable=kept))
             else:
                 document.append(ImagePart(piece.image, vae=draws_images, vit=True, droppable=droppable))
         return document
