@@ -223,30 +223,27 @@ def pages(nodes: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, str]
         found[f"{name}.md"] = _page(
             titles[name],
             [node.DESCRIPTION, text.help],
-            ("Inputs", "input", [(f"`{each}`", about) for each, about in inputs(node).items()]),
-            ("Outputs", "output", [(f"`{each}`", about) for each, about in outputs]),
-            "what it is",
+            ": ",
+            ("Inputs", [(f"`{each}`", about) for each, about in inputs(node).items()]),
+            ("Outputs", [(f"`{each}`", about) for each, about in outputs]),
         )
+        given = [(each, *chinese_input(each)) for each in inputs(node)]
+        made = [(each, *OUTPUTS[each]) for each in node.RETURN_NAMES]
         found[f"{name}/zh.md"] = _page(
             text.zh,
             [text.zh_about, text.zh_help],
-            (
-                "输入",
-                "输入",
-                [(f"{title}（`{each}`）", about) for each in inputs(node) for title, about in [chinese_input(each)]],
-            ),
-            ("输出", "输出", [(f"{OUTPUTS[each][0]}（`{each}`）", OUTPUTS[each][1]) for each in node.RETURN_NAMES]),
-            "说明",
+            "：",
+            ("输入", [(f"{title}（`{each}`）", about) for each, title, about in given]),
+            ("输出", [(f"{title}（`{each}`）", about) for each, title, about in made]),
         )
     return found
 
 
-def _page(title: str, paragraphs: list[str], *tables_and_what: Any) -> str:
-    *tables, what = tables_and_what
+def _page(title: str, paragraphs: list[str], colon: str, *lists: tuple[str, list[tuple[str, str]]]) -> str:
+    """A page: lists, since the panel that shows it is too narrow for tables."""
     parts = [f"# {title}", *paragraphs]
-    for heading, column, rows in tables:
-        lines = [f"| {column} | {what} |", "|---|---|", *(f"| {name} | {about} |" for name, about in rows)]
-        parts.append(f"## {heading}\n\n" + "\n".join(line.replace("\n", " ") for line in lines))
+    for heading, rows in lists:
+        parts += [f"## {heading}", "\n".join(f"- {name}{colon}{about}" for name, about in rows)]
     return "\n\n".join(parts) + "\n"
 
 
