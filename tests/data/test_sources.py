@@ -22,7 +22,7 @@ from bagel_mot.worlds.mini.sampling import sample_scene
 def test_the_kind_selects_a_type() -> None:
     assert read_source_config({"kind": "mini", "side": 128}) == MiniConfig(side=128)
     for content in ({}, {"kind": "minni"}, {"kind": ["mini"]}):
-        with pytest.raises(ValueError, match="which no source of data has; (did you mean|there are) mini"):
+        with pytest.raises(ValueError, match="which no source of data has; (did you mean|there are) (folder, )?mini"):
             read_source_config(content)
     assert all(kind == made.__dataclass_fields__["kind"].default for kind, made in SOURCES.items())
 
