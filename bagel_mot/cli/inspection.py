@@ -112,7 +112,10 @@ def _print_facts(facts: dict[str, Any]) -> None:
 @command
 def verify(
     folder: Annotated[
-        Path, typer.Argument(help="A folder of recorded cases, laid out as tests/golden is.", metavar="FOLDER")
+        Path,
+        typer.Argument(
+            help="A folder of recorded cases, laid out as tests/golden or tests/golden-data is.", metavar="FOLDER"
+        ),
     ],
     tolerance: Annotated[
         float | None,

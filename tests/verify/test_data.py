@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from bagel_mot.cli import app
 from bagel_mot.errors import DataError
 from bagel_mot.verify import verify
 from bagel_mot.verify.data import JUDGES, verify_data
@@ -151,3 +153,17 @@ def test_a_sentence_on_what_would_be_right_must_be_known(recorded: RecordedData)
     judge = Judge({**recorded.by_name("chat/21"), "instead": "read backwards"}, recorded)
     judge.run(JUDGES["row"])
     assert any("is not known" in row.note for row in judge.rows if not row.passed)
+
+
+def test_the_command_names_the_quirks_that_differ_and_refuses_a_strange_set(copy: Path) -> None:
+    rewrite(copy, lambda content: content.update(cases=[c for c in content["cases"] if c["kind"] in ("row", "limits")]))
+    tensors = load_file(copy / "expected.safetensors")
+    save_file({"unused": next(iter(tensors.values()))}, copy / "expected.safetensors")
+    result = CliRunner().invoke(app, ["verify", str(copy), "--failed"])
+    assert result.exit_code == 1
+    assert "1 FAIL" in result.output
+    assert "differ where the published program may: the orientation is not applied" in " ".join(result.output.split())
+    (copy / "data" / "more.bin").write_bytes(b"x")
+    result = CliRunner().invoke(app, ["verify", str(copy)])
+    assert result.exit_code == 2
+    assert "more.bin" in "".join(result.output.split())

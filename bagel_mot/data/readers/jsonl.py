@@ -45,8 +45,8 @@ class JsonlReader(Reader):
         return {"files": self.files, "limits": self.limits, "shuffle_seed": self.shuffle_seed}
 
     @cached_property
-    def _starts(self) -> tuple[np.ndarray, ...]:
-        """The offset of each line that is used and, behind each, that of its end: int64 (lines, 2), of every file."""
+    def _bounds(self) -> tuple[np.ndarray, ...]:
+        """The begin and end of each line that is used, int64 (lines, 2), of every file."""
         return tuple(map(self._of_file, self.files, self.limits))
 
     def _of_file(self, file: Path, limit: int | None) -> np.ndarray:
@@ -65,11 +65,11 @@ class JsonlReader(Reader):
         return {}
 
     def units(self) -> Sequence[Unit]:
-        return [Unit(str(file), len(bounds)) for file, bounds in zip(self.files, self._starts, strict=True)]
+        return [Unit(str(file), len(bounds)) for file, bounds in zip(self.files, self._bounds, strict=True)]
 
     def line(self, unit: int, row: int) -> int:
         """The number of a row's line in its file, from 0."""
-        bounds = self._starts[unit]
+        bounds = self._bounds[unit]
         numbers = self._numbers.get(self.files[unit])
         return int(numbers[row]) if numbers is not None and row < len(bounds) else row
 
@@ -77,10 +77,11 @@ class JsonlReader(Reader):
         return f"{self.files[unit]}, line {self.line(unit, row) + 1}"
 
     def read(self, unit: int, start: int = 0) -> Iterator[Row]:
-        file = self.files[unit]
+        file, bounds = self.files[unit], self._bounds[unit]
         try:
             with open(file, "rb") as opened:
-                for begin, end in self._starts[unit][start:].tolist():
+                for row in range(start, len(bounds)):
+                    begin, end = bounds[row]
                     opened.seek(begin)
                     yield _row(opened.read(end - begin))
         except OSError as error:
