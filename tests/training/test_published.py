@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from bagel_mot.cli import app
+from bagel_mot.data.documents import FramesPart, ImagePart, ImageRules, TextPart
+from bagel_mot.data.layout import lay_out
+from bagel_mot.images import ImageTransform
+from bagel_mot.training.objective import add_noise
+from bagel_mot.training.profiles import load_recipe
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.tasks import bagel as unified
+from bagel_mot.training.tasks.bagel import BagelTask
 
 pytest.importorskip("pyarrow")
 TESTS = Path(__file__).parents[1]
@@ -86,3 +98,35 @@ def test_what_cannot_train_is_refused_before_anything_is_written(
     assert result.exit_code == 2, result.output
     assert said in " ".join(result.output.split())
     assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_frames_of_a_clip_train_at_one_timestep(written: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two groups of two frames, the first one clean before the second, and an image of its own."""
+    recipe = load_recipe(written())
+    assert isinstance(recipe, BagelRecipe)
+    task = BagelTask(recipe)
+    frames = [Image.new("RGB", (32, 32), (60 * number, 0, 0)) for number in range(4)]
+    document = [
+        TextPart("it reddens"),
+        FramesPart((frames[0], frames[1]), (0, 3), target=True, vae=True, following=5),
+        FramesPart((frames[2], frames[3]), (5, 6), target=True),
+        ImagePart(frames[3], target=True),
+    ]
+    rules = ImageRules(vae=ImageTransform(32, 32, 16))
+    sample = task.builder(0, document, random.Random(0), rules)
+    batch = task.to_device(lay_out([[sample]], task.spec, sample.und_len, sample.gen_len))
+    seen: list[Tensor] = []
+
+    def watched(layout: Any, values: Any, timesteps: Tensor, noise: Tensor) -> Any:
+        seen.append(timesteps)
+        return add_noise(layout, values, timesteps, noise)
+
+    monkeypatch.setattr(unified, "add_noise", watched)
+    losses = task.losses(batch, torch.Generator().manual_seed(0))
+    (times,) = seen
+    assert batch.layout.noised.tolist() == [True, True, False, False, True, True, True]
+    assert times[0] == times[1]
+    assert times[4] == times[5]
+    assert len({float(times[index]) for index in (0, 4, 6)}) == 3
+    assert torch.isfinite(losses["mse"]).all()
+    task.close()
