@@ -244,6 +244,14 @@ def published_group(
         if entry not in entries:
             raise DataError(f"{where}: {source} has no data set {entry} in {name}; {did_you_mean(entry, entries)}")
         info = parse(DatasetArgs, entries[entry], f"{source}: {name}.{entry}", DataError)
+        if info.jsonl_path is not None and task != "vlm_sft":
+            raise DataError(
+                f"{source}: {name}.{entry}: jsonl_path is a key of vlm_sft; {task} reads Parquet files alone"
+            )
+        if info.json_dir is not None:
+            raise DataError(
+                f"{source}: {name}.{entry}: json_dir is not read; give conversations as jsonl_path, edits as Parquet"
+            )
         reader, mapper = _BUILDERS[task](args, info, used, root, f"{source}: {name}.{entry}")
         repeated = args.dataset_names[:number].count(entry)
         unique = f"{name}/{entry}" + (f"#{repeated + 1}" if repeated else "")

@@ -168,6 +168,8 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, change: Callable[[Ya
         ({"data_dir": "data/vlm/images"}, r"has no \.parquet file in it"),
         ({"data_dir": "data/t2i", "jsonl": "x"}, "jsonl is not known; did you mean jsonl_path"),
         ({}, "data_dir is missing"),
+        ({"data_dir": "data/t2i", "jsonl_path": "x.jsonl"}, "jsonl_path is a key of vlm_sft"),
+        ({"data_dir": "data/t2i", "json_dir": "x"}, "json_dir is not read"),
     ],
 )
 def test_an_unusable_entry_of_dataset_info_is_one_sentence(tmp_path: Path, entry: Any, said: str) -> None:
