@@ -56,13 +56,17 @@ class Outcome:
 
 def outcomes_of(recorded: RecordedData, case: Case, opener: str) -> list[tuple[Fraction, Outcome]]:
     """Every outcome of the row of a case; equal plans are merged, in the order of their first draws."""
-    row, dataset = recorded.row(case), recorded.dataset(case["group"], case["data_set"], opener=opener)
-    builder = recorded.builder()
-    merged: dict[SamplePlan | None, tuple[Fraction, Outcome]] = {}
-    for probability, outcome in all_outcomes(lambda draws: _outcome(dataset, builder, row, draws)):
-        before = merged.get(outcome.plan)
-        merged[outcome.plan] = (probability + before[0], before[1]) if before else (probability, outcome)
-    return list(merged.values())
+    key = case["group"], case["data_set"], case["file"], case.get("row_group"), case["row"], opener
+    if key not in recorded.outcomes:
+        row, dataset = recorded.row(case), recorded.dataset(case["group"], case["data_set"], opener=opener)
+        builder = recorded.builder()
+        merged: dict[SamplePlan | None, tuple[Fraction, Outcome]] = {}
+        for probability, outcome in all_outcomes(lambda draws: _outcome(dataset, builder, row, draws)):
+            before = merged.get(outcome.plan)
+            merged[outcome.plan] = (probability + before[0], before[1]) if before else (probability, outcome)
+        recorded.outcomes[key] = list(merged.values())
+    found: list[tuple[Fraction, Outcome]] = recorded.outcomes[key]
+    return found
 
 
 def _outcome(dataset: Dataset, builder: SampleBuilder, row: Row, draws: Draws) -> Outcome:

@@ -53,6 +53,7 @@ class RecordedData:
         cases: the entries of cases.json, in order.
         tensors: the recorded tensors by name.
         seen: the names of the tensors that were compared.
+        outcomes: the outcomes of rows that were worked out already, by their place and opener.
         tokenizer: the recorded model's tokenizer.
 
     Raises:
@@ -77,6 +78,7 @@ class RecordedData:
             path = folder / "expected.safetensors"
             raise DataError(f"{path} could not be read as safetensors (missing or damaged?): {error}") from error
         self.seen: set[str] = set()
+        self.outcomes: dict[tuple[Any, ...], Any] = {}
         self._datasets: dict[tuple[str, ...], Dataset] = {}
         self.tokenizer = Tokenizer.from_folder(folder / self._content["tokenizer"])
         self._check_files()
