@@ -28,7 +28,7 @@ from bagel_mot.inference.settings import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = ("index", "getting-started", "settings", "official", "precision", "python", "faq")
+PAGES = ("index", "getting-started", "settings", "official", "precision", "python", "faq", "adapters")
 # What a block that is not run may hold: nothing but these needs more than this package and its embedded model.
 NEEDS_MORE = (
     "ByteDance-Seed/BAGEL-7B-MoT",

@@ -245,6 +245,7 @@ def _fill(layer: AdaptedLinear, name: str, matrix: MatrixAdapter) -> None:
 def remove_adapter(model: BagelModel, name: str) -> None:
     """Takes an adapter away; linear maps that have no other are again as they were."""
     for place, layer in list(adapted_layers(model, name)):
+        layer._active_adapter = [other for other in layer.active_adapters if other != name]
         layer.delete_adapter(name)
         layer._gains.pop(name, None)
         if not layer.lora_A:
