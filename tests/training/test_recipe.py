@@ -11,6 +11,7 @@ from bagel_mot.errors import RecipeError
 from bagel_mot.training.packaged import find_recipe, packaged_recipes
 from bagel_mot.training.profiles import load_recipe
 from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
+from bagel_mot.training.recipe_files import RecipeFile
 
 RECIPES = [recipe.path for recipe in packaged_recipes().values()]
 FURTHER = next(path for path in RECIPES if path.stem == "mini-bagel-further")
@@ -60,7 +61,7 @@ AUTOENCODER = next(path for path in RECIPES if path.stem == "mini-autoencoder")
         (BAGEL, "trainable=5", r": trainable is 5; it must be all, und, gen, vit, connector, lora, or a list of these"),
         (BAGEL, "dropout.vit=2", r": dropout.vit is 2; it must be a number from 0 to 1$"),
         (BAGEL, "pack.und=0", r": pack.und is 0; it must be a whole number from 1"),
-        (BAGEL, "data=3", r": data: it is 3; it must be a section with a kind, one of mini$"),
+        (BAGEL, "data=3", r": data: it is 3; it must be a section with a kind, one of folder, "),
         (BAGEL, "data.kind=minni", r": data: kind is 'minni', which no source of data has; did you mean mini\?$"),
         (BAGEL, "data.kind=", r": data: kind is None, which no source of data has; "),
         (BAGEL, "data.sied=64", r": data: sied is not known; did you mean side\?$"),
@@ -223,13 +224,32 @@ def test_each_packaged_recipe_says_in_one_line_what_it_trains() -> None:
     assert all(40 < len(recipe.line) < 120 and recipe.line.endswith(".") for recipe in recipes.values())
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_what_a_recipe_starts_from_is_the_output_of_another(path: Path) -> None:
-    outputs = {str(load_recipe(other).output) for other in RECIPES if other != path}
-    recipe = load_recipe(path)
+def _own_data(path: Path) -> list[str]:
+    """Overrides that a recipe for one's own data cannot do without."""
+    return ["data.path=my_data"] if path.parent.name == "finetune" else []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_a_recipe_starts_from_is_the_output_of_another_or_published(path: Path) -> None:
+    outputs = {recipe.content["output"] for recipe in packaged_recipes().values() if recipe.path != path}
+    recipe = load_recipe(path, _own_data(path))
     assert isinstance(recipe, AutoencoderRecipe | BagelRecipe)
     sources = [recipe.init, recipe.autoencoder] if isinstance(recipe, BagelRecipe) else [recipe.init]
-    assert {source for source in sources if source is not None} <= {*outputs, "mini"}
+    assert {source for source in sources if source is not None} <= {*outputs, "mini", "ByteDance-Seed/BAGEL-7B-MoT"}
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "finetune"], ids=lambda p: p.stem)
+def test_recipes_for_own_data_have_every_profile_and_need_a_path_alone(path: Path) -> None:
+    file = RecipeFile(path, _own_data(path))
+    assert {"24GB", "40GB", "80GB", "CPU"} <= file.profiles.keys()
+    for name in file.profiles:
+        recipe = file.recipe(name)
+        assert isinstance(recipe, BagelRecipe)
+        assert recipe.profile == name
+        assert (recipe.timestep_shift, recipe.ema) == (4.0, 0.995)
+        assert (recipe.device == "cpu") == (name == "CPU")
+    with pytest.raises(RecipeError, match=r"data: path is missing|data\.path is missing"):
+        load_recipe(path)
 
 
 def _files(folder: Path, **contents: str) -> Path:
