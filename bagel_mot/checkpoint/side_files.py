@@ -12,8 +12,9 @@ GENERATION_FILE = "generation_config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 PREVIEW_FILE = "preview_pictures.png"
 SCOPE_FILE = "bagel_scope.yaml"
+REPLAY_FILE = "bagel_replay.yaml"  # names the source of data that fine-tuning may train in between
 CONFIG_FILES = ("config.json", "llm_config.json", "vit_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
-SETTINGS_FILES = (DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE, SCOPE_FILE)
+SETTINGS_FILES = (DEFAULTS_FILE, GENERATION_FILE, PREPROCESSOR_FILE, PREVIEW_FILE, SCOPE_FILE, REPLAY_FILE)
 COMPANIONS = (*CONFIG_FILES, *TOKENIZER_FILES, AUTOENCODER_FILE, *SETTINGS_FILES)
 """All files beside the weights of the model; not every checkpoint has each."""

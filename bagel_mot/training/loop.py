@@ -88,6 +88,10 @@ class TrainingTask(ABC, Generic[Network, Batch]):
         """The name in the official layout of a parameter of the network."""
         return name
 
+    def notes(self) -> list[str]:
+        """Sentences for the user, shown when the training begins."""
+        return []
+
     def gauges(self, states: Sequence[Any]) -> dict[str, float]:
         """Further numbers to report, from the states of all streams of the run."""
         return {}
@@ -196,6 +200,10 @@ class Run:
         """The states of all streams, by their numbers."""
         states = self.task.data_state()
         return [states[number] for number in range(self.streams)]
+
+    def notes(self) -> list[str]:
+        """Sentences for the user, shown when the training begins."""
+        return []
 
     def gauges(self) -> dict[str, float]:
         """The task's further numbers to report."""
@@ -349,7 +357,8 @@ def _carry_out(run: Run, end: int) -> None:
         if run.step:
             metrics.note(f"resuming {recipe.output} at step {run.step}")
         trained, whole = (sum(p.numel() for p in ps) for ps in (run.optimizers.parameters, task.module.parameters()))
-        metrics.note(f"training {trained:,} of {whole:,} parameters")
+        for note in (f"training {trained:,} of {whole:,} parameters", *task.notes()):
+            metrics.note(note)
         while run.step < end and not interrupted():
             metrics.advance(run.advance())
             finished = run.step == recipe.steps

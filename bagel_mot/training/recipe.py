@@ -33,6 +33,7 @@ from bagel_mot.files import user_path
 from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.lora import AdapterConfig
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
+from bagel_mot.training.replay import ReplayConfig
 from bagel_mot.training.sizes import AnyPack, MaxSides, read_pack
 from bagel_mot.training.trainable import LORA, PRESETS
 
@@ -181,7 +182,7 @@ class BagelRecipe(Recipe):
     """The unified model."""
 
     fixed: ClassVar[frozenset[str]] = Recipe.fixed | {
-        "kind", "init", "autoencoder", "model", "defaults", "data", "pack", "max_sides", "dropout", "lora"
+        "kind", "init", "autoencoder", "model", "defaults", "data", "pack", "max_sides", "dropout", "lora", "replay"
     }  # fmt: skip
 
     kind: Literal["bagel"] = "bagel"
@@ -199,12 +200,15 @@ class BagelRecipe(Recipe):
     activation_checkpointing: Flag = False  # compute each layer's activations again instead of keeping them
     ce_reweight: Flag = False  # weigh each target token by 1/√(length of its text)
     timestep_shift: Positive | None = None  # by default the checkpoint's own, or 1 for a new model
+    replay: ReplayConfig | None = None  # what the checkpoint knows already, trained in between
     lora: AdapterConfig | None = None  # what `trainable: lora` trains; None: as its defaults are
 
     def __post_init__(self) -> None:
         _need_a_start(self.init, self.model)
         if self.model is not None and self.autoencoder is None:
             raise ValueError("a new model needs autoencoder: a checkpoint with config.json and ae.safetensors")
+        if self.model is not None and self.replay is not None:
+            raise ValueError("replay keeps what the checkpoint init knows; a new model knows nothing yet: leave it out")
         self._check_adapters()
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bagel_mot.checkpoint.adapters import write_adapter
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencoder, load_checkpoint, save_checkpoint
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE, SETTINGS_FILES
+from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, REPLAY_FILE, SCOPE_FILE, SETTINGS_FILES
 from bagel_mot.config import BagelConfig
 from bagel_mot.data.documents import IndexedSample, SampleBuilder
 from bagel_mot.data.feed import GroupItem, SampleFeed, SampleMaker
@@ -26,6 +26,7 @@ from bagel_mot.data.loader import Prefetcher, StreamGroup
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.skips import SkipList
 from bagel_mot.data.sources.base import Source
+from bagel_mot.data.sources.mixed import MixedSource
 from bagel_mot.data.streams import PackStream, pack_gauges
 from bagel_mot.data.supply import check_groups
 from bagel_mot.data.workers import Workers
@@ -73,6 +74,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         torch.manual_seed(recipe.seed)
         self.source = recipe.data.open(recipe.seed)
         start, self._settings_files = _begin(recipe, self.source)
+        if recipe.replay is not None:
+            init = find(str(recipe.init), recipe.output)
+            replay = recipe.replay.source(self._settings_files, init, recipe.output, recipe.seed)
+            if replay is not None:
+                self.source = MixedSource([self.source, replay], [1.0, recipe.replay.weight])
         self.module, self.autoencoder, self.tokenizer = start.model, start.autoencoder, start.tokenizer
         self.config = replace(start.config, timestep_shift=recipe.timestep_shift or start.config.timestep_shift)
         self.module.to(self.device).train()
@@ -182,6 +188,12 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         if self.recipe.adapters is None:
             return super().kept_tensors()
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def notes(self) -> list[str]:
+        if self.recipe.replay is None or isinstance(self.source, MixedSource):
+            return []
+        lacks = f"{self.recipe.init} has no {REPLAY_FILE}"
+        return [f"nothing is replayed: {lacks}; replay.prompts or replay.data would keep what the model knows"]
 
     def gauges(self, states: Sequence[Any]) -> dict[str, float]:
         return pack_gauges(states)

@@ -1,0 +1,108 @@
+"""Documents of what a checkpoint knows already, trained in between so that fine-tuning does not make it forget.
+
+A few hundred images of one thing teach a model that everything looks like it. Samples of what it could before keep that
+(prior preservation, as in DreamBooth, arXiv 2208.12242): from the data that the checkpoint was trained on, where they
+are at hand, else images that the model itself draws of prompts before the training begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, PlainValidator, SerializeAsAny
+from pydantic.dataclasses import dataclass
+from rich.progress import track
+
+from bagel_mot.checkpoint.side_files import REPLAY_FILE
+from bagel_mot.config import Count, Positive, Section, must_be
+from bagel_mot.data.readers.folder import read_lines
+from bagel_mot.data.sources import read_source_config
+from bagel_mot.data.sources.base import Source, SourceConfig
+from bagel_mot.data.sources.folder import FolderConfig
+from bagel_mot.errors import CheckpointError, RecipeError
+from bagel_mot.files import user_path, write_atomically, write_text
+from bagel_mot.inference.api import Bagel
+
+REPLAY_FOLDER = "replay"
+_DRAWN_TOGETHER = 8
+
+_ReplayData = Annotated[SerializeAsAny[SourceConfig], PlainValidator(read_source_config)]
+_File = Annotated[Path, must_be("the name of a file"), AfterValidator(lambda path: user_path(path, RecipeError))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(Section):
+    """A source of data that is trained in between; by default the one that the checkpoint names, if any.
+
+    Attributes:
+        weight: samples of it for each sample of the data.
+        data: a source of data, as in the recipe's `data`.
+        prompts: a text file with a prompt a line, of which the model draws images before the training begins.
+        images: the number of images that are drawn.
+    """
+
+    weight: Positive = 2.0
+    data: _ReplayData | None = None
+    prompts: _File | None = None
+    images: Count = 200
+
+    def __post_init__(self) -> None:
+        if self.data is not None and self.prompts is not None:
+            raise ValueError("replay has data and prompts: give one of them")
+
+    def source(self, checkpoint_files: Mapping[str, bytes], init: Path | str, output: Path, seed: int) -> Source | None:
+        """The source that is trained in between; None where none is known.
+
+        Args:
+            checkpoint_files: contents of the files beside the checkpoint's weights, by name.
+            init: the checkpoint that draws images of the prompts.
+            output: the run's folder, where they are kept.
+            seed: the seed of the run.
+
+        Raises:
+            RecipeError: the prompts cannot be read.
+            CheckpointError: the checkpoint's own file is malformed.
+        """
+        if self.prompts is not None:
+            folder = output / REPLAY_FOLDER
+            draw_images(init, self.prompts, folder, self.images)
+            return FolderConfig(path=folder, task="t2i").open(seed)
+        if self.data is not None:
+            return self.data.open(seed)
+        if REPLAY_FILE not in checkpoint_files:
+            return None
+        return _read_source(checkpoint_files[REPLAY_FILE]).open(seed)
+
+
+def _read_source(content: bytes) -> SourceConfig:
+    try:
+        return read_source_config(yaml.safe_load(content))
+    except (ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{REPLAY_FILE} of the checkpoint names no source of data: {error}") from error
+
+
+def draw_images(init: Path | str, prompts: Path, folder: Path, count: int) -> None:
+    """Draws images of prompts, in their order and from the first again, as a folder with captions. Images that are
+    there already stay.
+
+    Raises:
+        RecipeError: the file has no prompts.
+    """
+    lines = read_lines(prompts)
+    if not isinstance(lines, list):
+        raise RecipeError(f"replay.prompts is {prompts}: {lines.sentence}")
+    missing = [number for number in range(count) if not (folder / f"{number:05d}.png").exists()]
+    if not missing:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with Bagel.from_pretrained(init) as bagel:
+        parts = [missing[start : start + _DRAWN_TOGETHER] for start in range(0, len(missing), _DRAWN_TOGETHER)]
+        for part in track(parts, "drawing images of what the model knows"):
+            wanted: list[str] = [lines[number % len(lines)] for number in part]
+            drawn: list[Any] = bagel.generate(wanted, seed=part)
+            for number, prompt, image in zip(part, wanted, drawn, strict=True):
+                write_text(folder / f"{number:05d}.txt", prompt + "\n")
+                write_atomically(folder / f"{number:05d}.png", image.save)

@@ -1,0 +1,119 @@
+"""Replay: what a checkpoint knows already is trained in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bagel_mot.checkpoint.side_files import REPLAY_FILE
+from bagel_mot.config import parse
+from bagel_mot.data.sources.folder import FolderConfig
+from bagel_mot.data.sources.mini import MiniConfig, MiniSource
+from bagel_mot.data.sources.mixed import MixedSource
+from bagel_mot.errors import CheckpointError, RecipeError
+from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.training import replay
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.replay import ReplayConfig, draw_images
+from bagel_mot.training.tasks.bagel import BagelTask
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "teal").save(folder / "a.png")
+    (folder / "a.txt").write_text("something teal")
+    return folder
+
+
+def _recipe(tmp_path: Path, images: Path, **changes: Any) -> BagelRecipe:
+    raw = {
+        "kind": "bagel",
+        "output": tmp_path / "run",
+        "init": "mini",
+        "steps": 1,
+        "device": "cpu",
+        "precision": "float32",
+        "trainable": "lora",
+        "data": {"kind": "folder", "path": str(images)},
+        "pack": {"rows": 2, "und": 128, "gen": 144},
+        **changes,
+    }
+    return parse(BagelRecipe, raw, "the recipe", RecipeError)
+
+
+def test_the_checkpoint_names_what_is_trained_in_between(tmp_path: Path, images: Path) -> None:
+    task = BagelTask(_recipe(tmp_path, images, replay={"weight": 3.0}))
+    assert isinstance(task.source, MixedSource)
+    assert task.source.weights == (1.0, 3.0)
+    assert [group.name for group in task.groups] == [str(images), "MiniSource"]
+    assert task.notes() == []
+    task.close()
+
+
+def test_without_a_word_of_the_checkpoint_nothing_is_and_a_note_says_so(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {}
+    monkeypatch.setattr(ReplayConfig, "source", lambda self, known, *rest: files.update(known))
+    task = BagelTask(_recipe(tmp_path, images, replay={}))
+    assert REPLAY_FILE in files
+    assert not isinstance(task.source, MixedSource)
+    assert "nothing is replayed" in task.notes()[0]
+    task.close()
+
+
+def test_data_of_ones_own(tmp_path: Path, images: Path) -> None:
+    config = ReplayConfig(data=MiniConfig(side=128))  # type: ignore[arg-type]
+    source = config.source({}, MINI_FOLDER, tmp_path, 0)
+    assert isinstance(source, MiniSource)
+    assert source.config.side == 128
+
+
+def test_a_checkpoints_malformed_file_is_refused(tmp_path: Path) -> None:
+    for content in (b"kind: nothing", b"{", b"3"):
+        with pytest.raises(CheckpointError, match="names no source of data"):
+            ReplayConfig().source({REPLAY_FILE: content}, MINI_FOLDER, tmp_path, 0)
+    assert ReplayConfig().source({}, MINI_FOLDER, tmp_path, 0) is None
+
+
+def test_images_of_prompts_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red car\n\na blue boat\n")
+    loaded: list[object] = []
+    load: Callable[..., Any] = replay.Bagel.from_pretrained
+    monkeypatch.setattr(replay.Bagel, "from_pretrained", lambda *given: loaded.append(given) or load(*given))
+    config = ReplayConfig(prompts=prompts, images=3)
+    source = config.source({}, MINI_FOLDER, tmp_path, 0)
+    folder = tmp_path / "replay"
+    assert [file.read_text() for file in sorted(folder.glob("*.txt"))] == [
+        "a red car\n",
+        "a blue boat\n",
+        "a red car\n",
+    ]
+    before = {file: file.read_bytes() for file in folder.glob("*.png")}
+    assert len(before) == len(set(before.values())) == 3
+    assert source is not None
+    assert len(source.groups()) == 1
+    (folder / "00001.png").unlink()
+    del before[folder / "00001.png"]
+    draw_images(MINI_FOLDER, prompts, folder, 3)
+    draw_images(MINI_FOLDER, prompts, folder, 3)
+    assert {file: file.read_bytes() for file in folder.glob("*.png") if file in before} == before
+    assert (folder / "00001.png").exists()
+    assert len(loaded) == 2  # the third time everything was there
+    assert FolderConfig(path=folder).open(0).groups()
+
+
+def test_what_is_refused(tmp_path: Path, images: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(RecipeError, match="replay.prompts is .*holds no text"):
+        draw_images(MINI_FOLDER, empty, tmp_path / "replay", 1)
+    with pytest.raises(RecipeError, match="replay has data and prompts"):
+        _recipe(tmp_path, images, replay={"data": {"kind": "mini"}, "prompts": "x.txt"})
