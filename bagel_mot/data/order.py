@@ -107,12 +107,12 @@ class PublishedOrder(ReadingOrder):
     """
 
     def __init__(
-        self, units: Sequence[int], data_seed: int, rank: int = 0, ranks: int = 1, worker: int = 0, workers: int = 0
+        self, units: Sequence[Stretch], data_seed: int, rank: int = 0, ranks: int = 1, worker: int = 0, workers: int = 0
     ) -> None:
         """Makes the order of one worker.
 
         Args:
-            units: the numbers of the units, sorted as the published code sorts them.
+            units: the units, sorted as the published code sorts them.
             data_seed: the seed of the shuffle.
             rank, ranks: the rank, and how many there are.
             worker, workers: the worker, and how many each rank has; 0 where the rank reads by itself.
@@ -127,7 +127,7 @@ class PublishedOrder(ReadingOrder):
         self.units = mine
 
     def stretches(self, epoch: int) -> list[Stretch]:
-        return [Stretch(unit, 0, None) for unit in self.units]
+        return list(self.units)
 
 
 def permuted(place: int, count: int, seed: str) -> int:

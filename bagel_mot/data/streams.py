@@ -78,6 +78,41 @@ class PackStream:
         self.listed = state["listed"]
 
 
+class StreamRotation:
+    """Several streams of packs that take turns in one logical stream, as the workers of a published rank do."""
+
+    def __init__(self, parts: Sequence[PackStream]) -> None:
+        self.parts, self.turn = tuple(parts), 0
+
+    def next_batch(self) -> TrainingPack:
+        """The next pack of the stream whose turn it is."""
+        part = self.parts[self.turn]
+        self.turn = (self.turn + 1) % len(self.parts)
+        return part.next_batch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is, the place of each stream, and the numbers of all together."""
+        states = [part.state_dict() for part in self.parts]
+        reasons = {reason for state in states for reason in state["skipped"]}
+        return {
+            "turn": self.turn,
+            "parts": states,
+            "skipped": {reason: sum(state["skipped"].get(reason, 0) for state in states) for reason in sorted(reasons)},
+            "listed": sum(state["listed"] for state in states),
+            **{name: [sum(state[name][n] for state in states) for n in (0, 1)] for name in ("filled", "slots")},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts the streams back to a place they told.
+
+        Raises:
+            DataError: the data are others than they were.
+        """
+        self.turn = state["turn"]
+        for part, one in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(one)
+
+
 def pack_gauges(states: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Numbers on the packs of some streams so far, from their states.
 

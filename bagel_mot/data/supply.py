@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from typing import Any, NamedTuple
@@ -142,7 +142,7 @@ class RowSupply(Supply):
         return {dataset.name: dataset for dataset in self.datasets}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"group": self.group, "datasets": self.datasets}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def order(self, seed: int, stream: int, streams: int) -> ReadingOrder:
         """The order of a logical stream."""

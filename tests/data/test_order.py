@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from bagel_mot.data.order import OrderedUnit, PublishedOrder, ShuffledOrder, permuted
+from bagel_mot.data.order import OrderedUnit, PublishedOrder, ShuffledOrder, Stretch, permuted
 
 KNOWN = [OrderedUnit(rows) for rows in (5, 1, 0, 12, 3, 7)]
 LENGTHS = (5, 1, 0, 12, 3, 7)
@@ -77,11 +77,14 @@ def test_a_permutation_is_even() -> None:
     assert len(found) == 7
 
 
+UNITS = [Stretch(unit, 0, 3) for unit in range(11)]
+
+
 def test_the_published_order_leaves_out_what_does_not_divide() -> None:
-    orders = [PublishedOrder(range(11), 42, rank, 2, worker, 2) for rank in range(2) for worker in range(2)]
+    orders = [PublishedOrder(UNITS, 42, rank, 2, worker, 2) for rank in range(2) for worker in range(2)]
     read = [[at.unit for at in order.stretches(0)] for order in orders]
     assert [len(units) for units in read] == [2, 2, 2, 2]
     assert len({unit for units in read for unit in units}) == 8
-    alone = [at.unit for at in PublishedOrder(range(11), 42, 0, 2).stretches(0)]
+    alone = [at.unit for at in PublishedOrder(UNITS, 42, 0, 2).stretches(0)]
     assert alone[:4] == [*read[0][::-1], *read[1][::-1]]
-    assert [at.unit for at in PublishedOrder(range(11), 42, 0, 2).stretches(5)] == alone
+    assert [at.unit for at in PublishedOrder(UNITS, 42, 0, 2).stretches(5)] == alone

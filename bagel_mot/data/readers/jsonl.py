@@ -77,13 +77,17 @@ class JsonlReader(Reader):
         return f"{self.files[unit]}, line {self.line(unit, row) + 1}"
 
     def read(self, unit: int, start: int = 0) -> Iterator[Row]:
+        return map(_row, self.texts(unit, start))
+
+    def texts(self, unit: int, start: int = 0) -> Iterator[bytes]:
+        """The lines of a unit as they are in the file, each with its line feed."""
         file, bounds = self.files[unit], self._bounds[unit]
         try:
             with open(file, "rb") as opened:
                 for row in range(start, len(bounds)):
                     begin, end = bounds[row]
                     opened.seek(begin)
-                    yield _row(opened.read(end - begin))
+                    yield opened.read(end - begin)
         except OSError as error:
             raise DataError(f"{file} cannot be read ({error.strerror}); a JSONL file is expected") from error
 

@@ -96,6 +96,10 @@ class ParquetReader(Reader):
             row -= group.rows
         raise DataError(f"{self._units[unit][0].name} has {self._units[unit][0].rows} rows, and none beyond")
 
+    def rows_before(self, unit: int, number: int) -> int:
+        """The rows of a unit that come before a row group of its file."""
+        return sum(group.rows for group in self._units[unit][1] if group.number < number)
+
     def place(self, unit: int, row: int) -> str:
         at = self.row_group(unit, row)
         return f"{at.file}, row group {at.number}, row {at.row}"
