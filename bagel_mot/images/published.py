@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from bagel_mot.errors import ImageError
 from bagel_mot.images import formats, png
@@ -70,6 +70,8 @@ def _decoded(source: bytes | Path) -> Image.Image:
                 return _loaded(data, name)
             except ImageError:
                 raise
+            except UnidentifiedImageError as error:
+                raise ImageError(f"{name} is not in a known picture format: save it as PNG, JPEG or WebP.") from error
             except Exception as error:
                 raise ImageError(
                     f"{name} is damaged, or of a kind that is not read ({error}): save it anew."

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bagel_mot.data import sheets
 from bagel_mot.data.documents import Document
-from bagel_mot.data.sources import SOURCES, mini, read_source_config
+from bagel_mot.data.sources import SOURCES, read_source_config
 from bagel_mot.data.sources.base import IndexedSource
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.errors import DataError
@@ -25,6 +25,12 @@ def test_the_kind_selects_a_type() -> None:
         with pytest.raises(ValueError, match="which no source of data has; (did you mean|there are) (folder, )?mini"):
             read_source_config(content)
     assert all(kind == made.__dataclass_fields__["kind"].default for kind, made in SOURCES.items())
+
+
+def test_every_source_takes_a_number_of_workers() -> None:
+    assert read_source_config({"kind": "mini", "workers": 3}).workers == 3
+    assert read_source_config({"kind": "mini"}).workers == 0
+    assert all("workers" in made.__dataclass_fields__ for made in SOURCES.values())
 
 
 def test_a_source_needs_no_hooks(tmp_path: Path) -> None:
@@ -62,4 +68,4 @@ def test_captions_of_a_sheet_are_broken_between_words(monkeypatch: pytest.Monkey
     monkeypatch.setattr("PIL.ImageDraw.ImageDraw.text", lambda self, at, text, **_: written.append(text))
     cell = sheets.captioned(Image.new("RGB", (8, 8)), "a green moon in the top left and a red car", 3)
     assert written == ["a green moon in the", "top left and a red car"]
-    assert cell.height == mini._SHOWN + 2 + 3 * mini._LINE
+    assert cell.height == sheets._SHOWN + 2 + 3 * sheets._LINE

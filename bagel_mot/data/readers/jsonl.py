@@ -97,6 +97,8 @@ def _row(line: bytes) -> Row:
         return BrokenRow("a blank line", "the line is blank; a JSON object is expected")
     try:
         content = json.loads(line)
+    except json.JSONDecodeError as error:
+        return BrokenRow("a line is no JSON", f"the line is no JSON: {error.msg} at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:
         return BrokenRow("a line is no JSON", f"the line is no JSON: {error}")
     if not isinstance(content, dict):

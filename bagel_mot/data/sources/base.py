@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import Section, Whole
 from bagel_mot.data.dataset import DataGroup
@@ -124,6 +125,7 @@ def mixture_of(groups: Sequence[SampleGroup], weight_by: WeightBy, seed: str) ->
     return ByTokens(weights) if weight_by == "tokens" else BySamples(weights, seed)
 
 
+@dataclass(frozen=True, kw_only=True)
 class SourceConfig(Section):
     """The base of a source's configuration, one type for each `kind`.
 
