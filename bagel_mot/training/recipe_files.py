@@ -19,7 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from bagel_mot.config import Section, parse
-from bagel_mot.data.sources import SOURCES
+from bagel_mot.data.sources import source_type
 from bagel_mot.data.sources.base import SourceConfig
 from bagel_mot.errors import RecipeError, did_you_mean
 from bagel_mot.files import read_text, user_path
@@ -218,8 +218,8 @@ def _kind_of_key(kind: Any, key: Any, content: Mapping[str, Any]) -> Any:
     """The type of a key in a section of the type `kind`, of which `content` has some keys; None if it is not known."""
     sections = [part for part in _alternatives(kind) if isinstance(part, type) and issubclass(part, Section)]
     if sections == [SourceConfig]:
-        chosen = content.get("kind")
-        sections = [SOURCES[chosen]] if isinstance(chosen, str) and chosen in SOURCES else []
+        chosen = source_type(content)
+        sections = [] if chosen is None else [chosen]
     return get_type_hints(sections[0]).get(key) if sections and isinstance(key, str) else None
 
 

@@ -14,6 +14,7 @@ from bagel_mot.data.documents import Document
 from bagel_mot.data.sources import SOURCES, read_source_config
 from bagel_mot.data.sources.base import IndexedSource
 from bagel_mot.data.sources.mini import MiniConfig
+from bagel_mot.data.sources.rows import RowsConfig
 from bagel_mot.errors import DataError
 from bagel_mot.worlds.mini.draw import draw_array
 from bagel_mot.worlds.mini.sampling import sample_scene
@@ -22,9 +23,10 @@ from bagel_mot.worlds.mini.sampling import sample_scene
 def test_the_kind_selects_a_type() -> None:
     assert read_source_config({"kind": "mini", "side": 128}) == MiniConfig(side=128)
     for content in ({}, {"kind": "minni"}, {"kind": ["mini"]}):
-        with pytest.raises(ValueError, match="which no source of data has; (did you mean|there are) (folder, )?mini"):
+        with pytest.raises(ValueError, match="which no source of data has; (did you mean|there are) "):
             read_source_config(content)
-    assert all(kind == made.__dataclass_fields__["kind"].default for kind, made in SOURCES.items())
+    fixed = {kind: made for kind, made in SOURCES.items() if made is not RowsConfig}
+    assert all(kind == made.__dataclass_fields__["kind"].default for kind, made in fixed.items())
 
 
 def test_every_source_takes_a_number_of_workers() -> None:

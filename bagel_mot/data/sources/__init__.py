@@ -14,6 +14,7 @@ from bagel_mot.data.sources.folder import FolderConfig
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.data.sources.mixed import MixedSource
 from bagel_mot.data.sources.published import PublishedConfig
+from bagel_mot.data.sources.rows import ROW_KINDS, RowsConfig, with_preset
 from bagel_mot.errors import did_you_mean
 
 
@@ -28,7 +29,11 @@ def read_source_config(content: Any) -> SourceConfig:
     if isinstance(content, Sequence) and not isinstance(content, str):
         return TypeAdapter(MixedConfig).validate_python({"sources": list(content)})
     if not isinstance(content, Mapping):
-        raise ValueError(f"it is {content!r}; it must be a section with a kind, one of {', '.join(SOURCES)}, or a list")
+        raise ValueError(
+            f"it is {content!r}; it must be a section with a kind, one of {', '.join(SOURCES)}, or with a source, or a "
+            "list of such"
+        )
+    content = with_preset(content)
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in SOURCES:
         raise ValueError(f"kind is {kind!r}, which no source of data has; {did_you_mean(str(kind), SOURCES)}")
@@ -80,4 +85,13 @@ SOURCES: dict[str, type[SourceConfig]] = {
     "mini": MiniConfig,
     "mixed": MixedConfig,
     "published": PublishedConfig,
+    **dict.fromkeys(ROW_KINDS, RowsConfig),
 }
+
+
+def source_type(content: Mapping[str, Any]) -> type[SourceConfig] | None:
+    """The type of a `data` section, by its `kind` or its `source`; None if neither is known."""
+    if content.get("source") is not None:
+        return RowsConfig
+    kind = content.get("kind")
+    return SOURCES.get(kind) if isinstance(kind, str) else None
