@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
+from bagel_mot.data.dataset import Dataset
 from bagel_mot.data.draws import all_outcomes
+from bagel_mot.data.published_order import PublishedSupply
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader
 from bagel_mot.data.tasks.frames import FrameSampler
@@ -13,41 +18,58 @@ from bagel_mot.verify.data.judge import Judge
 from bagel_mot.verify.data.plans import outcomes_of
 from bagel_mot.verify.data.recorded import RecordedData
 
-_NOT_COMPARED = "which files are read: published, those that the parquet JSON names"
+_MORE_FILES = "files that the parquet JSON does not name are left out"
 
 
-def rows_of(recorded: RecordedData, group: str) -> list[tuple[str, str]]:
-    """(file relative to the set, recorded name) of every row of a group, in the order of its readers."""
-    found: list[tuple[str, str]] = []
-    for dataset in recorded.groups()[group].datasets:
-        reader, name = dataset.reader, dataset.name.partition("/")[2]
-        for unit in range(len(reader.units())):
-            for key, _ in dataset.rows(unit):
-                if isinstance(reader, JsonlReader):
-                    file, place = reader.files[unit], f"{name}/{reader.line(unit, key.row)}"
-                else:
-                    assert isinstance(reader, ParquetReader)
-                    at = reader.row_group(unit, key.row)
-                    file, place = at.file, f"{name}/{at.file.stem}/{at.number}/{at.row}"
-                found.append((file.relative_to(recorded.folder).as_posix(), place))
-    return found
+def row_name(dataset: Dataset, unit: int, row: int) -> str:
+    """The recorded name of a row: data set, file, row group and row, or data set and line."""
+    reader, name = dataset.reader, dataset.name.partition("/")[2]
+    if isinstance(reader, JsonlReader):
+        return f"{name}/{reader.line(unit, row)}"
+    assert isinstance(reader, ParquetReader)
+    at = reader.row_group(unit, row)
+    return f"{name}/{at.file.stem}/{at.number}/{at.row}"
+
+
+def _all_rows(datasets: Sequence[Dataset]) -> list[str]:
+    """The recorded names of all rows of data sets."""
+    units = [(dataset, unit) for dataset in datasets for unit in range(len(dataset.reader.units()))]
+    return [row_name(dataset, unit, key.row) for dataset, unit in units for key, _ in dataset.rows(unit)]
+
+
+def _with_files(dataset: Dataset, files: Sequence[Path]) -> Dataset:
+    """A data set of some Parquet files alone."""
+    reader = dataset.reader
+    assert isinstance(reader, ParquetReader)
+    return replace(dataset, reader=ParquetReader(files, reader.columns, reader.by))
+
+
+def _published_order(group: str, datasets: Sequence[Dataset], seed: int) -> list[str]:
+    """The recorded names of all rows, in the published order of one rank without workers."""
+    supply = PublishedSupply(group, tuple(datasets), seed)
+    names: list[str] = []
+    for stretch in supply.order(seed, 0, 1).stretches(0):
+        dataset, unit, about = supply.units[stretch.unit]
+        stop = about.rows if stretch.stop is None else stretch.stop
+        names += [row_name(dataset, unit, row) for row in range(stretch.start, stop or 0)]
+    return names
 
 
 def judge_read(recorded: RecordedData, judge: Judge) -> None:
     """Judges a pass over a group: every row comes once, and what is skipped is skipped there and here."""
     case = judge.case
-    rows = rows_of(recorded, case["group"])
-    listed = case.get("files")
-    if listed is not None:
-        files = {file if isinstance(file, str) else file[0] for file in listed}
-        judge.holds("files", files <= {file for file, _ in rows}, f"{len(files)} files are read")
-        extra = sorted({file for file, _ in rows} - files)
-        judge.same("further files", extra, [], may_differ=_NOT_COMPARED)
-        rows = [(file, name) for file, name in rows if file in files]
-    names = [name for _, name in rows]
+    datasets = list(recorded.groups()[case["group"]].datasets)
+    if "files" in case:
+        readers = [dataset.reader for dataset in datasets]
+        there = [file for reader in readers if isinstance(reader, ParquetReader) for file in reader.files]
+        listed = {recorded.folder / (file if isinstance(file, str) else file[0]) for file in case["files"]}
+        judge.holds("files", listed <= set(there), f"{len(listed)} files are read")
+        judge.same("further files", [f.name for f in there if f not in listed], [], may_differ=_MORE_FILES)
+        datasets = [_with_files(dataset, sorted(listed)) for dataset in datasets]
     want = [*case["read"], *case["skipped"], *case.get("skipped_by_draw", ())]
-    judge.same("rows", Counter(names), Counter(want))
-    judge.same("order", [n for n in names if n in set(case["read"])], case["read"], may_differ=judge.quirk)
+    judge.same("rows", Counter(_all_rows(datasets)), Counter(want))
+    order = _published_order(case["group"], datasets, case["data_seed"])
+    judge.same("published order", [name for name in order if name in set(case["read"])], case["read"])
     for what, used in (("read", (True,)), ("skipped", (False,)), ("skipped_by_draw", (False, True))):
         for name in case.get(what, ()):
             row = recorded.by_name(name)
