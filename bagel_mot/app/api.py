@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +15,25 @@ from gradio.events import api
 
 from bagel_mot.app.context import PageContext
 from bagel_mot.app.image_files import keep, open_uploads
+from bagel_mot.app.tabs.chat import check_room
 from bagel_mot.errors import BagelError, ImageError
 from bagel_mot.inference.result import Result
+from bagel_mot.inference.settings import resolve
+from bagel_mot.task import Task
 
 
 def add_endpoints(page: PageContext) -> None:
-    """Adds `/generate`, `/edit` and `/ask` to the page that is being built."""
+    """Adds `/generate`, `/edit`, `/ask` and `/chat` to the page that is being built."""
     service = page.service
 
     def run(images: Sequence[Any], text: str, output: str, n: int, settings: Any) -> list[Result]:
-        try:
-            given = settings or {}
-            if not isinstance(given, dict):
-                raise BagelError(f"settings is {json.dumps(settings)[:60]}: it must be an object of settings by name.")
+        with _told():
             inputs: list[Any] = [*open_uploads([_path(one) for one in images], service), text]
-            batch = service.start(inputs, output=output, n=n, **given)
+            batch = service.start(inputs, output=output, n=n, **_named(settings))
             try:
                 return [ticket.result() for ticket in batch.tickets]
             finally:
                 batch.cancel()  # nothing where all of them are done
-        except BagelError as error:
-            raise gr.Error(str(error), print_exception=False) from error
 
     def generate(prompt: str, n: int = 1, settings: dict | None = None) -> list[FileData]:
         """Draws `n` images from a text. Settings are by name, such as {"seed": 7, "num_timesteps": 30}."""
@@ -52,8 +52,59 @@ def add_endpoints(page: PageContext) -> None:
         """Answers a question about images. `images` is a list of `handle_file(path)`, and may be empty."""
         return run(images or [], question, "text", 1, settings)[0].text or ""
 
-    for endpoint in (generate, edit, ask):
+    def chat(
+        request: gr.Request,
+        message: str,
+        images: list[FileData] | None = None,
+        draw: bool = False,
+        new: bool = False,
+        settings: dict | None = None,
+    ) -> dict:
+        """Goes on with the conversation of this client: answers a message and images, or draws if `draw` is true.
+
+        `new` begins another conversation, and forgets the one so far. `message` may be empty where there are images.
+        Returns {"text": the answer or "", "images": a list with the image drawn, or without any}.
+        """
+        tab = page.tabs.of(request)
+        with _told():
+            if tab.busy("chat"):
+                raise BagelError("this client's last turn is still at work: wait for it.")
+            with tab.generating("chat") as generation:
+                if new:
+                    tab.close_chat()
+                inputs: list[Any] = open_uploads([_path(one) for one in images or []], service)
+                inputs += [message] if message else []
+                check_room(service, "en")
+                task, output = (Task.GENERATE, "image") if draw else (Task.ASK, "text")
+                think = resolve(task, {}, service.bagel.defaults.of(task)).think
+                result = tab.chat.turn(service, generation, inputs, output, {"think": think, **_named(settings)})
+        return {"text": result.text, "images": _files([result])}
+
+    for endpoint in (generate, edit, ask, chat):
         api(endpoint, api_name=endpoint.__name__)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tells a client what was wrong in one sentence."""
+    try:
+        yield
+    except BagelError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except CancelledError as error:
+        raise gr.Error("the turn was stopped, since the client went away.", print_exception=False) from error
+
+
+def _named(settings: Any) -> dict[str, Any]:
+    """Settings by name.
+
+    Raises:
+        BagelError: they are something else.
+    """
+    given = settings or {}
+    if not isinstance(given, dict):
+        raise BagelError(f"settings is {json.dumps(settings)[:60]}: it must be an object of settings by name.")
+    return given
 
 
 def _given(images: Any, task: str) -> list[Any]:

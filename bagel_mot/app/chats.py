@@ -19,7 +19,7 @@ from bagel_mot.inference.result import Result
 from bagel_mot.inference.session import Session
 from bagel_mot.inference.session_store import SavedSession
 from bagel_mot.model.cache import Chunk
-from bagel_mot.serving.limits import without_special_tokens
+from bagel_mot.serving.limits import clean_text
 from bagel_mot.serving.service import Service
 
 MAX_CONVERSATIONS = 12
@@ -133,7 +133,7 @@ class TabChat:
         own = {**settings, "on_text": listener.on_text, "on_submit": generation.take, "return_result": True}
         if request.max_text_tokens:
             own["max_new_tokens" if output == "text" else "max_think_tokens"] = request.max_text_tokens
-        texts = [without_special_tokens(one) for one in inputs if isinstance(one, str)]
+        texts = [clean_text(one) for one in inputs if isinstance(one, str)]
         with service.place():
             before = self.session
             if isinstance(before, ClosedSession):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,26 @@ _SECRET = "bagel"
 """Gradio enciphers what it stores. The key is told to every browser, so it only has to be the same after a restart."""
 
 
+_SHARE = 600_000
+"""Characters of one list of entries. A browser gives a page about 5 million, and they are a third longer enciphered."""
+
+
 def browser_state(key: str, default: Any = None) -> gr.BrowserState:
     """A value in the browser's storage under a name of its own. It has to be rendered outside of the tabs: what is in a
     tab that has not been opened yet is not read when the page is.
     """
     return gr.BrowserState(default, storage_key=f"bagel-{key}", secret=_SECRET, render=False)
+
+
+def within_storage(entries: Sequence[Any]) -> list[Any]:
+    """The first entries that find room in a browser's storage, of which every list of entries has its share."""
+    room, kept = _SHARE, []
+    for entry in entries:
+        room -= len(json.dumps(entry))
+        if room < 0:
+            break
+        kept.append(entry)
+    return kept
 
 
 def remember_fields(blocks: gr.Blocks, key: str, components: Sequence[Any]) -> None:

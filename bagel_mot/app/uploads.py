@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
-from bagel_mot.app.context import INSTANT_EVENT, PageContext, shown_errors, small_button
+from bagel_mot.app.context import INSTANT_EVENT, PageContext, shown_errors, small_button, warn
 from bagel_mot.app.image_files import GalleryValue, open_uploads, paths_of
+from bagel_mot.app.remembered import browser_state
 from bagel_mot.app.texts.language import Language, Spoken, text
+from bagel_mot.errors import BagelError
 
 
 class ImageField:
@@ -21,12 +24,11 @@ class ImageField:
     """
 
     def __init__(self, page: PageContext, part: str, key: str) -> None:
-        make, self._page, self._key = page.labels.make, page, key
+        make, self._page, self._part, self._key = page.labels.make, page, part, key
         own = f"{part}-pictures"
         with gr.Column(elem_classes="bagel-images"):
-            self._title = make(
-                gr.HTML, value=Spoken(lambda language: self._heading(language, 0)), elem_id=f"{own}-title"
-            )
+            # Not among the labels, which would put the title without a number back: `_count` knows the language.
+            self._title = gr.HTML(self._heading(page.labels.language, 0), elem_id=f"{own}-title")
             # Files of all types are let in, so that the page's own words can say which of them is not an image.
             self.gallery = make(
                 gr.Gallery,
@@ -53,9 +55,35 @@ class ImageField:
         for button, step in ((earlier, -1), (later, 1)):
             button.click(_mover(step), outputs, outputs, **INSTANT_EVENT)
         gallery.upload(self._check, [page.language, gallery], gallery, **INSTANT_EVENT)
-        shown = [self._title, self._moves]
-        gr.on([gallery.change], self._count, [page.language, gallery], shown, **INSTANT_EVENT)
-        page.language.change(self._count, [page.language, gallery], shown, **INSTANT_EVENT)
+        self._counted = [self._title, self._moves]
+        for event in (gallery.change, page.language.change):
+            event(self._count, [page.language, gallery], self._counted, **INSTANT_EVENT)
+
+    def connect(self, blocks: gr.Blocks) -> None:
+        """Keeps the images over a reload: the browser their names, the server the files, as long as it has them."""
+        state = browser_state(f"{self._part}-pictures", [])
+        state.render()
+
+        def load(stored: Any, language: Language) -> list[Any]:
+            if not stored:
+                return [gr.skip() for _ in (self.gallery, *self._counted)]
+            images = self.put_back(stored, language)
+            return [images, *self._count(language, images)]  # a tab that was not opened yet tells of no change
+
+        self.gallery.change(paths_of, self.gallery, state, **INSTANT_EVENT)
+        blocks.load(load, [state, self._page.language], [self.gallery, *self._counted], **INSTANT_EVENT)
+
+    def put_back(self, paths: Any, language: Language) -> list[tuple[str, str | None]]:
+        """Images of an earlier visit that the server still has; how many are gone is said in a sentence."""
+        given = [one for one in paths if isinstance(one, str)] if isinstance(paths, list) else []
+        kept = []
+        for path in given[: self._page.service.limits.images]:
+            with suppress(BagelError):
+                open_uploads([path], self._page.service)
+                kept.append(path)
+        if gone := len(given) - len(kept):
+            warn(text(language, "pictures_gone", gone=gone, given=len(given)), language)
+        return numbered(kept)
 
     def _heading(self, language: Language, count: int) -> str:
         number = f" <b>{count}</b>" if count else ""

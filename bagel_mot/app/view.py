@@ -69,6 +69,12 @@ def entry_html(prompt: str, seed: str, size: str, language: Language) -> str:
     return _note(" · ".join([prompt, text(language, "seed_is", seed=seed), size]))
 
 
+def asked_html(question: str, thumbnails: Sequence[str]) -> str:
+    """The question of an earlier answer and small copies (base64, checked) of the images that it is about."""
+    images = "".join(f'<img src="data:image/webp;base64,{one}" alt="">' for one in thumbnails)
+    return _note(question) + (f'<div class="bagel-asked">{images}</div>' if images else "")
+
+
 def thinking_html(thinking: str, language: Language, open: bool = False) -> str:
     """Thinking that can be folded up."""
     title = html.escape(text(language, "thinking"))

@@ -29,10 +29,12 @@ def client(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 def test_its_own_endpoints_are_told_and_no_others(client: Any) -> None:
     told = client.view_api(return_format="dict")
-    assert set(told["named_endpoints"]) == {"/generate", "/edit", "/ask"}
+    assert set(told["named_endpoints"]) == {"/generate", "/edit", "/ask", "/chat"}
     assert told["unnamed_endpoints"] == {}
     names = [one["parameter_name"] for one in told["named_endpoints"]["/generate"]["parameters"]]
     assert names == ["prompt", "n", "settings"]
+    names = [one["parameter_name"] for one in told["named_endpoints"]["/chat"]["parameters"]]
+    assert names == ["message", "images", "draw", "new", "settings"]
 
 
 def test_generate_makes_what_the_library_makes(client: Any, service: Service) -> None:
@@ -58,6 +60,34 @@ def test_images_are_edited_and_asked_about(client: Any, tmp_path: Path) -> None:
     assert client.predict(images=[], question="Is it day?", api_name="/ask").strip()
 
 
+def test_a_conversation_goes_on(client: Any, service: Service) -> None:
+    drawn = client.predict(message="a red car", draw=True, settings=FEW, api_name="/chat")
+    assert drawn["text"] == ""
+    (file,) = drawn["images"]
+    asked = client.predict(message="What colour is the car?", api_name="/chat")
+    assert asked["images"] == []
+    session = service.bagel.session()
+    image = session.generate_image("a red car", num_timesteps=4, seed=7)
+    with Image.open(file["path"] if isinstance(file, dict) else file) as first:
+        assert first.tobytes() == image.tobytes()
+    assert asked["text"] == session.generate_text("What colour is the car?")
+    held = service.session_tokens
+    assert held > 0, "the conversation is kept"
+    client.predict(message="Is it day?", new=True, settings={"max_new_tokens": 1}, api_name="/chat")
+    assert 0 < service.session_tokens <= held, "and forgotten for a new one"
+
+
+def test_conversations_of_two_clients_are_two(client: Any, service: Service) -> None:
+    from gradio_client import Client
+
+    other = Client(client.src, verbose=False)
+    client.predict(message="a red car", draw=True, new=True, settings=FEW, api_name="/chat")
+    alone = service.bagel.session().generate_text("What did I ask for?", max_new_tokens=8)
+    settings = {"max_new_tokens": 8}
+    assert other.predict(message="What did I ask for?", settings=settings, api_name="/chat")["text"] == alone
+    other.close()
+
+
 def test_errors_are_sentences(client: Any, service: Service) -> None:
     from gradio_client.exceptions import AppError
 
@@ -68,6 +98,9 @@ def test_errors_are_sentences(client: Any, service: Service) -> None:
         ({"images": [], "instruction": "night", "api_name": "/edit"}, "images is empty"),
         ({"images": ["/etc/passwd"], "question": "?", "api_name": "/ask"}, "is not an uploaded file"),
         ({"images": [{"path": "/etc/passwd"}], "question": "?", "api_name": "/ask"}, "passwd was not uploaded"),
+        ({"message": "", "new": True, "api_name": "/chat"}, "there is nothing to answer"),
+        ({"message": "a", "settings": {"size": [64, 64]}, "api_name": "/chat"}, "size is no setting of 'ask'"),
+        ({"message": "a", "settings": "fast", "api_name": "/chat"}, "must be an object of settings by name"),
     ):
         with pytest.raises(AppError, match=sentence):
             client.predict(**call)

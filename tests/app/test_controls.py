@@ -118,7 +118,7 @@ def test_values_out_of_range_are_told(context: PageContext) -> None:
 def test_the_size_field_takes_words_and_numbers(context: PageContext) -> None:
     controls = built(context, "generate")
     read = controls.controls["size"].read
-    assert [read(value) for value in (None, "", "auto", "模型默认 · 64×64", "the model's own · 64×64")] == [None] * 5
+    assert [read(value) for value in (None, "", "auto", "模型默认 · 64×64", "model's own · 64×64")] == [None] * 5
     assert read("4:3 · 64×48") == "64×48"
     assert read("32x32") == "32x32"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,113 @@ def test_results_settings_and_language_outlast_a_reload(open_page: Open, shot: S
     page.click("#create-clear-history")
     page.click("#create-clear-history-yes")
     page.wait_for_selector("#create-history-box", state="detached")
+
+
+def test_answers_outlast_a_reload(open_page: Open, shot: Shot) -> None:
+    page = open_page(width=1440)
+    go(page, "Ask")
+    assert page.locator("#ask-history-box").count() == 0
+    ask(page, "Is it day?")
+    page.click("#ask-examples >> text=What colour is the car?")
+    page.wait_for_selector("#ask-pictures img")
+    ask(page, "What colour is the car?")
+    answer = page.input_value("#ask-answer textarea")
+    rows = "[...document.querySelectorAll('#ask-history .gallery-item')].map(one => one.innerText.trim())"
+    page.wait_for_function(f"{rows}.length == 2")
+    assert page.evaluate(rows)[0] == f"What colour is the car? → {answer}"
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_selector("#create-run")
+    go(page, "Ask")
+    page.wait_for_function("document.querySelector('#ask-question textarea').value == 'What colour is the car?'")
+    page.wait_for_function("answer => document.querySelector('#ask-answer textarea').value == answer", arg=answer)
+    page.wait_for_selector("#ask-facts .bagel-asked img")
+    page.wait_for_function(f"{rows}.length == 2")
+    page.locator("#ask-history .gallery-item").nth(1).click()
+    page.wait_for_selector("#ask-facts >> text=Is it day?")
+    assert page.locator("#ask-facts .bagel-asked img").count() == 0, "it was asked about no picture"
+    shot(page, "ask-history", full=False)
+    page.click("#ask-use-question")
+    page.wait_for_function("document.querySelector('#ask-question textarea').value == 'Is it day?'")
+    page.wait_for_selector("#ask-pictures img", state="detached")
+    page.locator("#ask-history .gallery-item").first.click()
+    page.wait_for_selector("#ask-facts >> text=What colour is the car?")
+    page.click("#ask-use-question")
+    page.wait_for_selector("#ask-pictures img")
+    other = open_page()
+    go(other, "Ask")
+    assert other.locator("#ask-history-box").count() == 0, "another visitor sees nothing of it"
+    page.click("#ask-clear-answers")
+    page.click("#ask-clear-answers-yes")
+    page.wait_for_selector("#ask-history-box", state="detached")
+
+
+def ask(page: Any, question: str) -> None:
+    page.fill("#ask-question textarea", question)
+    page.press("#ask-question textarea", "Enter")
+    page.wait_for_selector(f"#ask-history .gallery-item >> text={question}")
+    page.wait_for_selector("#ask-run", state="visible")
+
+
+@pytest.mark.parametrize("tab", ["Edit", "Ask"])
+def test_images_given_outlast_a_reload(open_page: Open, tmp_path: Path, tab: str) -> None:
+    page, own = open_page(), f"#{tab.lower()}-pictures"
+    go(page, tab)
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 48), colour).save(tmp_path / f"{colour}.png")
+    page.set_input_files(f"{own} input[type=file]", [tmp_path / "red.png", tmp_path / "blue.png"])
+    page.wait_for_selector(f"{own}-title b >> text=2")
+    page.wait_for_timeout(500)
+    sources = "all => all.map(one => one.src)"
+    before = page.eval_on_selector_all(f"{own} img", sources)
+    page.reload()
+    page.wait_for_selector("#create-run")
+    go(page, tab)
+    page.wait_for_selector(f"{own}-title b >> text=2")
+    page.wait_for_function(f"document.querySelectorAll('{own} img').length == 2")
+    assert [one.split("/")[-1] for one in page.eval_on_selector_all(f"{own} img", sources)] == ["red.png", "blue.png"]
+    assert page.locator(".toast-body").count() == 0
+    gone = Path(urllib.parse.unquote(before[0].split("file=")[-1]))
+    gone.unlink()
+    page.reload()
+    page.wait_for_selector("#create-run")
+    assert "1 of the 2 pictures that were here are not on the server any more" in sentence(page)
+    go(page, tab)
+    page.wait_for_selector(f"{own}-title b >> text=1")
+    page.locator(f"{own} img").first.hover()
+    page.locator(f"{own} .delete-button").first.click()
+    page.wait_for_selector(f"{own} img", state="detached")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_selector("#create-run")
+    go(page, tab)
+    page.wait_for_timeout(500)
+    assert page.locator(f"{own} img").count() == 0, "what was removed stays away"
+
+
+ROOM = """(size) => {
+    const input = document.querySelector(size + ' input'), arrow = document.querySelector(size + ' .icon-wrap')
+    const style = getComputedStyle(input), box = input.getBoundingClientRect()
+    const context = new OffscreenCanvas(1, 1).getContext('2d')
+    context.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`
+    const end = box.right - parseFloat(style.paddingRight)
+    const text = box.left + parseFloat(style.paddingLeft) + context.measureText(input.value).width
+    return [text, end, arrow.getBoundingClientRect().left]
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_the_words_of_a_size_end_before_the_arrow(open_page: Open, shot: Shot, width: int, scheme: str) -> None:
+    page = open_page(width=width, color_scheme=scheme)
+    for tab in ("Create", "Edit", "Chat"):
+        go(page, tab)
+        size = f"#{tab.lower()}-size"
+        page.wait_for_function(f"document.querySelector('{size} input').value != ''")
+        text, end, arrow = page.evaluate(ROOM, size)
+        assert end <= arrow, f"{tab}: the field of the text ends before the arrow"
+        assert text <= end + 1, f"{tab}: the text is cut off"
+        shot(page, f"size-{tab.lower()}-{width}-{scheme}", full=False)
 
 
 def test_conversations_outlast_a_reload(open_page: Open) -> None:

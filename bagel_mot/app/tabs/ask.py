@@ -8,22 +8,23 @@ from typing import Any
 import gradio as gr
 
 from bagel_mot.app import view
+from bagel_mot.app.answers import AnswerField, AnswerHistory, answer_entry
 from bagel_mot.app.context import (
     LONG_EVENT,
     PageContext,
     PageError,
     RunButtons,
     example_pairs,
-    hidden_while_empty,
     hint_line,
     shown_errors,
     text_field,
     two_columns,
 )
 from bagel_mot.app.controls import Controls
-from bagel_mot.app.image_files import GalleryValue, open_uploads, paths_of
+from bagel_mot.app.history import HistoryEntry
+from bagel_mot.app.image_files import GalleryValue, known_settings, open_uploads, paths_of
 from bagel_mot.app.remembered import remember_fields
-from bagel_mot.app.texts.language import Language, say, text
+from bagel_mot.app.texts.language import Language, text
 from bagel_mot.app.uploads import ImageField
 from bagel_mot.task import Task
 
@@ -36,6 +37,7 @@ class AskTab:
 
     Attributes:
         images: the field for images that are asked about.
+        fields: the components that a browser remembers.
     """
 
     def __init__(self, page: PageContext, example: str) -> None:
@@ -52,58 +54,61 @@ class AskTab:
                 self._controls.build_groups()
                 self._controls.connect()
             with results:
-                self._progress = hidden_while_empty(f"{PART}-progress")
-                self._thinking = hidden_while_empty(f"{PART}-thinking")
-                self._answer = page.labels.make(
-                    gr.Textbox,
-                    label=say("answer"),
-                    placeholder=say("answer_hint"),
-                    lines=8,
-                    max_lines=24,
-                    interactive=False,
-                    buttons=["copy"],
-                    elem_id=f"{PART}-answer",
-                    elem_classes="bagel-answer",
-                )
-                self._facts = hidden_while_empty(f"{PART}-facts")
+                self._field = AnswerField(page, PART)
+                self._history = AnswerHistory(page, PART, Task.ASK)
+        self.fields = [self._question, *self._controls.components]
         gr.on(
             [self._buttons.run.click, self._question.submit],
             self._ask,
-            [page.language, self.images.gallery, self._question, *self._controls.components],
-            [*self._buttons.outputs, self._progress, self._thinking, self._answer, self._facts],
+            [page.language, self._history.entries, self.images.gallery, *self.fields],
+            [*self._buttons.outputs, *self._field.outputs, *self._history.outputs],
             **LONG_EVENT,
         )
 
     def connect(self, blocks: gr.Blocks) -> None:
         """Connects what happens when the page is opened."""
-        remember_fields(blocks, PART, [self._question, *self._controls.components])
+        fields = [self.images.gallery, *self.fields]
+        self._history.connect(blocks, self._field, fields, self._restore_entry)
+        self.images.connect(blocks)
+        remember_fields(blocks, PART, self.fields)
+
+    def _restore_entry(self, language: Language, entry: HistoryEntry | None) -> list[Any]:
+        """Images, question and settings of an earlier answer."""
+        if entry is not None:
+            with shown_errors(language):
+                settings = known_settings(entry["settings"], entry["seed"], Task.ASK)
+                images = self.images.put_back(entry["paths"], language)
+                return [images, entry["question"], *self._controls.updates(settings)]
+        return [gr.skip() for _ in range(1 + len(self.fields))]
 
     def _ask(
-        self, request: gr.Request, language: Language, gallery: GalleryValue, question: str, *values: Any
+        self, request: gr.Request, language: Language, entries: Any, gallery: GalleryValue, question: str, *values: Any
     ) -> Iterator[dict[Any, Any]]:
-        tab, service = self._page.tabs.of(request), self._page.service
+        tab, service, field = self._page.tabs.of(request), self._page.service, self._field
         with tab.generating(PART) as generation:
-            shown: dict[Any, Any] = {self._progress: ""}
+            shown: dict[Any, Any] = {field.progress: ""}
             with shown_errors(language):
                 settings = self._controls.settings(values)
                 think = bool(settings.get("think", self._controls.defaults["think"]))
                 if not (question or "").strip():
                     raise PageError(language, "nothing_asked")
-                inputs = [*open_uploads(paths_of(gallery), service), question]
-                generation.start(service, inputs, "text", settings)
-                yield {**self._buttons.show(True), self._answer: "", self._thinking: "", self._facts: ""}
+                paths = paths_of(gallery)
+                images = open_uploads(paths, service)
+                generation.start(service, [*images, question], "text", settings)
+                yield {**self._buttons.show(True), field.answer: "", field.thinking: "", field.facts: ""}
                 for _ in generation.follow():
                     thinking, answer = view.split_stream(generation.text, think)
                     yield {
-                        self._progress: view.progress_html(generation, language),
-                        self._thinking: view.thinking_html(thinking, language, open=True) if thinking else "",
-                        self._answer: answer,
+                        field.progress: view.progress_html(generation, language),
+                        field.thinking: view.thinking_html(thinking, language, open=True) if thinking else "",
+                        field.answer: answer,
                     }
                 results = generation.results()
                 if generation.stopped:
-                    shown[self._progress] = view.stopped_html(generation, language)
+                    shown[field.progress] = view.stopped_html(generation, language)
                 for result in results:
                     tab.seeds[PART] = result.seed
-                    shown |= {self._answer: result.text or text(language, "no_answer"), self._thinking: ""}
-                shown[self._facts] = view.facts_html(results, language)
+                    shown |= {field.answer: result.text or text(language, "no_answer"), field.thinking: ""}
+                    shown |= self._history.added(entries, [answer_entry(result, question, images, paths)])
+                shown[field.facts] = view.facts_html(results, language)
             yield {**shown, **self._buttons.show(False)}

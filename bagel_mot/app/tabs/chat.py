@@ -28,6 +28,7 @@ from bagel_mot.app.image_files import open_uploads
 from bagel_mot.app.remembered import browser_state, remember_fields
 from bagel_mot.app.state import TabState
 from bagel_mot.app.texts.language import Language, say
+from bagel_mot.serving.service import Service
 from bagel_mot.task import Task
 
 PART = "chat"
@@ -213,11 +214,19 @@ class ChatTab:
             BagelError: the conversations of all tabs keep too much of the cache for another turn.
         """
         settings = self._controls.settings(values, Task.ASK if output == "text" else Task.GENERATE)
-        held = self._page.service.session_tokens
-        room = int(self._page.service.capacity.cache_tokens * _CACHE_SHARE)
-        if held > room:
-            raise PageError(language, "chat_full", held=held, room=room)
+        check_room(self._page.service, language)
         return {"think": self._controls.defaults["think"], **settings}
 
     def _show_buttons(self, running: bool) -> dict[Any, Any]:
         return {**self._buttons.show(running), self._draw: gr.update(visible=not running)}
+
+
+def check_room(service: Service, language: Language) -> None:
+    """Checks that there is room for another turn of a conversation.
+
+    Raises:
+        PageError: the conversations of all visitors keep too much of the cache.
+    """
+    held, room = service.session_tokens, int(service.capacity.cache_tokens * _CACHE_SHARE)
+    if held > room:
+        raise PageError(language, "chat_full", held=held, room=room)

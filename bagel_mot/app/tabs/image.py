@@ -98,7 +98,9 @@ class ImageTab:
     def connect(self, blocks: gr.Blocks) -> None:
         """Connects what happens when the page is opened."""
         controls = self._controls.components
-        self._history.connect(blocks, self._page, self.results, self._prompt, controls, self._restore_entry)
+        self._history.connect(blocks, self.results, [self._prompt, *controls], self._restore_entry)
+        if self.images is not None:
+            self.images.connect(blocks)
         remember_fields(blocks, self._part, self.fields)
 
     def _build_settings(self) -> Any:
