@@ -91,7 +91,7 @@ class StreamRotation:
         return part.next_batch()
 
     def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is, the place of each stream, and the numbers of all together."""
+        """The turn, the place of each stream, and the numbers of all together."""
         states = [part.state_dict() for part in self.parts]
         reasons = {reason for state in states for reason in state["skipped"]}
         return {
