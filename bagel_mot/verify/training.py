@@ -15,7 +15,6 @@ from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.sequence import (
     CAUSAL,
-    FULL,
     NOISED,
     Sample,
     Segment,
@@ -28,11 +27,18 @@ from bagel_mot.sequence import (
     vit_segment,
 )
 from bagel_mot.training.objective import NoisedPack, add_noise, compute_losses, loss_counts, shift_timesteps
+from bagel_mot.verify.packed import (
+    MODE_NAMES,
+    across_samples,
+    mask_in_order,
+    published_tensors,
+    sample_lengths,
+    splits_of,
+)
 from bagel_mot.verify.parts import Subject
 from bagel_mot.verify.records import Case, Checker
 
 CaseSegment = Mapping[str, Any]  # one segment of a sample, as cases.json describes it
-_MODE_NAMES = {CAUSAL: "causal", FULL: "full", NOISED: "noise"}
 
 
 def check_train(subject: Subject, check: Checker) -> None:
@@ -72,18 +78,13 @@ def check_pack(subject: Subject, check: Checker) -> None:
     capacity = int(check.case["max_num_tokens"])
     gen = sum(sample.gen_len for sample in samples)
     packed = pack([samples], subject.spec, und_len=capacity - gen, gen_len=gen)
-    spans = [span for sample in packed.spans for span in sample]
-    padding = int((packed.sample < 0).sum())
-    splits, modes = [span.length for span in spans], [_MODE_NAMES[span.mode] for span in spans]
-    lengths = [sum(span.length for span in sample) for sample in packed.spans]
-    if padding:  # causal, and a sample of its own
-        splits, modes, lengths = [*splits, padding], [*modes, _MODE_NAMES[CAUSAL]], [*lengths, padding]
+    splits, modes, lengths = splits_of(packed)
     check.listed("split_lens", splits)
     check.listed("attn_modes", modes)
     check.listed("sample_lens", lengths)
     used = packed.num_tokens
     expected = _mask_by_split(check.case["split_lens"], check.case["attn_modes"], check.case["sample_lens"])
-    got = _mask_in_order(packed, used)
+    got = mask_in_order(packed)
     wrong = int((got != expected[:used, :used]).sum()) if expected.shape[0] == capacity else used * used
     check.count("mask", wrong)
     # Padding may attend to anything, but nothing may attend to it.
@@ -151,61 +152,19 @@ def _twin(subject: Subject, check: Checker) -> Checker:
     return Checker(case, check.tensors, check.tolerance)
 
 
-def _in_order(packed: TrainingLayout, slots: Tensor, *, gen: bool = False) -> Tensor:
-    """The places of und or gen slots of a pack of one row in sequence order."""
-    return packed.place[0, slots + packed.und_len if gen else slots]
-
-
-def _mask_in_order(packed: TrainingLayout, tokens: int) -> Tensor:
-    """The mask of a pack of one row, (tokens, tokens), in sequence order and without padding."""
-    slot_of = torch.empty(tokens, dtype=torch.int64)
-    filled = packed.place[0] >= 0
-    slot_of[packed.place[0][filled]] = filled.nonzero()[:, 0]
-    return packed.mask()[0][slot_of][:, slot_of]
-
-
 def _check_layout(check: Checker, packed: TrainingLayout, values: Values) -> None:
     """Everything the published packing produces, from slots back in sequence order."""
-
-    def in_sequence(places: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        order = places.argsort()
-        return (places[order], *(value[order] for value in values))
-
-    places, ids = in_sequence(_in_order(packed, packed.text_slots), packed.text_ids)
-    check.equal("packed_text_indexes", places)
-    check.equal("packed_text_ids", ids)
-    places, patches, index = in_sequence(_in_order(packed, packed.vit_slots), values.vit_patches, packed.vit_index)
-    check.equal("packed_vit_token_indexes", places)
-    check.close("packed_vit_tokens", patches)
-    check.equal("packed_vit_position_ids", index)
-    vit_lengths = [rows * columns for rows, columns in packed.vit_grids]
-    check.equal("vit_token_seqlens", torch.tensor(vit_lengths))
-    places, index, noised = in_sequence(
-        _in_order(packed, packed.latent_slots, gen=True), packed.latent_index, packed.noised[packed.latent_image]
-    )
-    check.equal("packed_vae_token_indexes", places)
-    check.equal("packed_latent_position_ids", index)
-    check.equal("mse_loss_indexes", places[noised])
+    tensors = published_tensors(packed, values.vit_patches)
+    for quantity, tensor in tensors.items():
+        (check.close if tensor.is_floating_point() else check.equal)(quantity, tensor)
     if "latent_shapes" in check.case:
         check.listed("latent_shapes", [list(grid) for grid in packed.latent_grids])
-    places, labels, weights = in_sequence(_in_order(packed, packed.ce_slots), packed.ce_labels, packed.ce_weights)
-    check.equal("ce_loss_indexes", places)
-    check.equal("packed_label_ids", labels)
-    check.close("ce_loss_weights", weights)
-    (_, positions) = in_sequence(packed.place[0], packed.positions[0])
-    check.equal("packed_position_ids", positions)
-    lengths = [sum(span.length for span in spans) for spans in packed.spans]
-    check.listed("sample_lens", lengths)
-    for quantity, value in (("vit_token_seqlens", vit_lengths), ("sequence_length", packed.num_tokens)):
+    check.listed("sample_lens", sample_lengths(packed))
+    lengths = tensors["vit_token_seqlens"].tolist()
+    for quantity, value in (("vit_token_seqlens", lengths), ("sequence_length", packed.num_tokens)):
         if quantity in check.case:
             check.listed(quantity, value)
-    mask = _mask_in_order(packed, packed.num_tokens)
-    start = 0
-    for number, length in enumerate(lengths):
-        check.equal(f"mask_{number}", mask[start : start + length, start : start + length])
-        start += length
-    sample = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    check.count("no sample sees another", int(mask[sample[:, None] != sample[None, :]].sum()))
+    check.count("no sample sees another", across_samples(packed))
 
 
 def _mask_by_split(splits: list[int], modes: list[str], samples: list[int]) -> Tensor:
@@ -213,7 +172,7 @@ def _mask_by_split(splits: list[int], modes: list[str], samples: list[int]) -> T
     total = sum(splits)
     split = torch.arange(len(splits)).repeat_interleave(torch.tensor(splits))
     sample = torch.arange(len(samples)).repeat_interleave(torch.tensor(samples))
-    mode = torch.tensor([list(_MODE_NAMES.values()).index(name) for name in modes])[split]
+    mode = torch.tensor([list(MODE_NAMES.values()).index(name) for name in modes])[split]
     same = split[:, None] == split[None, :]
     causal = torch.ones(total, total, dtype=torch.bool).tril()
     seen = causal | (same & (mode != CAUSAL)[:, None])

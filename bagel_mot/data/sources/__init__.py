@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PlainValidator, SerializeAsAny, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from bagel_mot.config import Positive, Section
+from bagel_mot.config import Flag, NotNegative, Section
 from bagel_mot.data.sources.base import Source, SourceConfig, WeightBy
 from bagel_mot.data.sources.folder import FolderConfig
 from bagel_mot.data.sources.mini import MiniConfig
-from bagel_mot.data.sources.mixed import MixedSource
+from bagel_mot.data.sources.mixed import MixedPart, MixedSource
 from bagel_mot.data.sources.published import PublishedConfig
 from bagel_mot.data.sources.rows import ROW_KINDS, RowsConfig, with_preset
 from bagel_mot.errors import did_you_mean
@@ -40,20 +40,40 @@ def read_source_config(content: Any) -> SourceConfig:
     return TypeAdapter(SOURCES[kind]).validate_python(content)
 
 
+def _read_part(content: Any) -> SourceConfig:
+    config = read_source_config(content)
+    if config.workers:
+        raise ValueError(f"workers is {config.workers}; sources of a mixture share the mixture's own: set it there")
+    if isinstance(config, MixedConfig):
+        raise ValueError("a mixture within a mixture is not supported; list all sources in one")
+    return config
+
+
 @dataclass(frozen=True)
 class WeightedData(Section):
-    """A source of a mixture, and its share relative to the others."""
+    """A source of a mixture.
 
-    data: Annotated[SerializeAsAny[SourceConfig], PlainValidator(read_source_config)]
-    weight: Positive = 1.0
+    Attributes:
+        data: the source.
+        weight: its share, relative to those of the others.
+        mandatory: whether every pack has a sample of each of its groups.
+        name: its name in reports; by default that of its groups.
+    """
+
+    data: Annotated[SerializeAsAny[SourceConfig], PlainValidator(_read_part)]
+    weight: NotNegative = 1.0
+    mandatory: Flag = False
+    name: str | None = None
 
 
 def _weighted(entry: Any) -> Any:
-    """An entry of a recipe's list, whose `weight` stands among the keys of the source."""
-    if not isinstance(entry, Mapping) or "data" in entry:
+    """An entry of a recipe's list, whose own keys are among those of the source."""
+    if isinstance(entry, WeightedData) or (isinstance(entry, Mapping) and "data" in entry):
         return entry
-    source = {key: value for key, value in entry.items() if key != "weight"}
-    return {"data": source} | ({"weight": entry["weight"]} if "weight" in entry else {})
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"one of them is {entry!r}; each source of a mixture is a section with a kind")
+    own = {key: value for key, value in entry.items() if key in ("weight", "mandatory", "name")}
+    return {"data": {key: value for key, value in entry.items() if key not in own}, **own}
 
 
 def _read_sources(content: Any) -> Any:
@@ -76,8 +96,8 @@ class MixedConfig(SourceConfig):
     weight_by: WeightBy = "samples"
 
     def open(self, seed: int) -> Source:
-        opened = [entry.data.open(seed) for entry in self.sources]
-        return MixedSource(opened, [entry.weight for entry in self.sources], self.weight_by)
+        parts = [MixedPart(one.data.open(seed), one.weight, one.mandatory, one.name) for one in self.sources]
+        return MixedSource(parts, self.weight_by)
 
 
 SOURCES: dict[str, type[SourceConfig]] = {

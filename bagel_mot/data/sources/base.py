@@ -17,7 +17,7 @@ from bagel_mot.data.dataset import DataGroup
 from bagel_mot.data.documents import Document
 from bagel_mot.data.mixing import BySamples, ByTokens, Mixture
 from bagel_mot.data.samples import prompts_of, write_prompt_samples
-from bagel_mot.data.supply import DrawnSupply, RowSupply, SampleGroup
+from bagel_mot.data.supply import DrawnSupply, RowSupply, SampleGroup, Supply
 from bagel_mot.errors import DataError
 from bagel_mot.scope import Scope
 
@@ -32,6 +32,9 @@ class Source(ABC):
     All but the groups are optional hooks. A recipe that needs one which a source lacks is refused; what would merely
     profit from it is left out.
     """
+
+    rotation: int = 1
+    """The number of streams of packs that take turns in each logical stream."""
 
     @abstractmethod
     def groups(self) -> Sequence[SampleGroup]:
@@ -82,12 +85,15 @@ class Source(ABC):
 class IndexedSource(Source):
     """An endless supply of documents by index: the same index always gives the same document."""
 
+    name: str = "documents"
+    """The name of its one group."""
+
     @abstractmethod
     def __call__(self, index: int) -> Document:
         """The document of an index."""
 
     def groups(self) -> Sequence[SampleGroup]:
-        return [SampleGroup(type(self).__name__, DrawnSupply(self))]
+        return [SampleGroup(self.name, DrawnSupply(self))]
 
 
 class FileSource(Source):
@@ -98,15 +104,13 @@ class FileSource(Source):
 
     def groups(self) -> Sequence[SampleGroup]:
         return [
-            SampleGroup(
-                group.name,
-                RowSupply(group.name, tuple(group.datasets)),
-                group.weight,
-                group.mandatory,
-                group.resumes,
-            )
+            SampleGroup(group.name, self.supply(group), group.weight, group.mandatory, group.resumes)
             for group in self._groups
         ]
+
+    def supply(self, group: DataGroup) -> Supply:
+        """The rows of a group, in the order in which they are read."""
+        return RowSupply(group.name, tuple(group.datasets))
 
     def mixture(self, seed: str) -> Mixture:
         return mixture_of(self.groups(), self.weight_by, seed)

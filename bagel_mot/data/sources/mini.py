@@ -63,6 +63,8 @@ class MiniConfig(SourceConfig):
 class MiniSource(IndexedSource):
     """The toy world, at one image size."""
 
+    name = "mini"
+
     def __init__(self, config: MiniConfig, seed: int) -> None:
         self.config, self.seed = config, seed
 

@@ -27,7 +27,7 @@ from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.skips import SkipList
 from bagel_mot.data.sources.base import Source
 from bagel_mot.data.sources.mixed import MixedSource
-from bagel_mot.data.streams import PackStream, pack_gauges
+from bagel_mot.data.streams import PackStream, StreamRotation, pack_gauges
 from bagel_mot.data.supply import check_groups
 from bagel_mot.data.workers import Workers
 from bagel_mot.errors import CheckpointError, RecipeError
@@ -123,15 +123,22 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             for layer in self.module.decoder.layers:
                 layer.compile(dynamic=False if self.pack.fixed_shape else None)
 
-    def pack_stream(self, number: int, total: int) -> PackStream:
+    def stream(self, number: int, total: int) -> PackStream | StreamRotation:
         """One of the logical streams of the run, at its beginning."""
+        parts = self.source.rotation
+        if parts == 1:
+            return self.pack_stream(number, total)
+        return StreamRotation([self.pack_stream(number * parts + part, total * parts) for part in range(parts)])
+
+    def pack_stream(self, number: int, total: int) -> PackStream:
+        """A stream of packs, at its beginning: number `number` of `total`."""
         seed = self.recipe.seed
         mixture = self.source.mixture(f"{seed} {number} {total}")
         feed = SampleFeed(self.groups, mixture, self.workers, seed, number, total)
         return PackStream(feed, self.spec, self.pack)
 
     def open_streams(self, streams: Sequence[int], total: int) -> None:
-        self._prefetcher = Prefetcher(StreamGroup({number: self.pack_stream(number, total) for number in streams}))
+        self._prefetcher = Prefetcher(StreamGroup({number: self.stream(number, total) for number in streams}))
 
     @property
     def prefetcher(self) -> Prefetcher[list[TrainingPack]]:
