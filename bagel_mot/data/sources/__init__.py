@@ -65,6 +65,10 @@ class WeightedData(Section):
     mandatory: Flag = False
     name: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.weight and not self.mandatory:
+            raise ValueError("weight is 0, so nothing of it would be drawn; give it a weight, or mandatory: true")
+
 
 def _weighted(entry: Any) -> Any:
     """An entry of a recipe's list, whose own keys are among those of the source."""
