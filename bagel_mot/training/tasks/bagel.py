@@ -26,7 +26,7 @@ from bagel_mot.data.loader import Prefetcher, StreamGroup
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.skips import SkipList
 from bagel_mot.data.sources.base import Source
-from bagel_mot.data.sources.mixed import MixedSource
+from bagel_mot.data.sources.mixed import MixedPart, MixedSource
 from bagel_mot.data.streams import PackStream, StreamRotation, pack_gauges
 from bagel_mot.data.supply import check_groups
 from bagel_mot.data.workers import Workers
@@ -78,7 +78,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             init = find(str(recipe.init), recipe.output)
             replay = recipe.replay.source(self._settings_files, init, recipe.output, recipe.seed)
             if replay is not None:
-                self.source = MixedSource([self.source, replay], [1.0, recipe.replay.weight])
+                self.source = MixedSource([MixedPart(self.source), MixedPart(replay, recipe.replay.weight)])
         self.module, self.autoencoder, self.tokenizer = start.model, start.autoencoder, start.tokenizer
         self.config = replace(start.config, timestep_shift=recipe.timestep_shift or start.config.timestep_shift)
         self.module.to(self.device).train()
