@@ -652,10 +652,11 @@ class Bagel:
 
     def hint(self, text: str) -> str | None:
         """One sentence if a prompt has words that this checkpoint has never read, as its `bagel_scope.yaml` says;
-        None otherwise, and for checkpoints that do not say. Nothing is refused for it.
+        None otherwise, for checkpoints that do not say, and where an adapter is on, which may have read others. Nothing
+        is refused for it.
         """
         scope = self.runtime.defaults.scope
-        return None if scope is None else scope.hint(text)
+        return None if scope is None or any(self.adapters.values()) else scope.hint(text)
 
     def share_prefixes(self, max_tokens: int) -> None:
         """Keeps what requests begin with (system prompt, image) for requests to come; 0 ends it.

@@ -220,6 +220,16 @@ def test_adapters_count_in_what_is_needed(golden: Any, adapters: dict[str, Adapt
     assert peaks[1] - peaks[0] == 4 * adapters["dogs"].parameters
 
 
+def test_words_that_a_checkpoint_does_not_know_may_be_an_adapters(tmp_path: Path) -> None:
+    bagel = Bagel.from_pretrained("mini")
+    assert bagel.hint("a zeppelin") is not None
+    write_adapter(tmp_path / "zeppelins", random_adapter(bagel.config, rank=1))
+    bagel.load_adapter(tmp_path / "zeppelins")
+    assert bagel.hint("a zeppelin") is None
+    bagel.set_adapters({})
+    assert bagel.hint("a zeppelin") is not None
+
+
 # ------------------------------------------------------------------------------------------------- names and places
 
 
