@@ -287,7 +287,10 @@ def _video(mapper: RowMapper, row: Row, draws: Draws) -> Document:
     value = first_of(row, mapper.columns["video"], "video")
     video = str(mapper.place.path(value)) if isinstance(value, str) else [mapper.place.image(v) for v in value]
     found = {"video": video, "caption": mapper.texts(row, "caption")}
-    return mapper.base(found, draws)
+    if not mapper.has(row, "text"):
+        return mapper.base(found, draws)
+    found["changes"] = first_of(row, mapper.columns["text"], "text")
+    return replace(mapper.base, changes="changes")(found, draws)
 
 
 def _parts(mapper: RowMapper, row: Row, draws: Draws) -> Document:
@@ -350,7 +353,11 @@ TASKS: dict[str, RowTask] = {
         ("mark", "closing", "starts_image"),
     ),
     "video": RowTask(
-        {"video": ("video",), "caption": ("caption",)}, _video, VideoGeneration, options=("groups", "given")
+        {"video": ("video",), "caption": ("caption",), "text": ("changes",)},
+        _video,
+        VideoGeneration,
+        frozenset({"text"}),
+        ("groups", "given", "sampler"),
     ),
     "self_edit": RowTask({"image": _IMAGES}, _self_edit, SelfEdit, options=("kinds",)),
     "parts": RowTask({"parts": ("parts",)}, _parts, Parts),

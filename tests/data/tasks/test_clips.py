@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,6 +16,8 @@ from PIL import Image
 from bagel_mot.data.documents import OPENERS, Document, FramesPart, ImagePart, TextPart, opened
 from bagel_mot.data.draws import RandomDraws, all_outcomes
 from bagel_mot.data.rows import SkipRow
+from bagel_mot.data.sources import read_source_config
+from bagel_mot.data.sources.rows import RowsConfig
 from bagel_mot.data.tasks.chat import Conversation
 from bagel_mot.data.tasks.frames import FrameSampler
 from bagel_mot.data.tasks.video import VideoGeneration, group_bounds
@@ -169,3 +172,16 @@ def test_a_text_says_what_changes_before_each_frame() -> None:
     ]
     with pytest.raises(SkipRow, match="changes has 1 texts for 3 frames"):
         generated(VideoGeneration(changes="changes"), {**row, "changes": ["up"]})
+
+
+def test_rows_of_files_have_texts_of_changes(tmp_path: Path) -> None:
+    frames_folder(tmp_path / "clip", [1, 2])
+    row = {"video": ["clip/shot_1.png", "clip/shot_2.png"], "caption": "c", "changes": ["up"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    section = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "task": "video", "options": {"given": 1}}
+    config = read_source_config(section)
+    assert isinstance(config, RowsConfig)
+    dataset = config.dataset()
+    document = dataset.document(next(dataset.reader.read(0)), RandomDraws(random.Random(0)))
+    assert [part.text if isinstance(part, TextPart) else part.numbers for part in document] == ["c", (0,), "up", (1,)]  # type: ignore[union-attr]
+    assert levels([frame for part in document if isinstance(part, FramesPart) for frame in part.frames]) == [1, 2]
