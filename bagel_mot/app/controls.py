@@ -14,26 +14,10 @@ from bagel_mot.app.context import INSTANT_EVENT, PageContext, settings_group, sm
 from bagel_mot.app.presets import PRESETS, default_size, shown, sizes
 from bagel_mot.app.texts.language import LANGUAGES, Language, Spoken, say, text
 from bagel_mot.app.texts.settings import SETTING_TEXTS
-from bagel_mot.inference.settings import SETTINGS, Setting, parse_settings, resolve, task_settings
+from bagel_mot.inference.settings import SETTING_GROUPS, SETTINGS, Setting, parse_settings, resolve, task_settings
 from bagel_mot.task import Task
 
 TOKEN_LIMITS = ("max_think_tokens", "max_new_tokens")
-GROUPS: dict[str, tuple[str, ...]] = {
-    "group_thinking": ("think", "max_think_tokens"),
-    "group_writing": (
-        "max_new_tokens",
-        "stop",
-        "repetition_penalty",
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-    ),
-    "group_steps": ("num_timesteps", "timestep_shift", "eta", "enable_taylorseer"),
-    "group_guidance": ("cfg_text_scale", "cfg_image_scale", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
-    "group_seed": ("seed",),
-}
-"""The groups in which settings are folded away, by the key of their title."""
 _SAMPLING = ("temperature", "top_k", "top_p")
 _MAX_SLIDER_RANGE = 1000
 _AUTOMATIC = "auto"
@@ -124,13 +108,13 @@ class Controls:
 
     def build_groups(self) -> None:
         """Builds all controls that are not there yet, in groups that are folded away."""
-        for key, names in GROUPS.items():
+        for key, names in SETTING_GROUPS.items():
             left = [name for name in names if name in self.names and name not in self.controls]
             # The only text before an image is the thinking, so its settings belong there.
-            if key == "group_thinking" and Task.ASK not in self._tasks:
-                left += [name for name in GROUPS["group_writing"] if name in self.names and name not in self.controls]
+            if key == "thinking" and Task.ASK not in self._tasks:
+                left += [name for name in SETTING_GROUPS["writing"] if name in self.names and name not in self.controls]
             if left:
-                with settings_group(self._page, self._part, key):
+                with settings_group(self._page, self._part, f"group_{key}"):
                     self.build(*left)
                     if "seed" in left:
                         self.build_seed_buttons()
@@ -138,7 +122,7 @@ class Controls:
     def switches(self, name: str) -> tuple[str, ...]:
         """The settings of type bool that must all be on for a setting to have any effect."""
         draws_only, sampled = Task.ASK not in self._tasks, name in _SAMPLING
-        in_thinking = name == "max_think_tokens" or (draws_only and name in GROUPS["group_writing"])
+        in_thinking = name == "max_think_tokens" or (draws_only and name in SETTING_GROUPS["writing"])
         sampled = sampled or (name == "seed" and self._tasks == (Task.ASK,))
         return ("think",) * in_thinking + ("do_sample",) * sampled
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from bagel_mot.cli.help import MORE, help_all
 from bagel_mot.errors import BagelError, DeviceError
 from bagel_mot.files import check_writable, user_path, write_text, writing
-from bagel_mot.inference.settings import Setting, parse_settings, task_settings
+from bagel_mot.inference.settings import SETTING_GROUPS, Setting, parse_settings, task_settings
 from bagel_mot.task import Task
 from bagel_mot.threads import set_from_command_line
 
@@ -56,16 +56,13 @@ _KINDS: dict[str, tuple[Any, str | None, Callable[[str], float] | None]] = {
 }
 
 
-_GROUPS = {
-    "Picture and seed (official defaults; a checkpoint's own come first)": ("size", "seed"),
-    "Steps": ("num_timesteps", "timestep_shift", "eta", "enable_taylorseer"),
-    "Guidance": ("cfg_text_scale", "cfg_image_scale", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
-    "Thinking and text": (
-        "think", "max_think_tokens", "max_new_tokens", "stop", "do_sample", "temperature", "top_k", "top_p",
-        "repetition_penalty",
-    ),
-}  # fmt: skip
-"""The settings by the panel in which the help shows them."""
+_PANELS = {
+    **dict.fromkeys(("size", "seed"), "Picture and seed (official defaults; a checkpoint's own come first)"),
+    **dict.fromkeys(("thinking", "writing"), "Thinking and text"),
+    "steps": "Steps",
+    "guidance": "Guidance",
+}
+"""The titles of the panels in which the help shows settings, by their group."""
 
 
 def _value(setting: Setting, words: Any) -> Any:
@@ -79,9 +76,9 @@ def _value(setting: Setting, words: Any) -> Any:
         return " ".join(words) if setting.kind == "interval" else words
 
 
-def _group(name: str) -> str:
+def _panel(name: str) -> str:
     """The title of the panel in which a setting is shown."""
-    return next(title for title, names in _GROUPS.items() if name in names)
+    return next(_PANELS[group] for group, names in SETTING_GROUPS.items() if name in names)
 
 
 def _help(setting: Setting, task: Task) -> str:
@@ -102,7 +99,7 @@ def _parameter(setting: Setting, task: Task) -> inspect.Parameter:
         help=_help(setting, task),
         metavar=metavar,
         show_default=False,
-        rich_help_panel=_group(setting.name),
+        rich_help_panel=_panel(setting.name),
     )
     return _keyword(setting.name, None, Annotated[kind | None, option])
 
@@ -132,8 +129,9 @@ def with_settings(task: Task) -> Callable[[Callable[..., Any]], Callable[..., An
     settings = task_settings(task)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        order = [name for names in _GROUPS.values() for name in names]
-        grouped = sorted(settings, key=lambda setting: order.index(setting.name))
+        order = [name for names in SETTING_GROUPS.values() for name in names]
+        panels = list(dict.fromkeys(_PANELS.values()))
+        grouped = sorted(settings, key=lambda one: (panels.index(_panel(one.name)), order.index(one.name)))
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:

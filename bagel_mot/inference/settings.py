@@ -279,6 +279,17 @@ SETTINGS: dict[str, Setting] = {
     field.name: Setting(field.name, **field.metadata) for field in dataclasses.fields(GenerationSettings)
 }
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}
+SETTING_GROUPS: dict[str, tuple[str, ...]] = {
+    "size": ("size",),
+    "thinking": ("think", "max_think_tokens"),
+    "writing": (
+        "max_new_tokens", "stop", "repetition_penalty", "do_sample", "temperature", "top_k", "top_p",
+    ),
+    "steps": ("num_timesteps", "timestep_shift", "eta", "enable_taylorseer"),
+    "guidance": ("cfg_text_scale", "cfg_image_scale", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min"),
+    "seed": ("seed",),
+}  # fmt: skip
+"""The settings by what they are about, in the order in which an interface shows them."""
 TASK_DEFAULTS: dict[Task, dict[str, Any]] = {
     Task.GENERATE: {},
     Task.EDIT: {"cfg_image_scale": 2.0, "cfg_interval": (0.0, 1.0), "cfg_renorm_type": "text_channel"},

@@ -15,6 +15,7 @@ from bagel_mot.errors import CheckpointError, SettingError, SizeError
 from bagel_mot.images import VAE_TRANSFORM, VIT_TRANSFORM
 from bagel_mot.inference.defaults import check_size, official_defaults, read_defaults, save_defaults
 from bagel_mot.inference.settings import (
+    SETTING_GROUPS,
     SETTINGS,
     TASKS,
     GenerationSettings,
@@ -270,3 +271,8 @@ def test_sizes() -> None:
         with pytest.raises(SizeError, match="as 16 is"):
             check_size((width, 64), OFFICIAL)
     check_size((2048, 64), BagelConfig(interpolate_pos=True))
+
+
+def test_every_setting_is_in_one_group() -> None:
+    grouped = [name for names in SETTING_GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(SETTINGS)
