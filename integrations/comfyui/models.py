@@ -36,7 +36,7 @@ class ModelHandle:
 
     Attributes:
         checkpoint: "mini", a path or a hub id.
-        device, precision, offload, memory, compile: arguments of `Bagel.from_pretrained`.
+        device, precision, offload, memory, compile, prefer: arguments of `Bagel.from_pretrained`.
         tasks: the tasks that it is for, of TASKS.
         state: the state of the checkpoint's files when the handle was made.
     """
@@ -48,6 +48,7 @@ class ModelHandle:
     memory: str | None = None
     tasks: str = "all"
     compile: bool = False
+    prefer: str = "quality"
     state: str = ""
 
     def load(self, watch: Watch | None = None) -> Bagel:
@@ -130,6 +131,7 @@ class Owner:
                     memory=handle.memory,
                     tasks=TASKS[handle.tasks],
                     compile=handle.compile,
+                    prefer=handle.prefer,
                     progress=watch.loading,
                 )
             except BaseException:

@@ -12,6 +12,7 @@ from bagel_mot.checkpoint.precision import NAMES, parse_precision
 from bagel_mot.errors import BagelError
 from bagel_mot.files import parse_size
 from bagel_mot.inference.loading import MINI
+from bagel_mot.placement.plan import PREFERENCES
 
 from .bridge import Watch, to_arrays, to_images
 from .models import TASKS, ModelHandle
@@ -108,6 +109,7 @@ class BagelLoad:
         other = "A folder, a file with weights in one, or a hub id: used instead of the list if it is not empty."
         tasks = "What it is for: answering alone leaves out nearly half of the weights, drawing from texts the encoder."
         compiled = "Compile the layers: the first run of each kind takes minutes, those after it less time."
+        preferred = "With precision auto: what to choose by where several ways of running fit."
         places = "Where layers go that do not fit on the device: main memory, the disk, or nowhere."
         return {
             "required": {
@@ -133,6 +135,7 @@ class BagelLoad:
                 "memory": ("STRING", {"default": "", "tooltip": "Memory to use at most on the GPU, such as 12GB."}),
                 "tasks": ([*TASKS], {"default": "all", "tooltip": tasks}),
                 "compile": ("BOOLEAN", {"default": False, "tooltip": compiled}),
+                "prefer": ([*PREFERENCES], {"default": "quality", "tooltip": preferred}),
             },
         }
 
@@ -171,11 +174,12 @@ class BagelLoad:
         memory: str = "",
         tasks: str = "all",
         compile: bool = False,
+        prefer: str = "quality",
     ) -> tuple[ModelHandle]:
         """The handle of a checkpoint."""
         name = located(other if other.strip() else checkpoint)
         limit = memory.strip() or None
-        return (ModelHandle(name, device, precision, offload, limit, tasks, compile, files_state(name)),)
+        return (ModelHandle(name, device, precision, offload, limit, tasks, compile, prefer, files_state(name)),)
 
 
 class BagelGenerate:

@@ -50,6 +50,11 @@ NEEDED = (
     "av==18.1.0",
     "transformers==5.24.0",
     "regex==2025.11.3",
+    "certifi==2026.10.18",
+    "charset-normalizer==3.5.2",
+    "requests==2.34.2",
+    "tqdm==4.70.1",
+    "urllib3==2.8.0",
 )
 CLONED = (
     "__init__.py",
