@@ -21,8 +21,9 @@ from bagel_mot.data.tasks.frames import FrameSampler
 class Conversation:
     """Maps turns of a conversation, and the images, or the video, that they are about.
 
-    A human turn is cut at its image marks, where the images come in order; answers are to be learnt. Turns of other
-    roles are left out. Nothing may be dropped. All images of a row share the budget of pixels.
+    A human turn is cut at its image marks, where the images come in order; answers are to be learnt. In a row without
+    any mark the images come before the first human words; of images that are more than the marks the last ones are left
+    out. Turns of other roles are left out. Nothing may be dropped. All images of a row share the budget of pixels.
 
     Attributes:
         turns: the name of the field with the turns, a list of objects.
@@ -54,6 +55,8 @@ class Conversation:
             images, turns = self._frames(text_of(row[self.video], self.video), turns, draws)
         else:
             images = []
+        if images and not any(self.image_mark in text for role, text in turns if role in self.human):
+            turns = self._with_marks(turns, len(images))
         document: list[TextPart | ImagePart | FramesPart] = []
         left = deque(images)
         for role, text in turns:
@@ -70,6 +73,14 @@ class Conversation:
         if not any(isinstance(part, TextPart) and part.loss for part in document):
             raise SkipRow("no text with loss", f"no turn of {' or '.join(self.gpt)} has a text, so nothing is learnt")
         return document
+
+    def _with_marks(self, turns: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+        """Turns with so many image marks before the first human words, where a row has images and no mark at all."""
+        first = next((number for number, (role, _) in enumerate(turns) if role in self.human), None)
+        if first is None:
+            return turns
+        role, text = turns[first]
+        return [*turns[:first], (role, self.image_mark * count + text), *turns[first + 1 :]]
 
     def _turns(self, row: Row) -> list[tuple[str, str]]:
         """(role, text) of each turn."""

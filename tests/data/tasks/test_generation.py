@@ -18,6 +18,7 @@ from PIL import Image
 from bagel_mot.data.documents import OPENERS, Document, ImagePart, TextPart, opened
 from bagel_mot.data.draws import Draws, RandomDraws, all_outcomes
 from bagel_mot.data.rows import SkipRow
+from bagel_mot.data.tasks.chat import Conversation
 from bagel_mot.data.tasks.edit import Compose, EditSession
 from bagel_mot.data.tasks.interleaved import ReasoningSteps, ReasoningTrace, WebPage
 from bagel_mot.data.tasks.messages import Messages
@@ -187,6 +188,15 @@ def test_a_trace_names_its_images_in_marks() -> None:
     assert short(one(ReasoningTrace(starts_image=False), ends))[2:] == ["T! Look:", "NCV b'r'", "T! Final Answer: left"]
     with pytest.raises(SkipRow, match="the row has no reasoning_image_1"):
         one(ReasoningTrace(), {k: v for k, v in row.items() if k != "reasoning_image_1"})
+
+
+def test_images_without_any_mark_come_first() -> None:
+    turns = [{"from": "human", "value": "who?"}, {"from": "gpt", "value": "a fox"}]
+    row = {"image": [b"1", b"2"], "conversations": turns}
+    assert short(one(Conversation(), row)) == ["V b'1'", "V b'2'", "T who?", "T! a fox"]
+    turns[0]["value"] = "who <image>?"
+    assert short(one(Conversation(), row)) == ["T who", "V b'1'", "T ?", "T! a fox"]
+    assert short(one(Conversation(), {**row, "conversations": turns[1:]})) == ["T! a fox"]
 
 
 def message(role: str, *items: Any) -> dict[str, Any]:
