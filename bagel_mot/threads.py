@@ -65,12 +65,13 @@ class Threads:
             torch.set_num_threads(before)
 
 
-def choose_threads(weights: int | None = None, asked: int | None = None) -> Threads:
+def choose_threads(weights: int | None = None, asked: int | None = None, processes: int = 1) -> Threads:
     """The number of threads for some work, by the rule above.
 
     Args:
         weights: the number of weights of the model; None for work that gains from every core.
         asked: the number that the user gave as an argument, if any.
+        processes: the number of processes that do the work together on this machine, and share its cores.
 
     Raises:
         SettingError: the number that was asked for is not a whole number from 1 to 1024.
@@ -81,7 +82,7 @@ def choose_threads(weights: int | None = None, asked: int | None = None) -> Thre
         return Threads(_checked(asked, "threads"), asked=True)
     if text := os.environ.get(VARIABLE, "").strip():
         return Threads(_checked(int(text) if text.isdecimal() and len(text) < 10 else text, VARIABLE), asked=True)
-    cores = usable_cores()
+    cores = max(1, usable_cores() // processes)
     return Threads(cores if weights is None else max(1, min(cores, weights // WEIGHTS_PER_THREAD)))
 
 

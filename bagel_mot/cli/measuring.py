@@ -45,8 +45,12 @@ def train(
     ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the packaged recipes and end.")] = False,
 ) -> None:
-    """Train by a recipe; the same command resumes a run that was stopped. Ctrl-C saves first."""
+    """Train by a recipe; the same command resumes a run that was stopped. Ctrl-C saves first.
+
+    Several GPUs: torchrun --nproc_per_node 8 -m bagel_mot train RECIPE
+    """
     from bagel_mot.cli.recipes import print_recipes
+    from bagel_mot.parallel.launch import launched
     from bagel_mot.training.packaged import find_recipe, packaged_recipes
     from bagel_mot.training.profiles import load_recipe
 
@@ -57,10 +61,13 @@ def train(
         raise RecipeError(f"missing argument 'RECIPE': a YAML file, or one of {', '.join(packaged_recipes())}.")
     options = {"init": checkpoint, "profile": profile}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    loaded = load_recipe(find_recipe(recipe), [*given, *(overrides or [])])
-    from bagel_mot.training.tasks import run_recipe
+    with launched() as launch:  # one of the processes says what is wrong
+        loaded = load_recipe(find_recipe(recipe), [*given, *(overrides or [])])
+        from bagel_mot.training.tasks import run_recipe
 
-    print(run_recipe(loaded))
+        folder = run_recipe(loaded)
+    if launch.rank == 0:
+        print(folder)
 
 
 @command

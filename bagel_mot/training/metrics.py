@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -26,23 +27,36 @@ class Averages:
     """Means of numbers since they were last taken, over the steps that had them. Part of a run's state: a resumed run
     reports what an uninterrupted one does, even where it was stopped between two reports.
 
-    Numbers may be scalar tensors on any device: they are read together, by `settle`.
+    Numbers may be scalar tensors on any device: they are read together, by `settle`. Of some numbers each process of a
+    run has a share; these are added up.
     """
 
     def __init__(self) -> None:
-        self._pending: list[dict[str, Tensor | float]] = []
+        self._pending: list[tuple[dict[str, Tensor | float], dict[str, Tensor | float]]] = []
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, numbers: Mapping[str, Tensor | float]) -> None:
-        """Takes one step's numbers in, unread."""
-        self._pending.append(dict(numbers))
+    def add(self, numbers: Mapping[str, Tensor | float], shares: Mapping[str, Tensor | float] | None = None) -> None:
+        """Takes one step's numbers in, unread.
 
-    def settle(self) -> list[dict[str, float]]:
-        """The numbers of each step since the last call, read from their device in one transfer."""
-        tensors = [v.detach().float() for step in self._pending for v in step.values() if isinstance(v, Tensor)]
+        Args:
+            numbers: numbers that are the same in every process.
+            shares: numbers that this process has a share of, the same ones in the same order in every process.
+        """
+        self._pending.append((dict(numbers), dict(shares or {})))
+
+    def settle(self, add_up: Callable[[list[float]], list[float]] = list) -> list[dict[str, float]]:
+        """The numbers of each step since the last call, read from their device in one transfer.
+
+        Args:
+            add_up: adds numbers up over all processes; the default is for one.
+        """
+        parts = [part for step in self._pending for part in step]
+        tensors = [v.detach().float() for part in parts for v in part.values() if isinstance(v, Tensor)]
         read = iter(torch.stack(tensors).tolist() if tensors else ())
-        steps = [{name: next(read) if isinstance(v, Tensor) else v for name, v in s.items()} for s in self._pending]
+        known = [{name: next(read) if isinstance(v, Tensor) else v for name, v in part.items()} for part in parts]
+        summed = iter(add_up([value for shares in known[1::2] for value in shares.values()]))
+        steps = [n | {name: next(summed) for name in s} for n, s in zip(known[::2], known[1::2], strict=True)]
         self._pending = []
         for step in steps:
             for name, value in step.items():
@@ -178,6 +192,25 @@ class Metrics:
     def note(self, text: str) -> None:
         """A line for the user that does not disturb the bar."""
         self.console.print(text, highlight=False, markup=False)
+
+
+class NoMetrics(contextlib.AbstractContextManager["NoMetrics"]):
+    """The reports of a process that is not the first of its run: none."""
+
+    def __exit__(self, *raised: object) -> None:
+        return None
+
+    def advance(self, tokens: int) -> None:
+        """Counts nothing."""
+
+    def report(self, step: int, numbers: dict[str, float]) -> None:
+        """Reports nothing."""
+
+    def samples(self, step: int, sheet: Path) -> None:
+        """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Says nothing."""
 
 
 def _cut_back(path: Path, step: int) -> None:

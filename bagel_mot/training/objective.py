@@ -105,14 +105,45 @@ def loss_counts(layout: TrainingLayout, reweight: bool) -> dict[str, float]:
     return {"ce": ce, "mse": float(sum(rows * columns for (rows, columns), target in noised if target))}
 
 
-def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention) -> Losses:
-    """Runs the network on a pack and returns its losses. Packs without text targets or without images are fine."""
-    layout = noised.layout
+@dataclass(frozen=True)
+class OwnTargets:
+    """The targets of a pack in the slots that this process computes, where a pack's tokens are shared among processes.
+
+    Attributes:
+        ce, ce_slots: (Mc,) places among the text targets, and their slots in this process's share.
+        latents, latent_slots: (Ml,) places among the latent tokens, and their slots in the share.
+    """
+
+    ce: Tensor
+    ce_slots: Tensor
+    latents: Tensor
+    latent_slots: Tensor
+
+    def to(self, device: torch.device) -> OwnTargets:
+        """The same on a device."""
+        return OwnTargets(*(part.to(device, non_blocking=True) for part in vars(self).values()))
+
+
+def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention, own: OwnTargets | None = None) -> Losses:
+    """Runs the network on a pack and returns its losses. Packs without text targets or without images are fine.
+
+    Args:
+        model: the network.
+        noised: the pack.
+        attend: decides who sees whom.
+        own: the targets whose losses are to be computed, if the network returns a share of the slots.
+    """
+    layout, target = noised.layout, noised.velocity
     und, gen = model(layout, noised.values, attend)
-    ce = cross_entropy(model, und[layout.ce_slots], layout.ce_labels)
-    velocity = model.velocity(gen[layout.latent_slots]).float()
-    conditions = ~layout.noised[layout.latent_image, None]
-    return Losses(ce, (velocity - noised.velocity).masked_fill(conditions, 0.0).square(), layout.ce_weights)
+    ce_slots, labels, weights = layout.ce_slots, layout.ce_labels, layout.ce_weights
+    latent_slots, image = layout.latent_slots, layout.latent_image
+    if own is not None:
+        ce_slots, labels, weights = own.ce_slots, labels[own.ce], weights[own.ce]
+        latent_slots, image, target = own.latent_slots, image[own.latents], target[own.latents]
+    ce = cross_entropy(model, und[ce_slots], labels)
+    velocity = model.velocity(gen[latent_slots]).float()
+    conditions = ~layout.noised[image, None]
+    return Losses(ce, (velocity - target).masked_fill(conditions, 0.0).square(), weights)
 
 
 def cross_entropy(model: BagelModel, hidden: Tensor, labels: Tensor, chunk: int = CE_CHUNK) -> Tensor:
@@ -134,18 +165,6 @@ def cross_entropy(model: BagelModel, hidden: Tensor, labels: Tensor, chunk: int 
         return one(hidden, labels)
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     return torch.cat([checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
-
-
-def checkpoint_activations(model: BagelModel, *, draws: bool = False) -> None:
-    """Lets every decoder layer keep its input alone, and compute what is in it again in the backward pass: about a
-    third more work for a small part of the memory. Names and values of the weights stay as they are.
-
-    Args:
-        model: the network.
-        draws: whether layers draw random numbers, such as those of dropout, which must be the same ones again.
-    """
-    for layer in model.decoder.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=draws)
 
 
 def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[TrainingLayout], Attention]:

@@ -30,6 +30,7 @@ from bagel_mot.data.sources import read_source_config
 from bagel_mot.data.sources.base import SourceConfig
 from bagel_mot.errors import RecipeError
 from bagel_mot.files import user_path
+from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.lora import AdapterConfig
 from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
@@ -67,17 +68,19 @@ class Recipe(Section):
     profile: str | None = None  # the profile of the recipe's file that was taken
     seed: _Seed = 0
     steps: Count
-    packs_per_step: Count | None = None  # streams of data, of which a step takes a pack each; by default 1
+    packs_per_step: Count | None = None  # streams of data; by default one for each data-parallel process
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     compile: Flag = False
     threads: _ThreadCount | None = None
     trainable: _Patterns = ("*",)  # presets, or patterns of names of parameters; the others stay as they are
+    parallel: ParallelConfig = ParallelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Decay = 0.9999
     log_every: Count = 10
     save_every: Count = 1000
+    save_async: Flag = True  # checkpoints are written beside the training, from a copy in main memory
     keep: Count = 2  # newest checkpoints kept
     sample_every: Count = 1000
 
@@ -197,7 +200,6 @@ class BagelRecipe(Recipe):
     ce_weight: NotNegative = 1.0
     mse_weight: NotNegative = 1.0
     attention: Literal["sdpa", "flex"] = "sdpa"  # flex: FlexAttention, on CUDA, for long rows of many samples
-    activation_checkpointing: Flag = False  # compute each layer's activations again instead of keeping them
     ce_reweight: Flag = False  # weigh each target token by 1/√(length of its text)
     timestep_shift: Positive | None = None  # by default the checkpoint's own, or 1 for a new model
     replay: ReplayConfig | None = None  # what the checkpoint knows already, trained in between

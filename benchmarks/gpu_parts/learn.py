@@ -27,10 +27,10 @@ from bagel_mot.checkpoint.convert import convert
 from bagel_mot.errors import BagelError
 from bagel_mot.placement.rates import synchronize
 from bagel_mot.training.checkpoints import checkpoint_folders
-from bagel_mot.training.loop import Run
 from bagel_mot.training.packaged import find_recipe
 from bagel_mot.training.profiles import load_recipe
 from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
+from bagel_mot.training.run import Run
 from bagel_mot.training.tasks.autoencoder import AutoencoderTask
 from bagel_mot.training.tasks.bagel import BagelTask
 from gpu_parts.common import failure, seconds_of

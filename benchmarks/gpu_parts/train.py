@@ -16,8 +16,9 @@ from bagel_mot.bench.machine import machine, peak_allocated
 from bagel_mot.bench.roofline import ForwardTokens, flops, roofline
 from bagel_mot.bench.settings import SPECIAL, grid_of, random_ids
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.parallel.activations import checkpoint_activations
 from bagel_mot.sequence import PackSpec, Sample, TextSegment, TrainingLayout, VaeSegment, Values, pack
-from bagel_mot.training.objective import add_noise, attention_of, checkpoint_activations, compute_losses
+from bagel_mot.training.objective import add_noise, attention_of, compute_losses
 from bagel_mot.training.optimizer import Ema, OptimizerConfig, Optimizers
 from gpu_parts.common import FULL, Keep, Scale, attempt, free, seconds_of, smoke_scale
 
@@ -133,7 +134,7 @@ def _time(
         torch.cuda.reset_peak_memory_stats(device)
     model: BagelModel = random_model(scale.config, torch.float32, device).requires_grad_(True).train()
     if checkpointing:
-        checkpoint_activations(model)
+        checkpoint_activations(model.decoder.layers, "full")
     if compiled:
         for layer in model.decoder.layers:
             layer.compile(dynamic=False)

@@ -13,10 +13,11 @@ from torch.utils._pytree import tree_leaves
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VitConfig
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.parallel.activations import checkpoint_activations
 from bagel_mot.placement.training_memory import TrainingWeights, TrainingWork, saved_bytes, training_memory
 from bagel_mot.sequence import PackSpec, Sample, TextSegment, VaeSegment, Values, VitSegment, pack
 from bagel_mot.tokenizer import SpecialTokens
-from bagel_mot.training.objective import CE_CHUNK, NoisedPack, add_noise, checkpoint_activations, compute_losses
+from bagel_mot.training.objective import CE_CHUNK, NoisedPack, add_noise, compute_losses
 
 MARGIN = 0.1  # a prediction's largest error, as a share of what was counted
 
@@ -128,7 +129,7 @@ def test_the_worst_moment_of_a_step_is_predicted(checkpointing: Any, dtype: torc
     model = _model(layers=4)
     noised = _pack(model.config, 3, 100, 12, 6)
     if checkpointing == "full":
-        checkpoint_activations(model)
+        checkpoint_activations(model.decoder.layers, "full")
     with _LiveBytes() as live:
         for parameter in model.parameters():  # known, so that what follows is beside them
             parameter.detach()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -13,14 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from torch import Tensor, nn
 
 from bagel_mot.config import parse
 from bagel_mot.errors import RecipeError, TrainingError
 from bagel_mot.training import checkpoints
-from bagel_mot.training.loop import TrainingTask, interruptible, train
+from bagel_mot.training.loop import interruptible, train
 from bagel_mot.training.metrics import METRICS_FILE
+from bagel_mot.training.optimizer import Ema
 from bagel_mot.training.recipe import Recipe
+from bagel_mot.training.run import Run
+from bagel_mot.training.task import TrainingTask
 
 
 class Line(TrainingTask[nn.Linear, Tensor]):
@@ -88,6 +93,7 @@ def make(tmp_path: Path) -> Make:
             "precision": "float32",
             "device": "cpu",
             "ema": 0.5,
+            "save_async": False,
             "log_every": 3,
             "save_every": 4,
             "sample_every": 100,
@@ -198,7 +204,7 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_stays(make: Make, 
     expected, got = (checkpoints.load_latest(run) for run in (whole.output, made.output))
     assert expected is not None
     assert got is not None
-    assert torch.equal(expected["module"]["weight"], got["module"]["weight"])
+    assert torch.equal(expected["module.weight"], got["module.weight"])
 
 
 def test_a_thread_that_hears_no_signals_can_train(make: Make) -> None:
@@ -249,22 +255,21 @@ def test_a_gradient_that_is_not_finite_names_the_last_checkpoint(make: Make) -> 
     assert _steps(made.output) == [4, 5]
 
 
-def test_weights_that_are_lost_are_never_saved(make: Make) -> None:
+def test_weights_that_are_lost_are_never_saved(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step may take the weights beyond all numbers although its gradient was finite."""
     made = make()
     train(made, Line, stop_after=5)
 
-    class Leaping(Line):
-        def gauges(self, states: Sequence[Any]) -> dict[str, float]:
-            return {}
+    update = Ema.update
 
-        def tokens(self, batch: Tensor) -> int:  # called at the end of a step
-            if self.drawn == 8:
-                self.module.weight.data.fill_(float("inf"))
-            return 1
+    def leap(self: Ema) -> None:  # at the end of a step
+        update(self)
+        if self.updates == 8:
+            self.parameters["weight"].data.fill_(float("inf"))
 
+    monkeypatch.setattr(Ema, "update", leap)
     with pytest.raises(TrainingError, match=r"weight is not finite after step 8: the last checkpoint is .*00000005"):
-        train(made, Leaping)
+        train(made, Line)
     assert _steps(made.output) == [4, 5]
 
 
@@ -278,10 +283,12 @@ def test_weights_to_begin_with_that_are_not_finite_are_refused_at_once(make: Mak
     with pytest.raises(RecipeError, match=r"the checkpoint to start from holds .* in bias: download or convert it"):
         train(made, Damaged)
     train(made, Line, stop_after=5)
-    path = made.output / "step-00000005" / checkpoints.STATE_FILE
-    state = torch.load(path, weights_only=True)
-    state["module"]["weight"].fill_(float("nan"))
-    torch.save(state, path)
+    state = checkpoints.load_latest(made.output)
+    assert state is not None
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors["module.weight"].fill_(float("nan"))
+    shutil.rmtree(folder := made.output / "step-00000005" / checkpoints.STATE_FOLDER)
+    torch.distributed.checkpoint.save(tensors, checkpoint_id=folder, no_dist=True)
     with pytest.raises(RecipeError, match=r"step-00000005 holds .* in weight: remove it to resume from the one before"):
         train(made, Line)
 
@@ -326,9 +333,11 @@ def test_a_resumed_run_takes_the_numbers_that_its_recipe_has_now(make: Make) -> 
     train(make(optimizer=numbers, ema=0.75, steps=8, schedule={"name": "constant"}), lambda _: task)
     state = checkpoints.load_latest(made.output)
     assert state is not None
-    group = state["optimizers"][0]["param_groups"][0]
+    assert state["optimizer.weight.step"] == 8  # moments are the run's own
+    run = Run(made, Line)
+    assert run.optimizers.tensors()["weight.step"] == 8
+    group = Run(make(optimizer=numbers), Line).optimizers.optimizers[0].param_groups[0]
     assert {name: group[name] for name in numbers} == numbers
-    assert state["optimizers"][0]["state"][0]["step"] == 8  # moments are the run's own
     assert _told(made.output)[-1]["lr"] == 5e-2
 
 
@@ -366,9 +375,71 @@ def test_weights_of_another_shape_are_told_in_a_sentence(make: Make) -> None:
 def test_a_state_that_is_none_is_told_in_a_sentence(make: Make, state: object) -> None:
     made = make()
     folder = train(made, Line, stop_after=4)
-    torch.save(state, folder / checkpoints.STATE_FILE)
-    with pytest.raises(RecipeError, match="training_state.pt could not be read .*remove .*step-00000004 to resume"):
+    (folder / checkpoints.STATE_FILE).write_text(json.dumps(state))
+    with pytest.raises(RecipeError, match="training_state.json could not be read .*remove .*step-00000004 to resume"):
         train(made, Line)
+
+
+def test_damaged_tensors_are_told_in_a_sentence(make: Make) -> None:
+    made = make()
+    folder = train(made, Line, stop_after=4)
+    [file] = (folder / checkpoints.STATE_FOLDER).glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(RecipeError, match="training_state could not be read .*remove .*step-00000004 to resume"):
+        train(made, Line)
+    (folder / checkpoints.STATE_FOLDER / ".metadata").unlink()
+    with pytest.raises(RecipeError, match="training_state could not be read .*remove .*step-00000004 to resume"):
+        train(made, Line)
+
+
+def test_the_state_of_an_earlier_version_is_refused_in_a_sentence(make: Make) -> None:
+    made = make()
+    (folder := made.output / "step-00000004").mkdir(parents=True)
+    (folder / "training_state.pt").write_bytes(b"")
+    with pytest.raises(RecipeError, match="step-00000004 holds a training state of an earlier version.*init"):
+        train(made, Line)
+
+
+def test_a_checkpoint_written_beside_the_training_holds_its_step(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps go on while it is written, and change nothing of it."""
+    expected = make(output=make().output.parent / "expected", keep=9)
+    train(expected, Line)
+    going_on, written = threading.Event(), threading.Event()
+
+    class Slow(Line):
+        def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
+            going_on.wait(20)
+            super().write_weights(folder, weights)
+            written.set()
+
+        def tokens(self, batch: Tensor) -> int:
+            if self.drawn == 7:
+                assert not written.is_set()
+                going_on.set()
+            return 1
+
+    made = make(save_async=True, keep=9)
+    train(made, Slow)
+    assert _steps(made.output) == [4, 8, 12]
+    for step in ("step-00000004", "step-00000008", "step-00000012"):
+        states = []
+        for run in (expected, made):
+            (run.output / "one").mkdir()
+            os.symlink(run.output / step, run.output / "one" / step)
+            states.append(checkpoints.load_latest(run.output / "one"))
+            states[-1]["recipe"] = None  # type: ignore[index]
+            shutil.rmtree(run.output / "one")
+            states.append(torch.load(run.output / step / "inner" / "weights.pt"))  # type: ignore[arg-type]
+        assert str(states[0]) == str(states[2])
+        assert states[1] == states[3]
+
+
+def test_a_save_beside_the_training_that_fails_ends_it_in_a_sentence(make: Make) -> None:
+    made = make(save_async=True)
+    with pytest.raises(TrainingError, match=r"checkpoint of step \d+ could not be written to .*No space left"):
+        train(made, lambda _: Line(save=_raise(OSError(28, "No space left on device"), *range(7, 13))))
+    assert _steps(made.output) in ([4], [])
+    assert not list(made.output.glob(".step-*"))
 
 
 class Halves(Line):
@@ -416,15 +487,16 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(make: Make, monkeypat
         sync(handle)
 
     def named(source: Path, target: Path) -> None:
-        before.append(set(flushed))
-        flushed.clear()
+        if Path(target).name.startswith("step-"):
+            before.append(set(flushed))
+            flushed.clear()
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", named)
     folder = train(made, Line)
     inside = {path.stat().st_ino for path in (folder, *folder.rglob("*"))}
-    assert len(inside) == 4  # the folder, one in it, weights and state
+    assert len(inside) == 7  # the folder, two in it, weights, state, tensors and what is said of them
     assert [inside <= seen for seen in before] == [True]
     assert made.output.stat().st_ino in flushed
 

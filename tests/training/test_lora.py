@@ -20,10 +20,12 @@ from bagel_mot.inference.api import Bagel
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.lora import adapted_layers
 from bagel_mot.model.quant.linear import QuantisedLinear
+from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.training import checkpoints
-from bagel_mot.training.loop import Run, train
+from bagel_mot.training.loop import train
 from bagel_mot.training.objective import add_noise
 from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.run import Run
 from bagel_mot.training.tasks.bagel import BagelTask
 
 Make = Callable[..., BagelRecipe]
@@ -138,7 +140,7 @@ def test_a_run_trains_adapters_alone_and_its_checkpoints_are_loaded_at_once(
     made = lora(lora={"rank": 4, "alpha": 8, **changes}, steps=4, precision="bfloat16", keep=1)
     folder = train(made, Quiet)
     names = {path.name for path in folder.iterdir()}
-    assert names == {ADAPTER_FILE, WEIGHTS_FILE, checkpoints.STATE_FILE}
+    assert names == {ADAPTER_FILE, WEIGHTS_FILE, checkpoints.STATE_FILE, checkpoints.STATE_FOLDER}
     assert json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"] == str(base)
     config = load_checkpoint(base).config
     adapter = read_adapter(folder, config)
@@ -146,10 +148,11 @@ def test_a_run_trains_adapters_alone_and_its_checkpoints_are_loaded_at_once(
     assert f"training {adapter.parameters:,} of " in capsys.readouterr().out
     state = checkpoints.load_latest(made.output)
     assert state is not None
-    assert len(state["module"]) == len(state["ema"]["average"]) == (3 if adapter.dora else 2) * len(adapter.matrices)
-    assert all(tensor.dtype == torch.float32 for tensor in state["module"].values())
+    kept, averages = ([t for n, t in state.items() if n.startswith(kind)] for kind in ("module.", "ema."))
+    assert len(kept) == len(averages) == (3 if adapter.dora else 2) * len(adapter.matrices)
+    assert all(tensor.dtype == torch.float32 for tensor in kept)
     # The averaged adapters are what is written.
-    average = state["ema"]["average"]["decoder.layers.0.gen.q.lora_B.default.weight"]
+    average = state["ema.decoder.layers.0.gen.q.lora_B.default.weight"]
     assert torch.equal(adapter.matrices["decoder.layers.0.gen.q"].up, average.bfloat16().float())
     for place in (folder, made.output):
         bagel = Bagel.from_pretrained(base, adapters=[place])
@@ -173,8 +176,9 @@ def test_a_run_is_resumed_exactly(lora: Make, tmp_path: Path) -> None:
 
 def test_layers_that_are_computed_again_drop_the_same(lora: Make) -> None:
     gradients = []
-    for again in (False, True):
-        task = BagelTask(lora(lora={"rank": 4, "dropout": 0.5}, activation_checkpointing=again))
+    for again in ("none", "full"):
+        task = BagelTask(lora(lora={"rank": 4, "dropout": 0.5}, parallel={"activation_checkpoint": again}))
+        task.parallelise(Ranks.alone())
         torch.manual_seed(3)
         for _, layer in adapted_layers(task.module):
             nn.init.normal_(layer.factors("default")[1], std=0.2)

@@ -14,12 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bagel_mot.errors import DeviceError
 from bagel_mot.model.attention import MaskedAttention
+from bagel_mot.parallel.activations import checkpoint_activations
+from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.training import objective
 from bagel_mot.training.objective import (
     Losses,
     add_noise,
     attention_of,
-    checkpoint_activations,
     compute_losses,
     cross_entropy,
 )
@@ -29,7 +30,8 @@ from bagel_mot.training.tasks.bagel import BagelTask
 Make = Callable[..., BagelRecipe]
 
 
-def test_gradients_are_the_same_and_less_is_kept(recipe: Make) -> None:
+@pytest.mark.parametrize(("kind", "share"), [("full", 0.7), ("selective", 0.85)])
+def test_gradients_are_the_same_and_less_is_kept(recipe: Make, kind: str, share: float) -> None:
     task = BagelTask(recipe())
     batch = task.to_device(task.pack_stream(0, 1).next_batch())
     layout, values = batch.layout, batch.values
@@ -38,7 +40,7 @@ def test_gradients_are_the_same_and_less_is_kept(recipe: Make) -> None:
     torch.nn.init.normal_(plain.decoder.lm_head.weight, std=0.1)
     torch.nn.init.normal_(plain.latent_out.weight, std=0.1)
     saving = copy.deepcopy(plain)
-    checkpoint_activations(saving)
+    checkpoint_activations(saving.decoder.layers, kind)
     assert plain.state_dict().keys() == saving.state_dict().keys()
 
     def backward(model: torch.nn.Module) -> int:
@@ -54,7 +56,7 @@ def test_gradients_are_the_same_and_less_is_kept(recipe: Make) -> None:
         total.backward()
         return kept[0]
 
-    assert backward(saving) < 0.7 * backward(plain)
+    assert backward(saving) < share * backward(plain)
     for (name, ours), theirs in zip(saving.named_parameters(), plain.parameters(), strict=True):
         if theirs.grad is not None:
             assert ours.grad is not None, name
@@ -68,7 +70,8 @@ def test_flex_attention_is_refused_where_it_does_not_train() -> None:
 
 
 def test_a_recipe_may_ask_for_it(recipe: Make) -> None:
-    task = BagelTask(recipe(activation_checkpointing=True))
+    task = BagelTask(recipe(parallel={"activation_checkpoint": "full"}))
+    task.parallelise(Ranks.alone())
     batch = task.to_device(task.pack_stream(0, 1).next_batch())
     layout, values = batch.layout, batch.values
     noised = add_noise(layout, values, torch.full((len(layout.latent_grids),), 0.5), torch.ones_like(values.latents))

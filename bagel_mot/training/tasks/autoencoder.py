@@ -21,8 +21,8 @@ from bagel_mot.images import to_pixels, to_uint8
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.training.checkpoints import checkpoint_folders, find
-from bagel_mot.training.loop import TrainingTask
 from bagel_mot.training.recipe import AutoencoderRecipe
+from bagel_mot.training.task import TrainingTask
 from bagel_mot.training.trainable import select_trainable
 
 _STATISTICS_IMAGES = 512
@@ -119,6 +119,8 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
     With `latent_noise` the decoder learns to draw cleanly from latents that are a little off, as drawn ones are, and
     the encoder to spread what it says over all channels; each image has its own level of noise from 0 upwards.
     """
+
+    writes_beside = False  # the latent is scaled anew for each checkpoint, which takes the device
 
     def __init__(self, recipe: AutoencoderRecipe) -> None:
         self.recipe = recipe

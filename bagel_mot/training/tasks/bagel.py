@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bagel_mot.data.documents import IndexedSample, SampleBuilder
 from bagel_mot.data.feed import GroupItem, SampleFeed, SampleMaker
 from bagel_mot.data.layout import TrainingPack
 from bagel_mot.data.loader import Prefetcher, StreamGroup
+from bagel_mot.data.packer import AnyPackConfig, PackConfig
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.skips import SkipList
 from bagel_mot.data.sources.base import Source
@@ -38,21 +40,25 @@ from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.model.quant.compiling import prepare_compiling
+from bagel_mot.parallel.apply import parallelise
+from bagel_mot.parallel.ranks import Ranks
+from bagel_mot.parallel.tensor import partial_parameters
+from bagel_mot.parallel.ulysses import SequenceShare
 from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
-from bagel_mot.training.loop import DTYPES, TrainingTask
 from bagel_mot.training.lora import add_adapters, base_precision, trained_adapter
 from bagel_mot.training.objective import (
+    OwnTargets,
     add_noise,
     attention_of,
-    checkpoint_activations,
     compute_losses,
     draw_timesteps,
     loss_counts,
 )
 from bagel_mot.training.recipe import BagelRecipe, NewModel
 from bagel_mot.training.sizes import encoded_together, pack_config
+from bagel_mot.training.task import DTYPES, TrainingTask
 from bagel_mot.training.trainable import select_trainable
 
 
@@ -63,6 +69,7 @@ class BagelBatch:
     layout: TrainingLayout
     values: Values
     counts: dict[str, float]
+    own: OwnTargets | None = None
 
 
 class BagelTask(TrainingTask[BagelModel, BagelBatch]):
@@ -70,6 +77,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
 
     def __init__(self, recipe: BagelRecipe) -> None:
         self.recipe = recipe
+        self.stored_dtype = torch.bfloat16 if recipe.adapters is None else None  # as their layouts have it
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
         self.source = recipe.data.open(recipe.seed)
@@ -79,9 +87,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             replay = recipe.replay.source(self._settings_files, init, recipe.output, recipe.seed)
             if replay is not None:
                 self.source = MixedSource([MixedPart(self.source), MixedPart(replay, recipe.replay.weight)])
+        self._share: SequenceShare | None = None
+        self._partial: list[nn.Parameter] = []
         self.module, self.autoencoder, self.tokenizer = start.model, start.autoencoder, start.tokenizer
         self.config = replace(start.config, timestep_shift=recipe.timestep_shift or start.config.timestep_shift)
-        self.module.to(self.device).train()
+        self.module.train()
         if recipe.adapters is not None:
             add_adapters(self.module, recipe.adapters)
         else:
@@ -109,19 +119,38 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             group.supply.check_sizes(self.builder, self.spec)
         maker = SampleMaker(tuple(group.supply for group in self.groups), self.builder, self.spec, recipe.seed)
         self.workers: Workers[GroupItem, IndexedSample | SkipRow] = Workers(maker, recipe.data.workers)
-        self._skips = SkipList(recipe.output)
+        self._skips, self._lists_skips = SkipList(recipe.output), True
         self._prefetcher: Prefetcher[list[TrainingPack]] | None = None
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
         self._attention = attention_of(recipe.attention, self.device, DTYPES[recipe.precision])
-        if recipe.activation_checkpointing:
-            checkpoint_activations(self.module, draws=recipe.drops_out)
         if recipe.compile:
             prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
-            for layer in self.module.decoder.layers:
-                layer.compile(dynamic=False if self.pack.fixed_shape else None)
+
+    def parallelise(self, ranks: Ranks) -> None:
+        recipe = self.recipe
+        ranks.degrees.check_decoder(self.config.decoder, _slots(self.pack, ranks))
+        dynamic = False if self.pack.fixed_shape else None
+        compiled = partial(torch.compile, dynamic=dynamic) if recipe.compile else None
+        parallelise(
+            self.module,
+            ranks,
+            recipe.parallel,
+            precision=recipe.precision,
+            device=self.device,
+            compiled=compiled,
+            draws=recipe.drops_out,
+        )
+        self._lists_skips = ranks.leads_data
+        if ranks.context_mesh is not None:
+            self._share = SequenceShare(ranks)
+        if ranks.tensor_mesh is not None:
+            self._partial = partial_parameters(self.module.decoder.layers)
+
+    def partial_parameters(self) -> list[nn.Parameter]:
+        return self._partial
 
     def stream(self, number: int, total: int) -> PackStream | StreamRotation:
         """One of the logical streams of the run, at its beginning."""
@@ -150,7 +179,8 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         before = self.data_state()
         packs = self.prefetcher.next_batch()
         for (number, state), pack in zip(before.items(), packs, strict=True):
-            self._skips.add(number, state["listed"], pack.skipped)
+            if self._lists_skips:
+                self._skips.add(number, state["listed"], pack.skipped)
         return [self.to_device(pack) for pack in packs]
 
     @torch.no_grad()
@@ -162,8 +192,14 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         timesteps = torch.zeros(len(laid_out.layout.latent_grids))
         patches = scale_levels(self._moved(laid_out.vit_patches))
         values = Values(patches, latents, timesteps).to(self.device)
-        counts = loss_counts(laid_out.layout, self.recipe.ce_reweight)
-        return BagelBatch(laid_out.layout.to(self.device), values, counts)
+        layout = laid_out.layout
+        counts = loss_counts(layout, self.recipe.ce_reweight)
+        own = None
+        if self._share is not None:
+            text = self._share.own(layout.ce_slots, layout.rows * layout.und_len)
+            latent = self._share.own(layout.latent_slots, layout.rows * layout.gen_len)
+            own = OwnTargets(*text, *latent).to(self.device)
+        return BagelBatch(layout.to(self.device), values, counts, own)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -202,6 +238,9 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         lacks = f"{self.recipe.init} has no {REPLAY_FILE}"
         return [f"nothing is replayed: {lacks}; replay.prompts or replay.data would keep what the model knows"]
 
+    def written_tensors(self) -> dict[str, Tensor]:
+        return super().written_tensors() if self.recipe.adapters is None else self.kept_tensors()
+
     def gauges(self, states: Sequence[Any]) -> dict[str, float]:
         return pack_gauges(states)
 
@@ -231,12 +270,12 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         noised = add_noise(layout, batch.values, timesteps, noise)
         if self.recipe.drops_out:  # which PyTorch draws from its global state
             torch.manual_seed(generator.initial_seed())
-        losses = compute_losses(self.module, noised, self._attention(layout))
+        losses = compute_losses(self.module, noised, self._attention(layout), batch.own)
         return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
 
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Writes a whole checkpoint: averaged weights, those that stayed as they are, and the files beside them. Of
-        adapters their folder alone, whose base is what the run began with.
+        """Writes a whole checkpoint: weights, autoencoder, tokenizer, and the files beside them. Of adapters
+        their folder alone, whose base is what the run began with.
         """
         if (config := self.recipe.adapters) is not None:
             adapter = trained_adapter(self.module, config, weights)
@@ -260,6 +299,22 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             base = find(str(self.recipe.init), self.recipe.output)
             bagel = Bagel.from_pretrained(base, device=str(self.device), adapters=[checkpoint])
         self.source.write_samples(bagel, path)
+
+
+def _slots(pack: AnyPackConfig, ranks: Ranks) -> tuple[int, int]:
+    """The und and gen slots of a pack, in all its rows.
+
+    Raises:
+        RecipeError: its tokens are to be shared, and their number changes from pack to pack.
+    """
+    if isinstance(pack, PackConfig):
+        return pack.rows * pack.und, pack.rows * pack.gen
+    if ranks.degrees.context > 1:
+        raise RecipeError(
+            f"parallel.context_parallel_degree is {ranks.degrees.context}, which takes packs of a fixed size: give "
+            "pack.und and pack.gen"
+        )
+    return 0, 0
 
 
 def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:

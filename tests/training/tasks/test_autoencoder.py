@@ -81,10 +81,8 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
     assert state is not None
     vae = load_autoencoder(latest(run)).config
     scale = torch.tensor([vae.scale_factor, vae.shift_factor])
-    averages = {f"ema.{name}": value for name, value in state["ema"]["average"].items()}
     return {
-        **state["module"],
-        **averages,
+        **{name: value for name, value in state.items() if name.startswith(("module.", "ema."))},
         **load_autoencoder(latest(run)).state_dict(),
         "scale": scale,
         "random": torch.tensor(state["data"][0][1]),

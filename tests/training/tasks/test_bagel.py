@@ -30,10 +30,10 @@ from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import TextSegment
 from bagel_mot.training.checkpoints import STATE_FILE
-from bagel_mot.training.loop import Run, _backward, step_seed
 from bagel_mot.training.objective import add_noise, compute_losses, draw_timesteps, loss_counts
 from bagel_mot.training.optimizer import Optimizers
 from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.run import Run, backward, step_seed
 from bagel_mot.training.tasks import bagel as unified
 from bagel_mot.training.tasks.bagel import BagelBatch, BagelTask
 
@@ -48,6 +48,10 @@ def _sample(task: BagelTask, index: int) -> IndexedSample:
     made = task.workers.submit(GroupItem(0, KeyedItem(index, None))).result()
     assert isinstance(made, IndexedSample)
     return made
+
+
+def _totals(task: BagelTask, packs: list[BagelBatch]) -> dict[str, float]:
+    return {name: sum(task.counts(pack)[name] for pack in packs) for name in ("ce", "mse")}
 
 
 def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +72,7 @@ def test_accumulation_is_one_large_pack(recipe: Make, monkeypatch: pytest.Monkey
     gradients, means = [], []
     for packs in ([whole], halves):
         task.module.zero_grad()
-        found = _backward(task, packs, range(len(packs)), generator, torch.float32)
+        found = backward(task, packs, range(len(packs)), _totals(task, packs), generator, torch.float32)
         means.append({name: float(value) for name, value in found.items()})
         gradients.append(torch.cat([p.grad.flatten() for p in task.module.parameters() if p.grad is not None]))
     assert given == []
@@ -92,7 +96,7 @@ def test_packs_without_some_kind_of_token_train(recipe: Make, task_name: str, ab
         layout = batch.layout
         kinds = {"vit": layout.vit_slots, "text loss": layout.ce_slots, "latents": layout.latent_slots}
         assert {name for name, slots in kinds.items() if slots.numel() == 0} == absent
-        means = _backward(task, [batch], [0], generator, torch.float32)
+        means = backward(task, [batch], [0], _totals(task, [batch]), generator, torch.float32)
         assert {name for name, mean in means.items() if mean > 0} == ({"ce"} if "latents" in absent else {"mse"})
         # So every moment decays in every step, and an update does not depend on which pack came before.
         assert [name for name, p in task.module.named_parameters() if p.grad is None] == []
@@ -281,7 +285,7 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_waits_for_nothing_until_it_is_reported(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = recipe(packs_per_step=2, ce_reweight=True, attention="sdpa", activation_checkpointing=True)
+    made = recipe(packs_per_step=2, ce_reweight=True, attention="sdpa", parallel={"activation_checkpoint": "full"})
     run = Run(made, BagelTask)
     for name in ("tolist", "cpu", "numpy"):
         real = getattr(Tensor, name)
