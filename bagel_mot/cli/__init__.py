@@ -1,5 +1,5 @@
 """The command line: `bagel generate | edit | ask | chat | app | serve | info | verify | download | convert | init |
-train | eval | bench | demo`.
+train | data | eval | bench | demo`.
 
 Each command imports what it needs when it runs, so that `bagel --help` is instant. Bad input ends a command with one
 sentence on standard error and status 2, Ctrl-C with status 130.
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bagel_mot.cli import chat, checkpoints, generation, inspection, measuring, page, serving
+from bagel_mot.cli import chat, checkpoints, data, generation, inspection, measuring, page, serving
 from bagel_mot.cli.help import Command, print_help
 from bagel_mot.cli.options import BAD_INPUT, with_threads
 
@@ -80,6 +80,7 @@ app.command("convert", cls=Command)(with_threads(checkpoints.convert))
 app.command("download", cls=Command)(checkpoints.download)
 app.command("init", cls=Command)(with_threads(checkpoints.init))
 app.command("train", cls=Command)(with_threads(measuring.train))
+app.add_typer(data.data, name="data", cls=_Commands)
 app.command("eval", cls=Command)(with_threads(measuring.evaluate))
 app.command("bench", cls=Command)(with_threads(measuring.bench))
 

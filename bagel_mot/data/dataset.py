@@ -25,12 +25,14 @@ class Dataset:
         reader: the rows.
         mapper: makes a document of a row.
         images: the rules by which its images are opened and resized.
+        licence: the licence of the data, where it is known.
     """
 
     name: str
     reader: Reader
     mapper: Mapper
     images: ImageRules = field(default_factory=lambda: ImageRules())
+    licence: str | None = None
 
     def rows(self, unit: int, start: int = 0) -> Iterator[tuple[RowKey, Row]]:
         """The rows of a unit in order, each with its key, from row `start` on."""

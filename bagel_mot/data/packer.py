@@ -59,6 +59,10 @@ class Packer(ABC):
             DataError: sample after sample is larger than a pack.
         """
 
+    @abstractmethod
+    def misfit(self, item: GroupSample) -> str | None:
+        """Says why a sample is larger than any pack; None if it is not."""
+
     def state_dict(self) -> dict[str, Any]:
         """The packer's state besides the samples that wait, as JSON."""
         return {}
@@ -140,7 +144,7 @@ class RowPacker(Packer):
         self.waiting = [item for item in [*opening, *self.waiting] if not place(item)]
         misses = 0
         while misses <= shape.rows and len(self.waiting) <= shape.buffer:
-            item = self._fresh(feed, None, self._misfit)
+            item = self._fresh(feed, None, self.misfit)
             if not place(item):
                 self.waiting.append(item)
                 misses += 1
@@ -150,9 +154,9 @@ class RowPacker(Packer):
         for number, item in enumerate(self.waiting):
             if item.group == group:
                 return self.waiting.pop(number)
-        return self._fresh(feed, group, self._misfit)
+        return self._fresh(feed, group, self.misfit)
 
-    def _misfit(self, item: GroupSample) -> str | None:
+    def misfit(self, item: GroupSample) -> str | None:
         shape, und, gen = self.config, item.sample.und_len, item.sample.gen_len
         if und <= shape.und and gen <= shape.gen:
             return None
@@ -253,7 +257,7 @@ class PublishedPacker(Packer):
         for group in feed.mandatory:
             if group in groups:
                 continue
-            item = self._fresh(feed, group, self._misfit)
+            item = self._fresh(feed, group, self.misfit)
             if used + item.sample.length > config.max_num_tokens:
                 self.deferred.append(item)
             else:
@@ -271,7 +275,7 @@ class PublishedPacker(Packer):
                 has_room = len(self.waiting) < config.max_buffer_size
                 if self.deferred and not has_room:
                     return
-                item = self._fresh(feed, None, self._misfit)
+                item = self._fresh(feed, None, self.misfit)
                 if used + item.sample.length > config.max_num_tokens:
                     if has_room:
                         self.waiting.append(item)
@@ -290,7 +294,7 @@ class PublishedPacker(Packer):
         self.note(source, item, "pack")
         return item.sample.und_len + item.sample.gen_len
 
-    def _misfit(self, item: GroupSample) -> str | None:
+    def misfit(self, item: GroupSample) -> str | None:
         config, length = self.config, item.sample.length
         for name in ("max_num_tokens_per_sample", "max_num_tokens"):
             if length > (most := getattr(config, name)):

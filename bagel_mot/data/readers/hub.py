@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from bagel_mot.data.readers.base import Reader, Row, Unit
 from bagel_mot.errors import DataError
@@ -77,6 +80,18 @@ class HubReader(Reader):
             )
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
 
+    def licence(self) -> str | None:
+        """The licence as the data set's card has it; None where it has none or the hub cannot be reached."""
+        own = getattr(getattr(self._data, "info", None), "license", None)
+        if own or Path(self.path).is_dir():
+            return own or None
+        from huggingface_hub import HfApi
+
+        with suppress(Exception):  # which must not keep anyone from training
+            card = HfApi().dataset_info(self.path, revision=self.revision, timeout=10).card_data
+            return _licence_of(card.to_dict() if card else {})
+        return None
+
     def units(self) -> Sequence[Unit]:
         name = f"{self.path}{f', {self.config}' if self.config else ''}, {self.split}"
         if self.streaming:
@@ -97,6 +112,20 @@ class HubReader(Reader):
             yield from data.skip(start) if start else data
         except (OSError, ValueError) as error:
             raise DataError(f"{self.units()[unit].name} could not be read on ({error})") from error
+
+
+def card_licence(card: Path) -> str | None:
+    """The licence in the head of a data set's README.md; None if there is no such file, or it says nothing."""
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        _, head, _ = card.read_text(encoding="utf-8").split("---", 2)
+        content = yaml.safe_load(head)
+        return _licence_of(content) if isinstance(content, dict) else None
+    return None
+
+
+def _licence_of(card: Mapping[str, Any]) -> str | None:
+    found = card.get("license_name") or card.get("license")
+    return ", ".join(map(str, found)) if isinstance(found, list) else str(found) if found else None
 
 
 def _datasets() -> Any:

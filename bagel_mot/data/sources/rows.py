@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from itertools import islice
@@ -19,7 +21,7 @@ from bagel_mot.data.image_places import image_place
 from bagel_mot.data.mapping import TASKS, Names, RowMapper
 from bagel_mot.data.public import PUBLIC_DATA, PublicData
 from bagel_mot.data.readers.base import BrokenRow, Reader
-from bagel_mot.data.readers.hub import HubReader
+from bagel_mot.data.readers.hub import HubReader, card_licence
 from bagel_mot.data.readers.json_file import JsonReader
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader
@@ -136,7 +138,17 @@ class RowsConfig(SourceConfig):
             self.image_mark,
         )
         self._check_columns(reader)
-        return Dataset(self.name or self.source or self._short_name(), reader, mapper)
+        name = self.name or self.source or self._short_name()
+        return Dataset(name, reader, mapper, licence=self._licence(reader, paths))
+
+    def _licence(self, reader: Reader, paths: Sequence[Path]) -> str | None:
+        """The licence that the hub's card has, the downloaded one, or the list of public data sets."""
+        found = reader.licence() if isinstance(reader, HubReader) else None
+        cards = [folder / "README.md" for path in paths for folder in ([path] if path.is_dir() else [path.parent])]
+        found = found or next(filter(None, map(card_licence, cards)), None)
+        if found is None and self.preset is not None and self.preset.licence != "?":
+            return self.preset.licence
+        return found
 
     def groups(self) -> list[DataGroup]:
         """The one group of this data set."""
@@ -144,7 +156,12 @@ class RowsConfig(SourceConfig):
         return [DataGroup(dataset.name, (dataset,))]
 
     def open(self, seed: int) -> Source:
-        return FileSource(self.groups())
+        groups = self.groups()
+        if self.kind == "hf" and os.environ.get("RANK", "0") == "0":
+            dataset = groups[0].datasets[0]
+            licence = dataset.licence or "not said"
+            print(f"bagel: {dataset.name} is under the licence: {licence}", file=sys.stderr)
+        return FileSource(groups)
 
     def _short_name(self) -> str:
         return Path((self.path or (self.kind,))[0]).stem
@@ -260,4 +277,7 @@ def with_preset(content: Mapping[str, Any]) -> dict[str, Any]:
             f"source is {source!r}, which no public data set has; {did_you_mean(str(source), PUBLIC_DATA)} "
             "(`bagel data list` shows all)"
         )
-    return {**PUBLIC_DATA[source].settings, **content}
+    own = dict(content)
+    if own.get("kind", ROW_KINDS[0]) not in ROW_KINDS:  # a recipe's own data, in whose place the source is named
+        own = {key: value for key, value in own.items() if key not in ("kind", "task")}
+    return {**PUBLIC_DATA[source].settings, **own}
