@@ -14,21 +14,21 @@ from bagel_mot.cli.help import Command
 from bagel_mot.cli.options import INTERRUPTED, JsonOption, command, notes, progress_bar, tables, write_json
 from bagel_mot.files import check_writable, write_text, writing
 
-RecipeArgument = Annotated[
+_RecipeArgument = Annotated[
     str, typer.Argument(help="A YAML file, or the name of a packaged recipe such as finetune/t2i.", metavar="RECIPE")
 ]
-OverridesArgument = Annotated[
+_OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(help="Values to change: data.path=my_images data.source=omniedit.", metavar="KEY=VALUE"),
 ]
-CheckpointOption = Annotated[
+_ShapeOption = Annotated[
     str | None,
     typer.Option(
         "--checkpoint", "-c", help="The checkpoint whose tokenizer and sizes count, in place of the recipe's init.",
         metavar="NAME",
     ),
 ]  # fmt: skip
-_ANOTHER = "give another file by --out"
+_ANOTHER = "give another file"
 _BAR = 40  # characters of the longest bar of a histogram
 
 
@@ -64,9 +64,9 @@ def list_data(
 
 @command
 def check(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    checkpoint: CheckpointOption = None,
+    recipe: _RecipeArgument,
+    overrides: _OverridesArgument = None,
+    checkpoint: _ShapeOption = None,
     workers: Annotated[int, typer.Option(help="Worker processes.", min=0)] = 0,
     limit: Annotated[int | None, typer.Option(help="The most rows of each data set.", min=1)] = None,
     json: JsonOption = None,
@@ -136,13 +136,13 @@ def _print_report(report: dict[str, Any]) -> None:
 
 @command
 def show(
-    recipe: RecipeArgument,
-    overrides: OverridesArgument = None,
-    checkpoint: CheckpointOption = None,
+    recipe: _RecipeArgument,
+    overrides: _OverridesArgument = None,
+    checkpoint: _ShapeOption = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Samples to show.", min=1)] = 8,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.", metavar="FILE")] = Path(
-        "sheet.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="The HTML file to write.", metavar="FILE")
+    ] = Path("sheet.html"),
 ) -> None:
     """Write a page with packed samples as a person can read them: segments, loss marks, images."""
     with writing(out, _ANOTHER):  # before the data are read

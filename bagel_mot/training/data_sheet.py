@@ -107,7 +107,7 @@ def _text(text: str) -> str:
 
 
 def _bars(row: Sequence[IndexedSample], data: OpenData, number: int) -> str:
-    """How full a row of a pack is, of either expert, with a piece for each sample."""
+    """The slots of a row of a pack that are taken, of either expert, with a piece for each sample."""
     found = []
     for expert, total in zip(("und", "gen"), data.pack.slots([row]), strict=True):
         lengths = [getattr(sample, f"{expert}_len") for sample in row]
