@@ -46,10 +46,12 @@ class Packer(ABC):
 
     Attributes:
         waiting: samples that wait for a pack, the oldest first.
+        note: is told what happens: where a sample comes from, the sample, and what becomes of it.
     """
 
     def __init__(self) -> None:
         self.waiting: list[GroupSample] = []
+        self.note: Callable[[str, GroupSample | None, str], None] = lambda source, item, what: None
 
     @abstractmethod
     def next_rows(self, feed: PackFeed) -> list[list[GroupSample]]:
@@ -83,6 +85,7 @@ class Packer(ABC):
             why = misfit(item)
             if why is None:
                 return item
+            self.note("draw" if group is None else "mandatory", item, "too long")
             feed.reject(item, _TOO_LARGE, why)
         raise DataError(f"{_MISFITS} samples in a row are larger than a pack; of the last one {why}")
 
@@ -224,7 +227,6 @@ class PublishedPacker(Packer):
     Attributes:
         deferred: samples that found no room and open the next packs; never more than there are mandatory groups, and
             one.
-        note: is told what happens: where a sample comes from, the sample, and what becomes of it.
     """
 
     def __init__(self, config: PublishedPackConfig) -> None:
@@ -232,7 +234,6 @@ class PublishedPacker(Packer):
         self.config = config
         self.deferred: list[GroupSample] = []
         self._oldest_opens = False  # the oldest sample of the buffer found no room in the pack before
-        self.note: Callable[[str, GroupSample | None, str], None] = lambda source, item, what: None
 
     def next_rows(self, feed: PackFeed) -> list[list[GroupSample]]:
         row = list(self._fill(feed))

@@ -18,10 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.packing import judge_groups, judge_plan, judge_run
+from bagel_mot.verify.data.packs import judge_pack
 from bagel_mot.verify.data.pictures import judge_limits, judge_picture
 from bagel_mot.verify.data.reading import judge_config, judge_frames, judge_read
 from bagel_mot.verify.data.recorded import RecordedData
 from bagel_mot.verify.data.rows import judge_row
+from bagel_mot.verify.data.sharding import judge_resume, judge_resume_run, judge_shard
 from bagel_mot.verify.records import Case, Comparison
 
 # A judge of a kind has a file of its own, and adds its line here.
@@ -32,6 +35,13 @@ JUDGES: dict[str, Callable[[RecordedData, Judge], None]] = {
     "frames": judge_frames,
     "config": judge_config,
     "limits": judge_limits,
+    "groups": judge_groups,
+    "run": judge_run,
+    "plan": judge_plan,
+    "pack": judge_pack,
+    "shard": judge_shard,
+    "resume": judge_resume,
+    "resume_run": judge_resume_run,
 }
 
 
