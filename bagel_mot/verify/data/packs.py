@@ -18,7 +18,7 @@ from bagel_mot.verify.packed import across_samples, published_tensors, sample_le
 
 _FLOATS = {"packed_vit_tokens": 1e-5, "padded_images": 1e-5}  # absolute
 _RELATIVE = {"ce_loss_weights": 1e-6, "packed_timesteps": 1e-6}
-_LATENT_DIM = 64  # of no consequence: latents are not compared
+_LATENT_DIM = 64  # any number: latents are not compared
 _TOO_LONG = "a sample that alone exceeds max_num_tokens is reported as too long"
 
 

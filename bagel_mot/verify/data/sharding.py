@@ -266,6 +266,6 @@ def _may_be_skipped(recorded: RecordedData, name: str) -> bool:
     try:
         case = recorded.by_name(name)
         skips = any(outcome.plan is None for _, outcome in outcomes_of(recorded, case, "published"))
-        return skips or case["mark"] == FAULT  # that is judged by itself
+        return skips or case["mark"] == FAULT  # a fault is judged by itself
     except KeyError:  # a row of a file that the published parquet JSON does not name
         return True
