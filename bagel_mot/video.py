@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +49,72 @@ def video_info(path: Path) -> VideoInfo:
 
 
 def read_frames(path: Path, numbers: Sequence[int]) -> list[Image.Image]:
-    """Frames of a video, RGB, by their numbers from 0 in order of display, which must not fall.
+    """Frames of a video, RGB, by their numbers from 0 in order of display.
 
-    A video whose last frames cannot be decoded gives the last one that can in their place.
+    Decoding begins at the last key frame before each, so a few frames of a long video cost little. A video whose last
+    frames cannot be decoded gives the last one that can in their place.
 
     Raises:
         ImageError: it is missing, or damaged so that no frame can be decoded.
     """
-    found: dict[int, Image.Image] = {}
-    wanted, last = set(numbers), None
+    wanted = sorted(set(numbers))
     with _opened(path) as (container, stream):
         stream.thread_type = "NONE"  # processes decode side by side
-        for number, frame in enumerate(container.decode(stream)):
-            last = frame
-            if number in wanted:
-                found[number] = frame.to_image()
-            if len(found) == len(wanted):
+        times, keys = _times(container, stream)
+        container.seek(0)
+        if times:
+            images = _by_time(container, stream, [times[min(n, len(times) - 1)] for n in wanted], keys)
+        else:
+            images = _by_number(container, stream, wanted)
+        found = dict(zip(wanted, images, strict=False))
+    if not found:
+        raise ImageError(f"the video {path} has no frame that can be decoded: save it anew")
+    end = found[max(found)]
+    return [found.get(number, end) for number in numbers]
+
+
+def _times(container: Any, stream: Any) -> tuple[list[int], list[int]]:
+    """The times of all frames in order of display, and those of key frames, in units of the stream; none where the file
+    does not tell them all.
+    """
+    packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+    if any(time is None for time, _ in packets):
+        return [], []
+    times = sorted(time for time, _ in packets)
+    return times, sorted(time for time, is_key in packets if is_key) or times[:1]
+
+
+def _by_time(container: Any, stream: Any, times: Sequence[int], keys: Sequence[int]) -> Iterator[Image.Image]:
+    """The frames at rising times, each decoded from the last key frame before it."""
+    frames, last = _decoded(container, stream), None
+    for time in times:
+        key = keys[max(bisect_right(keys, time) - 1, 0)]
+        if key > (keys[0] if last is None else last.pts):
+            container.seek(key, stream=stream)
+            frames = _decoded(container, stream)
+        while last is None or last.pts < time:
+            if (frame := next(frames, None)) is None:
                 break
+            last = frame
         if last is None:
-            raise ImageError(f"the video {path} has no frame that can be decoded: save it anew")
-        if len(found) < len(wanted):
-            end = last.to_image()
-            found |= dict.fromkeys(wanted - found.keys(), end)
-    return [found[number] for number in numbers]
+            return
+        yield last.to_image()
+
+
+def _by_number(container: Any, stream: Any, numbers: Sequence[int]) -> Iterator[Image.Image]:
+    """The frames of rising numbers, counted as they are decoded; the last one if there are not so many."""
+    frames, last, count = container.decode(stream), None, 0
+    for number in numbers:
+        for frame in islice(frames, number + 1 - count):
+            last, count = frame, count + 1
+        if last is None:
+            return
+        yield last.to_image()
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames from here on that say their time."""
+    return (frame for frame in container.decode(stream) if frame.pts is not None)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bagel_mot import video
 from bagel_mot.data.documents import OPENERS, Document, FramesPart, ImagePart, TextPart, opened
 from bagel_mot.data.draws import RandomDraws, all_outcomes
 from bagel_mot.data.rows import SkipRow
@@ -29,10 +30,11 @@ UPRIGHT = OPENERS["upright"]
 
 
 def write_video(path: Path, frames: int, rate: int = 8) -> Path:
-    """A video whose frame k is gray of level 10·k."""
+    """A video whose frame k is gray of level 10·k, with a key frame for every five."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        stream.gop_size = 5
         for number in range(frames):
             image = Image.new("RGB", (48, 32), (10 * number,) * 3)
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
@@ -57,7 +59,24 @@ def test_frames_of_a_video_are_taken_by_number(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", 20)
     assert (video_info(path).frames, video_info(path).fps) == (20, 8.0)
     assert levels(read_frames(path, [0, 7, 7, 19])) == [0, 7, 7, 19]
+    assert levels(read_frames(path, range(20))) == list(range(20))
+    assert all(levels(read_frames(path, [n, m])) == [n, m] for n in range(0, 20, 3) for m in (n, 19, 4))
     assert levels(read_frames(path, [18, 25])) == [18, 19]  # one that is not there is the last that is
+
+
+def test_frames_far_into_a_video_do_not_need_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "v.mp4", 25)
+    decoded: list[Any] = []
+    decode = video._decoded
+
+    def counted(container: Any, stream: Any) -> Iterator[Any]:
+        for frame in decode(container, stream):
+            decoded.append(frame)
+            yield frame
+
+    monkeypatch.setattr(video, "_decoded", counted)
+    assert levels(read_frames(path, [22])) == [22]
+    assert len(decoded) <= 5
 
 
 @pytest.mark.parametrize("content", [b"", b"this is no video", None])
