@@ -49,7 +49,7 @@ class _Dora(lora.layer.LoraVariant):
         """Gives an adapter the magnitudes of the rows as they are."""
         assert isinstance(module, AdaptedLinear)
         if "row_squares" not in module._buffers:
-            module.register_buffer("row_squares", row_squares(module.base_layer), persistent=False)
+            module.register_buffer("row_squares", row_squares(module.base_layer))
         module.lora_magnitude_vector[adapter_name] = _Magnitude(module.row_squares.sqrt())
 
 

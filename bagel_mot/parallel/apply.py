@@ -12,7 +12,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.parallel.activations import checkpoint_activations
 from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.parallel.float8 import check_float8, convert_layers
-from bagel_mot.parallel.fsdp import shard, take_values
+from bagel_mot.parallel.fsdp import quantised_apart, shard, take_values
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.tensor import divide_experts
 from bagel_mot.parallel.ulysses import SequenceShare
@@ -61,6 +61,7 @@ def parallelise(
             layer.forward = compiled(layer.forward)
     if ranks.mesh is None:
         model.to(device)
-    else:
+        return
+    with quantised_apart(model, device):
         units = [*layers, model.vit]
         shard(model, units, ("logits", "velocity"), ranks, config, precision, device, values)

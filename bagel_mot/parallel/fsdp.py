@@ -6,12 +6,14 @@ divided by counts over all packs already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bagel_mot.model.quant.linear import QuantisedWeight
 from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.parallel.ranks import Ranks
 
@@ -77,6 +79,25 @@ def shard(
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = buffer.to(device)
+
+
+@contextmanager
+def quantised_apart(root: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within it quantised weights are out of a network. They do not train and are small, and every process has read all
+    of them: nothing is divided, and nobody needs their values as plain numbers.
+
+    Args:
+        root: the network.
+        device: the device that they are on afterwards.
+    """
+    found = [(name, module) for name, module in root.named_modules() if isinstance(module, QuantisedWeight)]
+    for name, _ in found:
+        root.set_submodule(name, nn.Identity())
+    try:
+        yield
+    finally:
+        for name, module in found:
+            root.set_submodule(name, module.to(device))
 
 
 def take_values(root: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
