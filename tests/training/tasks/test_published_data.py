@@ -56,21 +56,22 @@ def test_a_published_configuration_trains_and_goes_on(
     }
 
     def run(name: str, workers: int = 0, **more: Any) -> BagelRecipe:
-        start = recipe(model=None, autoencoder=None, init=str(golden.checkpoint), steps=4, packs_per_step=2)
+        start = recipe(model=None, autoencoder=None, init=str(golden.checkpoint), steps=3, packs_per_step=2)
         data = read_source_config({**section, "workers": workers, **more})
         return replace(start, output=tmp_path / name, data=data, pack=PACK, log_every=1, save_every=100)
 
     train(run("whole"), Quiet)
-    train(run("parts"), Quiet, stop_after=2)
+    train(run("parts"), Quiet, stop_after=1)
     train(run("parts", workers=1), Quiet)
     whole, parts = (checkpoints.load_latest(tmp_path / name) for name in ("whole", "parts"))
     assert whole is not None
     assert parts is not None
-    for key in ("module", "ema", "data", "averages"):
+    assert whole.keys() == parts.keys()
+    for key in whole.keys() - {"recipe"}:
         assert _same(whole[key], parts[key]), key
     json.dumps(whole["data"])
     reports = [json.loads(line) for line in (tmp_path / "parts" / METRICS_FILE).read_text().splitlines()]
-    assert [report["step"] for report in reports] == [1, 2, 3, 4]
+    assert [report["step"] for report in reports] == [1, 2, 3]
     assert all(report["ce"] > 0 and report["mse"] > 0 for report in reports)
     assert reports[-1]["skipped"] > 0
     lists = [(tmp_path / name / "skipped" / "stream-0.jsonl").read_text() for name in ("whole", "parts")]
