@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bagel_mot.checkpoint.formats.training_state import is_training_state
 from bagel_mot.checkpoint.load_weights import DeviceOf, load_tensors, on_device
 from bagel_mot.checkpoint.names import POSITION_TABLES, official_name
 from bagel_mot.checkpoint.opening import EMBEDDING, embedding_dtype, open_checkpoint
@@ -64,8 +65,10 @@ class Checkpoint:
 
 
 def folder_of(where: Path) -> Path:
-    """The folder with configuration, tokenizer and autoencoder: `where`, or the one that the file `where` is in."""
-    return where.parent if where.is_file() else where
+    """The folder with configuration, tokenizer and autoencoder: `where`, or the one that the file `where`, or a run's
+    training state, is in.
+    """
+    return where.parent if where.is_file() or is_training_state(where) else where
 
 
 def fingerprint(folder: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 from bagel_mot.checkpoint.formats import bitsandbytes_files, dfloat11, float8, int4
 from bagel_mot.checkpoint.formats.gguf_file import GgufFile
 from bagel_mot.checkpoint.formats.quantised_layouts import GroupedTensors, unknown
+from bagel_mot.checkpoint.formats.training_state import METADATA_FILE, TrainingState, is_training_state
 from bagel_mot.checkpoint.names import is_decoder_matrix, official_name
 from bagel_mot.checkpoint.side_files import ADAPTER_FILE, AUTOENCODER_FILE, MODEL_FILE, MODEL_FILES
 from bagel_mot.checkpoint.source import PLAIN_TYPES, SafetensorsFiles, TensorSource, safetensors_files
@@ -40,6 +41,8 @@ def model_file(where: Path) -> Path:
     """
     if where.is_file():
         return where
+    if is_training_state(where):
+        return where / METADATA_FILE
     if (where / ADAPTER_FILE).is_file() and not any((where / name).exists() for name in MODEL_FILES):
         raise CheckpointError(
             f"{where} is an adapter, which goes with a checkpoint: give that one, and this as adapter "
@@ -71,6 +74,9 @@ def open_source(path: Path) -> TensorSource:
     """
     if path.suffix == ".gguf":
         return GgufFile(path)
+    if path.name == METADATA_FILE:
+        official = path.parent.parent / MODEL_FILE
+        return TrainingState(path.parent, open_source(official) if official.exists() else None)
     if not path.name.endswith((".safetensors", ".safetensors.index.json")):
         raise CheckpointError(
             f"{path} is of no kind that is read here: give a .safetensors file, an index "

@@ -13,12 +13,14 @@ from tests.parallel.processes import run
 
 Cases = dict[str, dict[str, Any]]
 
+MUON = {"optimizer": {"name": "muon"}}
+CLIPPED = {"optimizer": {"lr": 1e-2, "eps": 1e-2, "clip": 0.1}}
 QUICK: dict[int, Cases] = {
     1: {"one": {}, "odd": {"odd": True, "steps": 1}},
     2: {"sharded": {}, "odd": {"odd": True, "steps": 1}},
 }
 WHOLE: dict[int, Cases] = {
-    1: {"ten": {"steps": 10}, "one": {}, "odd": {"odd": True}, "muon": {"optimizer": {"name": "muon"}}},
+    1: {"ten": {"steps": 10}, "one": {}, "odd": {"odd": True}, "muon": MUON, "clipped": CLIPPED},
     2: {
         "ten sharded": {"steps": 10},
         "kept": {"parallel": {"fsdp_reshard_after_forward": "never", "activation_checkpoint": "full"}},
@@ -27,7 +29,8 @@ WHOLE: dict[int, Cases] = {
         "tensor": {"parallel": {"tensor_parallel_degree": 2}},
         "context": {"parallel": {"context_parallel_degree": 2}},
         "odd touched": {"odd": True, "touch": True},
-        "muon": {"optimizer": {"name": "muon"}},
+        "muon": MUON,
+        "clipped": CLIPPED,
     },
     4: {
         "ten replicated": {"steps": 10, "parallel": {"data_parallel_replicate_degree": 2}},
@@ -35,7 +38,8 @@ WHOLE: dict[int, Cases] = {
         "context": {"parallel": {"context_parallel_degree": 4}},  # more processes than KV heads
         "all": {"parallel": {"tensor_parallel_degree": 2, "context_parallel_degree": 2}},
         "odd": {"odd": True},
-        "muon": {"optimizer": {"name": "muon"}, "parallel": {"tensor_parallel_degree": 2}},
+        "muon": {**MUON, "parallel": {"tensor_parallel_degree": 2}},
+        "clipped": {**CLIPPED, "parallel": {"tensor_parallel_degree": 2}},
     },
 }
 # The softmax of a vision layer does not depend on the bias of its keys: what is computed of its gradient is rounding.
@@ -62,7 +66,9 @@ def all_results(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def _compare(folders: dict[int, Path], count: int, name: str) -> None:
-    reference = next((part for part in ("odd", "muon", "ten") if name.startswith(part + " ") or name == part), "one")
+    reference = next(
+        (part for part in ("odd", "muon", "ten", "clipped") if name.startswith(part + " ") or name == part), "one"
+    )
     ours = torch.load(folders[count] / f"{name}.pt", weights_only=False)
     theirs = torch.load(folders[1] / f"{reference}.pt", weights_only=False)
     assert len(ours["steps"]) == len(theirs["steps"]) > 0
@@ -78,7 +84,7 @@ def _compare(folders: dict[int, Path], count: int, name: str) -> None:
     for name, tensor in ours["tensors"].items():
         if NOISE not in name and tensor.numel():
             kind = name.partition(".")[0]
-            limit = 1e-2 if muon else {"optimizer": 1e-5}.get(kind, 1e-6)  # moments are of gradients that are clipped
+            limit = 1e-2 if muon else 1e-5 if kind == "optimizer" or reference == "clipped" else 1e-6
             scale = theirs["tensors"][name].double().abs().max().clamp_min(1e-9)
             difference = (tensor.double() - theirs["tensors"][name].double()).abs().max() / scale
             assert difference < limit, name

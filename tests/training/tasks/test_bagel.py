@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bagel_mot.checkpoint.convert import convert
+from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import load_checkpoint, save_checkpoint
+from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, SCOPE_FILE
 from bagel_mot.config import BagelConfig, load_config
 from bagel_mot.data.documents import ImagePart, IndexedSample
@@ -29,7 +32,8 @@ from bagel_mot.inference.defaults import read_defaults
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import TextSegment
-from bagel_mot.training.checkpoints import STATE_FILE
+from bagel_mot.training.checkpoints import STATE_FILE, STATE_FOLDER, load_latest
+from bagel_mot.training.loop import train
 from bagel_mot.training.objective import add_noise, compute_losses, draw_timesteps, loss_counts
 from bagel_mot.training.optimizer import Optimizers
 from bagel_mot.training.recipe import BagelRecipe
@@ -399,3 +403,23 @@ def test_fine_tuning_says_what_the_new_data_teach(
     task = BagelTask(recipe(**given))
     task.write_weights(tmp_path / "other", {})
     assert not (tmp_path / "other" / SCOPE_FILE).exists()
+
+
+def test_a_training_state_is_converted_to_the_official_layout(recipe: Make, tmp_path: Path) -> None:
+    """The averages, in float32 where the files beside them have bfloat16; what is frozen comes from these."""
+    made = recipe(steps=2, save_every=2, trainable=["language_model.*"], save_async=False)
+    folder = train(made, BagelTask, stop_after=1)
+    state = load_latest(made.output)
+    assert state is not None
+    source = open_checkpoint(folder / STATE_FOLDER)
+    assert set(source.names()) == set(open_checkpoint(folder).names())
+    name = "decoder.layers.0.und.q.weight"
+    assert torch.equal(source.read(official_name(name)), state[f"ema.{name}"])  # type: ignore[arg-type]
+    convert(folder / STATE_FOLDER, tmp_path / "official", "bf16")
+    found, expected = load_checkpoint(tmp_path / "official"), load_checkpoint(folder)
+    assert found.config == expected.config
+    pairs = zip(found.model.state_dict().items(), expected.model.state_dict().values(), strict=True)
+    assert [name for (name, tensor), other in pairs if not torch.equal(tensor, other)] == []
+    (folder / STATE_FOLDER / ".metadata").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="training_state could not be read as a training state"):
+        open_checkpoint(folder / STATE_FOLDER)
