@@ -44,12 +44,22 @@ def train(
         str | None, typer.Option(help="The recipe's profile for a machine, such as 24GB; auto chooses it.")
     ] = None,
     list_recipes: Annotated[bool, typer.Option("--list", help="List the packaged recipes and end.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print what would be trained, and the memory that it takes, and end.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="With --plan: the memory of each GPU of an imagined machine, such as 24GB.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="With --plan: the number of processes, by default that of this launch.", min=1)
+    ] = None,
+    json: JsonOption = None,
 ) -> None:
     """Train by a recipe; the same command resumes a run that was stopped. Ctrl-C saves first.
 
     Several GPUs: torchrun --nproc_per_node 8 -m bagel_mot train RECIPE
     """
-    from bagel_mot.cli.recipes import print_recipes
+    from bagel_mot.cli.recipes import planned_training, print_recipes
     from bagel_mot.parallel.launch import launched
     from bagel_mot.training.packaged import find_recipe, packaged_recipes
     from bagel_mot.training.profiles import load_recipe
@@ -61,8 +71,14 @@ def train(
         raise RecipeError(f"missing argument 'RECIPE': a YAML file, or one of {', '.join(packaged_recipes())}.")
     options = {"init": checkpoint, "profile": profile}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    given += overrides or []
+    if plan:
+        planned_training(find_recipe(recipe), given, memory, processes, json)
+        return
+    if memory is not None or processes is not None or json is not None:
+        raise RecipeError("--memory, --processes and --json belong to --plan; a run takes what this machine has")
     with launched() as launch:  # one of the processes says what is wrong
-        loaded = load_recipe(find_recipe(recipe), [*given, *(overrides or [])])
+        loaded = load_recipe(find_recipe(recipe), given)
         from bagel_mot.training.tasks import run_recipe
 
         folder = run_recipe(loaded)

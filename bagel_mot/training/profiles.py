@@ -1,40 +1,82 @@
-"""Loading a recipe for this machine: which of its profiles suits it."""
+"""Loading a recipe for this machine: which of its profiles suits it, and what to say where none does."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from bagel_mot.errors import RecipeError
-from bagel_mot.training.recipe import AnyRecipe
+from bagel_mot.files import size_text
+from bagel_mot.training.plan import MachineShape, TrainingPlan, plan, this_machine
+from bagel_mot.training.recipe import AnyRecipe, BagelRecipe
 from bagel_mot.training.recipe_files import AUTO, RecipeFile
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> AnyRecipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, machine: MachineShape | None = None) -> AnyRecipe:
     """Reads a recipe, takes its profile, and applies `key=value` overrides.
+
+    Args:
+        path: the recipe's file.
+        overrides: the changes.
+        machine: the machine that a profile is chosen for; by default this one.
 
     Raises:
         RecipeError: a file is missing or not YAML, a key is unknown, or a value is out of its range; or no profile
-            fits this machine.
+            fits the machine.
+        CheckpointError: the checkpoint to start from, which profiles are compared for, is not there.
     """
     file = RecipeFile(path, overrides)
     if file.profile != AUTO:
         return file.recipe(file.profile)
-    return choose_profile(file)
+    return _choose(file, machine or this_machine())
 
 
-def choose_profile(file: RecipeFile) -> AnyRecipe:
-    """The recipe with the first of its profiles that is made for a machine like this one.
-
-    Raises:
-        RecipeError: there is none, or the recipe is not valid.
-    """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+def _choose(file: RecipeFile, machine: MachineShape) -> AnyRecipe:
+    """The recipe with the first of its profiles that fits a machine; else with the one that needs the least."""
+    plans: list[TrainingPlan] = []
     for name in file.profiles:
         recipe = file.recipe(name)
-        if (recipe.device == "cpu") != torch.cuda.is_available() and processes == 1:
+        if not machine.suits(recipe):
+            continue
+        if not isinstance(recipe, BagelRecipe):  # nothing is predicted of others
             return recipe
-    raise RecipeError(f"{file.path}: no profile is made for this machine; there are {', '.join(file.profiles)}")
+        plans.append(plan(recipe, machine))
+        if plans[-1].fits:
+            return recipe
+    if not plans:
+        raise RecipeError(
+            f"{file.path}: no profile is made for {machine.words}; there are {', '.join(file.profiles)}: choose one "
+            "with --profile"
+        )
+    return min(plans, key=lambda found: found.memory.total).recipe
+
+
+def check_fits(path: Path | str, overrides: Sequence[str], planned: TrainingPlan, machine: MachineShape) -> None:
+    """Checks that a planned run fits a machine.
+
+    Args:
+        path, overrides: the arguments of `load_recipe`.
+        planned: the plan.
+        machine: the machine.
+
+    Raises:
+        RecipeError: it does not; the sentence names the nearest profile that does.
+    """
+    if planned.fits:
+        return
+    file = RecipeFile(path, overrides)
+    others = []
+    for name in file.profiles:
+        recipe = file.recipe(name)
+        if name != planned.recipe.profile and machine.suits(recipe) and isinstance(recipe, BagelRecipe):
+            others.append(plan(recipe, machine))
+    fitting = [other for other in others if other.fits]
+    if fitting:
+        best = max(fitting, key=lambda other: other.memory.total)
+        advice = f"take --profile {best.recipe.profile}, which needs {size_text(best.memory.total)}"
+    elif others:
+        least = min([planned, *others], key=lambda other: other.memory.total)
+        advice = f"no profile fits; {least.recipe.profile} needs the least, {size_text(least.memory.total)}"
+    else:
+        advice = "make pack.rows, pack.latents or max_sides smaller, or train adapters (trainable=lora)"
+    raise RecipeError(f"{planned.sentence()}: {advice}")

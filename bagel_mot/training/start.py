@@ -7,9 +7,11 @@ from pathlib import Path
 
 from bagel_mot.checkpoint.official import folder_of
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig, load_config
+from bagel_mot.errors import CheckpointError
 from bagel_mot.images import ImageTransform
 from bagel_mot.inference.defaults import official_defaults, read_defaults
 from bagel_mot.inference.describe import described
+from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
 from bagel_mot.training.recipe import BagelRecipe
 
@@ -21,11 +23,13 @@ class StartShape:
     Attributes:
         config: its configuration.
         vae, vit: the transforms of its images.
+        tokenizer: its tokenizer; None where it is not there yet.
     """
 
     config: BagelConfig
     vae: ImageTransform
     vit: ImageTransform
+    tokenizer: Tokenizer | None = None
 
 
 def start_shape(recipe: BagelRecipe) -> StartShape:
@@ -39,15 +43,24 @@ def start_shape(recipe: BagelRecipe) -> StartShape:
     begun = checkpoint_folders(recipe.output)
     name = str(begun[-1] if begun and recipe.adapters is None else recipe.init)
     if name in NAMED_CONFIGS and not Path(name).is_dir():
-        config = NAMED_CONFIGS[name]
+        config, tokenizer = NAMED_CONFIGS[name], None
         defaults = official_defaults(config)
     else:
-        config, _, folder = described(name if begun else str(_local(name, recipe.output)))
-        defaults = read_defaults(folder_of(folder), config)
+        config, _, place = described(name if begun else str(_local(name, recipe.output)))
+        folder = folder_of(place)
+        defaults, tokenizer = read_defaults(folder, config), _tokenizer(folder)
     changes = recipe.defaults
     vae = replace(defaults.vae_transform, **changes.get("vae_transform", {}))
     vit = replace(defaults.vit_transform, **changes.get("vit_transform", {}))
-    return StartShape(config, *recipe.max_sides.limited(vae, vit))
+    return StartShape(config, *recipe.max_sides.limited(vae, vit), tokenizer)
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint, of which perhaps the configuration alone was fetched."""
+    try:
+        return Tokenizer.from_folder(folder)
+    except CheckpointError:
+        return None
 
 
 def _local(name: str, output: Path) -> Path | str:
