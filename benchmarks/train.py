@@ -1,4 +1,4 @@
-"""A training step at true widths with and without each switch: tokens per second, MFU, HFU, memory beside its prediction.
+"""A training step at true widths with and without each switch: tokens per second, MFU, HFU, memory and its prediction.
 
     python benchmarks/train.py                                  all cases on one GPU, the most important first
     python benchmarks/train.py --only lora --only float8        some of them
@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,7 @@ class Case:
 
     name: str
     attention: str = "flex"
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     compile: bool = True
     trains: str = "all"
     base: str | None = None
@@ -88,7 +89,9 @@ def cases() -> Iterator[Case]:
     yield Case("optimiser in main memory", parallel=ParallelConfig(offload_optimizer=True))
     yield Case("fsdp, flex, compiled, full checkpointing", parallel=full, processes=0)
     yield Case("fsdp, flex, compiled, selective checkpointing", parallel=selective, processes=0)
-    yield Case("tensor parallel 2, flex, full checkpointing", parallel=replace(full, tensor_parallel_degree=2), processes=0)
+    yield Case(
+        "tensor parallel 2, flex, full checkpointing", parallel=replace(full, tensor_parallel_degree=2), processes=0
+    )
     yield Case(
         "context parallel 2, flex, full checkpointing", parallel=replace(full, context_parallel_degree=2), processes=0
     )
@@ -148,9 +151,7 @@ def measure(
     counter = FlopCounter(model, recomputes_layers=case.parallel.activation_checkpoint == "full", chunk=CE_CHUNK)
     work = counter.count(layout)
     predicted = _predicted(case, model, layout, ranks, device)
-    model = parallelise(
-        model, ranks, case.parallel, precision="bfloat16", device=device, compile=case.compile
-    )
+    model = parallelise(model, ranks, case.parallel, precision="bfloat16", device=device, compile=case.compile)
     attend = attention_of(case.attention, device, torch.bfloat16)
     times = torch.full((len(layout.latent_grids),), 0.5)
     noised = add_noise(layout, values, times, torch.randn_like(values.latents)).to(device)
@@ -200,9 +201,7 @@ def measure(
     return found
 
 
-def _predicted(
-    case: Case, model: BagelModel, layout: TrainingLayout, ranks: Ranks, device: torch.device
-) -> int:
+def _predicted(case: Case, model: BagelModel, layout: TrainingLayout, ranks: Ranks, device: torch.device) -> int:
     """The predicted peak, without the context of the device, the autoencoder, which is not here, and its work."""
     degrees, adapted = ranks.degrees, case.trains == "lora"
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -287,9 +286,7 @@ def main(
             print(json.dumps(report["summary"], indent=2))
 
 
-def _fitting(
-    config: BagelConfig, case: Case, device: torch.device, layers: int | None, smoke: bool
-) -> BagelConfig:
+def _fitting(config: BagelConfig, case: Case, device: torch.device, layers: int | None, smoke: bool) -> BagelConfig:
     """The configuration with as many layers as are asked for, or fit: all beside adapters, else what 20 bytes for each
     parameter leave of two thirds of the memory.
     """

@@ -12,29 +12,40 @@ import torch
 from torch import Tensor
 
 from bagel_mot.sequence import TrainingLayout
+from bagel_mot.training.objective import OwnTargets
 
 TIMESTEP_BINS = 10
-_SUM, _COUNT = ".sum", ".count"
+PARTS = _SUM, _COUNT = (".sum", ".count")
+"""The ends of the names of a sum and of what it is divided by."""
 
 
-def sums_by_timestep(errors: Tensor, layout: TrainingLayout, timesteps: Tensor) -> dict[str, Tensor]:
+def sums_by_timestep(
+    errors: Tensor, layout: TrainingLayout, timesteps: Tensor, own: OwnTargets | None = None
+) -> dict[str, Tensor]:
     """Squared errors in bins of equal width of the timestep.
 
     Args:
         errors: (Nl,) squared error of each latent token; those of conditions are not read.
         layout: the pack.
         timesteps: (images,) timestep of each image.
+        own: the tokens that the errors belong to, where this process computes a share of the pack.
 
     Returns: scalars by name: the sum and the number of tokens of each bin, for `with_ratios`.
     """
     bins = (timesteps * TIMESTEP_BINS).long().clamp_(0, TIMESTEP_BINS - 1)
-    drawn = layout.noised[layout.latent_image]
+    images = layout.latent_image if own is None else layout.latent_image[own.latents]
+    drawn = layout.noised[images]
     names = [f"mse_t/{n / TIMESTEP_BINS:.1f}-{(n + 1) / TIMESTEP_BINS:.1f}" for n in range(TIMESTEP_BINS)]
-    return _sums(names, bins[layout.latent_image], errors, drawn)
+    return _sums(names, bins[images], errors, drawn)
 
 
 def sums_by_dataset(
-    errors: Tensor, ce: Tensor, layout: TrainingLayout, datasets: Tensor, names: Sequence[str]
+    errors: Tensor,
+    ce: Tensor,
+    layout: TrainingLayout,
+    datasets: Tensor,
+    names: Sequence[str],
+    own: OwnTargets | None = None,
 ) -> dict[str, Tensor]:
     """Both losses of each data set.
 
@@ -44,17 +55,21 @@ def sums_by_dataset(
         layout: the pack.
         datasets: (samples,) int64 number of each sample's data set.
         names: the names of the data sets.
+        own: see `sums_by_timestep`.
 
     Returns: scalars by name, as `sums_by_timestep`.
     """
     if not len(names) or not len(datasets):
         return {}
-    samples = layout.sample[:, layout.und_len :].flatten()[layout.latent_slots]
-    drawn = layout.noised[layout.latent_image]
-    found = _sums([f"mse_of/{name}" for name in names], datasets[samples], errors, drawn)
-    samples = layout.sample[:, : layout.und_len].flatten()[layout.ce_slots]
+    latents, targets = layout.latent_slots, layout.ce_slots
+    images = layout.latent_image
+    if own is not None:
+        latents, targets, images = latents[own.latents], targets[own.ce], images[own.latents]
+    drawn_for = datasets[layout.sample[:, layout.und_len :].flatten()[latents]]
+    found = _sums([f"mse_of/{name}" for name in names], drawn_for, errors, layout.noised[images])
+    said_for = datasets[layout.sample[:, : layout.und_len].flatten()[targets]]
     everything = torch.ones_like(ce, dtype=torch.bool)
-    return found | _sums([f"ce_of/{name}" for name in names], datasets[samples], ce, everything)
+    return found | _sums([f"ce_of/{name}" for name in names], said_for, ce, everything)
 
 
 def _sums(names: Sequence[str], index: Tensor, values: Tensor, counted: Tensor) -> dict[str, Tensor]:

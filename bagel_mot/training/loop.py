@@ -18,12 +18,15 @@ from bagel_mot.errors import DeviceError
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.parallel.launch import Launch, launched
 from bagel_mot.parallel.ranks import Ranks
+from bagel_mot.placement.peaks import device_peak
 from bagel_mot.threads import choose_threads
 from bagel_mot.training import checkpoints
+from bagel_mot.training.breakdown import with_ratios
 from bagel_mot.training.metrics import Metrics, NoMetrics
 from bagel_mot.training.recipe import Recipe
 from bagel_mot.training.run import Run
 from bagel_mot.training.task import TrainingTask
+from bagel_mot.training.wandb_board import WandbBoard
 
 Kind = TypeVar("Kind", bound=Recipe)
 
@@ -136,7 +139,10 @@ def _carry_out(run: Run, end: int) -> None:
             finished = run.step == recipe.steps
             if run.step % recipe.log_every == 0 or finished:
                 run.settle()
-                metrics.report(run.step, {**run.averages.take(), **run.gauges()})
+                metrics.report(run.step, {**with_ratios(run.averages.take()), **run.gauges()})
+            if recipe.validation is not None and (run.step % recipe.validation.every == 0 or finished):
+                with metrics.aside():
+                    metrics.add(run.step, run.validate())
             sampling = run.step % recipe.sample_every == 0 or finished
             if run.step % recipe.save_every == 0 or sampling:
                 run.save()
@@ -154,7 +160,14 @@ def _carry_out(run: Run, end: int) -> None:
 
 def _metrics_of(run: Run) -> Metrics | NoMetrics:
     """The reports of the run, which the first process writes."""
-    return Metrics(run.recipe.output, run.recipe.steps, run.step) if run.ranks.first else NoMetrics()
+    if not run.ranks.first:
+        return NoMetrics()
+    recipe, device = run.recipe, run.task.device
+    one = device_peak(device) if recipe.peak_tflops is None else recipe.peak_tflops * 1e12
+    board = None if recipe.wandb is None else WandbBoard(recipe.wandb, recipe.output, recipe.stored())
+    return Metrics(
+        recipe.output, recipe.steps, run.step, device=device, peak=one and one * run.ranks.world, wandb=board
+    )
 
 
 def _write_samples(run: Run, metrics: Metrics | NoMetrics) -> None:

@@ -19,8 +19,11 @@ from torch import Tensor
 from bagel_mot.errors import TrainingError
 from bagel_mot.files import write_text
 from bagel_mot.training.board import Board
+from bagel_mot.training.wandb_board import WandbBoard
 
 METRICS_FILE = "metrics.jsonl"
+FLOPS = ("flops", "flops_again", "flops_published")
+"""Names of the operations of a step: useful ones, those that are done again, and the published count."""
 
 
 class Averages:
@@ -85,13 +88,25 @@ class Metrics:
     Reports of steps after a killed run's last checkpoint are removed: those steps are done again.
     """
 
-    def __init__(self, folder: Path, steps: int, start: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        steps: int,
+        start: int,
+        *,
+        device: torch.device | None = None,
+        peak: float | None = None,
+        wandb: WandbBoard | None = None,
+    ) -> None:
         """Opens the files of a run.
 
         Args:
             folder: the run's folder, which exists.
             steps: the steps of the whole run.
             start: the step that the run goes on from.
+            device: the device whose memory is reported.
+            peak: operations a second that all devices together reach at most; None where that is not known.
+            wandb: the run at Weights & Biases, if there is one.
 
         Raises:
             TrainingError: the file of metrics cannot be opened.
@@ -120,6 +135,7 @@ class Metrics:
         self._bar = self._progress.add_task(folder.name, total=steps, completed=start, numbers="")
         self._started = (time.perf_counter(), start)
         self._board = Board(folder / "tensorboard", start)
+        self._device, self._peak, self._wandb = device, peak, wandb
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -133,6 +149,17 @@ class Metrics:
             self._file.close()
         with self._board_may_fail():
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.close()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves what is done inside out of the throughput."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - began
 
     def advance(self, tokens: int) -> None:
         """Counts a step, and its tokens, towards the throughput."""
@@ -141,25 +168,46 @@ class Metrics:
         self._progress.advance(self._bar)
 
     def report(self, step: int, numbers: dict[str, float]) -> None:
-        """Numbers of a step, and the throughput, to terminal, TensorBoard and `metrics.jsonl`."""
+        """Numbers of a step, and the throughput, to terminal, TensorBoard and `metrics.jsonl`. Operations of a step
+        become shares of the peak rate.
+        """
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        numbers = {
-            **numbers,
-            "tokens_per_second": self._tokens / seconds,
-            "steps_per_second": self._done / seconds,
-        }
-        text = " ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        rate = self._done / seconds
+        work = {name: numbers[name] * rate for name in FLOPS if name in numbers}
+        numbers = {name: value for name, value in numbers.items() if name not in FLOPS}
+        numbers |= {"tokens_per_second": self._tokens / seconds, "steps_per_second": rate}
+        if work and self._peak:
+            useful, again, published = (work.get(name, 0.0) / self._peak for name in FLOPS)
+            numbers |= {"mfu": useful, "hfu": useful + again, "mfu_published": published}
+        if self._device is not None and self._device.type == "cuda":
+            numbers["memory_gb"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        self._say(step, numbers, now)
+        self._keep(step, numbers)
+        self._done, self._tokens, self._since = 0, 0, now
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        """Further numbers of a step, apart from the throughput."""
+        self.note(f"step {step} " + " ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+        self._keep(step, numbers)
+
+    def _say(self, step: int, numbers: dict[str, float], now: float) -> None:
+        """The main numbers, on the bar or as a line."""
+        text = " ".join(f"{name} {value:.4g}" for name, value in numbers.items() if "/" not in name)
         self._progress.update(self._bar, completed=step, numbers=text)
         if not self.console.is_terminal:
             begun, first = self._started
             rate = (step - first) / max(now - begun, 1e-9)
             eta = (self.steps - step) / rate if rate else float("inf")
             print(f"step {step}/{self.steps} {text} eta {eta / 60:.1f} min", flush=True)
+
+    def _keep(self, step: int, numbers: dict[str, float]) -> None:
+        """Numbers to the file and the boards."""
         self._write(json.dumps({"step": step, "time": time.time(), **numbers}) + "\n")
         with self._board_may_fail():
             self._board.add_scalars(numbers, step)
-        self._done, self._tokens, self._since = 0, 0, now
+        if self._wandb is not None:
+            self._wandb.add_scalars(numbers, step)
 
     def samples(self, step: int, sheet: Path) -> None:
         """Shows the samples of a step in TensorBoard: a sheet, and the texts in the JSON file beside it, if there are
@@ -171,6 +219,8 @@ class Metrics:
         """
         with self._board_may_fail():
             self._board.add_sheet(sheet, step)
+        if self._wandb is not None:
+            self._wandb.add_sheet(sheet, step)
 
     def _write(self, line: str) -> None:
         """Reports are to look at: where they cannot be written, as on a full disk, the training goes on."""
@@ -203,8 +253,16 @@ class NoMetrics(contextlib.AbstractContextManager["NoMetrics"]):
     def advance(self, tokens: int) -> None:
         """Counts nothing."""
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Changes nothing."""
+        yield
+
     def report(self, step: int, numbers: dict[str, float]) -> None:
         """Reports nothing."""
+
+    def add(self, step: int, numbers: dict[str, float]) -> None:
+        """Adds nothing."""
 
     def samples(self, step: int, sheet: Path) -> None:
         """Shows nothing."""

@@ -29,13 +29,13 @@ from bagel_mot.parallel.config import Degrees
 from bagel_mot.placement.estimate import MARGIN, weight_bytes
 from bagel_mot.placement.system_memory import free_memory
 from bagel_mot.placement.training_memory import TrainingMemory, TrainingWeights, TrainingWork, training_memory
-from bagel_mot.training.loop import DTYPES
 from bagel_mot.training.lora import base_precision
 from bagel_mot.training.metrics import METRICS_FILE
 from bagel_mot.training.objective import CE_CHUNK
 from bagel_mot.training.recipe import AnyRecipe, BagelRecipe
 from bagel_mot.training.sizes import encoded_together, most_tokens, pack_config
 from bagel_mot.training.start import StartShape, start_shape
+from bagel_mot.training.task import DTYPES
 from bagel_mot.training.trainable import matching
 
 _COUNTED_ROWS = 16  # of each data set, whose tokens say how many samples a pack has

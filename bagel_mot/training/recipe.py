@@ -26,8 +26,6 @@ from bagel_mot.config import (
     must_be,
 )
 from bagel_mot.data.documents import Dropout
-from bagel_mot.data.sources import read_source_config
-from bagel_mot.data.sources.base import SourceConfig
 from bagel_mot.errors import RecipeError
 from bagel_mot.files import user_path
 from bagel_mot.parallel.config import ParallelConfig
@@ -37,9 +35,10 @@ from bagel_mot.training.optimizer import OptimizerConfig, ScheduleConfig
 from bagel_mot.training.replay import ReplayConfig
 from bagel_mot.training.sizes import AnyPack, MaxSides, read_pack
 from bagel_mot.training.trainable import LORA, PRESETS
+from bagel_mot.training.validation import DataSection, ValidationConfig
+from bagel_mot.training.wandb_board import WandbConfig
 
 _Folder = Annotated[Path, must_be("the name of a folder"), AfterValidator(lambda path: user_path(path, RecipeError))]
-_Data = Annotated[SerializeAsAny[SourceConfig], PlainValidator(read_source_config)]
 _Pack = Annotated[SerializeAsAny[AnyPack], PlainValidator(read_pack)]
 _Patterns = Annotated[
     tuple[str, ...],
@@ -83,6 +82,9 @@ class Recipe(Section):
     save_async: Flag = True  # checkpoints are written beside the training, from a copy in main memory
     keep: Count = 2  # newest checkpoints kept
     sample_every: Count = 1000
+    validation: ValidationConfig | None = None
+    wandb: WandbConfig | None = None
+    peak_tflops: Positive | None = None  # 10¹² operations a second of a device; by default as its name tells
 
     def stored(self) -> dict[str, Any]:
         """The recipe as JSON, for a checkpoint to keep; without the folder, which may be moved."""
@@ -142,7 +144,7 @@ class AutoencoderRecipe(Recipe):
     init: str | None = None  # a checkpoint with an autoencoder to start from
     model: VaeConfig | None = None  # a new one's shape
     z_channels: Count | None = None  # widens the latent of `init`
-    data: _Data
+    data: DataSection
     batch_size: Count = 32
     l1_weight: NotNegative = 1.0
     mse_weight: NotNegative = 1.0
@@ -193,7 +195,7 @@ class BagelRecipe(Recipe):
     model: NewModel | None = None
     autoencoder: str | None = None  # a checkpoint that has one; by default that of `init`
     defaults: dict[str, dict[str, Any]] = Field(default_factory=dict)  # changes to the checkpoint's bagel_defaults.json
-    data: _Data
+    data: DataSection
     pack: _Pack  # in slots, in images and text, or by the published loop
     max_sides: MaxSides = MaxSides()  # of images; the checkpoint's own limits count where they are lower
     dropout: Dropout = Dropout()

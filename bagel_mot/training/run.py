@@ -22,6 +22,7 @@ from bagel_mot.model.finite import is_finite
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.shards import local, whole
 from bagel_mot.training import checkpoints
+from bagel_mot.training.breakdown import with_ratios
 from bagel_mot.training.metrics import Averages
 from bagel_mot.training.optimizer import Ema, Optimizers
 from bagel_mot.training.recipe import Recipe
@@ -149,6 +150,12 @@ class Run:
         """The task's further numbers to report."""
         return self.task.gauges(self._data_states())
 
+    def validate(self) -> dict[str, float]:
+        """The losses on validation data, of all processes."""
+        own = self.task.validation()
+        values = [float(value) for value in own.values()]
+        return with_ratios(dict(zip(own, self.ranks.sum_over_all(values), strict=True)))
+
     def _load(self, state: dict[str, Any]) -> None:
         assert self.checkpoint is not None
         self.step, self.ema.updates = state["step"], state["updates"]
@@ -182,11 +189,12 @@ class Run:
         total = self.ranks.sum_over_data({**own, _TOKENS: sum(task.tokens(batch) for batch in batches)})
         tokens = int(total.pop(_TOKENS))
         shares = backward(task, batches, seeds, total, self.generator, DTYPES[recipe.precision])
+        details = task.take_details()
         factor = recipe.schedule.factor(self.step, recipe.steps)
         norm = self.optimizers.step(factor)
         self.ema.update()
         self.step += 1
-        self.averages.add({"grad_norm": norm, "lr": factor * recipe.optimizer.lr}, shares)
+        self.averages.add({"grad_norm": norm, "lr": factor * recipe.optimizer.lr}, {**shares, **details})
         return tokens
 
     def settle(self) -> None:

@@ -81,6 +81,17 @@ class TrainingTask(ABC, Generic[Network, Batch]):
     def tokens(self, batch: Batch) -> int:
         """Tokens (or images) in a batch, for the throughput."""
 
+    def take_details(self) -> dict[str, Tensor | float]:
+        """Further numbers of the batches since the last call, of which each process has a share, under the same names
+        in every process. Two that end in `.sum` and `.count` are reported as their ratio; `flops…` as shares of the
+        devices' peak rate.
+        """
+        return {}
+
+    def validation(self) -> dict[str, Tensor | float]:
+        """The losses on data that nothing learns from, as `take_details`. Called in every process at the same steps."""
+        return {}
+
     def kept_tensors(self) -> dict[str, Tensor]:
         """The tensors of the network that a training state keeps, by name: the parameters that train, and buffers,
         which a checkpoint may hold rounded.

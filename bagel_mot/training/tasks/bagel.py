@@ -6,7 +6,7 @@ import copy
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from bagel_mot.data.skips import SkipList
 from bagel_mot.data.sources.base import Source
 from bagel_mot.data.sources.mixed import MixedPart, MixedSource
 from bagel_mot.data.streams import PackStream, StreamRotation, pack_gauges
-from bagel_mot.data.supply import check_groups
+from bagel_mot.data.supply import RowSupply, check_groups
 from bagel_mot.data.workers import Workers
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.images import patchify, scale_levels
@@ -46,9 +46,14 @@ from bagel_mot.parallel.tensor import partial_parameters
 from bagel_mot.parallel.ulysses import SequenceShare
 from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.tokenizer import Tokenizer
+from bagel_mot.training.breakdown import PARTS, sums_by_dataset, sums_by_timestep, tokens_by_kind
 from bagel_mot.training.checkpoints import checkpoint_folders, find
+from bagel_mot.training.flops import FlopCounter
 from bagel_mot.training.lora import add_adapters, base_precision, trained_adapter
+from bagel_mot.training.metrics import FLOPS
 from bagel_mot.training.objective import (
+    CE_CHUNK,
+    Losses,
     OwnTargets,
     add_noise,
     attention_of,
@@ -60,6 +65,7 @@ from bagel_mot.training.recipe import BagelRecipe, NewModel
 from bagel_mot.training.sizes import encoded_together, pack_config
 from bagel_mot.training.task import DTYPES, TrainingTask
 from bagel_mot.training.trainable import select_trainable
+from bagel_mot.training.validation import validation_packs
 
 
 @dataclass
@@ -70,6 +76,7 @@ class BagelBatch:
     values: Values
     counts: dict[str, float]
     own: OwnTargets | None = None
+    datasets: Tensor | None = None  # (samples,) number of each sample's data set; None where they have no names
 
 
 class BagelTask(TrainingTask[BagelModel, BagelBatch]):
@@ -121,6 +128,12 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.workers: Workers[GroupItem, IndexedSample | SkipRow] = Workers(maker, recipe.data.workers)
         self._skips, self._lists_skips = SkipList(recipe.output), True
         self._prefetcher: Prefetcher[list[TrainingPack]] | None = None
+        supplies = [group.supply for group in self.groups]
+        self._dataset_names = [d.name for supply in supplies if isinstance(supply, RowSupply) for d in supply.datasets]
+        self._details: dict[str, Tensor | float] = {}
+        self._validation: list[BagelBatch] | None = None
+        self._validated: Sequence[int] = range(recipe.validation.packs) if recipe.validation else ()
+        self._counts_packs = True  # of the processes that compute the same pack, one
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
@@ -131,6 +144,17 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
 
     def parallelise(self, ranks: Ranks) -> None:
         recipe = self.recipe
+        self.flops = FlopCounter(
+            self.module, recomputes_layers=recipe.parallel.activation_checkpoint == "full", chunk=CE_CHUNK
+        )
+        self._counts_packs = ranks.context_rank == 0
+        if recipe.validation is not None:
+            if recipe.validation.packs % ranks.degrees.data:
+                raise RecipeError(
+                    f"validation.packs is {recipe.validation.packs}, which {ranks.degrees.data} data-parallel "
+                    "processes cannot share: take a multiple of them"
+                )
+            self._validated = range(ranks.data_rank, recipe.validation.packs, ranks.degrees.data)
         ranks.degrees.check_decoder(self.config.decoder, _slots(self.pack, ranks))
         dynamic = False if self.pack.fixed_shape else None
         compiled = partial(torch.compile, dynamic=dynamic) if recipe.compile else None
@@ -178,6 +202,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
     def next_batches(self) -> list[BagelBatch]:
         before = self.data_state()
         packs = self.prefetcher.next_batch()
+        self._count(packs)
         for (number, state), pack in zip(before.items(), packs, strict=True):
             if self._lists_skips:
                 self._skips.add(number, state["listed"], pack.skipped)
@@ -199,7 +224,14 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             text = self._share.own(layout.ce_slots, layout.rows * layout.und_len)
             latent = self._share.own(layout.latent_slots, layout.rows * layout.gen_len)
             own = OwnTargets(*text, *latent).to(self.device)
-        return BagelBatch(layout.to(self.device), values, counts, own)
+        return BagelBatch(layout.to(self.device), values, counts, own, self._numbers_of(laid_out.datasets))
+
+    def _numbers_of(self, datasets: Sequence[str]) -> Tensor | None:
+        """The numbers (samples,) of the samples' data sets, on the device; None where one has no name."""
+        numbers = {name: number for number, name in enumerate(self._dataset_names)}
+        if not numbers or not numbers.keys() >= set(datasets):
+            return None
+        return torch.tensor([numbers[name] for name in datasets], dtype=torch.int64).to(self.device)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -263,6 +295,19 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         return batch.layout.num_tokens
 
     def losses(self, batch: BagelBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        losses, timesteps = self._losses(batch, generator)
+        with torch.no_grad():
+            errors = losses.mse.mean(-1)
+            self._add_details(sums_by_timestep(errors, batch.layout, timesteps, batch.own))
+            datasets = batch.datasets
+            if self._dataset_names and datasets is not None:
+                self._add_details(
+                    sums_by_dataset(errors, losses.ce, batch.layout, datasets, self._dataset_names, batch.own)
+                )
+        return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
+
+    def _losses(self, batch: BagelBatch, generator: torch.Generator) -> tuple[Losses, Tensor]:
+        """The losses of a batch, and the timestep of each of its images, (images,)."""
         layout, latents = batch.layout, batch.values.latents
         drawn = draw_timesteps(layout.timesteps, self.config.timestep_shift, generator)
         timesteps = drawn[layout.timestep_of]
@@ -270,8 +315,49 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         noised = add_noise(layout, batch.values, timesteps, noise)
         if self.recipe.drops_out:  # which PyTorch draws from its global state
             torch.manual_seed(generator.initial_seed())
-        losses = compute_losses(self.module, noised, self._attention(layout), batch.own)
-        return {"ce": losses.ce_sum(self.recipe.ce_reweight), "mse": losses.mse_sum()}
+        return compute_losses(self.module, noised, self._attention(layout), batch.own), timesteps
+
+    def _count(self, packs: Sequence[TrainingPack]) -> None:
+        """Notes tokens by kind and operations of packs that are still on the host."""
+        for pack in packs:
+            work = self.flops.count(pack.layout)
+            counts = tokens_by_kind(pack.layout)
+            counts |= dict(zip(FLOPS, (work.useful, work.recomputed, work.published), strict=True))
+            self._add_details({name: count if self._counts_packs else 0.0 for name, count in counts.items()})
+
+    def _add_details(self, numbers: Mapping[str, Tensor | float]) -> None:
+        for name, value in numbers.items():
+            self._details[name] = self._details.get(name, 0.0) + value
+
+    def take_details(self) -> dict[str, Tensor | float]:
+        # Every process needs the same names, and a data set may be in the packs of some alone.
+        names = [f"{loss}_of/{name}{part}" for name in self._dataset_names for loss in ("mse", "ce") for part in PARTS]
+        details = {**dict.fromkeys(names, 0.0), **self._details}
+        self._details = {}
+        return details
+
+    @torch.no_grad()
+    def validation(self) -> dict[str, Tensor | float]:
+        config = self.recipe.validation
+        assert config is not None
+        if self._validation is None:
+            packs = validation_packs(config, self.builder, self.spec, self.pack, self._validated)
+            self._validation = [self.to_device(pack) for pack in packs]
+        generator = torch.Generator(self.device)
+        found: dict[str, Tensor | float] = {}
+        self.module.eval()
+        for number, batch in zip(self._validated, self._validation, strict=True):
+            generator.manual_seed(number)
+            dtype = DTYPES[self.recipe.precision]
+            with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+                losses, _ = self._losses(batch, generator)
+            for name, value in (("ce", losses.ce_sum(self.recipe.ce_reweight)), ("mse", losses.mse_sum())):
+                total, count = (f"validation/{name}{part}" for part in PARTS)
+                found[total] = found.get(total, 0.0) + value
+                own = batch.counts[name] if self._counts_packs else 0.0
+                found[count] = found.get(count, 0.0) + own
+        self.module.train()
+        return found
 
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Writes a whole checkpoint: weights, autoencoder, tokenizer, and the files beside them. Of adapters
