@@ -4,11 +4,10 @@
     python benchmarks/gpu.py learn                   mini at 128×128 pictures, in calls of some minutes, again till done
     python benchmarks/gpu.py fast                    full size, random weights: drawing, editing, answering, plain loop
     python benchmarks/gpu.py limits                  full size on cards of 12, 16 and 24 GB: plans, memory, predictions
-    python benchmarks/gpu.py train                   a training step at the official widths
     python benchmarks/gpu.py fast --smoke            the same in miniature, on any machine: does it still run?
 
-Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all; `fast`, `limits` and
-`train` after each measurement, so that what ends them early leaves what they had, marked as not complete.
+Each writes its JSON into benchmarks/results/ (or to --json FILE), whole or not at all; `fast` and `limits` after each
+measurement, so that what ends them early leaves what they had, marked as not complete. Training: benchmarks/train.py.
 """
 
 from __future__ import annotations
@@ -133,22 +132,6 @@ def limits(
     where = device_named(device, smoke)
     run = partial(measure, where, smoke=smoke, budget=budget, checkpoint=checkpoint, say=console.print)
     report("limits", smoke, target, lambda keep: run(keep=keep))
-
-
-@app.command()
-def train(
-    device: DeviceOption = "cuda",
-    smoke: SmokeOption = False,
-    layers: Annotated[int, typer.Option(help="Decoder layers, of 28; four take about 70 GB.", min=1, max=28)] = 4,
-    budget: Annotated[float, typer.Option(help="Seconds that it may take.", min=1)] = 500,
-    target: JsonOption = None,
-) -> None:
-    """A training step at the official widths: FlexAttention, activation checkpointing and compilation on and off."""
-    from gpu_parts.train import measure
-
-    where = device_named(device, smoke)
-    run = partial(measure, where, smoke=smoke, layers=layers, budget=budget, say=console.print)
-    report("train", smoke, target, lambda keep: run(keep=keep))
 
 
 if __name__ == "__main__":

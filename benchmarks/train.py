@@ -151,7 +151,8 @@ def measure(
     counter = FlopCounter(model, recomputes_layers=case.parallel.activation_checkpoint == "full", chunk=CE_CHUNK)
     work = counter.count(layout)
     predicted = _predicted(case, model, layout, ranks, device)
-    model = parallelise(model, ranks, case.parallel, precision="bfloat16", device=device, compile=case.compile)
+    compiled = partial(torch.compile, dynamic=False) if case.compile else None
+    parallelise(model, ranks, case.parallel, precision="bfloat16", device=device, compiled=compiled)
     attend = attention_of(case.attention, device, torch.bfloat16)
     times = torch.full((len(layout.latent_grids),), 0.5)
     noised = add_noise(layout, values, times, torch.randn_like(values.latents)).to(device)
@@ -273,6 +274,8 @@ def main(
         for case in cases():
             if (case.processes or launch.world) != launch.world or (case.processes == 0 and launch.world == 1):
                 continue
+            if where.type != "cuda":  # where FlexAttention has no gradients
+                case = replace(case, attention="sdpa")
             if only and not any(words in case.name for words in only):
                 continue
             row = _attempt(case, _fitting(config, case, where, layers, smoke), where, (samples, text, image), end)
