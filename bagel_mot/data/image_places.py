@@ -67,7 +67,7 @@ class PackedImage(LazyImage):
 
 
 class _Members:
-    """The files in an archive by name. Each process opens its own."""
+    """The files in an archive by name."""
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
@@ -79,7 +79,6 @@ class _Members:
             names = self._zip.namelist()
         else:
             self._zip, self._index = None, tar_index(archive)
-            self._tar = open_tar(archive)
             names = self._index.names
         self._numbers = {name: number for number, name in enumerate(names)}
         tops = {name.partition("/")[0] for name in names}
@@ -98,14 +97,15 @@ class _Members:
 
     def _content(self, name: str) -> bytes:
         if self._zip is None:
-            return self._index.read(self._tar, self._numbers[name])
+            with open_tar(self.archive) as tar:  # anew: there may be many archives, and several threads
+                return self._index.read(tar, self._numbers[name])
         try:
             return self._zip.read(name)
         except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
             raise DataError(f"{name} in {self.archive[0]} cannot be read: {error}") from error
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _members(archive: Archive) -> _Members:
     return _Members(archive)
 

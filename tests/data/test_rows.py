@@ -201,6 +201,19 @@ def test_a_name_that_the_hub_does_not_give_is_one_sentence(monkeypatch: pytest.M
         HubReader("https://example.org/data").units()
 
 
+def test_the_licence_is_the_cards_own_or_the_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = parquet(tmp_path / "train-0.parquet", [{"src_img": 1, "edited_img": 2, "edited_prompt_list": ["a"]}])
+    section = {"source": "omniedit", "path": str(tmp_path)}
+    assert config(**section).dataset().licence == "MIT"
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# A card\n")
+    assert config(**section).dataset().licence == "cc-by-4.0"
+    config(**section).open(0)
+    assert capsys.readouterr().err == "bagel: omniedit is under the licence: cc-by-4.0\n"
+    assert config(kind="parquet", task="self_edit", path=str(file), image="src_img").dataset().licence == "cc-by-4.0"
+    (tmp_path / "README.md").write_text("no head")
+    assert config(kind="parquet", task="self_edit", path=str(file), image="src_img").dataset().licence is None
+
+
 # Columns
 
 
