@@ -1,4 +1,4 @@
-"""What a run will train and take, before anything is loaded: parameters, tokens a step, memory, steps an epoch."""
+"""The plan of a run, before anything is loaded: parameters, tokens a step, memory, steps an epoch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from bagel_mot.training.start import StartShape, start_shape
 from bagel_mot.training.task import DTYPES
 from bagel_mot.training.trainable import matching
 
-_COUNTED_ROWS = 16  # of each data set, whose tokens say how many samples a pack has
+_COUNTED_ROWS = 16  # rows of each data set whose tokens say how many samples a pack has
 _FROZEN_ITEMSIZE = 4  # frozen parameters beside trained ones stay in float32
 
 
@@ -81,7 +81,8 @@ class TrainingPlan:
         """Steps in which every row is met once, about; None where rows or samples are not counted."""
         if self.rows is None or self.samples is None:
             return None
-        return max(1, round(self.rows / (self.samples * self.packs)))
+        own = 1 / (1 + self.recipe.replay.weight) if self.recipe.replay is not None else 1.0
+        return max(1, round(self.rows / (self.samples * self.packs * own)))
 
     @property
     def fits(self) -> bool:
@@ -89,7 +90,7 @@ class TrainingPlan:
         return self.memory.total <= self.free * (1 - MARGIN)
 
     def sentence(self) -> str:
-        """What it takes, and what there is."""
+        """The memory that it takes, and that there is."""
         each = "each process" if self.processes > 1 else "the machine"
         named = f"profile {self.recipe.profile}" if self.recipe.profile else "this recipe"
         return f"{named} needs {size_text(self.memory.total)}, and {each} has {size_text(self.free)}"
@@ -97,7 +98,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class MachineShape:
-    """What a run has to run on.
+    """The machine of a run.
 
     Attributes:
         gpus: whether the processes have a GPU each.
@@ -150,7 +151,7 @@ def plan(recipe: BagelRecipe, machine: MachineShape) -> TrainingPlan:
 
     Args:
         recipe: the recipe.
-        machine: what it is to run on.
+        machine: the machine.
 
     Raises:
         CheckpointError: there is no such checkpoint to start from.
@@ -207,7 +208,7 @@ def trained_parameters(recipe: BagelRecipe, config: BagelConfig) -> dict[str, in
 
 
 def _is_parameter(name: str) -> bool:
-    """Whether a tensor of the network is a parameter: the fixed position tables are none."""
+    """Whether a tensor of the network is a parameter: not one of the fixed position tables."""
     return name not in ("latent_pos_embed", "vit_pos_embed")
 
 
@@ -220,7 +221,7 @@ def _work(
         rows, und, gen = pack.rows, pack.rows * pack.und, pack.rows * pack.gen
         image = most_tokens(start.vit)
         seen = pack.rows * (pack.und // (image + 2)) * image
-    else:  # what tokens are of is not known before the samples are there
+    else:  # the kinds of tokens are not known before the samples are there
         rows, und = 1, pack.tokens // 2
         gen, seen = pack.tokens - und, und
     trains_vision = recipe.adapters is None and any(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bagel_mot.errors import RecipeError
 from bagel_mot.files import size_text
+from bagel_mot.training.checkpoints import checkpoint_folders, read_state
 from bagel_mot.training.plan import MachineShape, TrainingPlan, plan, this_machine
 from bagel_mot.training.recipe import AnyRecipe, BagelRecipe
 from bagel_mot.training.recipe_files import AUTO, RecipeFile
@@ -32,23 +33,32 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, machine: Mac
 
 
 def _choose(file: RecipeFile, machine: MachineShape) -> AnyRecipe:
-    """The recipe with the first of its profiles that fits a machine; else with the one that needs the least."""
+    """The recipe with the profile that its run has begun with, else with the first one that fits a machine, else with
+    the one that needs the least.
+    """
+    recipes = {name: file.recipe(name) for name in file.profiles}
+    if (begun := _begun(next(iter(recipes.values())).output)) in recipes:
+        return recipes[begun]
+    suited = [recipe for recipe in recipes.values() if machine.suits(recipe)]
+    if not suited:
+        raise RecipeError(
+            f"{file.path}: no profile is made for {machine.words}; there are {', '.join(recipes)}: choose one "
+            "with --profile"
+        )
     plans: list[TrainingPlan] = []
-    for name in file.profiles:
-        recipe = file.recipe(name)
-        if not machine.suits(recipe):
-            continue
-        if not isinstance(recipe, BagelRecipe):  # nothing is predicted of others
+    for recipe in suited:
+        if len(suited) == 1 or not isinstance(recipe, BagelRecipe):  # nothing is predicted of other kinds
             return recipe
         plans.append(plan(recipe, machine))
         if plans[-1].fits:
             return recipe
-    if not plans:
-        raise RecipeError(
-            f"{file.path}: no profile is made for {machine.words}; there are {', '.join(file.profiles)}: choose one "
-            "with --profile"
-        )
     return min(plans, key=lambda found: found.memory.total).recipe
+
+
+def _begun(output: Path) -> str | None:
+    """The profile of a run that has begun in a folder; None without one."""
+    folders = checkpoint_folders(output)
+    return read_state(folders[-1])["recipe"].get("profile") if folders else None
 
 
 def check_fits(path: Path | str, overrides: Sequence[str], planned: TrainingPlan, machine: MachineShape) -> None:

@@ -226,7 +226,7 @@ def test_each_packaged_recipe_says_in_one_line_what_it_trains() -> None:
 
 def _own_data(path: Path) -> list[str]:
     """Overrides that a recipe for one's own data cannot do without."""
-    return ["data.path=my_data"] if path.parent.name == "finetune" else []
+    return {"finetune": ["data.path=my_data"], "official": ["profile=8x80GB"]}.get(path.parent.name, [])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -235,13 +235,14 @@ def test_what_a_recipe_starts_from_is_the_output_of_another_or_published(path: P
     recipe = load_recipe(path, _own_data(path))
     assert isinstance(recipe, AutoencoderRecipe | BagelRecipe)
     sources = [recipe.init, recipe.autoencoder] if isinstance(recipe, BagelRecipe) else [recipe.init]
-    assert {source for source in sources if source is not None} <= {*outputs, "mini", "ByteDance-Seed/BAGEL-7B-MoT"}
+    given = {"mini", "ByteDance-Seed/BAGEL-7B-MoT", "checkpoints/qwen2.5-7b-siglip"}
+    assert {source for source in sources if source is not None} <= {*outputs, *given}
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "finetune"], ids=lambda p: p.stem)
 def test_recipes_for_own_data_have_every_profile_and_need_a_path_alone(path: Path) -> None:
     file = RecipeFile(path, _own_data(path))
-    assert {"24GB", "40GB", "80GB", "CPU"} <= file.profiles.keys()
+    assert file.profiles.keys() == {"multi-node", "8x80GB", "80GB", "40GB", "24GB", "CPU"}
     for name in file.profiles:
         recipe = file.recipe(name)
         assert isinstance(recipe, BagelRecipe)

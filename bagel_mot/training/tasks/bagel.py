@@ -133,7 +133,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self._details: dict[str, Tensor | float] = {}
         self._validation: list[BagelBatch] | None = None
         self._validated: Sequence[int] = range(recipe.validation.packs) if recipe.validation else ()
-        self._counts_packs = True  # of the processes that compute the same pack, one
+        self._counts_packs = True  # one of the processes that compute the same pack
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode

@@ -1,0 +1,99 @@
+"""Plans: what is counted is what trains, what fits is chosen, and what does not is refused with what would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from bagel_mot.checkpoint.official import load_checkpoint
+from bagel_mot.errors import RecipeError
+from bagel_mot.inference.loading import find_checkpoint
+from bagel_mot.training.lora import add_adapters
+from bagel_mot.training.packaged import find_recipe
+from bagel_mot.training.plan import MachineShape, plan
+from bagel_mot.training.profiles import check_fits, load_recipe
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.recipe_files import RecipeFile
+from bagel_mot.training.trainable import select_trainable
+
+GIB = 1 << 30
+DRAWN = ["data={kind: mini}", "init=7b-mot", "replay="]
+NAMES = ["t2i", "edit", "chat", "unified", "thinking"]
+
+
+def _recipe(*overrides: str, name: str = "t2i", profile: str = "CPU") -> BagelRecipe:
+    recipe = RecipeFile(find_recipe(f"finetune/{name}"), [*DRAWN, *overrides]).recipe(profile)
+    assert isinstance(recipe, BagelRecipe)
+    return recipe
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (64, 64)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("a red car in the top left")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["lora.rank=3"],
+        ["lora={experts: [und, gen], rank: 4, targets: [q, down], und: {rank: 2}, use_dora: true}"],
+        ["trainable=gen", "lora="],
+        ["trainable=[connector]", "lora="],
+    ],
+)
+def test_the_parameters_that_train_are_those_of_the_network(overrides: list[str]) -> None:
+    recipe = _recipe("init=mini", *overrides)
+    model = load_checkpoint(find_checkpoint("mini"), precision=torch.float32).model
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    if recipe.adapters is not None:
+        add_adapters(model, recipe.adapters)
+    else:
+        select_trainable(model, recipe.trainable)
+    planned = plan(recipe, MachineShape(False, 1, 16 * GIB))
+    assert planned.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert planned.parameters == whole + (planned.trained if recipe.adapters is not None else 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("profile", "processes", "memory"),
+    [("24GB", 1, 24), ("40GB", 1, 40), ("80GB", 1, 80), ("8x80GB", 8, 80), ("multi-node", 16, 80)],
+)
+def test_each_profile_fits_the_cards_it_is_named_for_and_is_chosen_there(
+    name: str, profile: str, processes: int, memory: int
+) -> None:
+    machine = MachineShape(True, processes, memory * GIB)
+    planned = plan(_recipe(name=name, profile=profile), machine)
+    assert planned.fits, planned.sentence()
+    assert load_recipe(find_recipe(f"finetune/{name}"), DRAWN, machine=machine).profile == profile
+
+
+def test_what_does_not_fit_is_refused_with_the_nearest_profile_that_does() -> None:
+    machine, path = MachineShape(True, 1, 24 * GIB), find_recipe("finetune/t2i")
+    planned = plan(_recipe(profile="80GB"), machine)
+    with pytest.raises(RecipeError, match=r"^profile 80GB needs .* GB, and the machine has .*: take --profile 24GB"):
+        check_fits(path, DRAWN, planned, machine)
+    small = MachineShape(True, 1, 8 * GIB)
+    with pytest.raises(RecipeError, match=r"no profile fits; 24GB needs the least, "):
+        check_fits(path, DRAWN, plan(_recipe(profile="80GB"), small), small)
+    with pytest.raises(RecipeError, match=r"no profile is made for 3 processes with no GPU each"):
+        load_recipe(path, DRAWN, machine=MachineShape(False, 3, GIB))
+
+
+def test_steps_of_an_epoch_follow_from_the_rows_of_the_data(images: Path) -> None:
+    data = f"data={{kind: folder, path: {images}}}"
+    planned = plan(_recipe("init=mini", data, "pack.rows=1", "packs_per_step=2"), MachineShape(False, 1, 16 * GIB))
+    # A row has room for 8 images of 16 latent tokens: two packs hold 16 samples, more than there are.
+    assert (planned.rows, planned.samples, planned.steps_per_epoch) == (12, 8, 1)
+    replayed: list[Any] = ["init=mini", data, "pack.rows=1", "replay={weight: 3.0}"]
+    assert plan(_recipe(*replayed), MachineShape(False, 1, 16 * GIB)).steps_per_epoch == 6
+    assert plan(_recipe("init=mini"), MachineShape(False, 1, 16 * GIB)).rows is None, "mini draws without end"
