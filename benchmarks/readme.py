@@ -18,8 +18,12 @@ from typing import Any
 from bagel_mot.checkpoint.precision import PLAIN
 from bagel_mot.cli.planning import planned
 from bagel_mot.evaluation.benchmarks.mini import ROWS, wilson
-from bagel_mot.files import size_text, write_text
+from bagel_mot.files import parse_size, size_text, write_text
 from bagel_mot.inference.settings import SETTINGS, TASKS
+from bagel_mot.training.packaged import find_recipe
+from bagel_mot.training.plan import MachineShape, plan
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.recipe_files import RecipeFile
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -238,6 +242,41 @@ def settings() -> str:
     return "\n".join(lines)
 
 
+TRAINED = {
+    "24GB": ("24GB", 1, "24 GB (RTX 3090, 4090)"),
+    "40GB": ("40GB", 1, "40 to 48 GB (A100-40, A6000, L40S)"),
+    "80GB": ("80GB", 1, "80 GB (A100, H100)"),
+    "8x80GB": ("80GB", 8, "8 × 80 GB"),
+    "multi-node": ("80GB", 16, "2 × 8 × 80 GB"),
+}
+"""Cards by profile: the memory of each, the number, and words."""
+FINETUNING = ("t2i", "edit", "chat", "unified", "thinking")
+
+
+def training_cards() -> str:
+    """What each profile of the recipes for fine-tuning trains and takes for the official size, as a Markdown table."""
+    lines = ["| cards | profile | what trains | " + " | ".join(f"`{name}`" for name in FINETUNING) + " |"]
+    lines.append("|" + "---|" * (3 + len(FINETUNING)))
+    for profile, (memory, processes, words) in TRAINED.items():
+        machine = MachineShape(True, processes, parse_size(memory))
+        cells, trained = [], ""
+        for name in FINETUNING:
+            file = RecipeFile(find_recipe(f"finetune/{name}"), ["init=7b-mot", "data={kind: mini}", "replay="])
+            recipe = file.recipe(profile)
+            assert isinstance(recipe, BagelRecipe)
+            planned = plan(recipe, machine)
+            assert planned.fits, planned.sentence()
+            cells.append(size_text(planned.memory.total))
+            if recipe.adapters is None:
+                trained = "the recipe's experts, in full"
+            else:
+                side = recipe.max_sides.vae or 1024
+                base = "NF4" if recipe.adapters.base else "bfloat16"
+                trained = f"adapters on {base} weights, images to {side}²"
+        lines.append(f"| {words} | `{profile}` | {trained} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cards() -> str:
     """What is chosen for the official weights on cards of several sizes, as a Markdown table.
 
@@ -259,6 +298,7 @@ def tables() -> dict[Path, dict[str, str]]:
     """The tables by file and mark."""
     chosen = {"cards": cards()}
     found = {ROOT / "README.md": chosen, ROOT / "README.zh-CN.md": chosen}
+    found[ROOT / "docs" / "training.md"] = {"training cards": training_cards()}
     found[ROOT / "docs" / "settings.md"] = {"settings": settings()}
     measured: dict[str, str] = {}
     if EVALUATION.exists():
