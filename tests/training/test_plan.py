@@ -20,7 +20,7 @@ from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.recipe_files import RecipeFile
 from bagel_mot.training.trainable import select_trainable
 
-GIB = 1 << 30
+GB = 10**9
 DRAWN = ["data={kind: mini}", "init=7b-mot", "replay="]
 NAMES = ["t2i", "edit", "chat", "unified", "thinking"]
 
@@ -58,7 +58,7 @@ def test_the_parameters_that_train_are_those_of_the_network(overrides: list[str]
         add_adapters(model, recipe.adapters)
     else:
         select_trainable(model, recipe.trainable)
-    planned = plan(recipe, MachineShape(False, 1, 16 * GIB))
+    planned = plan(recipe, MachineShape(False, 1, 16 * GB))
     assert planned.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert planned.parameters == whole + (planned.trained if recipe.adapters is not None else 0)
 
@@ -71,29 +71,29 @@ def test_the_parameters_that_train_are_those_of_the_network(overrides: list[str]
 def test_each_profile_fits_the_cards_it_is_named_for_and_is_chosen_there(
     name: str, profile: str, processes: int, memory: int
 ) -> None:
-    machine = MachineShape(True, processes, memory * GIB)
+    machine = MachineShape(True, processes, memory * GB)
     planned = plan(_recipe(name=name, profile=profile), machine)
     assert planned.fits, planned.sentence()
     assert load_recipe(find_recipe(f"finetune/{name}"), DRAWN, machine=machine).profile == profile
 
 
 def test_what_does_not_fit_is_refused_with_the_nearest_profile_that_does() -> None:
-    machine, path = MachineShape(True, 1, 24 * GIB), find_recipe("finetune/t2i")
+    machine, path = MachineShape(True, 1, 24 * GB), find_recipe("finetune/t2i")
     planned = plan(_recipe(profile="80GB"), machine)
     with pytest.raises(RecipeError, match=r"^profile 80GB needs .* GB, and the machine has .*: take --profile 24GB"):
         check_fits(path, DRAWN, planned, machine)
-    small = MachineShape(True, 1, 8 * GIB)
+    small = MachineShape(True, 1, 8 * GB)
     with pytest.raises(RecipeError, match=r"no profile fits; 24GB needs the least, "):
         check_fits(path, DRAWN, plan(_recipe(profile="80GB"), small), small)
     with pytest.raises(RecipeError, match=r"no profile is made for 3 processes with no GPU each"):
-        load_recipe(path, DRAWN, machine=MachineShape(False, 3, GIB))
+        load_recipe(path, DRAWN, machine=MachineShape(False, 3, GB))
 
 
 def test_steps_of_an_epoch_follow_from_the_rows_of_the_data(images: Path) -> None:
     data = f"data={{kind: folder, path: {images}}}"
-    planned = plan(_recipe("init=mini", data, "pack.rows=1", "packs_per_step=2"), MachineShape(False, 1, 16 * GIB))
+    planned = plan(_recipe("init=mini", data, "pack.rows=1", "packs_per_step=2"), MachineShape(False, 1, 16 * GB))
     # A row has room for 8 images of 16 latent tokens: two packs hold 16 samples, more than there are.
     assert (planned.rows, planned.samples, planned.steps_per_epoch) == (12, 8, 1)
     replayed: list[Any] = ["init=mini", data, "pack.rows=1", "replay={weight: 3.0}"]
-    assert plan(_recipe(*replayed), MachineShape(False, 1, 16 * GIB)).steps_per_epoch == 6
-    assert plan(_recipe("init=mini"), MachineShape(False, 1, 16 * GIB)).rows is None, "mini draws without end"
+    assert plan(_recipe(*replayed), MachineShape(False, 1, 16 * GB)).steps_per_epoch == 6
+    assert plan(_recipe("init=mini"), MachineShape(False, 1, 16 * GB)).rows is None, "mini draws without end"
