@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parents[2]
 _NAME = "bagel_mot"
 
@@ -66,10 +68,10 @@ def _check_packages() -> None:
             f"{requirements}`, which leaves PyTorch as it is."
         )
     least = re.findall(r'"torch>=([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[0]
-    if _installed("torch") < _numbers(least):
+    if _numbers(torch.__version__) < _numbers(least):
         raise ImportError(
-            f"BAGEL's nodes need PyTorch {least} or later, and ComfyUI's Python has "
-            f"{importlib.metadata.version('torch')}: update ComfyUI's own, together with torchvision and torchaudio."
+            f"BAGEL's nodes need PyTorch {least} or later, and ComfyUI's Python has {torch.__version__}: update "
+            "ComfyUI's own, together with torchvision and torchaudio."
         )
 
 

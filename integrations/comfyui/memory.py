@@ -98,12 +98,15 @@ def same_device(one: torch.device, other: torch.device) -> bool:
 
 def _lacks(management: Any, required: float, device: torch.device, kept: Any) -> bool:
     """Whether room would be missing even without ComfyUI's own models, which are back sooner than BAGEL."""
-    own = sum(
-        loaded.model_loaded_memory()
-        for loaded in management.current_loaded_models
-        if loaded.device == device and loaded.model is not None and loaded not in kept
-    )
-    return management.get_free_memory(device) + own < required
+    try:
+        own = sum(
+            loaded.model_loaded_memory()
+            for loaded in management.current_loaded_models
+            if loaded.device == device and loaded.model is not None and loaded not in kept
+        )
+    except (AttributeError, TypeError):  # a version of ComfyUI that keeps them otherwise: no model may fail for that
+        own = 0
+    return bool(management.get_free_memory(device) + own < required)
 
 
 def _management() -> Any:

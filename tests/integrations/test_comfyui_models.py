@@ -172,6 +172,10 @@ def test_bagel_leaves_when_another_model_needs_its_room(before: int, inside: Ins
     assert alive() == before + 1, "another device is short of memory"
     inside.management.free_memory(23 << 30, CPU)
     assert alive() == before
+    kept.load()
+    wanted.model_loaded_memory = None  # as in no version that is known
+    inside.management.free_memory(2 << 30, CPU)
+    assert alive() == before + 1, "no other model fails for that"
 
 
 def test_auto_is_the_device_that_comfyui_runs_on(inside: Inside) -> None:
@@ -299,6 +303,19 @@ def test_loading_shows_how_far_it_is_and_can_be_stopped(inside: Inside, before: 
     (images,) = call("BagelGenerate", model=kept, prompt="a red sun", seed=0, count=1, settings=QUICK)
     assert images.std() > 0.05
     assert [bar.total for bar in inside.bars[-2:]] == [bar.total, QUICK["num_timesteps"] - 1]
+
+
+def test_a_run_is_stopped_while_its_model_loads_and_the_next_one_goes_on(inside: Inside, before: int) -> None:
+    executor, prompt = comfy.Executor(ALL), short()
+    inside.stop_after = 3
+    with pytest.raises(Stopped):
+        executor.run(prompt)
+    assert executor.events[-2:] == [("executing", "4"), ("execution_interrupted", "4")], "the first node that reads"
+    assert alive() == before
+    executor.run(prompt)
+    cached = [("execution_cached", number) for number in ("1", "3")]
+    ran = [("executing", number) for number in ("4", "2", "5", "6")]
+    assert executor.events == [("execution_start", None), *cached, *ran, ("executed", "6"), ("executing", None)]
 
 
 def test_a_model_can_be_loaded_for_a_part_of_the_tasks(inside: Inside) -> None:
