@@ -103,7 +103,7 @@ def open_page(browser: Any, served: Served) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(30_000)
+        page.set_default_timeout(120_000)
         page.on("request", lambda request: _note(elsewhere, request.url, served.url))
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.goto(served.url)

@@ -38,7 +38,7 @@ def drawn(page: Any, part: str = "create") -> list[Image.Image]:
 def sentence(page: Any) -> str:
     """What the page says went wrong; closes it."""
     said = str(page.wait_for_selector(".toast-body").inner_text())
-    page.click(".toast-close")
+    page.evaluate("document.querySelector('.toast-close')?.click()")  # on a busy machine it may be gone by itself
     page.wait_for_selector(".toast-body", state="detached")
     return said
 
