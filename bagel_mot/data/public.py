@@ -20,7 +20,7 @@ class PublicData:
     Attributes:
         name: the name that `data.source` selects it by.
         where: its name on the hub.
-        licence: its licence as its card has it; "?" where that is not known.
+        licence: its licence as far as it is known here; "?" where it is not. The card's own counts.
         layout: the files, in words.
         settings: the keys that it gives to a data section.
         notes: facts to know before training on it.
@@ -69,11 +69,11 @@ _ALL = (
         f"geneval_train.tar overlaps the style of GenEval's prompts: say so when reporting GenEval; {GPT}",
     ),
     PublicData(
-        "blip3o-long-caption", "BLIP3o/BLIP3o-Pretrain-Long-Caption", "Apache-2.0", "tars of jpg + txt", _tars(),
+        "blip3o-long-caption", "BLIP3o/BLIP3o-Pretrain-Long-Caption", "?", "tars of jpg + txt", _tars(),
         unsure=True,
     ),
     PublicData(
-        "blip3o-short-caption", "BLIP3o/BLIP3o-Pretrain-Short-Caption", "Apache-2.0", "tars of jpg + txt", _tars(),
+        "blip3o-short-caption", "BLIP3o/BLIP3o-Pretrain-Short-Caption", "?", "tars of jpg + txt", _tars(),
         unsure=True,
     ),
     PublicData(
@@ -122,11 +122,11 @@ _ALL = (
     ),
     PublicData(
         "ultraedit", "BleachNick/UltraEdit_500k", "CC-BY-4.0", "Parquet with images",
-        _pairs("source_image", "edited_image", "edit_prompt", split="FreeForm_500k"), "data.split names the split",
+        _pairs("source_image", "edited_image", "edit_prompt", split="FreeForm"), "data.split names the split",
     ),
     PublicData(
         "ultraedit-region", "BleachNick/UltraEdit_Region_Based_100k", "CC-BY-4.0", "Parquet with images and masks",
-        _pairs("source_image", "edited_image", "edit_prompt", split="RegionBased_100k"), "masks are not used",
+        _pairs("source_image", "edited_image", "edit_prompt", split="RegionBase"), "masks are not used",
     ),
     PublicData(
         "magicbrush", "osunlp/MagicBrush", "CC-BY-4.0", "Parquet with images and masks",
@@ -205,7 +205,7 @@ _ALL = (
         "data.config names the subset",
     ),
     PublicData(
-        "llava-next", "lmms-lab/LLaVA-NeXT-Data", "the terms of its sources", "Parquet with images",
+        "llava-next", "lmms-lab/LLaVA-NeXT-Data", "?", "Parquet with images",
         {"kind": "hf", "streaming": True, "task": "chat"},
     ),
     PublicData(

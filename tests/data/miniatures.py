@@ -250,8 +250,8 @@ MINIATURES: dict[str, Callable[[Path], None]] = {
         f, input_prompt="dark", output_image="images/1.png", input_image="images/0.png"
     ),
     "omniedit": lambda f: _pairs(f, "src_img", "edited_img", "edited_prompt_list", ["make it dark", "darken"]),
-    "ultraedit": lambda f: _pairs(f, "source_image", "edited_image", "edit_prompt", split="FreeForm_500k"),
-    "ultraedit-region": lambda f: _pairs(f, "source_image", "edited_image", "edit_prompt", split="RegionBased_100k"),
+    "ultraedit": lambda f: _pairs(f, "source_image", "edited_image", "edit_prompt", split="FreeForm"),
+    "ultraedit-region": lambda f: _pairs(f, "source_image", "edited_image", "edit_prompt", split="RegionBase"),
     "magicbrush": lambda f: _pairs(f, "source_img", "target_img", "instruction"),
     "seed-data-edit": _seed,
     "imgedit": _imgedit,
