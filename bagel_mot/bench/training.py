@@ -50,7 +50,7 @@ def measure_training(
 
     def gradients() -> None:
         with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):
-            losses = compute_losses(trained, noised, MaskedAttention(noised.layout))
+            losses = compute_losses(trained, noised, MaskedAttention(noised.layout, dtype=model.dtype))
         (losses.ce.mean() + losses.mse.mean()).backward()
 
     def whole() -> None:
