@@ -1,4 +1,6 @@
-"""The training step: forward, backward, optimiser and averaged weights, as a recipe runs them."""
+"""The training step: forward, backward, optimiser and averaged weights, as a recipe with `optimizer.implementation:
+fused` runs them.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ def measure_training(
     layout, values = pack([[sample]], spec), Values.of([sample], spec)
     noised = add_noise(layout, values, torch.tensor([0.5]), torch.randn_like(values.latents)).to(device)
     trained = copy.deepcopy(model).float().requires_grad_(True)
-    optimizers = Optimizers(trained.named_parameters(), OptimizerConfig(lr=1e-6))
+    optimizers = Optimizers(trained.named_parameters(), OptimizerConfig(lr=1e-6, implementation="fused"))
     ema = Ema(trained, 0.9999)
     if device.type == "cpu":
         keep_freed_memory(LARGEST_KEPT_IN_TRAINING)
