@@ -142,9 +142,9 @@ def test_killed_at_any_moment_and_resumed_by_fewer(recipe: Path, tmp_path: Path)
             time.sleep(0.02)
         processes[victim].send_signal(signal.SIGKILL)
         found = finish(processes)
-        assert found[victim][0] == -signal.SIGKILL
-        assert all(status != 0 for status, _, _ in found)
         said = "".join(errors for _, _, errors in found)
+        assert found[victim][0] == -signal.SIGKILL, f"{count} processes, {victim} killed: {said}"
+        assert all(status != 0 for status, _, _ in found)
         assert said.count("bagel:") == 1, said
         assert "Traceback" not in said
     run(1, "-c", code, *arguments)
