@@ -48,7 +48,8 @@ def train(
         bool, typer.Option("--plan", help="Print what would be trained, and the memory that it takes, and end.")
     ] = False,
     memory: Annotated[
-        str | None, typer.Option(help="With --plan: the memory of each GPU of an imagined machine, such as 24GB.")
+        str | None,
+        typer.Option(help="With --plan: the memory of each GPU of an imagined machine, such as 24GB.", metavar="SIZE"),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(help="With --plan: the number of processes, by default that of this launch.", min=1)

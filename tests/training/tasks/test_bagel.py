@@ -32,6 +32,7 @@ from bagel_mot.inference.defaults import read_defaults
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import TextSegment
+from bagel_mot.training.breakdown import tokens_by_kind
 from bagel_mot.training.checkpoints import STATE_FILE, STATE_FOLDER, load_latest
 from bagel_mot.training.loop import train
 from bagel_mot.training.objective import add_noise, compute_losses, draw_timesteps, loss_counts
@@ -144,7 +145,7 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
 def test_a_stage_that_was_not_trained_yet_is_named_and_never_looked_for_on_the_hub(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(text: str) -> Path:
+    def asked(text: str, **_: object) -> Path:
         raise AssertionError(f"the hub was asked for {text}")
 
     monkeypatch.setattr(loading, "download", asked)
@@ -298,8 +299,11 @@ def test_a_step_waits_for_nothing_until_it_is_reported(recipe: Make, monkeypatch
     run.advance()  # everything is made that is made once
     packs = run.task.prefetcher.next_batch()
     counts = iter([loss_counts(pack.layout, True) for pack in packs])
+    kinds = iter([tokens_by_kind(pack.layout) for pack in packs])
     monkeypatch.setattr(run.task.prefetcher, "next_batch", lambda: packs)
-    monkeypatch.setattr(unified, "loss_counts", lambda *_: next(counts))  # made on the host, before the pack leaves it
+    # Both are made on the host, before the pack leaves it.
+    monkeypatch.setattr(unified, "loss_counts", lambda *_: next(counts))
+    monkeypatch.setattr(unified, "tokens_by_kind", lambda *_: next(kinds))
     seen.clear()
 
     def on_host() -> set[int]:
