@@ -20,7 +20,7 @@ from bagel_mot.app.texts.settings import SETTING_TEXTS
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import check_size
-from bagel_mot.inference.settings import SETTING_GROUPS, SETTINGS, TASKS, parse_settings, task_settings
+from bagel_mot.inference.settings import SETTING_GROUPS, SETTING_GROUPS, SETTINGS, TASKS, parse_settings, task_settings
 from bagel_mot.serving.service import Limits, Service
 from bagel_mot.task import Task
 
@@ -157,6 +157,7 @@ def test_presets_change_the_same_settings_and_one_of_them_is_the_default(context
 
 def test_every_text_is_there_in_both_languages_and_is_used() -> None:
     sources = "\n".join(path.read_text(encoding="utf-8") for path in Path(bagel_mot.app.__file__).parent.rglob("*.py"))
+    sources += "".join(f'"group_{group}"' for group in SETTING_GROUPS)
     for key, texts in TEXTS.items():
         assert set(texts) == set(LANGUAGES), key
         said = re.sub("_(hint|empty|sure|yes)$", "", key)  # these follow from the key of a label or a part
