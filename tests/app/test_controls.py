@@ -20,7 +20,7 @@ from bagel_mot.app.texts.settings import SETTING_TEXTS
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.defaults import check_size
-from bagel_mot.inference.settings import SETTING_GROUPS, SETTING_GROUPS, SETTINGS, TASKS, parse_settings, task_settings
+from bagel_mot.inference.settings import SETTING_GROUPS, SETTINGS, TASKS, parse_settings, task_settings
 from bagel_mot.serving.service import Limits, Service
 from bagel_mot.task import Task
 
