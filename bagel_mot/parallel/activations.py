@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -42,6 +41,7 @@ def _selective() -> Any:
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    name = operator._schema.name if isinstance(operator, torch._ops.OpOverload) else str(operator)
+    schema = getattr(operator, "_schema", None)  # higher-order operators have none
+    name = str(operator) if schema is None else schema.name
     flex = "flex_attention" in name
     return CheckpointPolicy.MUST_SAVE if flex or name in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
