@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -62,6 +63,22 @@ class Reader(ABC):
     def place(self, unit: int, row: int) -> str:
         """The words that a person finds a row by, such as "part-0.parquet, row 3"; rows count from 0."""
         return f"{self.units()[unit].name}, row {row}"
+
+
+class FilesReader(Reader):
+    """A reader of files, one a unit; whatever it finds out of them stays behind when it is pickled.
+
+    Attributes:
+        files: the files, in order.
+    """
+
+    random_access = True
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": self.files}
 
 
 class BrokenRow(dict[str, Any]):

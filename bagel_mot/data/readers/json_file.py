@@ -8,27 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bagel_mot.data.readers.base import BrokenRow, Reader, Row, Unit
+from bagel_mot.data.readers.base import BrokenRow, FilesReader, Row, Unit
 from bagel_mot.errors import DataError
 from bagel_mot.files import read_text
 
 
-class JsonReader(Reader):
+class JsonReader(FilesReader):
     """The objects in the list of each file, which are all in memory; a unit is a file.
 
     A file may also hold an object with the list under one of its keys.
-
-    Attributes:
-        files: the files, in order.
     """
-
-    random_access = True
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = tuple(files)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files}
 
     @cached_property
     def _rows(self) -> tuple[list[Any], ...]:

@@ -5,36 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bagel_mot.data.readers.base import BrokenRow, Reader, Row, Unit
+from bagel_mot.data.readers.base import BrokenRow, FilesReader, Row, Unit
 from bagel_mot.data.readers.tars import TarIndex, open_tar, tar_index
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 _TEXTS = ("txt", "text", "caption")
 
 
-class WebDatasetReader(Reader):
+class WebDatasetReader(FilesReader):
     """Rows of tars; a unit is a tar.
 
     The files of a row have the same name up to the first dot of their last part, and follow one another. A row has
     `__key__`, that name; `image`, the bytes of the first image; the content of every file under its ending: bytes, or
     a text for txt; and the keys of a JSON object, so far as they are not taken.
-
-    Attributes:
-        files: the tars, in order.
     """
-
-    random_access = True
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = tuple(files)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files}
 
     @cached_property
     def _starts(self) -> tuple[np.ndarray, ...]:
