@@ -55,6 +55,10 @@ class DataError(BagelError):
     """Training or evaluation data is missing, unreadable, or not in the documented on-disk format."""
 
 
+class EvaluationError(BagelError):
+    """An evaluation cannot go on: a judge or a server refuses for good, or the run's folder holds another run."""
+
+
 class NotFiniteError(BagelError):
     """Numbers became infinite or NaN at work: a weight is damaged, or they overflow in the precision."""
 

@@ -1,0 +1,226 @@
+"""What a benchmark is: items, the request of an item, the score of an item's result, and the summary of all scores.
+
+The runner gives an item's request to a model or a server, stores the result, and has it scored. Nothing here runs a
+model, so the same scores serve as rewards.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from PIL import Image
+
+from bagel_mot.evaluation.judges.base import Judges
+
+Kind = Literal["ask", "generate", "edit"]
+# An image that is opened when its item runs: a file, the bytes of one, or a function that makes it.
+LazyImage = Path | bytes | Callable[[], Image.Image]
+
+
+class Protocol(StrEnum):
+    """How prompts, settings and scores are made.
+
+    PUBLISHED does what the evaluation scripts of the published system do, faults included. FIXED mends those faults
+    that docs/evaluation.md lists. UPSTREAM does what the benchmark's own repository does, where that differs.
+    """
+
+    PUBLISHED = "published"
+    FIXED = "fixed"
+    UPSTREAM = "upstream"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question, prompt or edit of a benchmark, with all that a model is given.
+
+    Attributes:
+        id: the item's name, unique within its benchmark and the same in every run.
+        kind: the method of `Bagel` that answers it.
+        prompt: the text to the letter.
+        images: the inputs in order.
+        settings: keyword arguments of `Bagel.ask`, `generate` or `edit`, under the published names.
+        seeds: one result is made for each.
+        outputs: for drawn images, the path of each below the folder of images, in the benchmark's own layout.
+        facts: what scoring needs of the row, such as the right answer. It is JSON.
+        group: items of one group have equal inputs, which are read once.
+    """
+
+    id: str
+    kind: Kind
+    prompt: str
+    images: tuple[LazyImage, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    outputs: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What a model made of an item, for each of its seeds.
+
+    Attributes:
+        texts: the answers; for drawn images the thoughts, "" without thinking.
+        images: the files of drawn images; empty for answers.
+        truncated: whether each text ended by its token limit.
+    """
+
+    texts: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
+    truncated: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one item.
+
+    Attributes:
+        values: numbers by name, such as {"right": 1.0}. None is a number that could not be had: a judge's reply that
+            cannot be read, a call that failed.
+        detail: how it came about, as JSON: the parsed answer, the judge's replies, the reasons.
+        unparsable: answers or replies that could not be read.
+    """
+
+    values: Mapping[str, float | None]
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    unparsable: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a report.
+
+    Attributes:
+        value: the number; None where no item gave one.
+        count: the items behind it.
+        interval: its 95% interval, where one can be given.
+    """
+
+    value: float | None
+    count: int
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The numbers of a whole run.
+
+    Attributes:
+        rows: numbers by name, in the order of the published table.
+        headline: the names of those that the benchmark is known by.
+        extra: what else belongs into the report, as JSON.
+    """
+
+    rows: Mapping[str, Row]
+    headline: tuple[str, ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A number that others have published.
+
+    Attributes:
+        row: the name of the row that it belongs to.
+        value: the number, on the scale of that row.
+        model: whose it is, such as "BAGEL" or "BAGEL, thinking".
+        source: where it stands.
+        note: what is known of the protocol behind it.
+    """
+
+    row: str
+    value: float
+    model: str
+    source: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class BenchmarkInfo:
+    """What `bagel eval --list` tells about a benchmark.
+
+    Attributes:
+        name: as the command line takes it, such as "mme".
+        title: as its authors write it.
+        ability: what is measured, in a few words.
+        items: the number of items in the complete set.
+        needs: what scoring needs beside the model: "", "a judge", "a detector".
+        source: where the data are had.
+        licence: of the data; marked where it is not certain.
+        hub: the id of a Hugging Face data set that may be fetched, or None.
+        paper: where the benchmark is published.
+        published: scores of the published system and of those who tried to reproduce them.
+        variants: names of splits or languages that `--variant` takes, the default first.
+    """
+
+    name: str
+    title: str
+    ability: str
+    items: int
+    needs: str
+    source: str
+    licence: str
+    hub: str | None = None
+    paper: str = ""
+    published: tuple[PublishedScore, ...] = ()
+    variants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What a benchmark is run with.
+
+    Attributes:
+        data: the folder of the data in the official layout.
+        protocol: how prompts, settings and scores are made.
+        think: whether the model thinks first.
+        variant: one of the benchmark's variants; None is the first.
+        judge_texts: the folder of the user's copy of texts that cannot be shipped; None looks in the data.
+        partial: whether an incomplete set is accepted: for miniatures in tests alone.
+    """
+
+    data: Path
+    protocol: Protocol = Protocol.PUBLISHED
+    think: bool = False
+    variant: str | None = None
+    judge_texts: Path | None = None
+    partial: bool = False
+
+
+class Benchmark(ABC):
+    """A set of items and how they are scored.
+
+    Args:
+        options: the data and the protocol.
+
+    Raises: DataError if the data are not complete, with what is missing; SettingError for options that it lacks.
+    """
+
+    info: ClassVar[BenchmarkInfo]
+
+    def __init__(self, options: BenchmarkOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def items(self) -> Sequence[Item]:
+        """All items in the official order."""
+
+    @abstractmethod
+    def score(self, item: Item, result: ItemResult, judges: Judges) -> Score:
+        """The score of one item's result. Judges are asked here, for each item anew."""
+
+    @abstractmethod
+    def aggregate(self, scores: Mapping[str, Score]) -> Summary:
+        """The numbers of the run from the scores by item id, which may be those of a part of the items."""
+
+    def write_submission(
+        self, folder: Path, results: Mapping[str, ItemResult], scores: Mapping[str, Score]
+    ) -> list[Path]:
+        """Writes the files that the benchmark's own scorer or server reads, and returns their paths; none by default."""
+        return []

@@ -1,0 +1,105 @@
+"""What a judge is asked, and who answers: a chat model by HTTP, or a detector of things in an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class JudgeImage:
+    """An image in a message to a judge: the bytes of a file, and what the message says they are.
+
+    Attributes:
+        data: the file's bytes, sent as they are.
+        mime: the type that is named, right or wrong, as the published script names it.
+        detail: "low", "high" or None, in which case nothing is sent.
+    """
+
+    data: bytes
+    mime: str = "image/png"
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class JudgeMessage:
+    """One message: its role, and texts and images in order. `plain` sends a lone text as a string, not as a list."""
+
+    role: Literal["system", "user"]
+    content: tuple[str | JudgeImage, ...]
+    plain: bool = False
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One call of a judge, as chat completions take it. None is not sent.
+
+    Attributes:
+        messages: the messages in order.
+        model: the judge that the protocol names; the user's choice replaces it.
+        temperature, max_tokens, n: of the request.
+        extra: further fields of the body, such as {"chat_template_kwargs": {"enable_thinking": False}}.
+        attempt: which try of the same question it is, from 0; a try is answered anew.
+    """
+
+    messages: tuple[JudgeMessage, ...]
+    model: str
+    temperature: float | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 0
+
+
+class Judge(Protocol):
+    """Answers questions about texts and images."""
+
+    def complete(self, request: JudgeRequest) -> str | None:
+        """The reply, or None if this call failed and another try may not. Raises EvaluationError if none ever will."""
+        ...
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A thing that a detector found.
+
+    Attributes:
+        label: the class, by the benchmark's name for it.
+        score: the confidence, 0 to 1.
+        box: left, top, right, bottom in pixels.
+        mask: (height, width) bool; None if the detector gives none.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: np.ndarray | None = None
+
+
+class Detector(Protocol):
+    """Finds things in images."""
+
+    def detect(self, image: Image.Image) -> Sequence[Detection]:
+        """All things found, of any confidence."""
+        ...
+
+
+class Classifier(Protocol):
+    """Says which of several texts fits an image best."""
+
+    def probabilities(self, images: Sequence[Image.Image], texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """(images, texts) float: for each image the probability of each text. A text is several templates, averaged."""
+        ...
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Those that a run has. A benchmark that needs one which is None says so before the first item is run."""
+
+    chat: Judge | None = None
+    detector: Detector | None = None
+    classifier: Classifier | None = None
