@@ -222,5 +222,5 @@ class Benchmark(ABC):
     def write_submission(
         self, folder: Path, results: Mapping[str, ItemResult], scores: Mapping[str, Score]
     ) -> list[Path]:
-        """Writes the files that the benchmark's own scorer or server reads, and returns their paths; none by default."""
+        """Writes the files that the benchmark's own scorer or server reads and returns their paths; by default none."""
         return []
