@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from PIL import Image
 
+from bagel_mot.errors import SettingError
 from bagel_mot.evaluation.judges.base import Judges
 
 Kind = Literal["ask", "generate", "edit"]
@@ -224,3 +225,10 @@ class Benchmark(ABC):
     ) -> list[Path]:
         """Writes the files that the benchmark's own scorer or server reads and returns their paths; by default none."""
         return []
+
+    def read_scores(self, path: Path) -> dict[str, Score]:
+        """Scores by item id from the file that the benchmark's own scorer writes.
+
+        Raises: DataError if it is not such a file; SettingError if no such file is read for this benchmark.
+        """
+        raise SettingError(f"{self.info.name} has no scorer of its own whose results are read; score the items here.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -60,6 +60,19 @@ class Judge(Protocol):
 
     def complete(self, request: JudgeRequest) -> str | None:
         """The reply, or None if this call failed and another try may not. Raises EvaluationError if none ever will."""
+        ...
+
+
+@runtime_checkable
+class TokenJudge(Judge, Protocol):
+    """A judge that also tells how likely each of the tokens is that its reply may begin with."""
+
+    def first_token(self, request: JudgeRequest) -> Mapping[str, float] | None:
+        """The probability of each of the likeliest first tokens of the reply, by the token's text, 0 to 1.
+
+        The request asks for `logprobs` and `top_logprobs` in its `extra`. None if this call failed and another try may
+        not. Raises EvaluationError if the server gives no such numbers.
+        """
         ...
 
 
