@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import io
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -25,10 +26,15 @@ import bagel_mot.errors
 from bagel_mot import Bagel, BagelError, Session
 from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import SETTINGS
+from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.sampling import sample_scene
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = ("index", "getting-started", "settings", "official", "precision", "python", "faq", "adapters")
+LESSONS = ("teach-a-thing", "teach-an-edit", "teach-a-question")
+# A lesson's commands are run as they stand but for these values, which make its training a miniature.
+MINIATURE = " steps=2 pack.rows=2 save_every=2 sample_every=2 schedule.warmup=1 schedule.decay=1"
 # What a block that is not run may hold: nothing but these needs more than this package and its embedded model.
 NEEDS_MORE = (
     "ByteDance-Seed/BAGEL-7B-MoT",
@@ -102,6 +108,25 @@ def test_the_commands_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pyte
         else:
             done = subprocess.run(["bash", "-euo", "pipefail", "-c", block.code], capture_output=True, text=True)
             assert done.returncode == 0, f"{page}.md:\n{block.code}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", LESSONS)
+def test_the_commands_of_a_lesson_run_in_miniature(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In their order, in a folder that has the examples and the images that the page speaks of."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name in ("car.png", "scene.png"):
+        draw(sample_scene(random.Random(name))).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    commands = [block.code.strip() for block in blocks(page) if block.language == "sh"]
+    assert sum("bagel train" in command for command in commands) == 1
+    for command in commands:
+        small = command + MINIATURE if "bagel train" in command else command
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", small], capture_output=True, text=True)
+        assert done.returncode == 0, f"{page}.md:\n{small}\n{done.stderr}"
+    assert list((tmp_path / "runs").glob("*/step-00000002/adapter_model.safetensors"))
 
 
 # ---------------------------------------------------------------------------------------------------------- settings

@@ -1,7 +1,7 @@
-"""A question that mini does not know: which half of the picture has more things?
+"""A question that mini does not know: where is the biggest thing?
 
 The data are conversations: PNG files, and one JSON object a line in `conversations.jsonl`. An answer is right when it
-is the word that is true of the scene.
+is the place of the biggest thing, to the letter; guessing is right for one scene in four.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from pathlib import Path
 from bagel_mot import Bagel
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.sampling import sample_scene
-from bagel_mot.worlds.mini.scene import Scene
+from bagel_mot.worlds.mini.scene import QUADRANTS, SIZES, Scene
 
-QUESTION = "Which half has more things?"
-ANSWERS = ("left", "right", "neither")
+QUESTION = "Where is the biggest thing?"
 
 
-def answer(scene: Scene) -> str:
-    """One of ANSWERS."""
-    left = sum("left" in thing.slot for thing in scene.things)
-    right = sum("right" in thing.slot for thing in scene.things)
-    return "left" if left > right else "right" if right > left else "neither"
+def answer(scene: Scene) -> str | None:
+    """The place of the biggest thing; None if several are as big, or if it is alone."""
+    largest = max(SIZES.index(thing.size) for thing in scene.things)
+    places = [thing.slot for thing in scene.things if SIZES.index(thing.size) == largest]
+    return places[0] if len(places) == 1 and len(scene.things) > 1 else None
 
 
 def _scene(rng: random.Random) -> Scene:
-    """A random scene; each answer is as frequent as the others."""
-    wanted = rng.choice(ANSWERS)
+    """A random scene of which the question can be asked; each place is as frequent as the others."""
+    wanted = rng.choice(QUADRANTS)
     while answer(scene := sample_scene(rng)) != wanted:
         pass
     return scene

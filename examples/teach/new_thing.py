@@ -19,7 +19,7 @@ from bagel_mot import Bagel
 from bagel_mot.worlds.mini.draw import background
 from bagel_mot.worlds.mini.sprites import COLOUR_RGB, INK
 
-LAVENDER = (198, 104, 190)
+LAVENDER = (205, 140, 210)
 PLACES = {
     "in the top left": (16, 16),
     "in the top right": (48, 16),
