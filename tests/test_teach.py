@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,7 @@ from bagel_mot.data.readers.folder import CaptionedImages, ImagePairs
 from bagel_mot.data.sources.folder import found_task
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.parser import parse, same_scene
+from bagel_mot.worlds.mini.scene import QUADRANTS, SIZES
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,20 +61,26 @@ def test_mirrored_pairs(tmp_path: Path) -> None:
     lesson.write_data(tmp_path, 4)
     assert found_task(tmp_path) == "edit"
     assert len(ImagePairs(tmp_path).rows) == 4
-    scene = lesson._scene(random.Random(1))
+    scene = lesson.random_scene(random.Random(1))
     assert lesson.mirrored(lesson.mirrored(scene)) == scene
     assert same_scene(parse(draw(lesson.mirrored(scene))), lesson.mirrored(scene))
     assert not same_scene(parse(draw(scene)), lesson.mirrored(scene))
 
 
-def test_questions_about_halves(tmp_path: Path) -> None:
+def test_questions_about_the_biggest_thing(tmp_path: Path) -> None:
     lesson = _lesson("new_question")
     lesson.write_data(tmp_path, 30)
     assert found_task(tmp_path) == "chat"
     rows = [json.loads(line) for line in (tmp_path / "conversations.jsonl").read_text().splitlines()]
-    said = {row["conversations"][1]["value"] for row in rows}
-    assert said == set(lesson.ANSWERS)
+    assert {row["conversations"][1]["value"] for row in rows} == set(QUADRANTS)
     assert all((tmp_path / row["image"]).exists() for row in rows)
+    rng = random.Random(0)
+    for _ in range(20):
+        scene = lesson.random_scene(rng)
+        biggest = max(scene.things, key=lambda thing: SIZES.index(thing.size))
+        assert lesson.answer(scene) == biggest.slot
+        assert sum(thing.size == biggest.size for thing in scene.things) == 1
+        assert lesson.answer(replace(scene, things=(biggest,))) is None
 
 
 @pytest.mark.slow

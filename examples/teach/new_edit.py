@@ -32,7 +32,7 @@ def mirrored(scene: Scene) -> Scene:
     return replace(scene, things=things)
 
 
-def _scene(rng: random.Random) -> Scene:
+def random_scene(rng: random.Random) -> Scene:
     """A random scene that mirroring changes."""
     while True:
         scene = sample_scene(rng)
@@ -45,7 +45,7 @@ def write_data(folder: Path, count: int = 200, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     for number in range(count):
-        scene = _scene(rng)
+        scene = random_scene(rng)
         draw(scene).save(folder / f"{number:04d}.before.png")
         draw(mirrored(scene)).save(folder / f"{number:04d}.after.png")
         (folder / f"{number:04d}.txt").write_text(rng.choice(INSTRUCTIONS) + "\n", encoding="utf-8")
@@ -54,7 +54,7 @@ def write_data(folder: Path, count: int = 200, seed: int = 0) -> None:
 def share_right(bagel: Bagel, count: int = 100, seed: int = 99) -> float:
     """The share of so many fresh scenes that are mirrored exactly."""
     rng = random.Random(seed)
-    scenes = [_scene(rng) for _ in range(count)]
+    scenes = [random_scene(rng) for _ in range(count)]
     instructions = [rng.choice(INSTRUCTIONS) for _ in scenes]
     images = bagel.edit([draw(scene) for scene in scenes], instructions, seed=list(range(count)))
     return sum(same_scene(parse(i), mirrored(s)) for i, s in zip(images, scenes, strict=True)) / count

@@ -25,7 +25,7 @@ def answer(scene: Scene) -> str | None:
     return places[0] if len(places) == 1 and len(scene.things) > 1 else None
 
 
-def _scene(rng: random.Random) -> Scene:
+def random_scene(rng: random.Random) -> Scene:
     """A random scene of which the question can be asked; each place is as frequent as the others."""
     wanted = rng.choice(QUADRANTS)
     while answer(scene := sample_scene(rng)) != wanted:
@@ -39,7 +39,7 @@ def write_data(folder: Path, count: int = 200, seed: int = 0) -> None:
     rng = random.Random(seed)
     with open(folder / "conversations.jsonl", "w", encoding="utf-8") as file:
         for number in range(count):
-            scene = _scene(rng)
+            scene = random_scene(rng)
             draw(scene).save(folder / f"{number:04d}.png")
             turns = [
                 {"from": "human", "value": f"<image>\n{QUESTION}"},
@@ -51,6 +51,6 @@ def write_data(folder: Path, count: int = 200, seed: int = 0) -> None:
 def share_right(bagel: Bagel, count: int = 100, seed: int = 99) -> float:
     """The share of questions about so many fresh scenes that are answered right."""
     rng = random.Random(seed)
-    scenes = [_scene(rng) for _ in range(count)]
+    scenes = [random_scene(rng) for _ in range(count)]
     answers = bagel.ask([draw(scene) for scene in scenes], [QUESTION] * count, max_new_tokens=12)
     return sum(said.strip() == answer(scene) for said, scene in zip(answers, scenes, strict=True)) / count
