@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from bagel_mot.cli.lists import AnswerLists, ImageLists, is_list, run_list, with_answer_lists, with_image_lists
 from bagel_mot.cli.options import (
     JsonOption,
     command,
@@ -27,32 +28,47 @@ if TYPE_CHECKING:
     from bagel_mot.inference.result import Result
 
 OutputOption = Annotated[
-    Path,
-    typer.Option("--output", "-o", help="The picture's file (.png, .jpg, .webp); several get numbers.", metavar="FILE"),
+    Optional[Path],  # noqa: UP045 - typer reads this annotation at run time
+    typer.Option(
+        "--output",
+        "-o",
+        help="The picture's file (.png, .jpg, .webp), by default out.png; several get numbers.",
+        metavar="FILE",
+    ),
 ]
+_DEFAULT_OUTPUT = Path("out.png")
 _ANOTHER = "give another output file"
 CountOption = Annotated[int, typer.Option("-n", help="Pictures for each prompt, with seeds that count up.", min=1)]
 
 
 @command
 @with_settings(Task.GENERATE)
+@with_image_lists
 @with_weights
 def generate(
     *,
     prompts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help="What to draw; several prompts run as one batch. - is standard input.", metavar="PROMPT"),
-    ],
-    output: OutputOption = Path("out.png"),
+    ] = None,
+    output: OutputOption = None,
     n: CountOption = 1,
     json: JsonOption = None,
     weights: Weights,
+    lists: ImageLists,
     **settings: Any,
 ) -> None:
     """Draw images from texts.
 
     bagel generate "a red car under a yellow sun" -o car.png --seed 0
     """
+    if is_list(lists, has_output=output is not None):
+        if prompts:
+            raise PromptError(f"there is the prompt {prompts[0]!r} and a file of prompts: leave one of them.")
+        return run_list(Task.GENERATE, lists, weights, settings, n=n, json=json)
+    if not prompts:
+        raise PromptError('a prompt is missing: write it as in bagel generate "a red car", or give a file with --from.')
+    output = output or _DEFAULT_OUTPUT
     _check_output(output)
     prompts = _typed(prompts)
     bagel = load(weights, ("generate",))
@@ -64,24 +80,36 @@ def generate(
 
 @command
 @with_settings(Task.EDIT)
+@with_image_lists
 @with_weights
 def edit(
     *,
     images: Annotated[list[str] | None, typer.Argument(help="One or more pictures.", metavar="IMAGE...")] = None,
-    instruction: Annotated[str, typer.Argument(help="The change; - is standard input.", metavar="INSTRUCTION")],
-    output: OutputOption = Path("out.png"),
+    instruction: Annotated[
+        str | None, typer.Argument(help="The change; - is standard input.", metavar="INSTRUCTION")
+    ] = None,
+    output: OutputOption = None,
     n: CountOption = 1,
     json: JsonOption = None,
     weights: Weights,
+    lists: ImageLists,
     **settings: Any,
 ) -> None:
     """Change an image as a text says.
 
     bagel edit car.png "make it night" -o night.png
     """
+    if is_list(lists, has_output=output is not None):
+        given = _all_images(images, instruction)
+        return run_list(Task.EDIT, lists, weights, settings, n=n, images=given, json=json)
+    if instruction is None:
+        raise PromptError(
+            'the instruction is missing: write it as in bagel edit car.png "make it night", or give a file with --from.'
+        )
     _check_not_a_file(images, instruction, "the instruction for it")
     if not images:
         raise PromptError(f"a picture to change is missing: write its file before the instruction {instruction!r}.")
+    output = output or _DEFAULT_OUTPUT
     _check_output(output)
     [instruction] = _typed([instruction])
     bagel = load(weights)
@@ -93,19 +121,30 @@ def edit(
 
 @command
 @with_settings(Task.ASK)
+@with_answer_lists
 @with_weights
 def ask(
     *,
     images: Annotated[list[str] | None, typer.Argument(help="Pictures, if any.", metavar="IMAGE")] = None,
-    question: Annotated[str, typer.Argument(help="A question about them; - is standard input.", metavar="QUESTION")],
+    question: Annotated[
+        str | None, typer.Argument(help="A question about them; - is standard input.", metavar="QUESTION")
+    ] = None,
     json: JsonOption = None,
     weights: Weights,
+    lists: AnswerLists,
     **settings: Any,
 ) -> None:
     """Ask about images. The answer is printed as it is written; with --think, the thinking on standard error.
 
     bagel ask car.png "How many cars are there?"
     """
+    if is_list(lists):
+        return run_list(Task.ASK, lists, weights, settings, images=_all_images(images, question), json=json)
+    if question is None:
+        raise PromptError(
+            'the question is missing: write it as in bagel ask car.png "How many cars are there?", or give a file with '
+            "--from."
+        )
     _check_not_a_file(images, question, "the question about it")
     [question] = _typed([question])
     bagel = load(weights, ("understand",))
@@ -125,6 +164,17 @@ def ask(
     if not quiet:
         print(result.text if thinking else "")
     write_json(json, _facts(result))
+
+
+def _all_images(images: list[str] | None, last: str | None) -> list[str]:
+    """The arguments of a command whose texts come from a file: images, the last one too.
+
+    Raises:
+        PromptError: the last one is no file, but a text.
+    """
+    if last is not None and not os.path.isfile(last):
+        raise PromptError(f"there is the text {last!r} and a file of texts: leave one of them.")
+    return [*(images or ()), *([] if last is None else [last])]
 
 
 def _check_not_a_file(images: list[str] | None, text: str, missing: str) -> None:

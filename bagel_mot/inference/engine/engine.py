@@ -42,6 +42,17 @@ T = TypeVar("T")
 _FROM_WITHIN = "a request or its callback cannot run the engine that runs it"
 
 
+@contextmanager
+def _cancelling(tickets: Sequence[Ticket[Any]]) -> Iterator[None]:
+    """Cancels tickets when an error or an interrupt passes."""
+    try:
+        yield
+    except BaseException as error:
+        for ticket in tickets:
+            ticket.cancel(error if isinstance(error, Exception) else None)
+        raise
+
+
 class Engine:
     """Runs requests together. Safe to use from several threads: whoever waits for a result drives all requests.
 
@@ -205,14 +216,16 @@ class Engine:
 
         Raises: what broke a step itself; it is also the error of the tickets.
         """
-        try:
+        with _cancelling(tickets):
             for ticket in tickets:
                 while not ticket.done():
                     self._step_for(ticket)
-        except BaseException as error:
-            for ticket in tickets:
-                ticket.cancel(error if isinstance(error, Exception) else None)
-            raise
+
+    def run_until_one(self, tickets: Sequence[Ticket[Any]]) -> None:
+        """Steps until one of `tickets`, or several, are done. Interrupts and errors as `run_until`."""
+        with _cancelling(tickets):
+            while not any(ticket.done() for ticket in tickets):
+                self._step_for(tickets[0])
 
     def stream(self, start: Callable[[Callable[[str], None]], Ticket[T]]) -> Generator[str, None, T]:
         """Steps while a request writes, and yields the pieces. If abandoned, the request is cancelled.
