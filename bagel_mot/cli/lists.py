@@ -105,7 +105,7 @@ def run_list(
     Args:
         n: the images of lines that do not say how many.
         images: the inputs of lines that name none.
-        json: where all results are listed, those of earlier runs included.
+        json: the file that lists all results, those of earlier runs included.
     """
     from bagel_mot.checkpoint.official import fingerprint, folder_of
     from bagel_mot.inference.lists.lines import read_lines

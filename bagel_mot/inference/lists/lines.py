@@ -28,7 +28,7 @@ _OTHER_TEXTS = {Task.GENERATE: (), Task.EDIT: ("instruction",), Task.ASK: ("ques
 
 @dataclass(frozen=True)
 class ListLine:
-    """What one line asks for.
+    """The request of one line, checked.
 
     Attributes:
         number: the line's number in its file, from 1.
@@ -37,7 +37,7 @@ class ListLine:
         settings: the settings of this line alone, validated.
         n: the results that are wanted, with seeds that count up.
         names: the paths of the images to be drawn below the output folder; empty where texts are written.
-        row: the object as it stands in the file; of a line of text its prompt.
+        row: the object that the file has; for a line of text one with its prompt.
     """
 
     number: int
@@ -72,8 +72,8 @@ def read_lines(
     Args:
         source: a file, whose folder the paths of images are relative to; or the text of one, as it comes from standard
             input: then they are relative to the working folder.
-        task: what the lines ask for.
-        naming: how images are named.
+        task: the task of all lines.
+        naming: the names of the images.
         n: the results of lines that do not say how many.
         images: the inputs of lines that name none.
 

@@ -1,4 +1,4 @@
-"""How the images of a list are named: by the place of their line, or as benchmarks want their images laid out."""
+"""Names for the images of a list: by the place of their line, or as benchmarks want their images laid out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Naming:
     """One way of naming images.
 
     Attributes:
-        name: as `--naming` takes it.
+        name: the value of `--naming`.
         about: the files, in words.
         tasks: the tasks that it is for.
         folder: the paths below the output folder of a line's images: a function of the line's object, its place among
@@ -47,7 +47,7 @@ def _part(row: Mapping[str, Any], key: str) -> str:
     """A value of a line as one part of a path.
 
     Raises:
-        DataError: it is none.
+        DataError: it cannot be that.
     """
     value = row[key]
     text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""

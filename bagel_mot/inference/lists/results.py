@@ -17,8 +17,8 @@ RESULTS_FILE = "results.jsonl"
 class Results:
     """The results that a folder holds, by their request.
 
-    A line is written just before its image is, so an image without a line is none of ours, and a line without an image
-    is one that was broken off.
+    A line is written just before its image is, so an image without a line is somebody else's, and a line
+    without an image was broken off.
 
     Args:
         folder: the output folder; it may be empty.
@@ -45,7 +45,7 @@ class Results:
             write_text(self.path, whole.decode())
 
     def get(self, name: str) -> Mapping[str, Any] | None:
-        """What was last written of a result: of an image by its path, of a text by its request."""
+        """The last line of a result, by its `id`; None if there is no line."""
         return self._found.get(name)
 
     def add(self, entry: Mapping[str, Any]) -> None:

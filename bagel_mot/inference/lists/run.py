@@ -35,7 +35,7 @@ class Job:
 
     Attributes:
         line: the line.
-        number: which of the line's results it is, from 0.
+        number: its place among the line's results, from 0.
         request: a hash of all that the result depends on.
         id: the path of its image below the output folder; of an answer its request, numbered where a list has it twice.
     """
@@ -50,19 +50,19 @@ class ListRun:
     """A list and the folder of its results.
 
     Args:
-        task: what the lines ask for.
+        task: the task of all lines.
         lines: the lines.
         folder: the output folder; made if it is missing.
-        naming: how images are named.
+        naming: the names of the images.
         settings: the settings of lines that do not give their own, validated.
         model: facts by which the model is known, as JSON: results of another one are not taken for its own.
         redraw: whether images of other requests that are in the folder under the same names are replaced.
 
     Attributes:
         jobs: all results that are wanted, in order.
-        pending: those that are not there yet.
+        pending: the results among them that are not there yet.
 
-    Raises: DataError if the folder holds an image of that name that is none of this list's; BagelError if the folder
+    Raises: DataError if the folder holds an image of that name that is not of this list; BagelError if the folder
         cannot be written.
     """
 
