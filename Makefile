@@ -1,8 +1,8 @@
 # make demo   install, then let the embedded model draw, edit, answer and think; writes demo/index.html
 # make test   install, then lint and the fast tests
 # make lint   install, then lint, format and types
-# make fast   install, then the fast tests
-# make slow   install, then the slow tests
+# make fast   install, then the fast tests; CORES=1 in one process
+# make slow   install, then the slow tests, likewise
 # make docs   install, then the site, into site/
 # make screenshots   install, then the pictures of the page in docs/images; needs Chromium
 # make venv   install alone
@@ -18,6 +18,10 @@ DEV := $(VENV)/.installed-dev
 # The exact version is named on pip's command line, and first: a range would let pip take another build of PyTorch.
 TORCH := $(shell grep -E '^torch==' constraints.txt)
 INSTALL := $(BIN)/python -m pip install $(TORCH) -c constraints.txt
+
+# Tests run in as many processes as there are cores, up to four; each computes with one thread.
+CORES = $$($(BIN)/python -c 'from bagel_mot.threads import usable_cores; print(min(4, usable_cores()))')
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES)
 
 .PHONY: venv demo test lint fast slow docs screenshots bench-full clean
 .DEFAULT_GOAL := test
@@ -49,11 +53,11 @@ lint: venv
 	$(BIN)/mypy
 
 fast: venv
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # pytest's status 5 says that no test is marked slow, which is no failure.
 slow: venv
-	$(BIN)/python -m pytest -m slow || test $$? -eq 5
+	$(PYTEST) -m slow || test $$? -eq 5
 
 screenshots: venv
 	BAGEL_REQUIRE_BROWSER=1 BAGEL_README_SCREENSHOTS=1 $(BIN)/python -m pytest -q tests/app -m screenshot

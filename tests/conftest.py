@@ -50,6 +50,14 @@ class Golden:
         return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How several processes share the tests."""
+    from tests.sharing import Sharing  # here, because pytest-xdist is not there wherever tests run
+
+    return Sharing(config, log)
+
+
 @pytest.fixture(scope="session")
 def golden() -> Golden:
     """The recorded cases."""

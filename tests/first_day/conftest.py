@@ -18,7 +18,7 @@ from tests.first_day.environment import Environment, run
 
 ROOT = Path(__file__).parents[2]
 # What commands, tools and editors leave in a working tree, so that a copy is as a fresh clone.
-_LEFT = {".git", ".venv", "build", "dist", "demo", "runs", "checkpoints", "artifacts", "site", ".cache"}
+_LEFT = {".git", ".venv", "build", "dist", "demo", "runs", "checkpoints", "artifacts", "site", ".cache", ".hypothesis"}
 
 
 def _build(kind: str, source: Path, output: Path) -> Path:
