@@ -17,7 +17,8 @@ from typing import Any
 
 from bagel_mot.checkpoint.precision import PLAIN
 from bagel_mot.cli.planning import planned
-from bagel_mot.evaluation.benchmarks.mini import ROWS, wilson
+from bagel_mot.evaluation.benchmarks.mini import ROWS
+from bagel_mot.evaluation.statistics import wilson
 from bagel_mot.files import parse_size, size_text, write_text
 from bagel_mot.inference.settings import SETTINGS, TASKS
 from bagel_mot.training.packaged import find_recipe

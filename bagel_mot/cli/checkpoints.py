@@ -219,7 +219,9 @@ def _compare_scores(source: str, folder: Path, items: int) -> dict[str, Any]:
 
 def _scores(checkpoint: str, items: int) -> dict[str, float]:
     """The share of right items, by row."""
-    from bagel_mot.evaluation.benchmarks.mini import ROWS, evaluate
+    from bagel_mot.evaluation.benchmarks.mini import ROWS, Mini
+    from bagel_mot.evaluation.benchmarks.mini_report import evaluate, side_of
+    from bagel_mot.evaluation.respondents.local import LocalRespondent
 
     bagel = load(Weights(checkpoint))
     done: dict[str, int] = {}
@@ -229,7 +231,8 @@ def _scores(checkpoint: str, items: int) -> dict[str, float]:
             done[row] = count
             progress(sum(done.values()), total * len(ROWS))
 
-        report = evaluate(bagel, items=items, progress=tell)
+        mini = Mini(count=items, side=side_of(bagel))
+        report = evaluate(mini, LocalRespondent(bagel, {}), progress=tell)
     return {name: row["share"] for name, row in report["rows"].items()}
 
 

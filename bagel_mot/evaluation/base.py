@@ -6,6 +6,8 @@ model, so the same scores serve as rewards.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,8 @@ from PIL import Image
 from bagel_mot.errors import SettingError
 from bagel_mot.evaluation.judges.base import Judges
 
-Kind = Literal["ask", "generate", "edit"]
+# "reconstruct" sends the image through the model's autoencoder, which bounds every image that the model draws.
+Kind = Literal["ask", "generate", "edit", "reconstruct"]
 # An image that is opened when its item runs: a file, the bytes of one, or a function that makes it.
 LazyImage = Path | bytes | Callable[[], Image.Image]
 
@@ -44,7 +47,9 @@ class Item:
         kind: the method of `Bagel` that answers it.
         prompt: the text to the letter.
         images: the inputs in order.
-        settings: keyword arguments of `Bagel.ask`, `generate` or `edit`, under the published names.
+        turns: further instructions, one after the other in the same conversation; the last result counts. For edits.
+        settings: keyword arguments of `Bagel.ask`, `generate` or `edit`, under the published names; for "reconstruct"
+            {"passes": n}, how often the image goes through the autoencoder.
         seeds: one result is made for each.
         outputs: for drawn images, the path of each below the folder of images, in the benchmark's own layout.
         facts: what scoring needs of the row, such as the right answer. It is JSON.
@@ -55,6 +60,7 @@ class Item:
     kind: Kind
     prompt: str
     images: tuple[LazyImage, ...] = ()
+    turns: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     outputs: tuple[str, ...] = ()
@@ -211,6 +217,22 @@ class Benchmark(ABC):
     @abstractmethod
     def items(self) -> Sequence[Item]:
         """All items in the official order."""
+
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of a SHA-256 over what the items ask: ids, prompts, settings, seeds, facts,
+        and the bytes of their images, or the size of their files. Images that a function makes do not count.
+        """
+        digest = hashlib.sha256()
+        for item in self.items():
+            images: list[Any] = []
+            for image in item.images:
+                if isinstance(image, bytes):
+                    images.append(hashlib.sha256(image).hexdigest())
+                elif isinstance(image, Path):
+                    images.append(image.stat().st_size if image.exists() else None)
+            asked = [item.kind, item.prompt, item.turns, dict(item.settings), item.seeds, dict(item.facts)]
+            digest.update(json.dumps([item.id, asked, images], sort_keys=True, default=str).encode())
+        return digest.hexdigest()[:16]
 
     @abstractmethod
     def score(self, item: Item, result: ItemResult, judges: Judges) -> Score:

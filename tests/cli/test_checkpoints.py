@@ -123,12 +123,13 @@ def test_convert_with_its_report(tiny: Path) -> None:
 def test_convert_compares_the_scores_of_mini(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
 
-    def evaluate(bagel: str, *, items: int, progress: object) -> dict[str, object]:
-        asked.append((bagel, items))
-        return {"rows": {"draw/one": {"share": 0.5 if bagel == "mini" else 0.25}}}
+    def evaluate(mini: Mini, respondent: Any, *, progress: object) -> dict[str, object]:
+        asked.append((respondent.bagel, mini.count))
+        return {"rows": {"draw/one": {"share": 0.5 if respondent.bagel == "mini" else 0.25}}}
 
     monkeypatch.setattr("bagel_mot.cli.checkpoints.load", lambda weights: weights.checkpoint)
-    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini.evaluate", evaluate)
+    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini_report.evaluate", evaluate)
+    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini_report.side_of", lambda bagel: 64)
     result = run("convert", "mini", "new", "--format", "nf4", "--check", "--items", 7, "--json", "report.json")
     assert result.exit_code == 0, result.output
     assert asked == [("mini", 7), ("new", 7)]

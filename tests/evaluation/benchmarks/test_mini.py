@@ -11,7 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from bagel_mot.errors import SettingError
-from bagel_mot.evaluation.benchmarks.mini import JUDGE_ROWS, ROWS, Score, evaluate, pick_rows, rows_of, summary, wilson
+from bagel_mot.evaluation.benchmarks.mini import JUDGE_ROWS, ROWS, Mini, pick_rows, summary
+from bagel_mot.evaluation.benchmarks.mini_report import RowScore, evaluate, rows_of
+from bagel_mot.evaluation.respondents.local import LocalRespondent
+from bagel_mot.inference.result import Result
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.items import ask_items, draw_items, edit_items, riddle_items
 from bagel_mot.worlds.mini.sampling import sample_scene
@@ -56,28 +59,32 @@ class Oracle:
             assert riddle.answer is not None
             self.answers[draw(riddle.scene_before).tobytes(), riddle.prompt] = riddle.answer
 
-    def generate(self, prompts: list[str], **settings: Any) -> list[Image.Image]:
+    def generate(self, prompts: list[str], **settings: Any) -> list[Result]:
         assert len(settings["seed"]) == len(prompts)
-        return [self.drawings[prompt] for prompt in prompts]
+        return [Result(self.drawings[prompt]) for prompt in prompts]
 
-    def edit(self, images: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
-        return [self.edits[p.tobytes(), text] for p, text in zip(images, instructions, strict=True)]
+    def edit(self, images: list[list[Image.Image]], instructions: list[str], **settings: Any) -> list[Result]:
+        return [Result(self.edits[p.tobytes(), text]) for [p], text in zip(images, instructions, strict=True)]
 
-    def ask(self, images: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
-        return [self.answers[p.tobytes(), text] for p, text in zip(images, questions, strict=True)]
+    def ask(self, images: list[list[Image.Image]], questions: list[str], **settings: Any) -> list[Result]:
+        return [Result(text=self.answers[p.tobytes(), text]) for [p], text in zip(images, questions, strict=True)]
 
 
 class Idle(Oracle):
     """Draws nothing, changes nothing, says nothing."""
 
-    def generate(self, prompts: list[str], **settings: Any) -> list[Image.Image]:
-        return [draw(Scene("day", ())) for _ in prompts]
+    def generate(self, prompts: list[str], **settings: Any) -> list[Result]:
+        return [Result(draw(Scene("day", ()))) for _ in prompts]
 
-    def edit(self, images: list[Image.Image], instructions: list[str], **settings: Any) -> list[Image.Image]:
-        return images
+    def edit(self, images: list[list[Image.Image]], instructions: list[str], **settings: Any) -> list[Result]:
+        return [Result(image) for [image] in images]
 
-    def ask(self, images: list[Image.Image], questions: list[str], **settings: Any) -> list[str]:
-        return ["" for _ in questions]
+    def ask(self, images: list[list[Image.Image]], questions: list[str], **settings: Any) -> list[Result]:
+        return [Result(text="") for _ in questions]
+
+
+def run(bagel: Any, rows: list[str], items: int = ITEMS, batch: int = 25, **options: Any) -> dict[str, Any]:
+    return evaluate(Mini(rows=rows, count=items), LocalRespondent(bagel, {}), batch=batch, **options)
 
 
 TRIED = ["draw/colours", "draw/position", "edit/recolour", "edit/add", "ask/count", "riddle/answer thinking"]
@@ -87,7 +94,7 @@ TRIED = ["draw/colours", "draw/position", "edit/recolour", "edit/add", "ask/coun
 def test_right_is_right_and_wrong_is_wrong(model: type[Oracle], share: float) -> None:
     seen: list[tuple[str, int, int]] = []
     bagel: Any = model()
-    report = evaluate(bagel, rows=TRIED, items=ITEMS, batch=3, progress=lambda *now: seen.append(now))
+    report = run(bagel, TRIED, batch=3, progress=lambda *now: seen.append(now))
     assert {row["share"] for row in report["rows"].values()} == {share}
     assert list(report["rows"]) == [row for row in ROWS if row in TRIED]
     assert seen[-1][1:] == (ITEMS, ITEMS)
@@ -110,7 +117,7 @@ class Blur:
 def test_the_judge_is_judged_through_the_autoencoder(factor: int, share: float) -> None:
     bagel: Any = Oracle()
     bagel.device, bagel.checkpoint = torch.device("cpu"), SimpleNamespace(autoencoder=Blur(factor))
-    report = evaluate(bagel, rows=["judge"], items=6, batch=4)
+    report = run(bagel, ["judge"], items=6, batch=4)
     assert {name: row["share"] for name, row in report["rows"].items()} == dict(
         zip(JUDGE_ROWS, (1.0, share), strict=True)
     )
@@ -119,9 +126,9 @@ def test_the_judge_is_judged_through_the_autoencoder(factor: int, share: float) 
 
 def test_known_rows_are_not_run_again() -> None:
     bagel: Any = Idle()
-    known = {"draw/colours": Score("draw/colours", 3, ITEMS, 1.0)}
+    known = {"draw/colours": RowScore("draw/colours", 3, ITEMS, 1.0)}
     written: list[dict[str, Any]] = []
-    report = evaluate(bagel, rows=["draw/colours", "ask/count"], items=ITEMS, known=known, on_row=written.append)
+    report = run(bagel, ["draw/colours", "ask/count"], known=known, on_row=written.append)
     assert [row["right"] for row in report["rows"].values()] == [3, 0]
     assert written == [report]
     assert rows_of(report)["draw/colours"] == known["draw/colours"]
@@ -135,13 +142,5 @@ def test_rows_are_found_by_name_and_group() -> None:
         pick_rows(["dance"])
 
 
-def test_wilson_interval() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(160, 200)
-    assert (round(low, 4), round(high, 4)) == (0.7391, 0.8495)  # from the closed form, by hand
-    assert wilson(200, 200)[1] == pytest.approx(1.0)
-
-
 def test_the_summary_leaves_out_groups_that_did_not_run() -> None:
-    rows = [Score("riddle/draw thinking", 3, 4, 1.0), Score("ask/count", 1, 2, 1.0)]
-    assert summary(rows) == {"mean of all rows": 0.625}
+    assert summary({"riddle/draw thinking": 0.75, "ask/count": 0.5}) == {"mean of all rows": 0.625}

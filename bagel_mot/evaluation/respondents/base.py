@@ -1,0 +1,79 @@
+"""Who answers the items of a benchmark: a model in this process, or a server."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from bagel_mot.errors import BagelError, ContextLengthError, ImageError, PromptError, SizeError
+from bagel_mot.evaluation.base import Item, ItemResult, LazyImage
+
+Outcome = ItemResult | BagelError
+# Errors that are about one item: the others can still be answered.
+ITEM_ERRORS = (ImageError, PromptError, SizeError, ContextLengthError)
+
+
+class Respondent(Protocol):
+    """Answers items.
+
+    Attributes:
+        facts: what it is, as JSON, for the head of the records.
+    """
+
+    facts: Mapping[str, Any]
+
+    def answer(self, items: Sequence[Item], folder: Path) -> Sequence[Outcome]:
+        """The result of each item, or the error that is about this item alone.
+
+        Args:
+            items: the items, which run together.
+            folder: the folder of drawn images.
+
+        Raises: BagelError if nothing can be answered any more.
+        """
+        ...
+
+
+def one_by_one(answer: Callable[[Sequence[Item]], Sequence[ItemResult]], items: Sequence[Item]) -> list[Outcome]:
+    """What `answer` makes of the items together; if one of them cannot be answered, each is tried alone."""
+    try:
+        return list(answer(items))
+    except ITEM_ERRORS as error:
+        if len(items) == 1:
+            return [error]
+        return [outcome for item in items for outcome in one_by_one(answer, [item])]
+
+
+def drawn_paths(item: Item) -> list[Path]:
+    """The files of an item's drawn images, below the folder of images: those that it names, or made from its id."""
+    if item.outputs:
+        return [Path(output) for output in item.outputs]
+    if len(item.seeds) == 1:
+        return [Path(f"{item.id}.png")]
+    return [Path(item.id) / f"{number:05d}.png" for number in range(len(item.seeds))]
+
+
+def opened(image: LazyImage) -> Image.Image | Path | bytes:
+    """An input as `Bagel` takes it."""
+    return image() if callable(image) else image
+
+
+def content(image: LazyImage) -> bytes:
+    """The bytes of an input's file; an image that is made is written as a PNG.
+
+    Raises: ImageError if the file cannot be read.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Path):
+        try:
+            return image.read_bytes()
+        except OSError as error:
+            raise ImageError(f"{image} cannot be read ({error.strerror or error}).") from error
+    buffer = io.BytesIO()
+    image().save(buffer, format="PNG")
+    return buffer.getvalue()
