@@ -1,11 +1,10 @@
-"""`bagel train`, `eval` and `bench`."""
+"""`bagel train` and `bench`."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bagel_mot.cli.options import (
     DtypeOption,
@@ -17,9 +16,8 @@ from bagel_mot.cli.options import (
     tables,
     write_json,
 )
-from bagel_mot.cli.weights import DeviceOption, Weights, load, with_weights
-from bagel_mot.errors import DataError, RecipeError, SettingError
-from bagel_mot.files import read_json, user_path
+from bagel_mot.cli.weights import DeviceOption
+from bagel_mot.errors import RecipeError
 
 
 @command
@@ -85,103 +83,6 @@ def train(
         folder = run_recipe(loaded)
     if launch.rank == 0:
         print(folder)
-
-
-@command
-@with_weights
-def evaluate(
-    suite: Annotated[
-        str, typer.Argument(metavar="SUITE", help="mini: drawing, held-out drawing, questions, edits, chains, riddles.")
-    ],
-    rows: Annotated[
-        list[str] | None,
-        typer.Option(help="Only this row, such as draw/counting, or group, such as edit; repeatable.", metavar="ROW"),
-    ] = None,
-    items: Annotated[int, typer.Option(help="Items in each row.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the items.", min=0)] = 0,
-    batch: Annotated[int, typer.Option(help="Requests that run together.", min=1)] = 25,
-    json: JsonOption = None,
-    *,
-    weights: Weights,
-) -> None:
-    """Score every ability on fresh scenes with fixed seeds, exactly right or not, with 95% intervals.
-
-    The file of --json is written after every row; run again with the same file, the command continues where it was.
-    """
-    if suite != "mini":
-        raise SettingError(f"there is no evaluation {suite!r}: there is mini.")
-    from bagel_mot.checkpoint.official import fingerprint, folder_of
-    from bagel_mot.evaluation.benchmarks.mini import evaluate as run
-    from bagel_mot.evaluation.benchmarks.mini import pick_rows
-    from bagel_mot.inference.loading import find_checkpoint
-
-    names = pick_rows(rows)  # before the model is loaded
-    bagel = load(weights)
-    head = {
-        "checkpoint": weights.checkpoint,
-        "fingerprint": fingerprint(folder_of(find_checkpoint(weights.checkpoint))),
-        "precision": bagel.checkpoint.precision.name,
-        **({"adapters": weights.adapter} if weights.adapter else {}),
-    }
-    known = _known_rows(json, {**head, "items": items, "seed": seed})
-    names = [name for name in pick_rows(None) if name in names or name in known]
-    console = notes()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars: dict[str, Any] = {}
-
-        def tell(row: str, done: int, total: int) -> None:
-            if row not in bars:
-                bars[row] = progress.add_task(row, total=total)
-            progress.update(bars[row], completed=done)
-
-        report = run(
-            bagel,
-            rows=names,
-            items=items,
-            seed=seed,
-            batch=batch,
-            progress=tell,
-            known=known,
-            on_row=lambda so_far: write_json(json, {**head, **so_far}) if json != "-" else None,
-        )
-    report = {**head, **report}
-    if json != "-":
-        _print_scores(report)
-    write_json(json, report)
-
-
-def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:
-    """The rows of an earlier, interrupted evaluation with the same settings, read from the file of --json."""
-    from bagel_mot.evaluation.benchmarks.mini import rows_of
-
-    if json is None or json == "-" or not user_path(json).is_file():
-        return {}
-    try:
-        report = read_json(user_path(json), DataError)
-        same = all(report[key] == value for key, value in head.items())
-        return rows_of(report) if same else {}
-    except (DataError, KeyError, TypeError):
-        return {}  # not a report, so it is overwritten
-
-
-def _print_scores(report: dict[str, Any]) -> None:
-    console = tables()
-    title = f"{report['checkpoint']}, {report['items']} items a row"
-    table = new_table(title, "row", "right", "of", "share", "95% interval", "seconds")
-    for name, row in report["rows"].items():
-        low, high = row["interval"]
-        table.add_row(
-            name,
-            str(row["right"]),
-            str(row["total"]),
-            f"{row['share']:.3f}",
-            f"{low:.3f} – {high:.3f}",
-            f"{row['seconds']:.0f}",
-        )
-    console.print(table)
-    for name, value in report["summary"].items():
-        console.print(f"{name}: [bold]{value:.3f}[/bold]")
 
 
 @command

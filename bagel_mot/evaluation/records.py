@@ -68,7 +68,7 @@ class Records:
             if whole < len(content):  # the process was ended within a line
                 with open(self.path, "r+b") as torn:
                     torn.truncate(whole)
-        file = open(self.path, "a", encoding="utf-8", newline="\n")
+        file = open(self.path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115 - it stays open between records
         if not file.tell():
             file.write(json.dumps({"head": self.head}, ensure_ascii=False) + "\n")
             file.flush()

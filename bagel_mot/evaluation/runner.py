@@ -74,7 +74,7 @@ class Runner:
         benchmark: Benchmark,
         respondent: Respondent | None,
         folder: Path,
-        judges: Judges = Judges(),
+        judges: Judges | None = None,
         *,
         judge: Mapping[str, Any] | None = None,
         batch: int = 8,
@@ -82,7 +82,7 @@ class Runner:
         team: Team | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
-        self.benchmark, self.respondent, self.judges, self.folder = benchmark, respondent, judges, folder
+        self.benchmark, self.respondent, self.judges, self.folder = benchmark, respondent, judges or Judges(), folder
         self.batch, self.threads, self.team = batch, threads, team or Team()
         self.images = folder / IMAGES
         self.judge = dict(judge or {})

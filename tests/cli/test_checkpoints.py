@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from bagel_mot.cli import app
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig
+from bagel_mot.evaluation.benchmarks.mini import Mini
 from bagel_mot.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -28,7 +28,7 @@ from bagel_mot.cli.chat import typed_path
 from bagel_mot.data.documents import Dropout
 from bagel_mot.data.packer import PackConfig
 from bagel_mot.data.sources.mini import MiniConfig
-from bagel_mot.evaluation.benchmarks.mini import Score
+from bagel_mot.evaluation.benchmarks.mini_report import RowScore
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.inference.settings import SETTINGS, TASKS, task_settings
 from bagel_mot.threads import Threads
@@ -647,11 +647,11 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
     ran: list[str] = []
     broken_off = {"ask/exist"}
 
-    def run_row(runner: Any, name: str) -> Score:
+    def run_row(runner: Any, mini: Any, name: str, progress: Any) -> RowScore:
         ran.append(name)
         if name in broken_off:
             raise KeyboardInterrupt
-        return Score(name, 3, 4, 1.0)
+        return RowScore(name, 3, 4, 1.0)
 
     def score(*rows: str, items: int = 4, seed: int = 0, model: str = tiny, precision: str = "float32") -> Result:
         ran.clear()
@@ -659,7 +659,7 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
         options += ["--items", str(items), "--seed", str(seed), "--precision", precision]
         return run("eval", "mini", "-c", model, *options, "--json", "scores.json")
 
-    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini._MiniEvaluation.run", run_row)
+    monkeypatch.setattr("bagel_mot.evaluation.benchmarks.mini_report.run_row", run_row)
     assert score("ask/count", "ask/exist").exit_code == 130
     assert list(json.loads(Path("scores.json").read_text())["rows"]) == ["ask/count"]
     broken_off.clear()

@@ -1,0 +1,76 @@
+"""The summary of a run: its numbers and everything that one has to know to read them, as JSON in the run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bagel_mot.errors import DataError, EvaluationError
+from bagel_mot.evaluation.base import Item
+from bagel_mot.evaluation.runner import Runner, scores_name
+from bagel_mot.files import read_json, write_text, writing
+
+
+def summarize(runner: Runner, items: Sequence[Item], of: int) -> dict[str, Any]:
+    """The summary of what a run's records hold of some items.
+
+    Args:
+        runner: the run.
+        items: the items that were run.
+        of: the number of items in the benchmark.
+
+    Returns: the head of the records; "judge"; "items" (run), "of" (in the set), "scored"; "rows" {name: {"value",
+        "count", "interval"}}; "headline"; "extra"; "failed" {item: sentence}; "unscored" [item]; "unparsable" and
+        "truncated" counts; "seconds"; "settings" of each kind of item; "published".
+    """
+    benchmark, found = runner.benchmark, runner.outcomes(items)
+    summary = benchmark.aggregate(found.scores) if found.scores else None
+    rows = summary.rows if summary else {}
+    settings: dict[str, Any] = {}
+    for item in items:
+        settings.setdefault(item.kind, dict(item.settings))
+    return {
+        "title": benchmark.info.title,
+        **runner.results.head,
+        "judge": runner.judge,
+        "items": len(items),
+        "of": of,
+        "scored": len(found.scores),
+        "rows": {
+            name: {"value": row.value, "count": row.count, "interval": list(row.interval) if row.interval else None}
+            for name, row in rows.items()
+        },
+        "headline": list(summary.headline) if summary else [],
+        "extra": dict(summary.extra) if summary else {},
+        "failed": found.failed,
+        "unscored": found.unscored,
+        "unparsable": found.unparsable,
+        "truncated": sum(any(result.truncated) for result in found.results.values()),
+        "seconds": round(sum(found.seconds.values()), 1),
+        "settings": settings,
+        "published": [vars(one) for one in benchmark.info.published],
+    }
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> Path:
+    """Writes a summary into the folder of its run; each judge has its own. Returns the file."""
+    path = folder / f"{scores_name(summary['judge']).replace('scores', 'summary')}.json"
+    with writing(path, "give another folder"):
+        write_text(path, json.dumps(summary, indent=2, ensure_ascii=False, default=list) + "\n")
+    return path
+
+
+def read_summaries(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The summaries below a folder, by file.
+
+    Raises: EvaluationError if there are none; DataError if one cannot be read.
+    """
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder} is not a folder: give the --out of an evaluation.")
+    found = {path: read_json(path, DataError) for path in sorted(folder.rglob("summary*.json"))}
+    found = {path: summary for path, summary in found.items() if {"rows", "benchmark", "judge"} <= summary.keys()}
+    if not found:
+        raise EvaluationError(f"{folder} holds no summary of an evaluation: give its --out, once it has ended.")
+    return found
