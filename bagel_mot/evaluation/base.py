@@ -47,25 +47,25 @@ class Item:
         kind: the method of `Bagel` that answers it.
         prompt: the text to the letter.
         images: the inputs in order.
-        turns: further instructions, one after the other in the same conversation; the last result counts. For edits.
         settings: keyword arguments of `Bagel.ask`, `generate` or `edit`, under the published names; for "reconstruct"
             {"passes": n}, how often the image goes through the autoencoder.
         seeds: one result is made for each.
         outputs: for drawn images, the path of each below the folder of images, in the benchmark's own layout.
         facts: what scoring needs of the row, such as the right answer. It is JSON.
         group: items of one group have equal inputs, which are read once.
+        turns: further instructions, one after the other in the same conversation; the last result counts. For edits.
     """
 
     id: str
     kind: Kind
     prompt: str
     images: tuple[LazyImage, ...] = ()
-    turns: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     outputs: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     group: str | None = None
+    turns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
