@@ -1,4 +1,4 @@
-"""What a benchmark is: items, the request of an item, the score of an item's result, and the summary of all scores.
+"""The contract of a benchmark: items, the request of an item, the score of its result, and the summary of all scores.
 
 The runner gives an item's request to a model or a server, stores the result, and has it scored. Nothing here runs a
 model, so the same scores serve as rewards.
@@ -27,7 +27,7 @@ LazyImage = Path | bytes | Callable[[], Image.Image]
 
 
 class Protocol(StrEnum):
-    """How prompts, settings and scores are made.
+    """The ways in which prompts, settings and scores are made.
 
     PUBLISHED does what the evaluation scripts of the published system do, faults included. FIXED mends those faults
     that docs/evaluation.md lists. UPSTREAM does what the benchmark's own repository does, where that differs.
@@ -50,8 +50,8 @@ class Item:
         settings: keyword arguments of `Bagel.ask`, `generate` or `edit`, under the published names; for "reconstruct"
             {"passes": n}, how often the image goes through the autoencoder.
         seeds: one result is made for each.
-        outputs: for drawn images, the path of each below the folder of images, in the benchmark's own layout.
-        facts: what scoring needs of the row, such as the right answer. It is JSON.
+        outputs: the path of each drawn image below the folder of images, in the benchmark's own layout.
+        facts: the parts of the row that scoring needs, such as the right answer, as JSON.
         group: items of one group have equal inputs, which are read once.
         turns: further instructions, one after the other in the same conversation; the last result counts. For edits.
     """
@@ -70,7 +70,7 @@ class Item:
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What a model made of an item, for each of its seeds.
+    """The results that a model made of an item, one for each of its seeds.
 
     Attributes:
         texts: the answers; for drawn images the thoughts, "" without thinking.
@@ -90,7 +90,7 @@ class Score:
     Attributes:
         values: numbers by name, such as {"right": 1.0}. None is a number that could not be had: a judge's reply that
             cannot be read, a call that failed.
-        detail: how it came about, as JSON: the parsed answer, the judge's replies, the reasons.
+        detail: the way it came about, as JSON: the parsed answer, the judge's replies, the reasons.
         unparsable: answers or replies that could not be read.
     """
 
@@ -121,7 +121,7 @@ class Summary:
     Attributes:
         rows: numbers by name, in the order of the published table.
         headline: the names of those that the benchmark is known by.
-        extra: what else belongs into the report, as JSON.
+        extra: further facts for the report, as JSON.
     """
 
     rows: Mapping[str, Row]
@@ -136,9 +136,9 @@ class PublishedScore:
     Attributes:
         row: the name of the row that it belongs to.
         value: the number, on the scale of that row.
-        model: whose it is, such as "BAGEL" or "BAGEL, thinking".
-        source: where it stands.
-        note: what is known of the protocol behind it.
+        model: the model that has it, such as "BAGEL" or "BAGEL, thinking".
+        source: the table or page that it is read from.
+        note: the known facts of the protocol behind it.
     """
 
     row: str
@@ -150,18 +150,18 @@ class PublishedScore:
 
 @dataclass(frozen=True)
 class BenchmarkInfo:
-    """What `bagel eval --list` tells about a benchmark.
+    """The facts that `bagel eval --list` tells about a benchmark.
 
     Attributes:
-        name: as the command line takes it, such as "mme".
-        title: as its authors write it.
-        ability: what is measured, in a few words.
+        name: the name on the command line, such as "mme".
+        title: the name as its authors write it.
+        ability: the thing that is measured, in a few words.
         items: the number of items in the complete set.
-        needs: what scoring needs beside the model: "", "a judge", "a detector".
-        source: where the data are had.
-        licence: of the data; marked where it is not certain.
+        needs: the helper that scoring needs beside the model: "", "a judge", "a detector".
+        source: the place where the data are had.
+        licence: the licence of the data; marked where it is not certain.
         hub: the id of a Hugging Face data set that may be fetched, or None.
-        paper: where the benchmark is published.
+        paper: the publication of the benchmark.
         published: scores of the published system and of those who tried to reproduce them.
         variants: names of splits or languages that `--variant` takes, the default first.
     """
@@ -181,11 +181,11 @@ class BenchmarkInfo:
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """What a benchmark is run with.
+    """The options that a benchmark is run with.
 
     Attributes:
         data: the folder of the data in the official layout.
-        protocol: how prompts, settings and scores are made.
+        protocol: the way in which prompts, settings and scores are made.
         think: whether the model thinks first.
         variant: one of the benchmark's variants; None is the first.
         judge_texts: the folder of the user's copy of texts that cannot be shipped; None looks in the data.

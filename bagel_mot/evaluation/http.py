@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import httpx
+import httpx2
 
 from bagel_mot.errors import EvaluationError
 
@@ -33,7 +33,7 @@ class Server:
         timeout: seconds that an answer may take.
         sleep: waits between tries.
 
-    Raises: EvaluationError if the address is none.
+    Raises: EvaluationError if the address cannot be one.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Server:
             raise EvaluationError(f"{url!r} is not the address of a server: write it as http://HOST:PORT/v1.")
         self.url, self._sleep = url.rstrip("/"), sleep
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=20.0))
+        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(timeout, connect=20.0))
 
     def post(self, path: str, **body: Any) -> dict[str, Any]:
         """The JSON object that the server answers to a POST.
 
         Args:
             path: the path below the base address, such as /chat/completions.
-            **body: arguments of `httpx.Client.post`: `json`, or `data` and `files`.
+            **body: arguments of `httpx2.Client.post`: `json`, or `data` and `files`.
 
         Raises:
             Refused: the server refuses this request for what it asks.
@@ -73,9 +73,9 @@ class Server:
             pause = min(2.0**attempt, _LONGEST_PAUSE)
             try:
                 answer = self._client.request(method, self.url + path, **body)
-            except httpx.InvalidURL as error:
+            except httpx2.InvalidURL as error:
                 raise EvaluationError(f"{self.url!r} is not the address of a server ({error}).") from error
-            except httpx.TransportError as error:
+            except httpx2.TransportError as error:
                 last = f"it is not reached ({str(error) or type(error).__name__})"
             else:
                 if answer.is_success:
@@ -103,7 +103,7 @@ class Server:
             raise Refused(status, said)
 
 
-def _object(answer: httpx.Response) -> dict[str, Any] | None:
+def _object(answer: httpx2.Response) -> dict[str, Any] | None:
     try:
         found = answer.json()
     except ValueError:
@@ -111,8 +111,8 @@ def _object(answer: httpx.Response) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _message(answer: httpx.Response) -> str:
-    """What an error's body says, shortened."""
+def _message(answer: httpx2.Response) -> str:
+    """The message in an error's body, shortened."""
     found = _object(answer) or {}
     error = found.get("error", found.get("detail"))
     said = error.get("message") if isinstance(error, dict) else error

@@ -23,7 +23,7 @@ class Records:
     Args:
         folder: the folder, which is made if it is missing.
         name: the beginning of the files' names: `NAME.jsonl`, and `NAME.1.jsonl` for process 1.
-        head: what was run, as JSON; that of every file must be equal.
+        head: the facts of the run, as JSON; every file must have the same.
         rank: the number of the process that appends.
 
     Raises: EvaluationError if a file is of another run, with the first difference, or cannot be read or written.

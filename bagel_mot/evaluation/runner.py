@@ -29,7 +29,7 @@ RESULTS = "results"
 
 @dataclass
 class Outcomes:
-    """What is known of the items of a run.
+    """The results and scores of the items of a run, as far as they are known.
 
     Attributes:
         results: the results by item.
@@ -59,14 +59,14 @@ class Runner:
 
     Args:
         benchmark: the benchmark whose items they are.
-        respondent: who answers; None scores what is there already.
+        respondent: the model or server that answers; None scores the results that are there already.
         folder: the folder of the records and of drawn images.
-        judges: who judges.
-        judge: what the judges are, as JSON, for the head of the scores; empty without any.
+        judges: the judges that a benchmark may ask.
+        judge: the judge and its settings, as JSON, for the head of the scores; empty without any.
         batch: the number of items that run together.
         threads: the items that are scored at once, by a judge that is asked over the network.
         team: this process among those of the run.
-        facts: what else the head of the records says.
+        facts: further entries of the head of the records.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Runner:
         self.scores.close()
 
     def outcomes(self, items: Iterable[Item]) -> Outcomes:
-        """What this run's records hold of the items, from all processes."""
+        """The contents of this run's records for the items, from all processes."""
         found = Outcomes()
         for item in items:
             line = self.results.lines.get(item.id)
@@ -189,7 +189,7 @@ class _Scoring:
         if self.pool is None:
             return
         self.pool.shutdown(wait=True, cancel_futures=True)
-        for future, item in self.running.items():  # what was scored while another item failed is not lost
+        for future, item in self.running.items():  # scores that came while another item failed are kept
             if not future.cancelled() and future.exception() is None:
                 self._keep(item, future.result)
 
@@ -235,7 +235,7 @@ def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 
 def head_of(benchmark: Benchmark) -> dict[str, Any]:
-    """What a run's records say of its benchmark."""
+    """The facts of a benchmark that stand at the head of a run's records."""
     options = benchmark.options
     return {
         "benchmark": benchmark.info.name,

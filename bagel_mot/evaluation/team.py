@@ -36,7 +36,7 @@ class Team:
         return self._add("items", count)
 
     def wait(self) -> None:
-        """Returns when all processes have called it."""
+        """Waits until all processes have called this."""
         self._add("waiting", 1)
         while self.world > 1 and self._add("waiting", 0) < self.world:
             time.sleep(_POLL)

@@ -37,6 +37,7 @@ class RowScore:
 
     @property
     def share(self) -> float:
+        """The part of the items that is right, from 0 to 1; 0 without items."""
         return self.right / self.total if self.total else 0.0
 
     @property
@@ -71,7 +72,7 @@ def evaluate(
         batch: requests that run together.
         folder: the folder of records and images, with which a run goes on where it was; None keeps nothing.
         launch: the processes of the run, which need a folder if they are several.
-        facts: what else the head of the records says.
+        facts: further entries of the head of the records.
         progress: called with a row's name, items done and items in all.
         known: rows that need not be run again, by name.
         on_row: called with the report so far after each row that was run.

@@ -21,7 +21,7 @@ class Respondent(Protocol):
     """Answers items.
 
     Attributes:
-        facts: what it is, as JSON, for the head of the records.
+        facts: the model and its settings, as JSON, for the head of the records.
     """
 
     facts: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Respondent(Protocol):
 
 
 def one_by_one(answer: Callable[[Sequence[Item]], Sequence[ItemResult]], items: Sequence[Item]) -> list[Outcome]:
-    """What `answer` makes of the items together; if one of them cannot be answered, each is tried alone."""
+    """The outcomes of `answer` for the items together; if one of them cannot be answered, each is tried alone."""
     try:
         return list(answer(items))
     except ITEM_ERRORS as error:

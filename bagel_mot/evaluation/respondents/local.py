@@ -29,7 +29,7 @@ class LocalRespondent:
 
     Args:
         bagel: the model.
-        facts: what it is, for the head of the records.
+        facts: the model and its settings, as JSON, for the head of the records.
     """
 
     def __init__(self, bagel: Bagel, facts: Mapping[str, Any]) -> None:
