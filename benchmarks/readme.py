@@ -31,6 +31,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = RESULTS / "eval-mini.json"
 BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float32", "bfloat16")}
 FULL = RESULTS / "full-7b-mot-cpu.json"
+TEACH = RESULTS / "teach.json"
+LESSONS = {"new_thing": "teach-a-thing", "new_edit": "teach-an-edit", "new_question": "teach-a-question"}
 PRECISIONS = ("bfloat16", "float32", "int8", "int8-dynamic", "fp8", "int4", "nf4")
 FILES = ("gguf-q8_0", "gguf-q4_0")
 """Precisions that are a file's alone, of what `mini` was converted to."""
@@ -295,6 +297,21 @@ def cards() -> str:
     return "\n".join(lines)
 
 
+def lesson(taught: dict[str, Any], machine: dict[str, Any], name: str) -> str:
+    """What a lesson gave, as a Markdown table: the new ability, and the old ones."""
+    lines = [f"| share right | before | after, {taught['examples']} examples |", "|---|---|---|"]
+    lines.append(
+        f"| **what was taught**, {taught['items']} items | {taught['right_before']:.2f} | {taught['right_after']:.2f} |"
+    )
+    for group, share in taught["old"].items():
+        lines.append(f"| {group}, {taught['old_items']} items a row | {share['before']:.3f} | {share['after']:.3f} |")
+    minutes = f"{taught['training_seconds'] / 60:.0f} minutes"
+    where = f"{machine['cores']} cores, {machine['processor']}, torch {machine['torch']}, {machine['date']}"
+    return "\n".join(
+        [*lines, "", f"Training took {minutes} ({where}). `python benchmarks/teach.py {name}` does it all again."]
+    )
+
+
 def tables() -> dict[Path, dict[str, str]]:
     """The tables by file and mark."""
     chosen = {"cards": cards()}
@@ -310,6 +327,11 @@ def tables() -> dict[Path, dict[str, str]]:
     if FULL.exists():
         official = official_size(json.loads(FULL.read_text(encoding="utf-8")))
         found[ROOT / "docs" / "official.md"] = {"official size": official}
+    if TEACH.exists():
+        taught = json.loads(TEACH.read_text(encoding="utf-8"))
+        for name, page in LESSONS.items():
+            if name in taught:
+                found[ROOT / "docs" / f"{page}.md"] = {f"lesson {name}": lesson(taught[name], taught["machine"], name)}
     if len(reports := scored()) > 1:
         found[ROOT / "docs" / "precision.md"] = {"scores by precision": scores_by_precision(reports)}
     return found

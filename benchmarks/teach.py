@@ -12,7 +12,6 @@ import datetime
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from bagel_mot import Bagel
+from bagel_mot.bench.machine import processor
 from bagel_mot.files import write_text
 from bagel_mot.training.checkpoints import latest
 
@@ -47,11 +47,11 @@ def lesson(name: str) -> ModuleType:
     return module
 
 
-def teach(name: str, output: Path, smoke: bool, changes: list[str]) -> dict[str, Any]:
-    """Trains and judges one lesson."""
+def teach(name: str, output: Path, smoke: bool, old_items: int, changes: list[str]) -> dict[str, Any]:
+    """Trains and judges one lesson. The old abilities are scored on so many items a row."""
     recipe, examples = LESSONS[name]
     module, data, run = lesson(name), output / name / "data", output / name / "run"
-    examples, items, old_items = (8, 4, 2) if smoke else (examples, 100, 200)
+    examples, items, old_items = (8, 4, 2) if smoke else (examples, 100, old_items)
     module.write_data(data, examples)
     command = [*BAGEL, "train", recipe, "--checkpoint", "mini", f"data.path={data}", f"output={run}", *changes]
     subprocess.run(command, check=True)
@@ -71,6 +71,7 @@ def teach(name: str, output: Path, smoke: bool, changes: list[str]) -> dict[str,
         "items": items,
         "right_before": before,
         "right_after": after,
+        "old_items": old_items,
         "old": compare(json.loads(scores.read_text())["rows"]),
     }
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("lessons", nargs="*", help="by default all")
     parser.add_argument("--output", type=Path, default=Path("runs/teach"))
     parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--old-items", type=int, default=200, help="items a row of the abilities from before")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     options = parser.parse_args()
@@ -111,12 +113,12 @@ def main() -> None:
     found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     found["machine"] = {
         "date": datetime.date.today().isoformat(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }
     for name in options.lessons or LESSONS:
-        found[name] = teach(name, options.output, options.smoke, [*small, *options.changes])
+        found[name] = teach(name, options.output, options.smoke, options.old_items, [*small, *options.changes])
         write_text(options.json, json.dumps(found, indent=1) + "\n")
         told = found[name]
         print(f"{name}: {told['right_before']:.2f} before, {told['right_after']:.2f} after")

@@ -47,7 +47,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     """A description of the machine that the figures were measured on, ready for JSON."""
     facts: dict[str, Any] = {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -59,7 +59,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU, as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
