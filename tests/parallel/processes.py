@@ -11,6 +11,8 @@ from pathlib import Path
 import bagel_mot
 
 ROOT = Path(bagel_mot.__file__).parents[1]
+LIMIT = 900.0
+"""Seconds after which processes hang: many times what any run takes, so that a busy machine is not taken for it."""
 
 
 def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
@@ -38,19 +40,19 @@ def start(count: int, *arguments: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str, str]]:
+def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     """Waits for processes: the exit status, output and errors of each."""
     try:
-        said = [process.communicate(timeout=timeout) for process in processes]
+        said = [process.communicate(timeout=LIMIT) for process in processes]
         return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
     finally:
         for process in processes:
             process.kill()
 
 
-def run(count: int, *arguments: str, timeout: float = 240) -> list[str]:
+def run(count: int, *arguments: str) -> list[str]:
     """Runs processes that are to succeed; the output of each."""
-    found = finish(start(count, *arguments), timeout)
+    found = finish(start(count, *arguments))
     wrong = [f"process {n}: status {status}\n{out}\n{err}" for n, (status, out, err) in enumerate(found) if status]
     assert not wrong, "\n".join(wrong)[-6000:]
     return [out for _, out, _ in found]
