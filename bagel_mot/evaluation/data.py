@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.data.readers.base import BrokenRow, Row
+from bagel_mot.data.readers.base import BrokenRow
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader
 from bagel_mot.errors import DataError, ImageError
@@ -154,7 +154,7 @@ def read_json_file(path: Path) -> Any:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
 
 
-def read_json_lines(path: Path, *, columns: Sequence[str] = ()) -> list[Row]:
+def read_json_lines(path: Path, *, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object a line; blank lines are passed over.
 
     Raises: DataError: the file is missing, or a line is no JSON object or lacks a field, with its number.
@@ -171,7 +171,7 @@ def read_json_lines(path: Path, *, columns: Sequence[str] = ()) -> list[Row]:
     return rows
 
 
-def read_parquet(files: Sequence[Path], *, columns: Sequence[str] = (), images: Sequence[str] = ()) -> list[Row]:
+def read_parquet(files: Sequence[Path], *, columns: Sequence[str] = (), images: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The rows of Parquet files.
 
     Args:
@@ -270,7 +270,7 @@ def open_input(image: LazyImage) -> Image.Image:
     return image() if callable(image) else open_image(image)
 
 
-def read_xlsx(path: Path) -> list[Row]:
+def read_xlsx(path: Path) -> list[dict[str, Any]]:
     """The rows of an Excel file's first sheet, whose first row is the heading; empty cells are None.
 
     Raises: DataError: the file is missing, is no xlsx file, or openpyxl is not installed.
