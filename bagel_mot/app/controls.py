@@ -53,7 +53,8 @@ class Controls:
         self.task, self._tasks = tasks[0], tasks
         self._page, self._part, self._make, self._limits = page, part, page.labels.make, page.service.limits
         bagel = page.service.bagel
-        self.names = [s.name for s in SETTINGS.values() if any(s in task_settings(task) for task in tasks)]
+        shown = [setting for setting in SETTINGS.values() if not setting.evaluation]
+        self.names = [setting.name for setting in shown if any(setting in task_settings(task) for task in tasks)]
         if tasks == (Task.GENERATE,):
             self.names.remove("cfg_image_scale")  # image guidance needs an image
         self.defaults: dict[str, Any] = {}

@@ -143,6 +143,14 @@ def read_table(path: Path, *, columns: Sequence[str] = ()) -> list[dict[str, str
     return rows
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, without their ends.
+
+    Raises: DataError: the file is missing, or is not UTF-8 text.
+    """
+    return [line for line in _text(path).split("\n") if line.strip()]
+
+
 def read_json_file(path: Path) -> Any:
     """The content of a JSON file, a list or an object.
 
@@ -171,7 +179,9 @@ def read_json_lines(path: Path, *, columns: Sequence[str] = ()) -> list[dict[str
     return rows
 
 
-def read_parquet(files: Sequence[Path], *, columns: Sequence[str] = (), images: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_parquet(
+    files: Sequence[Path], *, columns: Sequence[str] = (), images: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """The rows of Parquet files.
 
     Args:

@@ -643,7 +643,7 @@ class Bagel:
         """
         task = task_of(inputs, output)
         prepare = Preparer(self.runtime)
-        request = prepare.request(task, prepare.inputs(inputs, task), settings, noise=noise)
+        request = prepare.request(task, prepare.inputs(inputs, task, settings), settings, noise=noise)
         return self.submit_request(request, Listener(on_step, on_preview, on_text, recorder))
 
     def submit_request(self, request: Request, listener: Listener = NOBODY) -> Ticket[Result]:
@@ -685,7 +685,7 @@ class Bagel:
         prepare = Preparer(self.runtime)
         for index, (given, own) in enumerate(zip(inputs, values, strict=True)):
             with naming("request", index, len(inputs)):
-                first = prepare.request(task, prepare.inputs(given, task), own, noise=noise)
+                first = prepare.request(task, prepare.inputs(given, task, own), own, noise=noise)
                 self.engine.check_image(first.size)
                 requests += with_seeds(first, n)
         if listener.on_text is not None and len(requests) > 1:
@@ -706,7 +706,7 @@ class Bagel:
         if not single:
             raise SettingError(f"stream follows a single question: these are {len(inputs)}.")
         prepare = Preparer(self.runtime)
-        request = prepare.request(Task.ASK, prepare.inputs(inputs[0], Task.ASK), values[0])
+        request = prepare.request(Task.ASK, prepare.inputs(inputs[0], Task.ASK, values[0]), values[0])
         return self.engine.stream(lambda on_text: self.submit_request(request, Listener(on_text=on_text)))
 
 

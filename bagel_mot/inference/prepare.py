@@ -5,17 +5,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from bagel_mot.errors import PromptError, SettingError
-from bagel_mot.images import MAX_IMAGE_PIXELS, ImageSource, open_image
+from bagel_mot.images import MAX_IMAGE_PIXELS, ImageSource, ImageTransform, open_image
 from bagel_mot.inference.defaults import check_grid, check_size, official_defaults
 from bagel_mot.inference.request import ImageInput, Input, Kind, Request, TextInput
 from bagel_mot.inference.runtime import Runtime
 from bagel_mot.inference.settings import SETTINGS, GenerationSettings, resolve
 from bagel_mot.task import Task
+
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 
 def task_of(inputs: Sequence[object], output: str) -> Task:
@@ -43,7 +46,7 @@ class Preparer:
     def __init__(self, runtime: Runtime, *, max_pixels: int = MAX_IMAGE_PIXELS, keep_originals: bool = False) -> None:
         self.runtime, self._max_pixels, self._keep_originals = runtime, max_pixels, keep_originals
         # With the image as it was given: as long as that lives, its id is its own.
-        self._images: dict[tuple[int, bool], tuple[ImageSource, ImageInput]] = {}
+        self._images: dict[tuple[int, bool, int | None], tuple[ImageSource, ImageInput]] = {}
 
     def text(self, text: str, kind: Kind = "text") -> TextInput:
         """A text that is given, tokenized.
@@ -55,13 +58,19 @@ class Preparer:
             raise PromptError(f"the text is {text!r}: write something that the model can go by.")
         return TextInput(kind, text, self.runtime.text(text))
 
-    def image(self, source: ImageSource, task: Task, kind: Kind = "image") -> ImageInput:
+    def image(
+        self, source: ImageSource, task: Task, kind: Kind = "image", *, vit_min_size: int | None = None
+    ) -> ImageInput:
         """An image that is given, opened and resized for the inputs of a task.
+
+        Args:
+            vit_min_size: the setting of this name.
 
         Raises:
             ImageError, SizeError: it cannot be used.
+            SettingError: `vit_min_size` is too large.
         """
-        key = id(source), task.draws
+        key = id(source), task.draws, vit_min_size
         if key in self._images:
             return self._images[key][1]
         runtime, config = self.runtime, self.runtime.config
@@ -69,7 +78,8 @@ class Preparer:
         resized = runtime.defaults.vae_transform.resize(opened)
         if task.draws:
             check_size(resized.size, config, "the picture, resized for the model,")
-        for_vit = runtime.defaults.vit_transform.resize(resized)
+        vit = runtime.defaults.vit_transform
+        for_vit = vit.resize(resized) if vit_min_size is None else _seen_from(vit, vit_min_size).resize(opened)
         check_grid(for_vit.size, config)
         prepared = ImageInput(
             kind,
@@ -82,15 +92,25 @@ class Preparer:
         self._images[key] = source, prepared
         return prepared
 
-    def inputs(self, values: Sequence[str | ImageSource], task: Task) -> tuple[Input, ...]:
+    def inputs(
+        self, values: Sequence[str | ImageSource], task: Task, settings: Mapping[str, Any] = NO_SETTINGS
+    ) -> tuple[Input, ...]:
         """Texts (every `str` is one) and images, prepared for a task.
+
+        Args:
+            settings: the settings of the request; those of reading images count here.
 
         Raises:
             PromptError, ImageError, SizeError: one of them cannot be used, or there are none.
+            SettingError: a setting is unknown or out of range.
         """
         if not values:
             raise PromptError("there is neither text nor picture: give at least one.")
-        return tuple(self.text(value) if isinstance(value, str) else self.image(value, task) for value in values)
+        least = resolve(task, settings, self.runtime.defaults.of(task)).vit_min_size
+        return tuple(
+            self.text(value) if isinstance(value, str) else self.image(value, task, vit_min_size=least)
+            for value in values
+        )
 
     def request(
         self,
@@ -113,6 +133,11 @@ class Preparer:
         Raises:
             SettingError, SizeError, ContextLengthError: the request cannot be run.
         """
+        if position is not None and settings.get("vit_min_size") is not None:
+            raise SettingError(
+                f"vit_min_size is {settings['vit_min_size']!r}: a session has read its pictures before it is asked, so "
+                "it must be none there; give it to Bagel.ask."
+            )
         images = [one for one in inputs if isinstance(one, ImageInput)]
         check_loaded_for(self.runtime, task, images=bool(images))
         resolved = resolve(task, settings, self.runtime.defaults.of(task))
@@ -183,6 +208,19 @@ def check_loaded_for(runtime: Runtime, task: Task, *, images: bool = True) -> No
         f"this model was loaded with tasks={tuple(map(_loading_name, runtime.tasks))!r}, "
         f"which leaves out what {needs!r} takes: load it with tasks=({needs!r},) too, or with all of them."
     )
+
+
+def _seen_from(vit: ImageTransform, min_size: int) -> ImageTransform:
+    """The ViT transform with another shortest side.
+
+    Raises:
+        SettingError: it is longer than the longest one.
+    """
+    if min_size > vit.max_size:
+        raise SettingError(
+            f"vit_min_size is {min_size}: it must be at most {vit.max_size}, the longest side that this model looks at."
+        )
+    return replace(vit, min_size=min_size)
 
 
 def _loading_name(task: Task) -> str:

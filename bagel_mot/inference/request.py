@@ -67,7 +67,7 @@ class ImageInput:
         kind: the image's part in its conversation.
         content: the image as it was given.
         image: the image resized by the VAE transform.
-        vit_image: `image` resized by the ViT transform.
+        vit_image: `image` resized by the ViT transform; with `vit_min_size` the image as it was given, resized by it.
         vae_tokens: tokens of the image as VAE image, its markers included; 0 where it enters as ViT image alone.
         vit_tokens: tokens of the image as ViT image, its markers included.
     """
@@ -92,7 +92,9 @@ class ImageInput:
     @cached_property
     def key(self) -> Any:
         """A value that is equal for inputs that the model reads alike."""
-        return self.kind, self.image.size, self.vae_tokens, hashlib.sha256(self.image.tobytes()).digest()
+        seen = [self.image, self.vit_image] if self.vae_tokens else [self.vit_image]
+        digests = tuple((image.size, hashlib.sha256(image.tobytes()).digest()) for image in seen)
+        return self.kind, self.vae_tokens, digests
 
 
 Input = TextInput | ImageInput

@@ -30,6 +30,7 @@ class AnswerSettings(WritingSettings, total=False):
 
     max_new_tokens: int
     stop: str | Sequence[str]
+    vit_min_size: int | None
 
 
 class DrawingSettings(WritingSettings, total=False):
@@ -69,6 +70,7 @@ class AnswerSettingsLists(WritingSettingsLists, total=False):
 
     max_new_tokens: int | list[int]
     stop: str | Sequence[str] | list[list[str]]
+    vit_min_size: int | list[int] | list[int | None] | None
 
 
 class DrawingSettingsLists(WritingSettingsLists, total=False):

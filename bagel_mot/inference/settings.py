@@ -39,6 +39,7 @@ class Setting:
         above: whether `low` itself is excluded.
         choices: the values of a choice.
         optional: whether None is a value.
+        evaluation: whether it serves evaluations alone, so that pages and nodes leave it out.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Setting:
     above: bool = False
     choices: tuple[str, ...] = ()
     optional: bool = False
+    evaluation: bool = False
 
     @property
     def range(self) -> str:
@@ -264,6 +266,11 @@ class GenerationSettings:
         (), "texts", tasks=(Task.ASK,),
         about="Ends the answer before the first of these texts to appear.",
         when="Set it when an answer has a known end, such as a line break.")
+    vit_min_size: int | None = _setting(
+        None, "int", tasks=(Task.ASK,), low=1, optional=True, evaluation=True,
+        about="The pixels that the short side of a given picture is enlarged to before the model looks at it; the "
+        "picture is then resized once, and not for drawing first.",
+        when="Set it to 378 to see pictures as the published evaluation of answers does.")
     seed: int | None = _setting(
         None, "int", low=0, high=MAX_SEED, optional=True,
         about="The seed of all randomness; the same seed gives the same result, whatever else runs beside it.",
@@ -280,7 +287,7 @@ SETTINGS: dict[str, Setting] = {
 }
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}
 SETTING_GROUPS: dict[str, tuple[str, ...]] = {
-    "size": ("size",),
+    "size": ("size", "vit_min_size"),
     "thinking": ("think", "max_think_tokens"),
     "writing": (
         "max_new_tokens", "stop", "repetition_penalty", "do_sample", "temperature", "top_k", "top_p",

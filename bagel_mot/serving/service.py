@@ -220,7 +220,7 @@ class Service:
         prepared = [] if inputs else [*prepare.inputs((), task)]
         for number, one in enumerate(inputs):
             try:
-                prepared += prepare.inputs([clean_text(one) if isinstance(one, str) else one], task)
+                prepared += prepare.inputs([clean_text(one) if isinstance(one, str) else one], task, settings)
             except BagelError as error:
                 raise InputError(str(error), number) from error
         request = prepare.request(task, tuple(prepared), self._with_default_tokens(task, settings))

@@ -103,7 +103,8 @@ class _Settings:
     @classmethod
     def settings(cls) -> list[Setting]:
         """The settings that have widgets here."""
-        return [setting for setting in task_settings(cls.TASK) if setting.name not in _ELSEWHERE]
+        shown = [setting for setting in task_settings(cls.TASK) if not setting.evaluation]
+        return [setting for setting in shown if setting.name not in _ELSEWHERE]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:

@@ -89,6 +89,11 @@ SETTING_TEXTS: dict[str, SettingText] = {
         "回答最多写多少词元，思考也算在内。",
         "想限制时间时调低；回答中断时调高。",
     ),
+    "vit_min_size": SettingText(
+        "Smallest side that is seen", "观看的最短边",
+        "所给图片的短边先放大到这么多像素，模型再看；这时图片只缩放一次，不先按作画的尺寸缩放。",
+        "想与已发表的问答评测看到同样的图片时设为 378。",
+    ),
     "do_sample": SettingText(
         "Sample", "随机取词",
         "按概率随机取每个词元，而不是取最可能的。",
