@@ -7,6 +7,7 @@ sentences and numbers: the evaluation scripts of the published system.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,8 @@ STEP_BY_STEP = (
     'to answer, please use the format "Final answer: .."\n\nQuestion:\n\n'
 )
 
-_EMPTY_IS = "C"  # what the published scripts take an empty answer for
+_FINAL = re.compile(r"(?:final answer|answer):\s*(.*)", re.IGNORECASE)
+_EMPTY_IS = "C"  # an empty answer, to the published scripts
 
 
 def ask_settings(cap: int, think: bool = False) -> dict[str, Any]:
@@ -76,3 +78,19 @@ def letter_of(answer: str, options: Mapping[str, str], *, fixed: bool) -> str | 
     if answer[0] in options:
         return answer[0]
     return next((letter for letter, text in options.items() if text in answer), answer)
+
+
+def final_answer(text: str) -> str:
+    """The text behind the first `Answer:` or `Final answer:`, to the end of that line; all of it without one."""
+    found = _FINAL.search(text)
+    return found[1] if found else text
+
+
+def edit_distance(first: str, second: str) -> int:
+    """The Levenshtein distance of two texts: insertions, deletions and replacements of single characters."""
+    row = list(range(len(second) + 1))
+    for i, one in enumerate(first, 1):
+        above, row = row, [i]
+        for j, other in enumerate(second, 1):
+            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (one != other)))
+    return row[-1]

@@ -7,14 +7,13 @@ answer too, is yes. With thinking the model reasons step by step and the text be
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bagel_mot.errors import DataError
-from bagel_mot.evaluation.answers import SHORT_SENTENCE, STEP_BY_STEP, ask_settings
+from bagel_mot.evaluation.answers import SHORT_SENTENCE, STEP_BY_STEP, ask_settings, final_answer
 from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemResult, Row, Score, Summary
 from bagel_mot.evaluation.data import locate, read_json_lines, require_complete
 from bagel_mot.evaluation.judges.base import Judges
@@ -23,7 +22,6 @@ from bagel_mot.evaluation.rows import share_row
 _CATEGORIES = {"adversarial": 3000, "popular": 3000, "random": 3000}
 _FEWER_RANDOM = 2910  # the questions of random in the list that LLaVA goes by
 _CAP, _CAP_THINKING = 100, 1000
-_FINAL = re.compile(r"(?:final answer|answer):\s*(.*)", re.IGNORECASE)
 
 
 class Pope(Benchmark):
@@ -111,12 +109,6 @@ class Pope(Benchmark):
                 f1s.append(rows[f"{category}/f1"].value or 0.0)
                 count += len(pairs)
         return Summary({"mean_f1": Row(sum(f1s) / len(f1s) if f1s else None, count), **rows}, ("mean_f1",))
-
-
-def final_answer(text: str) -> str:
-    """The text behind the first `Answer:` or `Final answer:`, to the end of that line; all of it without one."""
-    found = _FINAL.search(text)
-    return found[1] if found else text
 
 
 def label_of(answer: str) -> str:

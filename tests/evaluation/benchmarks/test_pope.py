@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bagel_mot.errors import DataError
+from bagel_mot.evaluation.answers import final_answer
 from bagel_mot.evaluation.base import BenchmarkOptions, Protocol
-from bagel_mot.evaluation.benchmarks.pope import Pope, final_answer, label_of
+from bagel_mot.evaluation.benchmarks.pope import Pope, label_of
 from tests.evaluation.benchmarks import golden
 
 EXPECTED = golden.load("pope", "expected")["runs"]
