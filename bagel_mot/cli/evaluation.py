@@ -166,10 +166,10 @@ def _opened(name: str, how: How, count: int) -> Benchmark:
 
 def _respondent(how: How, weights: Weights, launch: Launch) -> Respondent:
     if how.server is not None and how.server_model is not None:
-        from bagel_mot.evaluation.http import Server
+        from bagel_mot.evaluation.http import ModelServer
         from bagel_mot.evaluation.respondents.server import ServerRespondent
 
-        return ServerRespondent(Server(how.server, os.environ.get(_KEY)), how.server_model)
+        return ServerRespondent(ModelServer(how.server, os.environ.get(_KEY)), how.server_model)
     from bagel_mot.checkpoint.official import fingerprint, folder_of
     from bagel_mot.evaluation.respondents.local import LocalRespondent
     from bagel_mot.inference.loading import find_checkpoint
@@ -217,14 +217,14 @@ def _bars(wanted: bool) -> Iterator[Progress]:
 def _benchmark(benchmark: Benchmark, how: How, respondent: Respondent, out: Path, launch: Launch) -> dict[str, Any]:
     """Runs a benchmark; the first process writes and returns its summary."""
     from bagel_mot.evaluation.run_summary import summarize, write_summary
-    from bagel_mot.evaluation.runner import Runner
+    from bagel_mot.evaluation.runner import ItemRunner
     from bagel_mot.evaluation.team import Team
 
     folder = out / _folder_name(benchmark)
     everything = list(benchmark.items())
     items: list[Item] = everything[: how.limit]
     with _owned(folder, launch), _bars(launch.rank == 0) as progress:
-        runner = Runner(
+        runner = ItemRunner(
             benchmark, respondent, folder, batch=how.batch or 8, team=Team(launch, folder.name)
         )  # fmt: skip
         bar = progress.add_task(benchmark.info.title, total=len(items))

@@ -24,7 +24,7 @@ class Refused(Exception):
         self.status, self.said = status, said
 
 
-class Server:
+class ModelServer:
     """A server that speaks OpenAI's interface.
 
     Args:

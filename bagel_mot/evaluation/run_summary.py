@@ -9,11 +9,11 @@ from typing import Any
 
 from bagel_mot.errors import DataError, EvaluationError
 from bagel_mot.evaluation.base import Item
-from bagel_mot.evaluation.runner import Runner, scores_name
+from bagel_mot.evaluation.runner import ItemRunner, scores_name
 from bagel_mot.files import read_json, write_text, writing
 
 
-def summarize(runner: Runner, items: Sequence[Item], of: int) -> dict[str, Any]:
+def summarize(runner: ItemRunner, items: Sequence[Item], of: int) -> dict[str, Any]:
     """The summary of what a run's records hold of some items.
 
     Args:

@@ -28,7 +28,7 @@ RESULTS = "results"
 
 
 @dataclass
-class Outcomes:
+class Findings:
     """The results and scores of the items of a run, as far as they are known.
 
     Attributes:
@@ -54,7 +54,7 @@ class Outcomes:
         return [id for id, score in self.scores.items() if all(value is None for value in score.values.values())]
 
 
-class Runner:
+class ItemRunner:
     """Answers and scores items.
 
     Args:
@@ -120,9 +120,9 @@ class Runner:
         self.results.close()
         self.scores.close()
 
-    def outcomes(self, items: Iterable[Item]) -> Outcomes:
+    def outcomes(self, items: Iterable[Item]) -> Findings:
         """The contents of this run's records for the items, from all processes."""
-        found = Outcomes()
+        found = Findings()
         for item in items:
             line = self.results.lines.get(item.id)
             if line is None:
@@ -177,7 +177,7 @@ class Runner:
 class _Scoring:
     """Scores results: at once, or in threads while the next are made. Records are written by the calling thread."""
 
-    def __init__(self, runner: Runner, in_threads: bool) -> None:
+    def __init__(self, runner: ItemRunner, in_threads: bool) -> None:
         self.runner = runner
         self.pool = ThreadPoolExecutor(runner.threads) if in_threads else None
         self.running: dict[Future[Score], Item] = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bagel_mot.errors import EvaluationError
 from bagel_mot.evaluation.benchmarks.mini import Mini, summary
 from bagel_mot.evaluation.respondents.base import Respondent
-from bagel_mot.evaluation.runner import Runner
+from bagel_mot.evaluation.runner import ItemRunner
 from bagel_mot.evaluation.statistics import wilson
 from bagel_mot.evaluation.team import Team
 from bagel_mot.parallel.launch import Launch
@@ -91,14 +91,14 @@ def evaluate(
                 done.append(known[name])
                 continue
             team = Team(launch, f"mini/{name}")
-            runner = Runner(mini, respondent, folder, batch=batch, team=team, facts=facts)
+            runner = ItemRunner(mini, respondent, folder, batch=batch, team=team, facts=facts)
             done.append(run_row(runner, mini, name, progress or (lambda name, done, total: None)))
             if on_row is not None and team.rank == 0:
                 on_row(_report(done, mini))
     return _report(done, mini)
 
 
-def run_row(runner: Runner, mini: Mini, name: str, progress: Report) -> RowScore:
+def run_row(runner: ItemRunner, mini: Mini, name: str, progress: Report) -> RowScore:
     """Runs one row."""
     items = mini.items_of(name)
     runner.run(items, lambda done, total: progress(name, done, total))

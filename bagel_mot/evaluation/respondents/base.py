@@ -12,7 +12,7 @@ from PIL import Image
 from bagel_mot.errors import BagelError, ContextLengthError, ImageError, PromptError, SizeError
 from bagel_mot.evaluation.base import Item, ItemResult, LazyImage
 
-Outcome = ItemResult | BagelError
+Answered = ItemResult | BagelError
 # Errors that are about one item: the others can still be answered.
 ITEM_ERRORS = (ImageError, PromptError, SizeError, ContextLengthError)
 
@@ -26,7 +26,7 @@ class Respondent(Protocol):
 
     facts: Mapping[str, Any]
 
-    def answer(self, items: Sequence[Item], folder: Path) -> Sequence[Outcome]:
+    def answer(self, items: Sequence[Item], folder: Path) -> Sequence[Answered]:
         """The result of each item, or the error that is about this item alone.
 
         Args:
@@ -38,7 +38,7 @@ class Respondent(Protocol):
         ...
 
 
-def one_by_one(answer: Callable[[Sequence[Item]], Sequence[ItemResult]], items: Sequence[Item]) -> list[Outcome]:
+def one_by_one(answer: Callable[[Sequence[Item]], Sequence[ItemResult]], items: Sequence[Item]) -> list[Answered]:
     """The outcomes of `answer` for the items together; if one of them cannot be answered, each is tried alone."""
     try:
         return list(answer(items))

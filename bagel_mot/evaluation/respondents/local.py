@@ -14,7 +14,7 @@ from PIL import Image
 
 from bagel_mot.errors import BagelError
 from bagel_mot.evaluation.base import Item, ItemResult
-from bagel_mot.evaluation.respondents.base import Outcome, drawn_paths, one_by_one, opened
+from bagel_mot.evaluation.respondents.base import Answered, drawn_paths, one_by_one, opened
 from bagel_mot.files import writing
 from bagel_mot.images import open_image, to_pixels, to_uint8
 from bagel_mot.inference.result import Result, save_image
@@ -35,7 +35,7 @@ class LocalRespondent:
     def __init__(self, bagel: Bagel, facts: Mapping[str, Any]) -> None:
         self.bagel, self.facts = bagel, facts
 
-    def answer(self, items: Sequence[Item], folder: Path) -> list[Outcome]:
+    def answer(self, items: Sequence[Item], folder: Path) -> list[Answered]:
         return one_by_one(partial(self._answer, folder=folder), items)
 
     def _answer(self, items: Sequence[Item], folder: Path) -> list[ItemResult]:

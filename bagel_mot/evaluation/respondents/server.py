@@ -11,8 +11,8 @@ from typing import Any
 
 from bagel_mot.errors import EvaluationError, ImageError, PromptError
 from bagel_mot.evaluation.base import Item, ItemResult
-from bagel_mot.evaluation.http import Refused, Server
-from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Outcome, content, drawn_paths
+from bagel_mot.evaluation.http import Refused, ModelServer
+from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, content, drawn_paths
 from bagel_mot.files import write_atomically, writing
 from bagel_mot.images import open_image
 
@@ -33,12 +33,12 @@ class ServerRespondent:
     Raises: EvaluationError if the server is not reached, or has no such model.
     """
 
-    def __init__(self, server: Server, model: str) -> None:
+    def __init__(self, server: ModelServer, model: str) -> None:
         self.server, self.model = server, model
         self.is_ours = _is_ours(server, model)
         self.facts: Mapping[str, Any] = {"server": server.url, "model": model}
 
-    def answer(self, items: Sequence[Item], folder: Path) -> list[Outcome]:
+    def answer(self, items: Sequence[Item], folder: Path) -> list[Answered]:
         with ThreadPoolExecutor(max(len(items), 1)) as pool:
             futures = [pool.submit(self._answer, item, folder) for item in items]
             try:
@@ -47,7 +47,7 @@ class ServerRespondent:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _answer(self, item: Item, folder: Path) -> Outcome:
+    def _answer(self, item: Item, folder: Path) -> Answered:
         if item.turns or item.kind == "reconstruct":
             what = "a chain of edits" if item.turns else "what its autoencoder makes of an image"
             raise EvaluationError(
@@ -117,7 +117,7 @@ class ServerRespondent:
         return str(found.get("thinking") or "")
 
 
-def _is_ours(server: Server, model: str) -> bool:
+def _is_ours(server: ModelServer, model: str) -> bool:
     try:
         listed = server.get("/models").get("data") or []
     except (Refused, EvaluationError) as error:
