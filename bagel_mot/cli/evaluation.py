@@ -47,6 +47,9 @@ class How:
     protocol: Annotated[str, _option(_PROTOCOL, "--protocol", about="published: as the published scripts do, faults included; fixed: their faults mended; upstream: as the benchmark's own authors do.", metavar="NAME")] = "published"  # noqa: E501
     variant: Annotated[str | None, _option(_PROTOCOL, "--variant", about="A split or language, such as cn.", metavar="NAME")] = None  # noqa: E501
     think: Annotated[bool, _option(_PROTOCOL, "--think", about="Let the model think first.")] = False
+    judge: Annotated[str | None, _option(_PROTOCOL, "--judge", about="The address of an OpenAI-compatible server with the judge; the key is taken from BAGEL_JUDGE_KEY.", metavar="URL")] = None  # noqa: E501
+    judge_model: Annotated[str | None, _option(_PROTOCOL, "--judge-model", about="The judge's name there; by default the one that the benchmark names.", metavar="NAME")] = None  # noqa: E501
+    judge_texts: Annotated[Path | None, _option(_PROTOCOL, "--judge-texts", about="Your copy of criterion texts that cannot be shipped, where they are not with the data.", metavar="DIR")] = None  # noqa: E501
     limit: Annotated[int | None, _option(_PROTOCOL, "--limit", about="Only the first items.", min=1, metavar="N")] = None  # noqa: E501
     server: Annotated[str | None, _option(_RUN, "--server", about=f"Ask this OpenAI-compatible server instead of a local model; the key is taken from {_KEY}.", metavar="URL")] = None  # noqa: E501
     server_model: Annotated[str | None, _option(_RUN, "--server-model", about="The model's name on the server.", metavar="NAME")] = None  # noqa: E501
@@ -55,6 +58,7 @@ class How:
     batch: Annotated[int | None, _option(_RUN, "--batch", about="Requests that run together: 25 of mini, 8 of others.", min=1)] = None  # noqa: E501
     retry: Annotated[bool, _option(_RUN, "--retry", about="Score again what the judge gave no number for.")] = False
     results_only: Annotated[bool, _option(_RUN, "--results-only", about="Answer and draw, but do not score.")] = False
+    every_checkpoint: Annotated[Path | None, _option(_MINI, "--every-checkpoint", about="Score every checkpoint of this training run, and plot the abilities over training tokens.", metavar="RUN")] = None  # noqa: E501
     rows: Annotated[list[str] | None, _option(_MINI, "--rows", about="Only this row, such as draw/counting, or group, such as edit; repeatable.", metavar="ROW")] = None  # noqa: E501
     items: Annotated[int | None, _option(_MINI, "--items", about="Items in each row: 200.", min=1)] = None
     seed: Annotated[int | None, _option(_MINI, "--seed", about="Seed of the items: 0.", min=0)] = None
@@ -91,6 +95,12 @@ def evaluate(
     if names[0] == "fetch":
         _fetch(names[1:], how.data)
         return
+    if names[0] == "report":
+        _write_report(names[1:], json)
+        return
+    if how.every_checkpoint is not None:
+        _curves(names, how, weights, json)
+        return
     _check(names, how)
     from bagel_mot.evaluation.workers import is_worker, run_workers
 
@@ -122,6 +132,8 @@ def _check(names: list[str], how: How) -> None:
         raise SettingError(f"protocol is {how.protocol!r}: it must be {', '.join(Protocol)}.")
     if "mini" not in names and (how.rows or how.items is not None or how.seed is not None):
         raise SettingError("--rows, --items and --seed belong to mini: other benchmarks have their own.")
+    if how.judge_model is not None and how.judge is None:
+        raise SettingError("--judge-model is given without --judge: give the address of the judge's server.")
     if (how.server is None) != (how.server_model is None):
         raise SettingError("--server and --server-model belong together: give the address and the model's name there.")
 
@@ -156,7 +168,9 @@ def _opened(name: str, how: How, count: int) -> Benchmark:
         )
     own = user_path(how.data) / name
     data = own if count > 1 or own.is_dir() else user_path(how.data)
-    options = BenchmarkOptions(data, Protocol(how.protocol), think=how.think, variant=how.variant)
+    options = BenchmarkOptions(
+        data, Protocol(how.protocol), think=how.think, variant=how.variant, judge_texts=how.judge_texts
+    )
     kind = benchmark_named(name)
     if how.variant is not None and how.variant not in kind.info.variants:
         known = ", ".join(kind.info.variants) or "none"
@@ -216,6 +230,8 @@ def _bars(wanted: bool) -> Iterator[Progress]:
 
 def _benchmark(benchmark: Benchmark, how: How, respondent: Respondent, out: Path, launch: Launch) -> dict[str, Any]:
     """Runs a benchmark; the first process writes and returns its summary."""
+    from bagel_mot.evaluation.judges.base import Judges
+    from bagel_mot.evaluation.judging import open_judges
     from bagel_mot.evaluation.run_summary import summarize, write_summary
     from bagel_mot.evaluation.runner import ItemRunner
     from bagel_mot.evaluation.team import Team
@@ -223,10 +239,12 @@ def _benchmark(benchmark: Benchmark, how: How, respondent: Respondent, out: Path
     folder = out / _folder_name(benchmark)
     everything = list(benchmark.items())
     items: list[Item] = everything[: how.limit]
+    judges, judge = Judges(), {}
+    if not how.results_only:
+        judges, judge = open_judges(benchmark.info, how.judge, how.judge_model, out / "replies")
     with _owned(folder, launch), _bars(launch.rank == 0) as progress:
-        runner = ItemRunner(
-            benchmark, respondent, folder, batch=how.batch or 8, team=Team(launch, folder.name)
-        )  # fmt: skip
+        team = Team(launch, folder.name)
+        runner = ItemRunner(benchmark, respondent, folder, judges, judge=judge, batch=how.batch or 8, team=team)
         bar = progress.add_task(benchmark.info.title, total=len(items))
         runner.run(
             items,
@@ -258,6 +276,8 @@ def _mini(how: How, respondent: Respondent, folder: Path | None, json: str | Non
     from bagel_mot.evaluation.benchmarks.mini import ITEMS, Mini, pick_rows
     from bagel_mot.evaluation.benchmarks.mini_report import BATCH, side_of
     from bagel_mot.evaluation.benchmarks.mini_report import evaluate as run
+    from bagel_mot.evaluation.run_summary import summarize, write_summary
+    from bagel_mot.evaluation.runner import ItemRunner
 
     items, seed = how.items or ITEMS, how.seed or 0
     bagel = getattr(respondent, "bagel", None)
@@ -290,8 +310,12 @@ def _mini(how: How, respondent: Respondent, folder: Path | None, json: str | Non
         if folder is None:
             report = go(None)
         else:
-            with _owned(folder / "mini", launch):
-                report = go(folder / "mini")
+            place = folder / "mini"
+            with _owned(place, launch):
+                report = go(place)
+                if launch.rank == 0:
+                    runner = ItemRunner(mini, respondent, place)
+                    write_summary(place, summarize(runner, mini.items(), len(mini.items())))
     report = {**head, **report}
     if json != "-" and launch.rank == 0:
         _print_scores(report)
@@ -387,3 +411,64 @@ def _fetch(names: list[str], data: Path | None) -> None:
     kinds = [benchmark_named(name) for name in names]
     for kind in kinds:
         print(fetch(kind.info, user_path(data or Path("benchmarks-data")) / kind.info.name))
+
+
+def _write_report(folders: list[str], json: str | None) -> None:
+    """Writes the pages about a run, or about two and how they differ."""
+    from bagel_mot.evaluation.report.pages import write_report
+
+    if not 1 <= len(folders) <= 2:
+        raise SettingError("bagel eval report takes the folder of a run, and that of another one to compare it with.")
+    first, *other = map(user_path, folders)
+    written, content = write_report(first, other[0] if other else None)
+    write_json(json, content)
+    if json != "-":
+        for path in written:
+            print(path)
+
+
+def _curves(names: list[str], how: How, weights: Weights, json: str | None) -> None:
+    """Scores every checkpoint of a training run."""
+    from bagel_mot.evaluation.benchmarks.mini import ITEMS, Mini, pick_rows
+    from bagel_mot.evaluation.benchmarks.mini_report import BATCH, evaluate, side_of
+    from bagel_mot.evaluation.curves import run_points, write_curves
+    from bagel_mot.evaluation.respondents.local import LocalRespondent
+    from bagel_mot.parallel.launch import Launch
+
+    if names != ["mini"]:
+        raise SettingError("--every-checkpoint belongs to mini: bagel eval mini --every-checkpoint RUN.")
+    assert how.every_checkpoint is not None
+    pick_rows(how.rows)
+    run = user_path(how.every_checkpoint)
+    out = user_path(how.out or run / "evaluation")
+    items, seed = how.items or ITEMS, how.seed or 0
+    points = run_points(run)
+    reports = []
+    for number, point in enumerate(points, 1):
+        bagel = load(dataclasses.replace(weights, checkpoint=str(point.folder)))
+        mini = Mini(rows=how.rows, count=items, seed=seed, side=side_of(bagel))
+        facts = {"model": point.folder.name, "precision": bagel.checkpoint.precision.name}
+        with _owned(out / point.folder.name, Launch()), _bars(True) as progress:
+            bar = progress.add_task(f"{point.folder.name} ({number} of {len(points)})", total=len(mini.rows))
+            reports.append(
+                evaluate(
+                    mini,
+                    LocalRespondent(bagel, facts),
+                    batch=how.batch or BATCH,
+                    folder=out / point.folder.name,
+                    on_row=lambda so_far, progress=progress, bar=bar: progress.update(
+                        bar, completed=len(so_far["rows"])
+                    ),
+                )
+            )
+        bagel.close()
+    content, written = write_curves(out, points, reports)
+    if json != "-":
+        table = new_table("tokens at which an ability reaches 85% of its last value", "ability", "last", "tokens")
+        for name, ability in content["abilities"].items():
+            reached = ability["reached"]
+            table.add_row(name, f"{ability['shares'][-1]:.3f}", "–" if reached is None else f"{reached:,.0f}")
+        tables().print(table)
+        for path in written:
+            print(path)
+    write_json(json, content)

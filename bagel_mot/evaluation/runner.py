@@ -59,7 +59,7 @@ class ItemRunner:
 
     Args:
         benchmark: the benchmark whose items they are.
-        respondent: the model or server that answers; None scores the results that are there already.
+        respondent: the model or server that answers.
         folder: the folder of the records and of drawn images.
         judges: the judges that a benchmark may ask.
         judge: the judge and its settings, as JSON, for the head of the scores; empty without any.
@@ -72,7 +72,7 @@ class ItemRunner:
     def __init__(
         self,
         benchmark: Benchmark,
-        respondent: Respondent | None,
+        respondent: Respondent,
         folder: Path,
         judges: Judges | None = None,
         *,
@@ -86,7 +86,7 @@ class ItemRunner:
         self.batch, self.threads, self.team = batch, threads, team or Team()
         self.images = folder / IMAGES
         self.judge = dict(judge or {})
-        head = {**head_of(benchmark), **(facts or {}), **(respondent.facts if respondent else {})}
+        head = {**head_of(benchmark), **(facts or {}), **respondent.facts}
         self.results = Records(folder, RESULTS, head, self.team.rank)
         self.scores = Records(folder, scores_name(self.judge), {**head, "judge": self.judge}, self.team.rank)
 
@@ -158,8 +158,6 @@ class ItemRunner:
             if scoring is not None:
                 yield scoring.take(item, result_from(self.results.lines[item.id]["result"], self.images))
         for batch in batches(unanswered, self.batch):
-            if self.respondent is None:
-                raise EvaluationError(f"{self.folder} has no result of item {batch[0].id!r}: run the evaluation first.")
             started = time.perf_counter()
             outcomes = self.respondent.answer(batch, self.images)
             seconds = round((time.perf_counter() - started) / len(batch), 3)
@@ -168,7 +166,8 @@ class ItemRunner:
                     self.results.add(item.id, {"error": str(outcome), "seconds": seconds})
                     yield 1
                     continue
-                self.results.add(item.id, {"result": result_json(outcome, self.images), "seconds": seconds})
+                record = {"result": result_json(outcome, self.images), "prompt": item.prompt, "seconds": seconds}
+                self.results.add(item.id, record)
                 yield scoring.take(item, outcome) if scoring is not None else 1
         if scoring is not None:
             yield from scoring.rest()

@@ -11,7 +11,7 @@ from typing import Any
 
 from bagel_mot.errors import EvaluationError, ImageError, PromptError
 from bagel_mot.evaluation.base import Item, ItemResult
-from bagel_mot.evaluation.http import Refused, ModelServer
+from bagel_mot.evaluation.http import ModelServer, Refused
 from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, content, drawn_paths
 from bagel_mot.files import write_atomically, writing
 from bagel_mot.images import open_image
