@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bagel_mot.errors import BagelError, EvaluationError
+from bagel_mot.errors import BagelError
 from bagel_mot.evaluation.base import Benchmark, Item, ItemResult, Score
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.records import Records

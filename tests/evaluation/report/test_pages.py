@@ -1,0 +1,64 @@
+"""The report shows what a run's records hold, in HTML and in Markdown alike, and compares two runs item by item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bagel_mot.errors import EvaluationError
+from bagel_mot.evaluation.report.pages import write_report
+from bagel_mot.evaluation.run_summary import summarize, write_summary
+from bagel_mot.evaluation.runner import ItemRunner
+from tests.evaluation.scripted import Knowing, sums
+
+
+def evaluated(folder: Path, respondent: Knowing) -> Path:
+    benchmark = sums()
+    runner = ItemRunner(benchmark, respondent, folder / "sums")
+    runner.run(benchmark.items())
+    write_summary(folder / "sums", summarize(runner, benchmark.items(), 12))
+    return folder
+
+
+def test_a_report_of_one_run(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path, Knowing(wrong=("1+1", "2+1"), broken=("3+1",)))
+    files, content = write_report(folder)
+    assert files == [folder / "report.html", folder / "report.md"]
+    page, markdown = (path.read_text(encoding="utf-8") for path in files)
+    for text in (
+        "knowing",
+        "0.8182",
+        "0.5 (BAGEL)",
+        "the image of 3+1 cannot be read.",
+        "4 + 1 = ?",
+        "none: rules alone",
+    ):
+        assert text in page, text
+        assert text in markdown, text
+    assert "3 + 1 = ?" not in page  # the item has no result to look at
+    assert page.count("<figure>") == 11
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "![](sums/images/drawn/2.png)" in markdown
+    assert "a &lt;table&gt;" in page
+    assert "<table>" not in markdown
+    assert content["runs"][0]["rows"]["all"]["value"] == pytest.approx(9 / 11)
+
+
+def test_two_runs_are_compared_on_the_items_of_both(tmp_path: Path) -> None:
+    first = evaluated(tmp_path / "a", Knowing(wrong=("0+1",), broken=("3+1",)))
+    second = evaluated(tmp_path / "b", Knowing(wrong=("5+1", "6+1", "7+1")))
+    (page, _), content = write_report(first, second)
+    [row] = content["differences"][0]["rows"]
+    assert (row["items"], row["only_first"], row["only_second"]) == (11, 3, 1)
+    assert row["p"] == pytest.approx(2 * (1 + 4) / 2**4)
+    assert row["difference"] == pytest.approx(-2 / 11)
+    assert {id for id, *_ in row["most"]} == {"0+1", "5+1", "6+1", "7+1"}
+    assert "McNemar, exact" in page.read_text(encoding="utf-8")
+
+
+def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="is not a folder"):
+        write_report(tmp_path / "missing")
+    with pytest.raises(EvaluationError, match="holds no summary"):
+        write_report(tmp_path)
