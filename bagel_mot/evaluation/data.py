@@ -215,12 +215,14 @@ class ParquetImage:
         file: the file.
         group, row: the row group, and the row in it.
         column: the name of the column.
+        index: the image's place in a cell that holds a list.
     """
 
     file: Path
     group: int
     row: int
     column: str
+    index: int | None = None
 
     def __call__(self) -> Image.Image:
         return open_image(self.data())
@@ -231,6 +233,8 @@ class ParquetImage:
         Raises: ImageError: the cell holds no bytes.
         """
         cell = _column(self.file, self.group, self.column)[self.row]
+        if self.index is not None:
+            cell = cell[self.index] if isinstance(cell, list) and self.index < len(cell) else None
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise ImageError(f"{self.file}, row {self.row} of row group {self.group}: {self.column} holds no image.")

@@ -11,12 +11,14 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from bagel_mot.errors import DataError
+from bagel_mot.evaluation.base import BenchmarkOptions
 
 _SUFFIXES = (".py", ".json", ".txt", ".md")
 _MAX_BYTES = 4 << 20  # of a file that may hold a text
@@ -73,6 +75,37 @@ def find_texts(
         f"{', …' if len(missing) > 3 else ''}), which may not be shipped: get {where}, unchanged, and name its folder "
         "with --judge-texts."
     )
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The texts of a benchmark that may not be shipped.
+
+    Attributes:
+        hashes: the SHA-256 of each text by name.
+        where: the place where users get them.
+        placeholders: what a text may hold to be filled in, by the names of format strings.
+    """
+
+    hashes: Mapping[str, str]
+    where: str
+    placeholders: tuple[str, ...] = ()
+
+    def find(self, options: BenchmarkOptions) -> dict[str, str]:
+        """The texts by name, from the user's folder of texts, else from the data.
+
+        A miniature that has none is judged by stand-ins, which hold a text's name and its placeholders.
+
+        Raises:
+            DataError: some are missing.
+        """
+        try:
+            return find_texts(options.judge_texts or options.data, self.hashes, self.where)
+        except DataError:
+            if not options.partial:
+                raise
+        held = "".join(f" {{{name}}}" for name in self.placeholders)
+        return {name: name + held for name in self.hashes}
 
 
 def _files(folder: Path) -> Iterator[Path]:
