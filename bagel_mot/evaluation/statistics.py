@@ -33,22 +33,26 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return bootstrap([values])
 
 
-def bootstrap(groups: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+def bootstrap(groups: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> tuple[float, float] | None:
     """The 95% bootstrap interval of a mean of group means, the items of each group resampled on their own.
 
-    None where a group is empty.
+    Args:
+        groups: the values of each group.
+        weights: the weight of each group's mean in the sum; by default the same for all, with the sum 1.
+
+    Returns: low and high; None where a group is empty.
     """
     if not groups or not all(len(group) for group in groups):
         return None
     draws = np.random.default_rng(_SEED)
     means = np.zeros(_RESAMPLES)
-    for group in groups:
+    for group, weight in zip(groups, weights or [1 / len(groups)] * len(groups), strict=True):
         values = np.asarray(group, dtype=np.float64)
         # A mean of resampled items is a sum over how often each value is drawn: few values make small tables.
         kinds, counts = np.unique(values, return_counts=True)
         drawn = draws.multinomial(len(values), counts / counts.sum(), size=_RESAMPLES)
-        means += drawn @ kinds / len(values)
-    low, high = np.percentile(means / len(groups), (2.5, 97.5))
+        means += weight * (drawn @ kinds) / len(values)
+    low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
 
