@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -239,7 +240,7 @@ def _benchmark(benchmark: Benchmark, how: How, respondent: Respondent, out: Path
     folder = out / _folder_name(benchmark)
     everything = list(benchmark.items())
     items: list[Item] = everything[: how.limit]
-    judges, judge = Judges(), {}
+    judges, judge = Judges(), dict[str, Any]()
     if not how.results_only:
         judges, judge = open_judges(benchmark.info, how.judge, how.judge_model, out / "replies")
     with _owned(folder, launch), _bars(launch.rank == 0) as progress:
@@ -450,15 +451,15 @@ def _curves(names: list[str], how: How, weights: Weights, json: str | None) -> N
         facts = {"model": point.folder.name, "precision": bagel.checkpoint.precision.name}
         with _owned(out / point.folder.name, Launch()), _bars(True) as progress:
             bar = progress.add_task(f"{point.folder.name} ({number} of {len(points)})", total=len(mini.rows))
+            respondent, folder = LocalRespondent(bagel, facts), out / point.folder.name
+            done = count(1)
             reports.append(
                 evaluate(
                     mini,
-                    LocalRespondent(bagel, facts),
+                    respondent,
                     batch=how.batch or BATCH,
-                    folder=out / point.folder.name,
-                    on_row=lambda so_far, progress=progress, bar=bar: progress.update(
-                        bar, completed=len(so_far["rows"])
-                    ),
+                    folder=folder,
+                    on_row=lambda _, *, bar=bar, done=done, bars=progress: bars.update(bar, completed=next(done)),  # type: ignore[misc]
                 )
             )
         bagel.close()

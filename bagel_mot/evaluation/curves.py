@@ -150,8 +150,11 @@ def draw_curves(curves: Mapping[str, Any], out: Path) -> list[Path]:
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     paths = [out / "curves.svg", out / "curves.png"]
     for path in paths:
-        with writing(path, "give another --out"):
+
+        def save(file: Path) -> None:
             # Without the date the same curves make the same file.
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            write_atomically(path, lambda file, metadata=metadata: figure.savefig(file, dpi=150, metadata=metadata))
+            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
+
+        with writing(path, "give another --out"):
+            write_atomically(path, save)
     return paths

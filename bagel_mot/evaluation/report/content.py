@@ -26,7 +26,7 @@ class ShownItem:
         texts: its answers, or thoughts.
         images: the files of drawn images.
         values: the numbers of its score.
-        detail: how the score came about.
+        detail: the way the score came about.
     """
 
     id: str

@@ -173,7 +173,7 @@ def _score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     published: dict[str, list[str]] = {}
     for one in summary["published"]:
         published.setdefault(one["row"], []).append(f"{one['value']:g} ({one['model']})")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, row in summary["rows"].items():
         interval = row["interval"]
         between = f"{interval[0]:.4g} – {interval[1]:.4g}" if interval else ""

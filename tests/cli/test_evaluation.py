@@ -1,0 +1,111 @@
+"""`bagel eval` of benchmarks: what is listed, refused, written and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from bagel_mot.cli import app
+from bagel_mot.evaluation.registry import all_benchmarks
+from tests.evaluation.scripted import Knowing, Sums
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def knowing(monkeypatch: pytest.MonkeyPatch) -> Knowing:
+    """A benchmark of sums, and a respondent in place of a model."""
+    respondent = Knowing()
+    monkeypatch.setattr("bagel_mot.evaluation.registry.all_benchmarks", lambda: {"sums": Sums})
+    monkeypatch.setattr("bagel_mot.cli.evaluation._respondent", lambda *args: respondent)
+    return respondent
+
+
+def test_every_benchmark_is_listed() -> None:
+    listed = json.loads(run("--list", "--json", "-").stdout)
+    assert [one["name"] for one in listed] == list(all_benchmarks())
+    assert {"mini"} <= {one["name"] for one in listed}
+    for one in listed:
+        assert one["items"] > 0, one
+        assert all(one[key] for key in ("title", "ability", "source", "licence")), one
+        assert one["needs"] in ("", "a judge", "a detector") or "judge" in one["needs"]
+
+
+def test_a_benchmark_is_run_reported_and_compared(knowing: Knowing) -> None:
+    knowing.broken = ("4+1",)
+    first = run("sums", "--data", ".", "--json", "sums.json", "--limit", 9)
+    assert first.exit_code == 1, first.output
+    assert "1 items could not be answered or scored: 4+1" in first.stdout
+    assert json.loads(Path("sums.json").read_text())["failed"] == {"4+1": "the image of 4+1 cannot be read."}
+    knowing.broken = ()
+    knowing.asked.clear()
+    assert run("sums", "--data", ".", "--json", "sums.json").exit_code == 0
+    assert knowing.asked == ["4+1", "9+1", "10+1", "11+1"]
+    report = json.loads(Path("sums.json").read_text())
+    assert (report["rows"]["all"]["value"], report["scored"], report["of"]) == (1.0, 12, 12)
+    assert json.loads(Path("evaluations/knowing/sums/summary.json").read_text()) == report
+    knowing.wrong = ("1+1",)
+    assert run("sums", "--data", ".", "--out", "other").exit_code == 0
+    shown = run("report", "evaluations/knowing", "other", "--json", "both.json")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.split() == ["evaluations/knowing/report.html", "evaluations/knowing/report.md"]
+    [row] = json.loads(Path("both.json").read_text())["differences"][0]["rows"]
+    assert (row["only_first"], row["only_second"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "the name of a benchmark is missing"),
+        (("sum",), "there is no benchmark 'sum': did you mean sums?"),
+        (("sums",), "--data is missing: sums needs the folder of its data"),
+        (("sums", "--data", ".", "--protocol", "best"), "protocol is 'best': it must be published, fixed, upstream."),
+        (("sums", "--data", ".", "--variant", "cn"), "sums has no variant 'cn': there are plain, judged."),
+        (("sums", "--data", ".", "--items", "4"), "--rows, --items and --seed belong to mini"),
+        (("sums", "--data", ".", "--server", "http://x"), "--server and --server-model belong together"),
+        (("sums", "--data", ".", "--judge-model", "x"), "--judge-model is given without --judge"),
+        (("sums", "--every-checkpoint", "."), "--every-checkpoint belongs to mini"),
+        (("mini", "--every-checkpoint", "."), "holds no checkpoints"),
+        (("fetch",), "the name of a benchmark to fetch is missing"),
+        (("fetch", "sums"), "sums is not on the hub: made here."),
+        (("report",), "bagel eval report takes the folder of a run"),
+        (("report", "."), "holds no summary of an evaluation"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_a_sentence(
+    knowing: Knowing, arguments: tuple[str, ...], sentence: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert sentence in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_set_of_the_hub_is_fetched_into_a_folder_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def snapshot_download(repo: str, *, repo_type: str, local_dir: Path) -> str:
+        asked.append((repo, repo_type))
+        if len(asked) == 2:
+            raise OSError("the network is down")
+        return str(local_dir)
+
+    kind = type("OnHub", (Sums,), {"info": Sums.info.__class__(**{**vars(Sums.info), "hub": "someone/sums"})})
+    monkeypatch.setattr("bagel_mot.evaluation.registry.all_benchmarks", lambda: {"sums": kind})
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert run("fetch", "sums", "--data", "sets").stdout.split() == ["sets/sums"]
+    assert asked == [("someone/sums", "dataset")]
+    failed = run("fetch", "sums")
+    assert failed.exit_code == 2
+    assert "someone/sums could not be fetched (the network is down)" in failed.stderr

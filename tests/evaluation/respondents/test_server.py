@@ -1,0 +1,104 @@
+"""A server answers as the local model does; one that refuses ends the run in one sentence."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from bagel_mot.errors import EvaluationError, PromptError
+from bagel_mot.evaluation.base import Item, ItemResult
+from bagel_mot.evaluation.benchmarks.mini import Mini
+from bagel_mot.evaluation.http import ModelServer
+from bagel_mot.evaluation.respondents.local import LocalRespondent
+from bagel_mot.evaluation.respondents.server import ServerRespondent
+from bagel_mot.inference.api import Bagel
+from bagel_mot.serving.options import ServerOptions
+from tests.evaluation.judges.scripted import Script, error, reply, serving
+from tests.serving.conftest import running
+
+ROWS = ["draw/colours", "ask/count", "edit/recolour"]
+JPEG = b"\xff\xd8\xff!"
+NO_IMAGE = (200, {}, json.dumps({"data": [{"url": "http://elsewhere"}]}).encode())
+
+
+def respondent(script: Script, slept: list[float] | None = None) -> ServerRespondent:
+    server = ModelServer(f"{script.url}/v1", "secret", sleep=(slept if slept is not None else []).append)
+    return ServerRespondent(server, "other")
+
+
+def test_our_own_server_answers_as_the_local_model(tmp_path: Path) -> None:
+    with Bagel.from_pretrained("mini", threads=1) as bagel, running(bagel, ServerOptions(model_name="mini")) as live:
+        mini = Mini(rows=ROWS, count=1, settings={"num_timesteps": 4})
+        asks = ServerRespondent(ModelServer(f"{live.url}/v1"), "mini")
+        assert asks.is_ours
+        theirs = asks.answer(mini.items(), tmp_path / "server")
+        ours = LocalRespondent(bagel, {}).answer(mini.items(), tmp_path / "local")
+        for item, there, here in zip(mini.items(), theirs, ours, strict=True):
+            assert isinstance(there, ItemResult), item.id
+            assert isinstance(here, ItemResult)
+            assert there.texts == here.texts, item.id
+            assert len(there.images) == len(here.images) == (item.kind != "ask")
+        [chain] = Mini(rows=["edit/chain of 3"], count=1).items()
+        with pytest.raises(EvaluationError, match="asks for a chain of edits, which a server does not offer"):
+            asks.answer([chain], tmp_path)
+        with pytest.raises(EvaluationError, match="has no model 'maxi': it has mini"):
+            ServerRespondent(ModelServer(f"{live.url}/v1"), "maxi")
+
+
+def test_another_models_server_gets_what_all_of_them_know(tmp_path: Path) -> None:
+    item = Item("a", "ask", "What?", (JPEG,), settings={"max_new_tokens": 9, "top_k": 3}, seeds=(4,))
+    with serving(reply("that", finish_reason="length")) as script:
+        [outcome] = respondent(script).answer([item], tmp_path)
+    assert outcome == ItemResult(texts=("that",), truncated=(True,))
+    [(path, headers, body)] = script.asked
+    assert (path, headers["Authorization"]) == ("/v1/chat/completions", "Bearer secret")
+    data = base64.b64encode(JPEG).decode()
+    image = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    content = [image, {"type": "text", "text": "What?"}]
+    assert body == {
+        "model": "other", "messages": [{"role": "user", "content": content}], "seed": 4, "max_tokens": 9,
+        "temperature": 0,
+    }  # fmt: skip
+
+
+def test_a_busy_server_is_asked_again_and_a_refused_item_named(tmp_path: Path) -> None:
+    item, slept = Item("a", "ask", "What?"), list[float]()
+    with serving(error(429, headers={"Retry-After": "7"}), error(503), reply("that")) as script:
+        assert respondent(script, slept).answer([item], tmp_path) == [ItemResult(texts=("that",), truncated=(False,))]
+    assert slept == [7.0, 2.0]
+    with serving(error(400, "too long")) as script:
+        [outcome] = respondent(script).answer([item], tmp_path)
+    assert isinstance(outcome, PromptError)
+    assert str(outcome) == "the server refuses item 'a' (status 400: too long)."
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (error(401, "bad key"), "refuses the key"),
+        (error(429, "You exceeded your current quota"), "has no quota left"),
+        (error(404, "no such model"), "has no such route or model"),
+        (error(500, "oh"), "does not answer after 6 tries: it answers with status 500: oh"),
+        ((200, {}, b"<html>"), "its answer is not a JSON object"),
+        ((200, {}, b"{}"), "a reply without an answer"),
+    ],
+)
+def test_a_server_that_refuses_for_good(
+    answer: tuple[int, dict[str, str], bytes], sentence: str, tmp_path: Path
+) -> None:
+    with serving(answer) as script, pytest.raises(EvaluationError, match=sentence):
+        respondent(script).answer([Item("a", "ask", "What?")], tmp_path)
+
+
+def test_a_server_that_is_down_or_draws_nothing(tmp_path: Path) -> None:
+    with serving(NO_IMAGE) as script:
+        asks = respondent(script)
+        with pytest.raises(EvaluationError, match="without an image in data"):
+            asks.answer([Item("a", "generate", "a car")], tmp_path)
+    with pytest.raises(EvaluationError, match="does not answer after 6 tries: it is not reached"):
+        asks.answer([Item("a", "ask", "What?")], tmp_path)
+    with pytest.raises(EvaluationError, match="'here' is not the address of a server"):
+        ModelServer("here")
