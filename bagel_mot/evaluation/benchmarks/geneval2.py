@@ -10,7 +10,6 @@ says how high GM can be at most, with the least named probability in its place.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,14 +23,14 @@ from bagel_mot.evaluation.base import (
     BenchmarkOptions,
     Item,
     ItemResult,
-    Row,
     Score,
     Summary,
 )
 from bagel_mot.evaluation.benchmarks.drawing import drawing_settings, seeds_of
+from bagel_mot.evaluation.benchmarks.editing import drawn, encoded
 from bagel_mot.evaluation.data import locate, read_json_lines, require_complete
 from bagel_mot.evaluation.judges.base import JudgeImage, JudgeMessage, JudgeRequest, Judges, TokenJudge
-from bagel_mot.evaluation.statistics import mean_interval
+from bagel_mot.evaluation.rows import mean_row
 from bagel_mot.files import write_text
 from bagel_mot.images.opening import open_image
 
@@ -90,7 +89,7 @@ class GenEval2(Benchmark):
                 "GenEval 2 needs a judge that gives probabilities of tokens: name a server with --judge whose chat "
                 "completions have logprobs, such as vLLM."
             )
-        image = _png(result.images[0])
+        image = _png(drawn(result.images, item.id))
         found, most = [], []
         for question, answer in item.facts["vqa_list"]:
             tokens = judges.chat.first_token(judge_request(question, image))
@@ -116,7 +115,7 @@ class GenEval2(Benchmark):
             for skill, value in zip(facts["skills"], score.detail["probabilities"], strict=True):
                 skills[skill].append(value)
         groups = {**means, **skills, **{f"{count} parts": parts[count] for count in sorted(parts)}}
-        rows = {name: _row(values) for name, values in groups.items()}
+        rows = {name: mean_row(values, 100.0) for name, values in groups.items()}
         extra = {"GM at most": 100 * sum(most) / len(most)} if most else {}
         return Summary(rows, (_GM, _AM), extra)
 
@@ -172,20 +171,12 @@ def geometric_mean(values: Sequence[float | None]) -> float | None:
     return math.exp(sum(map(math.log, known)) / len(known)) if all(known) else 0.0
 
 
-def _row(values: Sequence[float]) -> Row:
-    """The mean of shares in per cent."""
-    percents = [100 * value for value in values]
-    return Row(sum(percents) / len(percents) if percents else None, len(percents), mean_interval(percents))
-
-
 def _png(path: Path) -> bytes:
     """The bytes of an image as a PNG file: as they are if it is one."""
     data = path.read_bytes()
     if data.startswith(b"\x89PNG"):
         return data
-    file = io.BytesIO()
-    open_image(data).save(file, "png")
-    return file.getvalue()
+    return encoded(open_image(data), "PNG")
 
 
 def _check(row: Mapping[str, Any], where: str) -> None:

@@ -30,10 +30,12 @@ from bagel_mot.evaluation.base import (
     Summary,
 )
 from bagel_mot.evaluation.benchmarks.drawing import drawing_settings, seeds_of
+from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn
 from bagel_mot.evaluation.data import locate, read_json_file, require_complete
 from bagel_mot.evaluation.judges.base import JudgeImage, JudgeMessage, JudgeRequest, Judges
 from bagel_mot.evaluation.judges.texts import find_texts
-from bagel_mot.evaluation.statistics import bootstrap, mean_interval
+from bagel_mot.evaluation.rows import mean_row
+from bagel_mot.evaluation.statistics import bootstrap
 
 CATEGORIES = ("Cultural", "Time", "Space", "Biology", "Physics", "Chemistry")
 WEIGHTS = {"Cultural": 0.4, "Time": 0.167, "Space": 0.133, "Biology": 0.1, "Physics": 0.1, "Chemistry": 0.1}
@@ -105,7 +107,7 @@ class WiseBase(Benchmark):
         return self._items
 
     @cached_property
-    def texts(self) -> Mapping[str, str]:
+    def judge_texts(self) -> Mapping[str, str]:
         """The judge's texts, "system" and "user", from the user's copy; a miniature without one has plain texts.
 
         Raises: EvaluationError naming where they are had.
@@ -120,9 +122,9 @@ class WiseBase(Benchmark):
 
     def messages(self, item: Item, image: bytes) -> tuple[JudgeMessage, ...]:
         """The judge's messages about one image, the bytes of a PNG file."""
-        text = self.texts["user"].replace(PROMPT, item.prompt).replace(EXPLANATION, item.facts["explanation"])
+        text = self.judge_texts["user"].replace(PROMPT, item.prompt).replace(EXPLANATION, item.facts["explanation"])
         return (
-            JudgeMessage("system", (self.texts["system"],)),
+            JudgeMessage("system", (self.judge_texts["system"],)),
             JudgeMessage("user", (text, JudgeImage(image, "image/png"))),
         )
 
@@ -138,7 +140,7 @@ class WiseBase(Benchmark):
             rows = {name: Row(None, len(values.get(name, ()))) for name in (*CATEGORIES, "Overall")}
             return Summary(rows, ("Overall",), self.failure(unparsable))
         means = {name: sum(found) / len(found) for name, found in values.items() if found}
-        rows = {name: Row(means.get(name), len(found), mean_interval(found)) for name, found in values.items()}
+        rows = {name: mean_row(found) for name, found in values.items()}
         weights = self.overall_weights
         groups = list(values.values())
         rows["Overall"] = Row(
@@ -221,9 +223,8 @@ class Wise(WiseBase):
         )
 
     def score(self, item: Item, result: ItemResult, judges: Judges) -> Score:
-        if judges.chat is None:
-            raise EvaluationError("WISE needs a judge: name one with --judge.")
-        reply = judges.chat.complete(self.judge_request(item, result.images[0].read_bytes()))
+        image = drawn(result.images, item.id).read_bytes()
+        reply = chat_of(judges, self.info.title).complete(self.judge_request(item, image))
         values = score_of_reply(reply)
         return Score(values, {"reply": reply}, unparsable=int(values["score"] is None))
 

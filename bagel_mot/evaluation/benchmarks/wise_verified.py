@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from bagel_mot.errors import EvaluationError
 from bagel_mot.evaluation.base import BenchmarkInfo, Item, ItemResult, Protocol, PublishedScore, Score
+from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn
 from bagel_mot.evaluation.benchmarks.wise import CATEGORIES, WiseBase
 from bagel_mot.evaluation.judges.base import JudgeRequest, Judges
 
@@ -71,13 +71,11 @@ class WiseVerified(WiseBase):
         )
 
     def score(self, item: Item, result: ItemResult, judges: Judges) -> Score:
-        if judges.chat is None:
-            raise EvaluationError("WISE_Verified needs a judge: name one with --judge.")
-        image = result.images[0].read_bytes()
+        judge, image = chat_of(judges, self.info.title), drawn(result.images, item.id).read_bytes()
         replies: list[str | None] = []
         value = None
         while value is None and len(replies) < _TRIES:
-            replies.append(judges.chat.complete(self.judge_request(item, image, len(replies))))
+            replies.append(judge.complete(self.judge_request(item, image, len(replies))))
             value = score_of_reply(replies[-1])
         detail = {"replies": replies, "calls": len(replies)}
         return Score({"score": value}, detail, unparsable=int(value is None))

@@ -204,7 +204,7 @@ def test_texts_are_found_in_the_user_s_copy_by_their_hash(
     written = user.replace(PROMPT, "{row['Prompt']}").replace(EXPLANATION, "{row['Explanation']}")
     script.write_text(f'SYSTEM = "{system}"\ndef ask(row):\n    return f"""{written}"""\n', encoding="utf-8")
     which = benchmark(name, judge_texts=tmp_path)
-    assert which.texts == {"system": system, "user": user}
+    assert which.judge_texts == {"system": system, "user": user}
     item = which.items()[0]
     (_, asked) = which.messages(item, b"")
     assert asked.content[0] == user.replace(PROMPT, item.prompt).replace(EXPLANATION, item.facts["explanation"])
@@ -232,7 +232,7 @@ def test_a_complete_set_is_taken_and_asks_for_the_judge_s_texts(name: str, tmp_p
     which = benchmark(name, data=tmp_path, partial=False)
     assert len(which.items()) == kind.info.items == 1000
     with pytest.raises(EvaluationError, match=r"lacks 2 of the 2 texts.*PKU-YuanGroup/WISE.*--judge-texts"):
-        which.texts  # noqa: B018
+        which.judge_texts  # noqa: B018
 
 
 @both
@@ -273,8 +273,8 @@ def test_items_that_cannot_be_used_are_named(rows: Any, message: str, tmp_path: 
 @both
 def test_a_judge_is_asked_for(name: str) -> None:
     which = benchmark(name)
-    with pytest.raises(EvaluationError, match="needs a judge"):
-        which.score(which.items()[0], ItemResult(), Judges())
+    with pytest.raises(EvaluationError, match="is scored by a judge"):
+        which.score(which.items()[0], ItemResult(images=(GOLDEN / name / "data/images/1000.png",)), Judges())
 
 
 def test_the_published_overall_is_the_plain_mean_of_the_published_six() -> None:
