@@ -193,7 +193,7 @@ def read_parquet(
     Raises:
         DataError: a file is missing or damaged, or lacks a column.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for file in files:
         reader = ParquetReader([file])
         for unit in range(len(reader.units())):
