@@ -35,6 +35,8 @@ from bagel_mot.inference.setting_types import (
     AnySettingsLists,
     DrawingSettings,
     DrawingSettingsLists,
+    EditingSettings,
+    EditingSettingsLists,
 )
 from bagel_mot.inference.steps.respond import respond
 from bagel_mot.placement.oom import MemoryGuard
@@ -352,7 +354,7 @@ class Bagel:
         progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: Literal[False] = False,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[EditingSettings],
     ) -> Image.Image: ...
     @overload
     def edit(
@@ -364,7 +366,7 @@ class Bagel:
         progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: Literal[True],
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[EditingSettings],
     ) -> Result: ...
     @overload
     def edit(
@@ -376,7 +378,7 @@ class Bagel:
         progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: Literal[False] = False,
-        **settings: Unpack[DrawingSettingsLists],
+        **settings: Unpack[EditingSettingsLists],
     ) -> list[Image.Image]: ...
     @overload
     def edit(
@@ -388,7 +390,7 @@ class Bagel:
         progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: Literal[True],
-        **settings: Unpack[DrawingSettingsLists],
+        **settings: Unpack[EditingSettingsLists],
     ) -> list[Result]: ...
     @overload
     def edit(
@@ -400,7 +402,7 @@ class Bagel:
         progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: bool = False,
-        **settings: Unpack[DrawingSettingsLists],
+        **settings: Unpack[EditingSettingsLists],
     ) -> Any: ...
     def edit(
         self,
@@ -529,7 +531,7 @@ class Bagel:
         progress: OnStep | None = None,
         on_text: OnText | None = None,
         return_result: Literal[False] = False,
-        **settings: Unpack[DrawingSettings],
+        **settings: Unpack[EditingSettings],
     ) -> Image.Image: ...
     @overload
     def interleave(

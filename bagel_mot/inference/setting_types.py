@@ -49,6 +49,12 @@ class DrawingSettings(WritingSettings, total=False):
     max_think_tokens: int
 
 
+class EditingSettings(DrawingSettings, total=False):
+    """The settings of an edit."""
+
+    vit_min_size: int | None
+
+
 class AnySettings(AnswerSettings, DrawingSettings, total=False):
     """The settings of an image or an answer."""
 
@@ -87,6 +93,12 @@ class DrawingSettingsLists(WritingSettingsLists, total=False):
     enable_taylorseer: bool | list[bool]
     size: _WidthHeight | list[_WidthHeight | None] | list[tuple[int, int]] | None
     max_think_tokens: int | list[int]
+
+
+class EditingSettingsLists(DrawingSettingsLists, total=False):
+    """The settings of edits, for a batch."""
+
+    vit_min_size: int | list[int] | list[int | None] | None
 
 
 class AnySettingsLists(AnswerSettingsLists, DrawingSettingsLists, total=False):

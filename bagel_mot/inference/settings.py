@@ -267,10 +267,10 @@ class GenerationSettings:
         about="Ends the answer before the first of these texts to appear.",
         when="Set it when an answer has a known end, such as a line break.")
     vit_min_size: int | None = _setting(
-        None, "int", tasks=(Task.ASK,), low=1, optional=True, evaluation=True,
+        None, "int", tasks=(Task.EDIT, Task.ASK), low=1, optional=True, evaluation=True,
         about="The pixels that the short side of a given picture is enlarged to before the model looks at it; the "
         "picture is then resized once, and not for drawing first.",
-        when="Set it to 378 to see pictures as the published evaluation of answers does.")
+        when="Set it to 378 to see pictures as the published evaluations of answers and edits do.")
     seed: int | None = _setting(
         None, "int", low=0, high=MAX_SEED, optional=True,
         about="The seed of all randomness; the same seed gives the same result, whatever else runs beside it.",

@@ -16,6 +16,7 @@ from bagel_mot.task import Task
 
 PAIRS = {
     setting_types.DrawingSettings: setting_types.DrawingSettingsLists,
+    setting_types.EditingSettings: setting_types.EditingSettingsLists,
     setting_types.AnswerSettings: setting_types.AnswerSettingsLists,
     setting_types.AnySettings: setting_types.AnySettingsLists,
 }
@@ -24,8 +25,12 @@ PLAIN = {"float": float, "int": int, "bool": bool}
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_types_have_the_settings_of_their_task(task: Task) -> None:
-    kind = setting_types.DrawingSettings if task.draws else setting_types.AnswerSettings
-    assert get_type_hints(kind).keys() == {setting.name for setting in task_settings(task)}
+    kinds = {
+        Task.GENERATE: setting_types.DrawingSettings,
+        Task.EDIT: setting_types.EditingSettings,
+        Task.ASK: setting_types.AnswerSettings,
+    }
+    assert get_type_hints(kinds[task]).keys() == {setting.name for setting in task_settings(task)}
 
 
 def test_together_they_are_all_settings_and_those_for_a_batch_have_the_same_names() -> None:

@@ -1,4 +1,4 @@
-"""`vit_min_size`: an image that is asked about is resized once, from its original, as the published evaluation does."""
+"""`vit_min_size`: the ViT sees an image as it was given, resized once, as in the published evaluations."""
 
 from __future__ import annotations
 
@@ -41,6 +41,29 @@ def test_the_original_is_resized_once(mini: Bagel) -> None:
     assert usual.vit_image.tobytes() == vit.resize(mini.defaults.vae_transform.resize(PICTURE)).tobytes()
     assert seen(mini, vit_min_size=None).key == usual.key
     assert len({usual.key, image.key}) == 2  # the two are never read in place of one another
+
+
+def test_an_edit_begins_with_the_same_image_and_sees_the_original(mini: Bagel) -> None:
+    """The ViT's pixels and tokens are those of the original; the autoencoder's are as without the setting."""
+    vit, vae = mini.defaults.vit_transform, mini.defaults.vae_transform
+    least = 2 * vit.stride
+    usual, image = (
+        Preparer(mini.runtime).inputs([PICTURE], Task.EDIT, {"vit_min_size": one})[0] for one in (None, least)
+    )
+    assert isinstance(usual, ImageInput)
+    assert isinstance(image, ImageInput)
+    wanted = replace(vit, min_size=least).resize(PICTURE)
+    assert image.vit_image.tobytes() == wanted.tobytes()
+    assert image.vit_image.tobytes() != replace(vit, min_size=least).resize(vae.resize(PICTURE)).tobytes()
+    assert image.image.tobytes() == usual.image.tobytes() == vae.resize(PICTURE).tobytes()
+    assert image.vae_tokens == usual.vae_tokens
+    assert image.vit_tokens == (wanted.width // vit.stride) * (wanted.height // vit.stride) + 2
+    drawn = [
+        mini.edit(PICTURE, "make the circle red", num_timesteps=2, seed=0, vit_min_size=one, return_result=True)
+        for one in (None, least)
+    ]
+    assert drawn[0].image.size == drawn[1].image.size == usual.image.size
+    assert drawn[0].image.tobytes() != drawn[1].image.tobytes()
 
 
 def test_it_is_a_setting_of_each_request(mini: Bagel) -> None:

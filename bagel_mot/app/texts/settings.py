@@ -92,7 +92,7 @@ SETTING_TEXTS: dict[str, SettingText] = {
     "vit_min_size": SettingText(
         "Smallest side that is seen", "观看的最短边",
         "所给图片的短边先放大到这么多像素，模型再看；这时图片只缩放一次，不先按作画的尺寸缩放。",
-        "想与已发表的问答评测看到同样的图片时设为 378。",
+        "想与已发表的问答和编辑评测看到同样的图片时设为 378。",
     ),
     "do_sample": SettingText(
         "Sample", "随机取词",

@@ -148,7 +148,7 @@ class GEdit(Benchmark):
         before = open_input(original).convert("RGB")
         after = open_input(edited).convert("RGB").resize(before.size)
         shown = [JudgeImage(encoded(image, "JPEG"), "image/jpeg") for image in (before, after)]
-        contents = {
+        contents: dict[str, tuple[str | JudgeImage, ...]] = {
             "SC": (texts["SC"].replace("<instruction>", item.prompt), *shown),
             "PQ": (texts["PQ"], shown[1]),
         }
@@ -267,7 +267,7 @@ def read_reply(reply: str) -> list[Any] | None:
 
 
 def lowest(scores: Sequence[Any] | None) -> float | None:
-    """The smallest of the scores in a reply; None if one is no number, or less than 0."""
+    """The smallest of the scores in a reply; None if one of them is not numeric, or is below 0."""
     try:
         values = [float(score) for score in scores or ()]
     except (TypeError, ValueError):

@@ -132,7 +132,7 @@ class IntelligentBench(Benchmark):
         return Score({"score": total, "score_of_class": in_class}, detail, unread)
 
     def _counted(self, found: Any) -> tuple[float | None, float | None]:
-        """What a score adds to the total, and to its class."""
+        """The numbers that a score adds to the total, and to its class."""
         if self.options.protocol is Protocol.FIXED:
             value = float(found) if is_number(found) or (isinstance(found, str) and found.isdecimal()) else None
             known = value if value in range(_MOST + 1) else None

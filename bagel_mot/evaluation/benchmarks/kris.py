@@ -363,7 +363,7 @@ def _whole(value: Any) -> int | None:
     """A score as a whole number; None for null.
 
     Raises:
-        ValueError: it is no number.
+        ValueError: it is not numeric.
     """
     if value is None:
         return None

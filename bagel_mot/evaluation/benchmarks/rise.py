@@ -1,7 +1,7 @@
 """RISEBench: edits that need temporal, causal, spatial or logical reasoning, judged on up to three points.
 
 Items are judged for consistency, reasoning and, but for logical ones, quality, from 1 to 5; replies of 0 or 1 about
-logical items stand for 1 and 5. One that cannot be read takes the whole item's scores away.
+logical items mean 1 and 5. One that cannot be read takes the whole item's scores away.
 
 The published rules have four faults, which fixed mends:
 
@@ -165,7 +165,7 @@ class Rise(Benchmark):
     # ------------------------------------------------------------------------------------------------------- the judge
 
     def calls(self, item: Item) -> dict[str, tuple[str, bool]]:
-        """The calls for an item in order: the name of the text, and whether another image stands before the edited."""
+        """The calls for an item in order: the text's name, and whether another image comes before the edited one."""
         facts, category = item.facts, item.facts["category"]
         if category == _LOGICAL:
             if facts["reference_txt"]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 KEY_VARIABLES = ("BAGEL_JUDGE_KEY", "OPENAI_API_KEY")
 _PATH = "/chat/completions"
 _NEWER_LIMIT = "max_completion_tokens"
-_MAX_BYTES = 16 << 20  # of a reply
+_MAX_BYTES = 16 << 20  # the longest answer that is read
 _SHOWN = 200  # characters of what a server says about itself
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)  # statuses after which the same may be asked
 _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded")
@@ -43,7 +43,7 @@ _KEPT = "what was scored is kept, and the same command goes on from there"
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a judge is asked.
+    """The way in which a judge is asked.
 
     Attributes:
         temperature: replaces the temperature that a benchmark names; None leaves it.
@@ -96,7 +96,7 @@ class ChatJudge:
     Args:
         url: the server's address: `http://HOST:PORT`, one that ends in `/v1`, or the whole address of the completions.
         model: the model's name there; None takes the one that each request names.
-        options: how it is asked.
+        options: the way in which it is asked.
         cache: the folder in which replies are kept; None keeps none.
         key: the key; None takes it from the environment, from the first of `KEY_VARIABLES` that is set.
         sleep: waits a number of seconds.
@@ -175,7 +175,7 @@ class ChatJudge:
         return None if told is None else {token: float(value) for token, value in json.loads(told).items()}
 
     def _answer(self, request: JudgeRequest, read: Callable[[Mapping[str, Any]], str | None]) -> str | None:
-        """What `read` finds in the first choice of an answer, which is asked for, or kept from an earlier time."""
+        """The text that `read` finds in the first choice of an answer, which is asked for, or kept from earlier."""
         body = self._body(request)
         question = {**self._question(request, body), "read": read.__name__}
         if self._cache is not None and (kept := self._cache.get(question)) is not None:
@@ -218,7 +218,7 @@ class ChatJudge:
         return {"type": "image_url", "image_url": {"url": url, **({"detail": image.detail} if image.detail else {})}}
 
     def _question(self, request: JudgeRequest, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What makes a reply to one request a reply to another; of images the hash."""
+        """All that a reply depends on, as JSON, with hashes in place of images."""
         messages = [
             [message.role, message.plain, [_told(part) for part in message.content]] for message in request.messages
         ]
@@ -310,7 +310,7 @@ class ChatJudge:
         return choice
 
     def _refused(self, status: int, headers: Mapping[str, str], error: Any, content: bytes) -> None:
-        """Raises what an error of the server means."""
+        """Raises the error that the answer of the server means."""
         fields = error if isinstance(error, dict) else {}
         says = fields.get("message") if isinstance(fields.get("message"), str) else None
         reason = f"{status}: {self._shown(says or content.decode('utf-8', 'replace'))}"

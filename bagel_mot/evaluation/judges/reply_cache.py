@@ -13,7 +13,7 @@ from bagel_mot.files import write_text, writing
 
 
 class ReplyCache:
-    """A folder of replies, one file each, named by the hash of what was asked.
+    """A folder of replies, one file each, named by the hash of the question.
 
     Two processes may share one. A damaged file counts as missing.
 

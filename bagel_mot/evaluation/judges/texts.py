@@ -21,7 +21,7 @@ from bagel_mot.errors import DataError
 from bagel_mot.evaluation.base import BenchmarkOptions
 
 _SUFFIXES = (".py", ".json", ".txt", ".md")
-_MAX_BYTES = 4 << 20  # of a file that may hold a text
+_MAX_BYTES = 4 << 20  # the largest file that is looked into
 _LICENCE = "LICENCE"
 
 
@@ -53,7 +53,7 @@ def find_texts(
         folder: a folder with the benchmark's files in it, at any depth, or one such file.
         wanted: the hash of each text by name.
         where: the place where users get the files, for the message.
-        forms: makes of a string that was found the texts that it may stand for, such as those with other placeholders.
+        forms: makes of a string that was found the texts that it may mean, such as those with other placeholders.
 
     Returns: the texts by name.
 
@@ -84,7 +84,7 @@ class TextSource:
     Attributes:
         hashes: the SHA-256 of each text by name.
         where: the place where users get them.
-        placeholders: what a text may hold to be filled in, by the names of format strings.
+        placeholders: the names of the values that are filled into a text.
     """
 
     hashes: Mapping[str, str]
