@@ -19,6 +19,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.tokenizer import Tokenizer
 from tests.parallel.processes import run
 
+pytestmark = pytest.mark.slow
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"rank": 4, "alpha": 8, "gen": {"rank": 2}}},
     "qlora": {"lora": {"rank": 2, "base": "nf4", "use_dora": True, "use_rslora": True, "dropout": 0.1}},

@@ -18,6 +18,7 @@ from bagel_mot.errors import RecipeError
 from bagel_mot.training.checkpoints import latest, load_latest
 from bagel_mot.training.loop import train
 from bagel_mot.training.recipe import AutoencoderRecipe
+from bagel_mot.training.tasks import autoencoder
 from bagel_mot.training.tasks.autoencoder import AutoencoderTask, scale_channels, to_tensor
 from bagel_mot.worlds.mini.draw import draw_array
 from bagel_mot.worlds.mini.sampling import sample_scene
@@ -26,7 +27,10 @@ Make = Callable[..., AutoencoderRecipe]
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes a recipe whose latent is scaled by the statistics of a few images."""
+    monkeypatch.setattr(autoencoder, "_STATISTICS_IMAGES", 32)
+
     def recipe(**changes: Any) -> AutoencoderRecipe:
         raw: dict[str, Any] = {
             "kind": "autoencoder",
@@ -47,11 +51,18 @@ def make(tmp_path: Path) -> Make:
     return recipe
 
 
+@pytest.fixture
+def many_statistics(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latent is scaled by so many images that others have the same spread."""
+    monkeypatch.setattr(autoencoder, "_STATISTICS_IMAGES", 256)
+
+
 def _images(count: int) -> torch.Tensor:
     rng = random.Random(11)
     return to_tensor(np.stack([draw_array(sample_scene(rng)) for _ in range(count)]))
 
 
+@pytest.mark.usefixtures("many_statistics")
 def test_the_latent_is_scaled_to_unit_variance_and_samples_are_drawn(make: Make) -> None:
     recipe = make()
     folder = train(recipe, AutoencoderTask)
@@ -117,6 +128,7 @@ def test_a_run_that_has_begun_refuses_another_shape(make: Make) -> None:
         train(make(model={"ch": 64, "ch_mult": [1, 1, 1, 1], "num_res_blocks": 1, "z_channels": 8}), AutoencoderTask)
 
 
+@pytest.mark.usefixtures("many_statistics")
 def test_every_channel_has_unit_variance_and_reconstructions_stay(make: Make) -> None:
     recipe = make(ema=0.0)
     task = AutoencoderTask(recipe)
