@@ -25,7 +25,7 @@ ROOMS = (
     ("evaluation",),
     ("rl",),
     ("serving",),
-    ("app", "verify", "bench", "demo"),
+    ("app", "verify", "bench", "demo", "integrations"),
     ("cli", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}

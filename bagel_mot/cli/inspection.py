@@ -114,7 +114,8 @@ def verify(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="A folder of recorded cases, laid out as tests/golden or tests/golden-data is.", metavar="FOLDER"
+            help="A folder of recorded cases, laid out as tests/golden, tests/golden-data or tests/golden-eval is.",
+            metavar="FOLDER",
         ),
     ],
     tolerance: Annotated[
@@ -169,6 +170,8 @@ def _print_report(report: Any, failed_only: bool) -> None:
     console.print(
         f"{total - failed} of {total} quantities pass" + (f", [bold red]{failed} FAIL[/bold red]" if failed else "")
     )
+    for name, (good, every) in report.by_part.items():
+        console.print(f"{name}: {good} of {every}", markup=False)
     for quirk, count in report.differing.items():
         console.print(f"{count} of them differ where the published program may: {quirk}", markup=False)
 

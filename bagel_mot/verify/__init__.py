@@ -26,6 +26,7 @@ from bagel_mot.sequence import PackSpec
 from bagel_mot.verify import parts, training
 from bagel_mot.verify.data import verify_data
 from bagel_mot.verify.data.recorded import is_data_set
+from bagel_mot.verify.golden_eval import is_golden_eval, verify_golden_eval
 from bagel_mot.verify.interleave import check_interleave
 from bagel_mot.verify.parts import Subject
 from bagel_mot.verify.records import Case, Checker, Comparison, Recorded
@@ -65,12 +66,24 @@ class VerifyReport:
         return dict(Counter(row.differs for row in self.rows if row.differs))
 
     @property
+    def by_part(self) -> dict[str, tuple[int, int]]:
+        """The numbers of rows that pass and of all rows by benchmark and kind, where scores are recorded."""
+        parts: dict[str, tuple[int, int]] = {}
+        for row in self.rows if is_golden_eval(Path(self.folder)) else ():
+            name = " ".join(row.case.split("/")[:2])
+            good, every = parts.get(name, (0, 0))
+            parts[name] = good + row.passed, every + 1
+        return parts
+
+    @property
     def passed(self) -> bool:
         return bool(self.rows) and not self.failed
 
     def to_json(self) -> dict[str, Any]:
         summary: dict[str, Any] = {"torch": torch.__version__, "passed": self.passed, "failed": len(self.failed)}
         summary["differing"] = self.differing
+        if parts := self.by_part:
+            summary["parts"] = {name: {"passed": good, "of": every} for name, (good, every) in parts.items()}
         return {**vars(self), **summary, "rows": [row.to_json() for row in self.rows]}
 
 
@@ -86,7 +99,8 @@ def verify(
 
     Args:
         folder: a folder laid out as `tests/golden` is, or as `tests/golden-data`: recorded data, which are judged as
-            `bagel_mot.verify.data` says, whatever device, type and tolerance are.
+            `bagel_mot.verify.data` says; or as `tests/golden-eval`: recorded scores, as `bagel_mot.verify.golden_eval`
+            says. For both of these device, type and tolerance mean nothing.
         device, dtype: the device and precision to compute with. Recorded numbers are float32: coarser types need a
             larger tolerance.
         tolerance: the largest relative error of floats that passes; by default 1e-5 on the CPU and 1e-4 elsewhere,
@@ -102,6 +116,9 @@ def verify(
         tolerance = TOLERANCE if device.type == "cpu" else ON_ACCELERATORS
     if is_data_set(Path(folder)):
         rows = verify_data(Path(folder), progress)
+        return VerifyReport(str(folder), "cpu", "float32", tolerance, rows)
+    if is_golden_eval(Path(folder)):
+        rows = verify_golden_eval(Path(folder), progress)
         return VerifyReport(str(folder), "cpu", "float32", tolerance, rows)
     recorded = Recorded(folder)
     checkpoint = load_checkpoint(recorded.folder / "checkpoint", precision=dtype, device=device)
