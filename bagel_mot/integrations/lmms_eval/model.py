@@ -34,7 +34,7 @@ from bagel_mot.task import Task
 Inputs = list[str | Image.Image]
 
 
-class BagelMot(lmms):  # type: ignore[misc]
+class BagelMot(lmms):
     """The model for tasks that give a text and images: images are read first, then the text.
 
     Args:
