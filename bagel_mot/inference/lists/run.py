@@ -174,8 +174,9 @@ class ListRun:
     def _prepared(self, bagel: Bagel, line: ListLine) -> list[Request]:
         """The requests of all results of a line."""
         prepare = Preparer(bagel.runtime)
-        inputs = prepare.inputs([*line.images, line.prompt], self.task)
-        return with_seeds(prepare.request(self.task, inputs, {**self.settings, **line.settings}), line.n)
+        settings = {**self.settings, **line.settings}
+        inputs = prepare.inputs([*line.images, line.prompt], self.task, settings)
+        return with_seeds(prepare.request(self.task, inputs, settings), line.n)
 
     def _steps(self, bagel: Bagel, line: ListLine) -> int:
         """The denoising steps of one image of a line."""
