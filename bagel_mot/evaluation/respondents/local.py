@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -36,7 +37,14 @@ class LocalRespondent:
         self.bagel, self.facts = bagel, facts
 
     def answer(self, items: Sequence[Item], folder: Path) -> list[Answered]:
-        return one_by_one(partial(self._answer, folder=folder), items)
+        return one_by_one(partial(self._answer, folder=folder), [self._fitting(item) for item in items])
+
+    def _fitting(self, item: Item) -> Item:
+        """The item without `vit_min_size` where the model never looks at so many pixels, as small models do not."""
+        least = item.settings.get("vit_min_size")
+        if least is None or least <= self.bagel.defaults.vit_transform.max_size:
+            return item
+        return replace(item, settings={name: v for name, v in item.settings.items() if name != "vit_min_size"})
 
     def _answer(self, items: Sequence[Item], folder: Path) -> list[ItemResult]:
         results: list[ItemResult] = []
