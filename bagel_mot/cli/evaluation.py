@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich import box
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from bagel_mot.cli.options import JsonOption, command, new_table, notes, tables, with_options, write_json
@@ -24,6 +32,7 @@ from bagel_mot.files import locked, read_json, user_path
 
 if TYPE_CHECKING:
     from bagel_mot.evaluation.base import Benchmark, Item
+    from bagel_mot.evaluation.benchmarks.mini import Mini
     from bagel_mot.evaluation.respondents.base import Respondent
     from bagel_mot.parallel.launch import Launch
 
@@ -277,8 +286,6 @@ def _mini(how: How, respondent: Respondent, folder: Path | None, json: str | Non
     from bagel_mot.evaluation.benchmarks.mini import ITEMS, Mini, pick_rows
     from bagel_mot.evaluation.benchmarks.mini_report import BATCH, side_of
     from bagel_mot.evaluation.benchmarks.mini_report import evaluate as run
-    from bagel_mot.evaluation.run_summary import summarize, write_summary
-    from bagel_mot.evaluation.runner import ItemRunner
 
     items, seed = how.items or ITEMS, how.seed or 0
     bagel = getattr(respondent, "bagel", None)
@@ -315,12 +322,26 @@ def _mini(how: How, respondent: Respondent, folder: Path | None, json: str | Non
             with _owned(place, launch):
                 report = go(place)
                 if launch.rank == 0:
-                    runner = ItemRunner(mini, respondent, place)
-                    write_summary(place, summarize(runner, mini.items(), len(mini.items())))
+                    _summarize_mini(mini, respondent, place)
     report = {**head, **report}
     if json != "-" and launch.rank == 0:
         _print_scores(report)
     return report
+
+
+def _summarize_mini(mini: Mini, respondent: Respondent, folder: Path) -> None:
+    """Writes the summary of a run of mini that is kept in a folder, for its report."""
+    from bagel_mot.evaluation.run_summary import summarize, write_summary
+    from bagel_mot.evaluation.runner import ItemRunner
+
+    items = mini.items()
+    write_summary(folder, summarize(ItemRunner(mini, respondent, folder), items, len(items)))
+
+
+def _counting_rows(progress: Progress, bar: TaskID) -> Callable[[object], None]:
+    """A callback that moves a bar on by one."""
+    done = count(1)
+    return lambda so_far: progress.update(bar, completed=next(done))
 
 
 def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:
@@ -430,6 +451,7 @@ def _write_report(folders: list[str], json: str | None) -> None:
 
 def _curves(names: list[str], how: How, weights: Weights, json: str | None) -> None:
     """Scores every checkpoint of a training run."""
+    from bagel_mot.checkpoint.official import fingerprint
     from bagel_mot.evaluation.benchmarks.mini import ITEMS, Mini, pick_rows
     from bagel_mot.evaluation.benchmarks.mini_report import BATCH, evaluate, side_of
     from bagel_mot.evaluation.curves import run_points, write_curves
@@ -448,20 +470,17 @@ def _curves(names: list[str], how: How, weights: Weights, json: str | None) -> N
     for number, point in enumerate(points, 1):
         bagel = load(dataclasses.replace(weights, checkpoint=str(point.folder)))
         mini = Mini(rows=how.rows, count=items, seed=seed, side=side_of(bagel))
-        facts = {"model": point.folder.name, "precision": bagel.checkpoint.precision.name}
+        facts = {
+            "model": point.folder.name,
+            "fingerprint": fingerprint(point.folder),
+            "precision": bagel.checkpoint.precision.name,
+        }
         with _owned(out / point.folder.name, Launch()), _bars(True) as progress:
             bar = progress.add_task(f"{point.folder.name} ({number} of {len(points)})", total=len(mini.rows))
             respondent, folder = LocalRespondent(bagel, facts), out / point.folder.name
-            done = count(1)
-            reports.append(
-                evaluate(
-                    mini,
-                    respondent,
-                    batch=how.batch or BATCH,
-                    folder=folder,
-                    on_row=lambda _, *, bar=bar, done=done, bars=progress: bars.update(bar, completed=next(done)),  # type: ignore[misc]
-                )
-            )
+            on_row = _counting_rows(progress, bar)
+            reports.append(evaluate(mini, respondent, batch=how.batch or BATCH, folder=folder, on_row=on_row))
+            _summarize_mini(mini, respondent, folder)
         bagel.close()
     content, written = write_curves(out, points, reports)
     if json != "-":
