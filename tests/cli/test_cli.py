@@ -277,7 +277,7 @@ def test_bad_input_is_one_sentence_and_status_2(tiny: str, arguments: tuple[str,
 
 def test_an_edit_needs_an_image_and_an_instruction() -> None:
     refused("edit", "make it dark", match="a picture to change is missing: write its file before the instruction")
-    refused("edit", match="missing argument 'INSTRUCTION'; `.*edit --help`")
+    refused("edit", match="the instruction is missing: write it as in bagel edit")
     for name in ("car.png", "other.png"):
         shutil.copy(GOLDEN / "images" / "tiny.png", name)
     refused("edit", "car.png", match="car.png is a file, and the instruction for it is missing: write it after")
