@@ -1,1 +1,1 @@
-"""What other projects load from this one: each has a folder here, which alone imports that project."""
+"""The parts that other projects load: each has a folder here, which alone imports that project."""

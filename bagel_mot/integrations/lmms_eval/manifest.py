@@ -1,4 +1,4 @@
-"""The entry point: what lmms-eval is told about this model. The classes are imported when they are used."""
+"""The entry point that tells lmms-eval about this model. The classes are imported when they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what lmms-eval gives to what `Bagel` takes, and back. Nothing here imports lmms-eval.
+"""The translation of what lmms-eval gives into what `Bagel` takes, and back. Nothing here imports lmms-eval.
 
 Source: the interface of lmms-eval 0.7.3, and the texts that its tasks make.
 """
@@ -68,8 +68,8 @@ def answer_settings(gen_kwargs: Mapping[str, Any], own: Mapping[str, Any]) -> di
     """The settings of an answer.
 
     Args:
-        gen_kwargs: what the task asks for.
-        own: what the user gave as arguments of the model; they come first.
+        gen_kwargs: the settings that the task asks for.
+        own: the settings that the user gave as arguments of the model; they come first.
 
     Raises:
         SettingError: a value is out of range, or beams are asked for.

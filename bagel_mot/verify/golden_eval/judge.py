@@ -52,9 +52,9 @@ class Check:
     """Compares one benchmark; each quantity becomes a `Comparison`.
 
     Attributes:
-        recorded: what is recorded of the benchmark.
+        recorded: the record of the benchmark.
         rows: the comparisons so far.
-        where: the kind of what is compared now, and the run and mode if there are such.
+        where: the present kind of comparison, and the run and mode if there are such.
     """
 
     recorded: RecordedBenchmark
@@ -63,7 +63,7 @@ class Check:
 
     @contextmanager
     def at(self, *parts: str) -> Iterator[None]:
-        """What is compared within belongs to this kind, run and mode. An error becomes a failing row."""
+        """Lets comparisons within belong to this kind, run and mode. An error becomes a failing row."""
         before, self.where = self.where, "/".join(parts)
         try:
             yield

@@ -1,4 +1,4 @@
-"""A set of recorded scores on disk: which files it has, and which of its values were compared."""
+"""A set of recorded scores on disk: its files, and those of its values that were compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JUDGED = (
     *("mmvet", "mathvista", "wise", "wise_verified"),
     *("gedit", "intelligentbench", "kris", "rise", "imgedit"),
 )
-"""Those that a chat model judges: they have requests.json."""
+"""The benchmarks that a chat model judges: they have requests.json."""
 _DOCUMENTS = ("prompts", "answers", "expected")
 _BESIDE = ("data", "judge_texts")
 _ORIGINS = ("recorded", "derived")
@@ -62,7 +62,7 @@ def check_folder(folder: Path) -> None:
 
 
 class RecordedBenchmark:
-    """What is recorded of one benchmark.
+    """The record of one benchmark.
 
     Attributes:
         name: the benchmark.
