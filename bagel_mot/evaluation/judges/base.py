@@ -1,4 +1,4 @@
-"""What a judge is asked, and who answers: a chat model by HTTP, or a detector of things in an image."""
+"""Judges: what they are asked, and the interfaces of those who answer, a chat model by HTTP or a detector of things."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class JudgeRequest:
     Attributes:
         messages: the messages in order.
         model: the judge that the protocol names; the user's choice replaces it.
-        temperature, max_tokens, n: of the request.
+        temperature, max_tokens, n: the fields of these names in the body.
         extra: further fields of the body, such as {"chat_template_kwargs": {"enable_thinking": False}}.
-        attempt: which try of the same question it is, from 0; a try is answered anew.
+        attempt: the number of the try of the same question, from 0; each is answered anew.
     """
 
     messages: tuple[JudgeMessage, ...]
@@ -111,7 +111,7 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class Judges:
-    """Those that a run has. A benchmark that needs one which is None says so before the first item is run."""
+    """The judges of a run. A benchmark that needs one which is None says so before the first item is run."""
 
     chat: Judge | None = None
     detector: Detector | None = None

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.packing import judge_groups, judge_plan, judge_run
 from bagel_mot.verify.data.packs import judge_pack
 from bagel_mot.verify.data.pictures import judge_limits, judge_picture
@@ -28,7 +28,7 @@ from bagel_mot.verify.data.sharding import judge_resume, judge_resume_run, judge
 from bagel_mot.verify.records import Case, Comparison
 
 # A judge of a kind has a file of its own, and adds its line here.
-JUDGES: dict[str, Callable[[RecordedData, Judge], None]] = {
+JUDGES: dict[str, Callable[[RecordedData, RecordJudge], None]] = {
     "row": judge_row,
     "picture": judge_picture,
     "read": judge_read,
@@ -60,7 +60,7 @@ def verify_data(folder: Path, progress: Callable[[Case], None] | None = None) ->
     for case in recorded.cases:
         if progress is not None:
             progress(case)
-        judge = Judge(case, recorded)
+        judge = RecordJudge(case, recorded)
         if case["kind"] in JUDGES:
             judge.run(JUDGES[case["kind"]])
         else:

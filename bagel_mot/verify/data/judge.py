@@ -13,7 +13,7 @@ from bagel_mot.verify.records import Case, Comparison
 
 
 @dataclass
-class Judge:
+class RecordJudge:
     """Compares what one case records with what is computed here; each quantity becomes a `Comparison`.
 
     Attributes:
@@ -39,7 +39,7 @@ class Judge:
         """The name under which a difference in a quirk is counted: its note, else the case."""
         return str(self.case.get("note") or self.case.get("about") or self.name)
 
-    def run(self, judged: Callable[[RecordedData, Judge], None]) -> None:
+    def run(self, judged: Callable[[RecordedData, RecordJudge], None]) -> None:
         """Judges the case. Any error becomes a failing row, and so does a case in which nothing was compared."""
         try:
             judged(self.recorded, self)

@@ -12,7 +12,7 @@ from bagel_mot.data.mixing import drawn_group
 from bagel_mot.data.packer import PublishedPackConfig, PublishedPacker
 from bagel_mot.errors import DataError
 from bagel_mot.sequence import TextSegment
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.plans import recorded_sample
 from bagel_mot.verify.data.recorded import FAULT, QUIRK, RecordedData
 
@@ -65,24 +65,24 @@ class RecordedFeed:
         return f"{self.names[item.group]}#{item.sample.index}"
 
 
-def judge_groups(recorded: RecordedData, judge: Judge) -> None:
+def judge_groups(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges the group that each number draws."""
     _check_draws(judge, list(judge.case["weights"]), list(judge.case["weights"].values()))
 
 
-def _check_draws(judge: Judge, names: Sequence[str], weights: Sequence[float]) -> None:
+def _check_draws(judge: RecordJudge, names: Sequence[str], weights: Sequence[float]) -> None:
     drawn = [names[drawn_group(weights, number)] for number in judge.case["numbers"]]
     judge.same("draws", drawn, judge.case["draws"])
 
 
-def judge_run(recorded: RecordedData, judge: Judge) -> None:
+def judge_run(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges packs of the samples of rows."""
     case = judge.case
     samples = {name: [_sample(recorded, judge, *one) for one in stream] for name, stream in case["streams"].items()}
     _judge_packs(judge, samples)
 
 
-def _sample(recorded: RecordedData, judge: Judge, row: str, outcome: int, length: int) -> IndexedSample:
+def _sample(recorded: RecordedData, judge: RecordJudge, row: str, outcome: int, length: int) -> IndexedSample:
     sample = recorded_sample(recorded, row, outcome, judge.case["dropout"])
     # The published length may count images that are never packed, a fault of that row.
     real = recorded.by_name(row)["outcomes"][outcome].get("packed")
@@ -92,7 +92,7 @@ def _sample(recorded: RecordedData, judge: Judge, row: str, outcome: int, length
     return sample
 
 
-def judge_plan(recorded: RecordedData, judge: Judge) -> None:
+def judge_plan(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges packs of texts of given lengths."""
     samples = {name: [_text(length) for length in stream] for name, stream in judge.case["streams"].items()}
     _judge_packs(judge, samples)
@@ -102,7 +102,7 @@ def _text(length: int) -> IndexedSample:
     return IndexedSample((TextSegment((0,) * length),), length=length)
 
 
-def _judge_packs(judge: Judge, samples: Mapping[str, Sequence[IndexedSample]]) -> None:
+def _judge_packs(judge: RecordJudge, samples: Mapping[str, Sequence[IndexedSample]]) -> None:
     case = judge.case
     if {len(case[key]) for key in ("groups", "weights", "mandatory", "streams")} != {len(samples)}:
         return judge.fail("groups", "groups, weights, mandatory and streams are not of one length")
@@ -133,7 +133,9 @@ def _judge_packs(judge: Judge, samples: Mapping[str, Sequence[IndexedSample]]) -
     return None
 
 
-def _judge_fault(judge: Judge, config: PublishedPackConfig, samples: Mapping[str, Sequence[IndexedSample]]) -> None:
+def _judge_fault(
+    judge: RecordJudge, config: PublishedPackConfig, samples: Mapping[str, Sequence[IndexedSample]]
+) -> None:
     """Judges that nothing is lost: all samples of the streams are packed, wait, or are reported as too long."""
     case = judge.case
     feed, packer = RecordedFeed(case, samples, again=True), PublishedPacker(config)
@@ -177,7 +179,7 @@ def _judge_fault(judge: Judge, config: PublishedPackConfig, samples: Mapping[str
     _check_lengths(judge, samples)
 
 
-def _check_lengths(judge: Judge, samples: Mapping[str, Sequence[IndexedSample]]) -> None:
+def _check_lengths(judge: RecordJudge, samples: Mapping[str, Sequence[IndexedSample]]) -> None:
     """Checks that the recorded lengths are those of the recorded packs."""
     found = []
     for pack in judge.case["packs"]:

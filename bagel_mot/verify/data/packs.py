@@ -11,7 +11,7 @@ from bagel_mot.data.layout import TrainingPack, lay_out
 from bagel_mot.images import scale_levels
 from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.training.objective import add_noise
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.plans import recorded_sample
 from bagel_mot.verify.data.recorded import FAULT, PATCH, RecordedData
 from bagel_mot.verify.packed import across_samples, published_tensors, sample_lengths, splits_of
@@ -22,7 +22,7 @@ _LATENT_DIM = 64  # any number: latents are not compared
 _TOO_LONG = "a sample that alone exceeds max_num_tokens is reported as too long"
 
 
-def judge_pack(recorded: RecordedData, judge: Judge) -> None:
+def judge_pack(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges a pack of given samples, with given normal draws and given dropout."""
     case = judge.case
     samples = [recorded_sample(recorded, row, outcome, case["dropout"]) for row, outcome in case["samples"]]
@@ -68,7 +68,7 @@ def judge_pack(recorded: RecordedData, judge: Judge) -> None:
     return None
 
 
-def _judge_too_long(judge: Judge, most: int, tokens: int) -> None:
+def _judge_too_long(judge: RecordJudge, most: int, tokens: int) -> None:
     """The record is of a pack that should not be: its padding is negative. The kind `run` judges that there is none."""
     flex: Any = judge.case["flex"]
     judge.holds("longer than max_num_tokens", tokens > most, f"{tokens} tokens, {most} allowed")
@@ -90,7 +90,7 @@ def _normals(layout: TrainingLayout, given: list[float]) -> Tensor:
     return per_image[layout.latent_image]
 
 
-def _check_timesteps(judge: Judge, layout: TrainingLayout, normals: Tensor) -> None:
+def _check_timesteps(judge: RecordJudge, layout: TrainingLayout, normals: Tensor) -> None:
     """Checks that given normals become the timesteps of training: the sigmoid, and 0 on conditions."""
     images = torch.full((len(layout.noised),), 0.5)  # overwritten, but for images without tokens
     images[layout.latent_image] = normals.sigmoid()

@@ -13,7 +13,7 @@ from bagel_mot.data.dataset import Dataset
 from bagel_mot.data.documents import AnyImage, FrameFile, opened
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.images import ImageTransform, published, to_pixels
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.plans import pictures_of
 from bagel_mot.verify.data.recorded import QUIRK, RecordedData
 
@@ -21,13 +21,13 @@ PIXELS_TOLERANCE = 1e-5  # absolute
 _FORMS = ("vae", "vit")
 
 
-def judge_picture(recorded: RecordedData, judge: Judge) -> None:
+def judge_picture(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges an image opened as published; and as here by default, where a quirk may differ."""
     _judge(recorded, judge, "published", "")
     _judge(recorded, judge, "upright", "by default: ")
 
 
-def _judge(recorded: RecordedData, judge: Judge, opener: str, prefix: str) -> None:
+def _judge(recorded: RecordedData, judge: RecordJudge, opener: str, prefix: str) -> None:
     case = judge.case
     row = recorded.by_name(case["row"])
     dataset = recorded.dataset(row["group"], row["data_set"], opener=opener)
@@ -77,7 +77,7 @@ def _forms(dataset: Dataset, case: Any, pictures: int) -> list[tuple[str, ImageT
     return found
 
 
-def _pixels(judge: Judge, prefix: str, form: str, image: Image.Image, pixels: Tensor, quirk: str) -> None:
+def _pixels(judge: RecordJudge, prefix: str, form: str, image: Image.Image, pixels: Tensor, quirk: str) -> None:
     key = judge.case["pixels"][form]
     what = f"{prefix}{form} pixels"
     if quirk:
@@ -101,7 +101,7 @@ def _mode(source: AnyImage) -> str:
         return image.mode
 
 
-def judge_limits(recorded: RecordedData, judge: Judge) -> None:
+def judge_limits(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges the limits of the published opener: the numbers, and that a long text and a missing end are taken."""
     case = judge.case
     judge.same("warn_above_pixels", published.WARNED_PIXELS, case["warn_above_pixels"])

@@ -31,8 +31,8 @@ from bagel_mot.sequence import TextSegment, VaeSegment, VitSegment
 from bagel_mot.verify.data.recorded import PATCH, STRIDE, RecordedData
 from bagel_mot.verify.records import Case
 
-Item = tuple[Any, ...]
-SamplePlan = tuple[Item, ...]
+PlanItem = tuple[Any, ...]
+SamplePlan = tuple[PlanItem, ...]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def pictures_of(dataset: Dataset, row: Row) -> list[AnyImage]:
     return []
 
 
-def _items(document: Document, sample: IndexedSample, pictures: Sequence[AnyImage]) -> Iterable[Item]:
+def _items(document: Document, sample: IndexedSample, pictures: Sequence[AnyImage]) -> Iterable[PlanItem]:
     segments = iter(sample.segments)
     for part in document:
         assert not isinstance(part, FramesPart)
@@ -120,7 +120,7 @@ def recorded_plan(outcome: Mapping[str, Any]) -> SamplePlan | None:
     return tuple(_recorded_item(item) for item in outcome["plan"] if item.get("picture", 0) is not None)
 
 
-def _recorded_item(item: Mapping[str, Any]) -> Item:
+def _recorded_item(item: Mapping[str, Any]) -> PlanItem:
     loss, droppable = bool(item["loss"]), bool(item["droppable"])
     if item["type"] == "text":
         return "text", item["text"], tuple(item["ids"]), loss, droppable

@@ -14,7 +14,7 @@ from bagel_mot.data.published_order import PublishedSupply
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader
 from bagel_mot.data.tasks.frames import FrameSampler
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.plans import outcomes_of
 from bagel_mot.verify.data.recorded import RecordedData
 
@@ -55,7 +55,7 @@ def _published_order(group: str, datasets: Sequence[Dataset], seed: int) -> list
     return names
 
 
-def judge_read(recorded: RecordedData, judge: Judge) -> None:
+def judge_read(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges a pass over a group: every row comes once, and what is skipped is skipped there and here."""
     case = judge.case
     datasets = list(recorded.groups()[case["group"]].datasets)
@@ -82,7 +82,7 @@ def judge_read(recorded: RecordedData, judge: Judge) -> None:
                 judge.holds(f"{name} {what}", set(used) <= found, f"used: {sorted(found)}")
 
 
-def judge_frames(recorded: RecordedData, judge: Judge) -> None:
+def judge_frames(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges the choice of frames: every choice, with its probability."""
     case = judge.case
     sampler = FrameSampler(case.get("max_num_frames", max(case["wanted"], 1)), 1, case["sample"])
@@ -96,7 +96,7 @@ def judge_frames(recorded: RecordedData, judge: Judge) -> None:
     judge.same("one_of", got, want)
 
 
-def judge_config(recorded: RecordedData, judge: Judge) -> None:
+def judge_config(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges files that the published parquet JSON does not name: all files of the folder are read here."""
     case = judge.case
     info = recorded.dataset_info[case["group"]][case["data_set"]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.plans import (
     Outcome,
     SamplePlan,
@@ -21,7 +21,7 @@ from bagel_mot.verify.data.recorded import FAULT, QUIRK, RecordedData
 Outcomes = list[tuple[Fraction, Outcome]]
 
 
-def judge_row(recorded: RecordedData, judge: Judge) -> None:
+def judge_row(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges a row twice: with images opened as published, where everything agrees; and as here by default."""
     case = judge.case
     published = outcomes_of(recorded, case, "published")
@@ -42,7 +42,7 @@ def _shown(outcomes: Outcomes) -> list[Any]:
     return [(str(p), "skipped" if shown is None else shown) for (p, _), shown in zip(outcomes, sizes, strict=True)]
 
 
-def _judge_outcomes(recorded: RecordedData, judge: Judge, outcomes: Outcomes, prefix: str) -> None:
+def _judge_outcomes(recorded: RecordedData, judge: RecordJudge, outcomes: Outcomes, prefix: str) -> None:
     want: dict[SamplePlan | None, Fraction] = {}
     for outcome in judge.case["outcomes"]:
         plan = recorded_plan(outcome)
@@ -72,7 +72,7 @@ def _judge_outcomes(recorded: RecordedData, judge: Judge, outcomes: Outcomes, pr
         judge.fail(f"{prefix}an outcome", f"{plan or got[plan][1].reason!r:.200} was not recorded")
 
 
-def _judge_fault(recorded: RecordedData, judge: Judge, outcomes: Outcomes) -> None:
+def _judge_fault(recorded: RecordedData, judge: RecordJudge, outcomes: Outcomes) -> None:
     instead = judge.case["instead"]
     if instead not in INSTEAD:
         return judge.fail("instead", f"{instead!r} is not known, so it cannot be judged")
@@ -80,7 +80,7 @@ def _judge_fault(recorded: RecordedData, judge: Judge, outcomes: Outcomes) -> No
     return INSTEAD[instead](judge, outcomes, recorded.row(judge.case))
 
 
-def _skipped(judge: Judge, outcomes: Outcomes) -> bool:
+def _skipped(judge: RecordJudge, outcomes: Outcomes) -> bool:
     """Whether a row is skipped always, with a reason; if so, that is judged right."""
     if any(outcome.plan is not None or not outcome.reason for _, outcome in outcomes):
         return False
@@ -88,12 +88,12 @@ def _skipped(judge: Judge, outcomes: Outcomes) -> bool:
     return True
 
 
-def _reported(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _reported(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     if not _skipped(judge, outcomes):
         judge.fail("reported", f"the row is used: {_shown(outcomes)}")
 
 
-def _captions(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _captions(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """The captions of a list are its items, all equally probable."""
     if not _skipped(judge, outcomes):
         texts = {item[1]: p for p, o in outcomes for item in o.plan or () if item[0] == "text"}
@@ -101,14 +101,14 @@ def _captions(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
         judge.same("captions", texts, {item: Fraction(items.count(item), len(items)) for item in items})
 
 
-def _caption_text(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _caption_text(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """A caption that is a number is left out, or is its text."""
     if not _skipped(judge, outcomes):
         texts = {item[1] for _, o in outcomes for item in o.plan or () if item[0] == "text"}
         judge.same("captions", texts, {str(value) for value in json.loads(row["captions"]).values()})
 
 
-def _whole_strings(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _whole_strings(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """Each string is the only wording of its step: the outcomes are those recorded, with whole texts."""
     images = {tuple(item for item in recorded_plan(o) or () if item[0] != "text") for o in judge.case["outcomes"]}
     found = {tuple(item for item in o.plan or () if item[0] != "text") for _, o in outcomes}
@@ -117,13 +117,13 @@ def _whole_strings(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> 
     judge.same("wordings", texts, list(row["instruction_list"]))
 
 
-def _text_only(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _text_only(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """A null image counts as no image at all."""
     texts = [turn["value"] for turn in row["conversations"] if turn["from"] in ("human", "gpt")]
     judge.same("texts", [[item[1] for item in o.plan or ()] for _, o in outcomes], [texts])
 
 
-def _video_where_it_stands(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _video_where_it_stands(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """A later video mark becomes the frames, and the answers stay to be learnt."""
     if not _skipped(judge, outcomes):
         answers = [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
@@ -133,7 +133,7 @@ def _video_where_it_stands(judge: Judge, outcomes: Outcomes, row: Mapping[str, A
             judge.holds("frames", any(item[0] == "vit" for item in plan), "the video's frames are there")
 
 
-def _as_recorded(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _as_recorded(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """The recorded items, but only those that can be packed, and the length that they have."""
     want = {recorded_plan(o): Fraction(*o["weight"]) for o in judge.case["outcomes"]}
     judge.same("outcomes", {o.plan: p for p, o in outcomes}, want)
@@ -151,7 +151,7 @@ def _as_recorded(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> No
             judge.same("length", length, counted)
 
 
-def _in_order(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
+def _in_order(judge: RecordJudge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
     """Frames come in the order of their numbers, whichever they are; the records do not name them."""
     want: dict[SamplePlan | None, Fraction] = {}
     for recorded in judge.case["outcomes"]:
@@ -167,7 +167,7 @@ def _in_order(judge: Judge, outcomes: Outcomes, row: Mapping[str, Any]) -> None:
 
 
 # The judge of each way in which the records say that a fault would be put right.
-INSTEAD: dict[str, Callable[[Judge, Outcomes, Mapping[str, Any]], None]] = {
+INSTEAD: dict[str, Callable[[RecordJudge, Outcomes, Mapping[str, Any]], None]] = {
     "skipped with a reason": _reported,
     "read as a list of captions, or skipped with a reason": _captions,
     "skipped with a reason, or read as its text": _caption_text,

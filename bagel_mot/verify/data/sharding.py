@@ -22,7 +22,7 @@ from bagel_mot.data.supply import RowCursor, RowSupply, SampleGroup
 from bagel_mot.data.workers import Workers
 from bagel_mot.errors import DataError
 from bagel_mot.sequence import PackSpec
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.plans import outcomes_of
 from bagel_mot.verify.data.recorded import FAULT, PATCH, RecordedData
 from bagel_mot.verify.records import Case
@@ -85,7 +85,7 @@ class _Rows:
         return [(stretch.unit, row) for row in range(stretch.start, stretch.stop)]
 
 
-def judge_shard(recorded: RecordedData, judge: Judge) -> None:
+def judge_shard(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges the published order, which is needed to go on from a published run, and the order here."""
     case, rows = judge.case, _Rows(recorded, judge.case)
     judge.same(
@@ -102,7 +102,7 @@ def _readers(rows: _Rows) -> list[tuple[str, int]]:
     return [(f"{stream // rows.each}/{stream % rows.each}", stream) for stream in range(rows.streams)]
 
 
-def _judge_order(judge: Judge, rows: _Rows) -> None:
+def _judge_order(judge: RecordJudge, rows: _Rows) -> None:
     order: dict[str, Any] = {}
     status: dict[str, Any] = {}
     read: list[str] = []
@@ -120,7 +120,7 @@ def _judge_order(judge: Judge, rows: _Rows) -> None:
     judge.same("idle", [], judge.case.get("idle", []))
 
 
-def _judge_idle(judge: Judge, rows: _Rows) -> None:
+def _judge_idle(judge: RecordJudge, rows: _Rows) -> None:
     said = []
     for name, stream in _readers(rows):
         try:
@@ -135,7 +135,7 @@ def _judge_idle(judge: Judge, rows: _Rows) -> None:
     judge.same("instead", _IDLE, judge.case["instead"])
 
 
-def _judge_ours(judge: Judge, rows: _Rows) -> None:
+def _judge_ours(judge: RecordJudge, rows: _Rows) -> None:
     """Judges our own order: each row once a pass, nobody is idle for ever, and what comes after a resume would have."""
     total = sum(about.rows or 0 for _, _, about in rows.ours.units)
     cursors = [rows.ours.cursor(5, stream, rows.streams) for stream in range(rows.streams)]
@@ -159,7 +159,7 @@ def _next(rows: _Rows, stream: int, number: int) -> Any:
     return [cursor.take().key for _ in range(number)][-1]
 
 
-def judge_resume(recorded: RecordedData, judge: Judge) -> None:
+def judge_resume(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges what a worker reads behind a position."""
     case = judge.case
     kept = {int(worker): status for worker, status in case["data_status"].items()}
@@ -189,7 +189,7 @@ def _begun(rows: _Rows, stream: int) -> RowCursor:
     return RowCursor(rows.supply, rows.supply.order(0, stream, rows.streams))
 
 
-def judge_resume_run(recorded: RecordedData, judge: Judge) -> None:
+def judge_resume_run(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges a run that is stopped and goes on: here each row is used once."""
     case = judge.case
     judge.same("instead", _ONCE, case["instead"])
@@ -225,7 +225,7 @@ def _keys(stream: PackStream) -> list[str]:
     return [json.dumps(sample.index) for row in stream.next_rows() for sample in row]
 
 
-def _judge_record(recorded: RecordedData, judge: Judge) -> None:
+def _judge_record(recorded: RecordedData, judge: RecordJudge) -> None:
     """Judges that the record tells what the published program does: what it reads behind the positions it kept."""
     case = judge.case
     packed = [name for pack in case["packed"] for name in pack]
