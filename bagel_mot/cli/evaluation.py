@@ -67,6 +67,7 @@ class How:
     workers: Annotated[int, _option(_RUN, "--workers", about="Processes that share the items, each with a model of its own (torchrun does the same).", min=1, metavar="N")] = 1  # noqa: E501
     batch: Annotated[int | None, _option(_RUN, "--batch", about="Requests that run together: 25 of mini, 8 of others.", min=1)] = None  # noqa: E501
     retry: Annotated[bool, _option(_RUN, "--retry", about="Score again what the judge gave no number for.")] = False
+    scores: Annotated[Path | None, _option(_RUN, "--scores", about="Report the scores in this file of the benchmark's own scorer, such as GenEval's results.jsonl; no model is loaded.", metavar="FILE")] = None  # noqa: E501
     results_only: Annotated[bool, _option(_RUN, "--results-only", about="Answer and draw, but do not score.")] = False
     every_checkpoint: Annotated[Path | None, _option(_MINI, "--every-checkpoint", about="Score every checkpoint of this training run, and plot the abilities over training tokens.", metavar="RUN")] = None  # noqa: E501
     rows: Annotated[list[str] | None, _option(_MINI, "--rows", about="Only this row, such as draw/counting, or group, such as edit; repeatable.", metavar="ROW")] = None  # noqa: E501
@@ -112,6 +113,9 @@ def evaluate(
         _curves(names, how, weights, json)
         return
     _check(names, how)
+    if how.scores is not None:
+        _scored_elsewhere(names, how, how.scores, json)
+        return
     from bagel_mot.evaluation.workers import is_worker, run_workers
 
     if how.workers > 1 and not is_worker():
@@ -165,6 +169,22 @@ def _run(names: list[str], how: How, weights: Weights, json: str | None, launch:
         if launch.rank == 0 and json != "-":
             _print_report(report)
     return reports, whole
+
+
+def _scored_elsewhere(names: list[str], how: How, path: Path, json: str | None) -> None:
+    """Reports the scores that the benchmark's own scorer has written into a file."""
+    from bagel_mot.evaluation.run_summary import summarize_scores, write_summary
+
+    if len(names) != 1 or names[0] == "mini":
+        raise SettingError("--scores is the file of one benchmark's own scorer: name one benchmark, which is not mini.")
+    benchmark = _opened(names[0], how, 1)
+    file = user_path(path)
+    report = summarize_scores(benchmark, benchmark.read_scores(file), file.name)
+    if how.out is not None:
+        write_summary(user_path(how.out), report)
+    write_json(json, report)
+    if json != "-":
+        _print_report(report)
 
 
 def _opened(name: str, how: How, count: int) -> Benchmark:

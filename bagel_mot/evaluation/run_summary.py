@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bagel_mot.errors import DataError, EvaluationError
-from bagel_mot.evaluation.base import Item
-from bagel_mot.evaluation.runner import ItemRunner, scores_name
+from bagel_mot.evaluation.base import Benchmark, Item, Score
+from bagel_mot.evaluation.runner import Findings, ItemRunner, head_of, scores_name
 from bagel_mot.files import read_json, write_text, writing
 
 
@@ -25,7 +25,32 @@ def summarize(runner: ItemRunner, items: Sequence[Item], of: int) -> dict[str, A
         "count", "interval"}}; "headline"; "extra"; "failed" {item: sentence}; "unscored" [item]; "unparsable" and
         "truncated" counts; "seconds"; "settings" of each kind of item; "published".
     """
-    benchmark, found = runner.benchmark, runner.outcomes(items)
+    found = runner.outcomes(items)
+    return _summary(runner.benchmark, runner.results.head, runner.judge, found, items, of)
+
+
+def summarize_scores(benchmark: Benchmark, scores: Mapping[str, Score], source: str) -> dict[str, Any]:
+    """The summary of scores that the benchmark's own scorer has made of a model's results; see `summarize`.
+
+    Args:
+        benchmark: the benchmark.
+        scores: the scores by item.
+        source: the file that they are from, which is named in the place of the model.
+    """
+    items = [item for item in benchmark.items() if item.id in scores]
+    head = {**head_of(benchmark), "model": source}
+    judge = {"model": "the benchmark's own scorer"}
+    return _summary(benchmark, head, judge, Findings(scores=dict(scores)), items, len(benchmark.items()))
+
+
+def _summary(
+    benchmark: Benchmark,
+    head: Mapping[str, Any],
+    judge: Mapping[str, Any],
+    found: Findings,
+    items: Sequence[Item],
+    of: int,
+) -> dict[str, Any]:
     summary = benchmark.aggregate(found.scores) if found.scores else None
     rows = summary.rows if summary else {}
     settings: dict[str, Any] = {}
@@ -33,8 +58,8 @@ def summarize(runner: ItemRunner, items: Sequence[Item], of: int) -> dict[str, A
         settings.setdefault(item.kind, dict(item.settings))
     return {
         "title": benchmark.info.title,
-        **runner.results.head,
-        "judge": runner.judge,
+        **head,
+        "judge": dict(judge),
         "items": len(items),
         "of": of,
         "scored": len(found.scores),

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bagel_mot.cli import app
+from bagel_mot.evaluation.benchmarks.geneval import TAGS
 from bagel_mot.evaluation.registry import all_benchmarks
 from tests.evaluation.scripted import Knowing, Sums
 
@@ -64,6 +65,27 @@ def test_a_benchmark_is_run_reported_and_compared(knowing: Knowing) -> None:
     assert (row["only_first"], row["only_second"]) == (1, 0)
 
 
+def test_scores_of_the_official_scorer_are_reported_without_a_model() -> None:
+    lines = [
+        {"tag": tag, "include": [{"class": "kite", "count": 1}], "prompt": f"{tag} {number}"}
+        for tag, count in TAGS.items()
+        for number in range(count)
+    ]
+    Path("evaluation_metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = [
+        {"filename": f"x/{n:05d}/samples/0000.png", "correct": n % 2 == 0, "tag": line["tag"], "prompt": line["prompt"]}
+        for n, line in enumerate(lines)
+    ]
+    Path("results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in results))
+    shown = run("geneval", "--data", ".", "--scores", "results.jsonl", "--json", "report.json", "--out", "out")
+    assert shown.exit_code == 0, shown.output
+    report = json.loads(Path("report.json").read_text())
+    assert report["rows"]["single_object"]["value"] == 0.5
+    assert (report["scored"], report["of"]) == (553, 553)
+    assert "GenEval: results.jsonl, protocol published" in shown.stdout
+    assert [json.loads(path.read_text()) for path in Path("out").glob("summary*.json")] == [report]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -75,6 +97,8 @@ def test_a_benchmark_is_run_reported_and_compared(knowing: Knowing) -> None:
         (("sums", "--data", ".", "--items", "4"), "--rows, --items and --seed belong to mini"),
         (("sums", "--data", ".", "--server", "http://x"), "--server and --server-model belong together"),
         (("sums", "--data", ".", "--judge-model", "x"), "--judge-model is given without --judge"),
+        (("sums", "--data", ".", "--scores", "x"), "sums has no scorer of its own whose results are read"),
+        (("sums", "sums", "--scores", "x"), "--scores is the file of one benchmark's own scorer"),
         (("sums", "--every-checkpoint", "."), "--every-checkpoint belongs to mini"),
         (("mini", "--every-checkpoint", "."), "holds no checkpoints"),
         (("fetch",), "the name of a benchmark to fetch is missing"),

@@ -34,6 +34,7 @@ from bagel_mot.evaluation.benchmarks.geneval_rules import COLORS, RELATIONS, col
 from bagel_mot.evaluation.data import locate, read_json_lines, require_complete
 from bagel_mot.evaluation.judges.base import Classifier, Detection, Judges
 from bagel_mot.evaluation.judges.coco import COCO_CLASSES
+from bagel_mot.evaluation.statistics import bootstrap, mean_interval
 from bagel_mot.files import write_text
 from bagel_mot.images.opening import open_image
 from bagel_mot.installation import install_command
@@ -128,15 +129,19 @@ class GenEval(Benchmark):
     def aggregate(self, scores: Mapping[str, Score]) -> Summary:
         right: dict[str, int] = {}
         images: dict[str, int] = {}
+        shares: dict[str, list[float]] = {tag: [] for tag in TAGS}
         for name, score in scores.items():
             tag = self._by_id[name].facts["tag"]
             right[tag] = right.get(tag, 0) + int(score.values["images_right"] or 0)
             images[tag] = images.get(tag, 0) + int(score.values["images"] or 0)
+            if (share := score.values["right"]) is not None:
+                shares[tag].append(share)
         by_tag = {tag: right[tag] / images[tag] for tag in right if images[tag]}
-        rows = {tag: Row(by_tag.get(tag), images.get(tag, 0)) for tag in TAGS}
+        # Images of one prompt are alike, so intervals are over prompts.
+        rows = {tag: Row(by_tag.get(tag), images.get(tag, 0), mean_interval(shares[tag])) for tag in TAGS}
         # The mean of the six is not known before each of them is.
         overall = sum(by_tag.values()) / len(TAGS) if len(by_tag) == len(TAGS) else None
-        rows["overall"] = Row(overall, sum(images.values()))
+        rows["overall"] = Row(overall, sum(images.values()), bootstrap(list(shares.values())))
         extra: dict[str, Any] = {}
         if any(images.values()):
             extra["images_correct_percent"] = round(100 * sum(right.values()) / sum(images.values()), 2)

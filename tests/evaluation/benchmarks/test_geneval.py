@@ -24,6 +24,7 @@ from bagel_mot.evaluation.benchmarks.geneval_rules import (
     threshold_of,
 )
 from bagel_mot.evaluation.judges.base import Detection, Judges
+from bagel_mot.evaluation.run_summary import summarize_scores
 
 GOLDEN = Path(__file__).parents[2] / "golden-eval/geneval"
 DATA = GOLDEN / "data"
@@ -310,7 +311,13 @@ def test_the_official_scorer_s_results_are_read(coordinates: Path, tmp_path: Pat
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in reversed(lines)), encoding="utf-8")
     read_back = which.read_scores(path)
-    assert which.aggregate(read_back).rows == which.aggregate(ours).rows
+    summary = which.aggregate(read_back)
+    assert summary.rows == which.aggregate(ours).rows
+    low, high = summary.rows["overall"].interval
+    assert low <= summary.rows["overall"].value <= high
+    report = summarize_scores(which, read_back, path.name)
+    assert (report["model"], report["items"], report["of"], report["scored"]) == ("results.jsonl", 18, 18, 18)
+    assert report["rows"]["overall"]["value"] == summary.rows["overall"].value
 
 
 @pytest.mark.parametrize(
