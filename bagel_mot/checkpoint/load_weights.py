@@ -91,7 +91,7 @@ def load_tensors(
     for theirs, found in _read_ahead(source, [n for n in names if n not in set(mapped)]):
         ours = wanted[theirs]
         if ours in POSITION_TABLES:
-            found = _checked_table(source, theirs, found)
+            found = checked_table(source, theirs, found)
         elif source.stored_bytes(theirs) <= _ALWAYS_CHECKED or precision.stored_as(ours) is not None:
             check_finite(source.where, theirs, found)
         target = device_of(ours)
@@ -204,7 +204,7 @@ def _refuse(path: Path, what: str, names: list[str]) -> None:
         )
 
 
-def _checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMatrix) -> Tensor:
+def checked_table(source: TensorSource, name: str, found: Tensor | QuantisedMatrix) -> Tensor:
     """A position table, if it is that of its formula; the formula's own, if it was stored quantised.
 
     Raises:

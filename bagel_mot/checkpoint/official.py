@@ -25,6 +25,7 @@ from bagel_mot.checkpoint.formats.training_state import is_training_state
 from bagel_mot.checkpoint.load_weights import DeviceOf, load_tensors, on_device
 from bagel_mot.checkpoint.names import POSITION_TABLES, official_name
 from bagel_mot.checkpoint.opening import EMBEDDING, embedding_dtype, open_checkpoint
+from bagel_mot.checkpoint.parts import ModelParts
 from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.side_files import AUTOENCODER_FILE, MODEL_FILE
@@ -141,15 +142,8 @@ def load_checkpoint(
     if isinstance(precision, torch.dtype):
         precision = Precision(precision, autoencoder=precision)
     source = open_checkpoint(where) if isinstance(where, Path | str) else where
-    config, folder = read_config(source), source.where.parent
-    tokenizer = Tokenizer.from_folder(folder)
-    if tokenizer.vocab_size > config.decoder.vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
-            f"the embedding only {config.decoder.vocab_size} rows"
-        )
-    with torch.device("meta"):
-        model = BagelModel(config)
+    folder = source.where.parent
+    config, tokenizer, model = _without_values(source)
     known = {official_name(name) for name in model_shapes(config)}
     reads, draws = needed(tasks)
     model.drop(image_input=not reads, image_output=not draws)
@@ -173,6 +167,37 @@ def load_checkpoint(
         with torch.device("meta"):
             autoencoder = Autoencoder(config.vae)
     return Checkpoint(config, model.eval(), autoencoder, tokenizer, tuple(tasks), precision)
+
+
+def open_parts(where: Path | str) -> tuple[Checkpoint, ModelParts]:
+    """A checkpoint whose model has no values yet (on the meta device), and the parts that these can be read in. The
+    autoencoder is whole, in float32.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor missing, extra or misshapen.
+    """
+    source = open_checkpoint(where)
+    config, tokenizer, model = _without_values(source)
+    autoencoder = load_autoencoder(source.where.parent)
+    precision = Precision(torch.float32, autoencoder=torch.float32)
+    return Checkpoint(config, model.eval(), autoencoder, tokenizer, precision=precision), ModelParts(source, config)
+
+
+def _without_values(source: TensorSource) -> tuple[BagelConfig, Tokenizer, BagelModel]:
+    """The configuration and the tokenizer of a checkpoint, and its model on the meta device.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the tokenizer has more tokens than the embedding.
+    """
+    config, folder = read_config(source), source.where.parent
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.vocab_size > config.decoder.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
+            f"the embedding only {config.decoder.vocab_size} rows"
+        )
+    with torch.device("meta"):
+        return config, tokenizer, BagelModel(config)
 
 
 def _with_embedding_in_file(device_of: DeviceOf, source: TensorSource, precision: Precision) -> DeviceOf:

@@ -17,17 +17,24 @@ _LEAST_MEAN = 8  # of levels; floats above 1 whose mean is less are rather of hi
 _PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
-def to_rgb(image: Image.Image, name: str = "the picture") -> Image.Image:
-    """An RGB copy of a decoded image: 8 bits, in sRGB, transparent parts over white, without any metadata.
+def to_rgb(image: Image.Image, name: str = "the picture", *, shared: bool = False) -> Image.Image:
+    """A new RGB image of a decoded one: 8 bits, in sRGB, transparent parts over white, without any metadata.
 
-    An image that is tagged as sRGB, or not tagged, keeps its levels. `name` is the image's name in messages.
+    An image that is tagged as sRGB, or not tagged, keeps its levels.
+
+    Args:
+        image: the decoded image.
+        name: its name in messages.
+        shared: whether the new image may have the same memory, where nothing has to be changed.
 
     Raises:
         ImageError: if it has integers of 32 bits or floats whose range cannot be told.
     """
     profile = image.info.get("icc_profile")
     image = _to_levels(image, name)
-    if image.has_transparency_data:
+    if shared and image.mode == "RGB" and not profile and not image.has_transparency_data:
+        rgb = image._new(image.im)
+    elif image.has_transparency_data:
         image = image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA")
         alpha = image.getchannel("A")
         color = _to_srgb(image.getchannel("L") if image.mode == "LA" else image.convert("RGB"), profile)

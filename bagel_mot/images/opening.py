@@ -58,7 +58,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_IMAGE_PIXELS) -> Image
         image = formats.decode(data, name, max_pixels)
     try:
         turn = _TURNS.get(_orientation(image))
-        rgb = to_rgb(image, name)
+        rgb = to_rgb(image, name, shared=not isinstance(source, Image.Image))  # nobody else has what is decoded here
         return rgb if turn is None else rgb.transpose(turn)
     except ImageError:
         raise

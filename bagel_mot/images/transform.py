@@ -66,7 +66,7 @@ class ImageTransform:
         return width, height
 
     def resize(self, image: Image.Image, images: int = 1) -> Image.Image:
-        """The image as RGB at `size(...)`; `images` share the pixel budget."""
+        """The image as RGB at `size(...)`, itself if it is so already; `images` share the pixel budget."""
         rgb = image if image.mode == "RGB" else to_rgb(image)
         return resize_bicubic(rgb, self.size(*rgb.size, images=images))
 
@@ -83,13 +83,17 @@ def resize_bicubic(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
     It resizes one side after the other and rounds to 8 bits in between, so the order shows: by up to a dozen levels.
     Before version 13 the width always came first; since then it is the height, where that shrinks by more than twice as
-    many pixels as the width does. The newer order is the recorded one.
+    many pixels as the width does. The newer order is the recorded one. An image that has the size is returned as it is.
     """
     width, height = size
+    if size == image.size:
+        return image
     fewer_rows, fewer_columns = image.height - height, image.width - width
     height_first = fewer_rows > 0 and fewer_rows > 2 * fewer_columns
     between = (image.width, height) if height_first else (width, image.height)
-    return image.resize(between, Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+    if between != image.size:
+        image = image.resize(between, Image.Resampling.BICUBIC)
+    return image if between == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 VAE_TRANSFORM = ImageTransform(max_size=1024, min_size=512, stride=16)

@@ -12,7 +12,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.parallel.activations import checkpoint_activations
 from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.parallel.float8 import check_float8, convert_layers
-from bagel_mot.parallel.fsdp import quantised_apart, shard, take_values
+from bagel_mot.parallel.fsdp import ReadPart, Values, quantised_apart, shard, take_values
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.tensor import divide_experts
 from bagel_mot.parallel.ulysses import SequenceShare
@@ -27,18 +27,20 @@ def parallelise(
     device: torch.device,
     compiled: Callable[[Any], Any] | None = None,
     draws: bool = False,
+    read: ReadPart | None = None,
 ) -> None:
     """Divides a model among the processes of a run, and moves it to the device.
 
     Args:
-        model: the model, changed in place. Its values are needed in the first process alone; elsewhere it may be on the
-            meta device.
+        model: the model, changed in place. Its values are needed in the first process alone, and with `read` in none;
+            elsewhere it may be on the meta device.
         ranks: the processes.
         config: the recipe's section.
         precision: the recipe's precision.
         device: the device that computes.
         compiled: compiles the pass of each layer; None for none.
         draws: whether layers draw random numbers, such as those of dropout.
+        read: reads the parts of its values that this process keeps, where there are several.
 
     Raises:
         RecipeError: the model cannot be divided in this way.
@@ -48,9 +50,9 @@ def parallelise(
     if config.enable_float8:
         check_float8(device)
         convert_layers(layers)
-    values = None
+    values: Values | None = read
     if ranks.tensor_mesh is not None:
-        values = take_values(model, ranks)
+        values = take_values(model, ranks) if values is None else values
         divide_experts(layers, ranks)
     if ranks.context_mesh is not None:
         SequenceShare(ranks).divide(model.decoder)

@@ -6,7 +6,7 @@ divided by counts over all packs already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from bagel_mot.model.quant.linear import QuantisedWeight
 from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.parallel.ranks import Ranks
+from bagel_mot.parallel.shards import local, place_of
 
+ReadPart = Callable[[str, Sequence[int], Sequence[int]], Tensor]
+"""Reads a part of a tensor of a network: by its name, the part's first entry and its entries along each axis."""
+Values = dict[str, Tensor] | ReadPart
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,11 +32,12 @@ def shard(
     config: ParallelConfig,
     precision: str,
     device: torch.device,
-    values: dict[str, Tensor] | None = None,
+    values: Values | None = None,
 ) -> None:
-    """Shards a network whose values the first process alone has, and gives every process its part.
+    """Shards a network, and gives every process its part of the values.
 
-    The processes that are not the first may hold it on the meta device: none but the first ever holds the whole.
+    Where each process reads its own part none ever holds the whole. Else the first process's values count, and the
+    others may hold the network on the meta device.
 
     Args:
         root: the network, changed in place.
@@ -42,7 +47,7 @@ def shard(
         config: the recipe's section.
         precision: the recipe's precision, in which weights are gathered unless the section says otherwise.
         device: the device that computes.
-        values: the values, where `take_values` took them already.
+        values: a function that reads the values' parts; or the values, where `take_values` took them already.
     """
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
@@ -74,7 +79,11 @@ def shard(
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no other with a factor
             if hasattr(module, "set_reduce_scatter_unused_params"):  # from PyTorch 2.13 on
                 module.set_reduce_scatter_unused_params(True)
-    fill(root, values, ranks, torch.device("cpu") if config.enable_cpu_offload else device)
+    place = torch.device("cpu") if config.enable_cpu_offload else device
+    if callable(values):
+        fill_parts(root, values, place)
+    else:
+        fill(root, values, ranks, place)
     for module in root.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -121,3 +130,17 @@ def fill(root: nn.Module, values: Mapping[str, Tensor], ranks: Ranks, device: to
     root.to_empty(device=device)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=ranks.world > 1)
     set_model_state_dict(root, dict(values), options=options)
+
+
+@torch.no_grad()
+def fill_parts(root: nn.Module, read: ReadPart, device: torch.device) -> None:
+    """Reads this process's parts of the values of a divided network, tensor by tensor.
+
+    Args:
+        root: the network, on the meta device.
+        read: reads a part.
+        device: the device for the parts.
+    """
+    root.to_empty(device=device)
+    for name, tensor in root.state_dict().items():
+        local(tensor).copy_(read(name, *place_of(tensor)))

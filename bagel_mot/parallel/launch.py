@@ -52,6 +52,17 @@ class Launch:
         except Exception:  # the store went down with the process that had it, which was the first
             return self.rank == 1
 
+    def wait_for_all(self, name: str) -> None:
+        """Waits, however long it takes, until every process has called this with a name, which serves once. One that
+        fails meanwhile ends all.
+        """
+        if self.world == 1:
+            return
+        keys = [f"bagel/{name}/{rank}" for rank in range(self.world)]
+        self.store.set(keys[self.rank], "")
+        while not self.store.check(keys):
+            time.sleep(0.2)
+
     def failed_elsewhere(self) -> bool:
         """Whether another process has failed."""
         return bool(self.store.check([_FAILURE])) and self.store.get(_FAILURE) != str(self.rank).encode()

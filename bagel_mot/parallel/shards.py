@@ -51,3 +51,14 @@ def shard_dims(tensor: Tensor) -> dict[str, int]:
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
     names = mesh.mesh_dim_names or ()
     return {name: where.dim for name, where in zip(names, placements, strict=True) if hasattr(where, "dim")}
+
+
+def place_of(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The place of this process's part in a tensor: its first entry, and its entries, along each axis."""
+    if not is_sharded(tensor):
+        return (0,) * tensor.ndim, tuple(tensor.shape)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
+    sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+    return tuple(offsets), tuple(sizes)

@@ -25,6 +25,7 @@ from bagel_mot.data.sources.folder import FolderConfig
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.files import user_path, write_atomically, write_text
 from bagel_mot.inference.api import Bagel
+from bagel_mot.parallel.launch import Launch, current
 
 REPLAY_FOLDER = "replay"
 _DRAWN_TOGETHER = 8
@@ -68,7 +69,7 @@ class ReplayConfig(Section):
         """
         if self.prompts is not None:
             folder = output / REPLAY_FOLDER
-            draw_images(init, self.prompts, folder, self.images)
+            draw_images(init, self.prompts, folder, self.images, current())
             return FolderConfig(path=folder, task="t2i").open(seed)
         if self.data is not None:
             return self.data.open(seed)
@@ -84,9 +85,9 @@ def _read_source(content: bytes) -> SourceConfig:
         raise CheckpointError(f"{REPLAY_FILE} of the checkpoint names no source of data: {error}") from error
 
 
-def draw_images(init: Path | str, prompts: Path, folder: Path, count: int) -> None:
+def draw_images(init: Path | str, prompts: Path, folder: Path, count: int, launch: Launch | None = None) -> None:
     """Draws images of prompts, in their order and from the first again, as a folder with captions. Images that are
-    there already stay.
+    there already stay. Of several processes each draws its share, and all wait until the folder is complete.
 
     Raises:
         RecipeError: the file has no prompts.
@@ -94,9 +95,15 @@ def draw_images(init: Path | str, prompts: Path, folder: Path, count: int) -> No
     lines = read_lines(prompts)
     if not isinstance(lines, list):
         raise RecipeError(f"replay.prompts is {prompts}: {lines.sentence}")
-    missing = [number for number in range(count) if not (folder / f"{number:05d}.png").exists()]
-    if not missing:
-        return
+    launch = launch or Launch()
+    own = range(launch.rank, count, launch.world)
+    missing = [number for number in own if not (folder / f"{number:05d}.png").exists()]
+    if missing:
+        _draw(init, lines, folder, missing)
+    launch.wait_for_all(f"images in {folder}")
+
+
+def _draw(init: Path | str, lines: list[str], folder: Path, missing: list[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with Bagel.from_pretrained(init) as bagel:
         parts = [missing[start : start + _DRAWN_TOGETHER] for start in range(0, len(missing), _DRAWN_TOGETHER)]

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import Count, Section, Whole
 from bagel_mot.data.packer import AnyPackConfig, PackConfig, read_pack_config
+from bagel_mot.errors import RecipeError
 from bagel_mot.images import ImageTransform
 
 
@@ -102,3 +103,23 @@ def read_pack(content: Any) -> AnyPack:
 def pack_config(pack: AnyPack, vae: ImageTransform, vit: ImageTransform) -> AnyPackConfig:
     """The size of a pack in slots or tokens, for images that are resized so."""
     return pack.sized(vae, vit) if isinstance(pack, PackForImages) else pack
+
+
+def slots_to_share(pack: AnyPackConfig, shares: int) -> tuple[int, int]:
+    """The und and gen slots of a pack, in all its rows; zeros where their number changes from pack to pack.
+
+    Args:
+        pack: the recipe's section.
+        shares: the processes that share a pack's tokens.
+
+    Raises:
+        RecipeError: the tokens are to be shared, and their number changes.
+    """
+    if isinstance(pack, PackConfig):
+        return pack.rows * pack.und, pack.rows * pack.gen
+    if shares > 1:
+        raise RecipeError(
+            f"parallel.context_parallel_degree is {shares}, which takes packs of a fixed size: give pack.und and "
+            "pack.gen"
+        )
+    return 0, 0

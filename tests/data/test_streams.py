@@ -232,7 +232,8 @@ def test_the_workers_end_when_they_are_closed(tokenizer: Tokenizer) -> None:
     run = Run(tokenizer, workers=1)
     run.packs(1)
     assert run.workers._pool is not None
-    processes = list(run.workers._pool._processes.values())
+    processes = run.workers._pool.processes
+    assert [process.is_alive() for process in processes] == [True]
     run.workers.close()
     assert [process.is_alive() for process in processes] == [False]
 

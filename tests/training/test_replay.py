@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from bagel_mot.checkpoint.side_files import REPLAY_FILE
@@ -16,6 +19,7 @@ from bagel_mot.data.sources.mini import MiniConfig, MiniSource
 from bagel_mot.data.sources.mixed import MixedSource
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.parallel.launch import Launch
 from bagel_mot.training import replay
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.replay import ReplayConfig, draw_images
@@ -108,6 +112,37 @@ def test_images_of_prompts_are_drawn_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert (folder / "00001.png").exists()
     assert len(loaded) == 2  # the third time everything was there
     assert FolderConfig(path=folder).open(0).groups()
+
+
+def test_several_processes_draw_their_shares_and_wait_for_one_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[int]] = []
+
+    class Drawer:
+        """A model that draws plain images at once."""
+
+        def __enter__(self) -> Drawer:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def generate(self, prompts: list[str], seed: list[int]) -> list[Image.Image]:
+            drawn.append(seed)
+            return [Image.new("RGB", (8, 8), (number, 0, 0)) for number in seed]
+
+    monkeypatch.setattr(replay.Bagel, "from_pretrained", lambda *given: Drawer())
+    prompts, folder, store = tmp_path / "prompts.txt", tmp_path / "replay", torch.distributed.HashStore()
+    prompts.write_text("a red car\n")
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(draw_images, MINI_FOLDER, prompts, folder, 5, Launch(0, 2, store=store))
+        while len(list(folder.glob("*.png"))) < 3:
+            assert not first.done()  # it waits for the second
+            time.sleep(0.01)
+        draw_images(MINI_FOLDER, prompts, folder, 5, Launch(1, 2, store=store))
+        first.result()
+    assert drawn == [[0, 2, 4], [1, 3]]
+    assert [path.name for path in sorted(folder.glob("*.png"))] == [f"{number:05d}.png" for number in range(5)]
 
 
 def test_what_is_refused(tmp_path: Path, images: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -32,6 +33,7 @@ from bagel_mot.files import user_path
 
 ROW_KINDS = ("parquet", "jsonl", "json", "webdataset", "hf")
 _ENDINGS = {"parquet": "parquet", "jsonl": "jsonl", "json": "json", "webdataset": "tar"}
+_REMOTE = re.compile(r"(?:hdfs|s3|gs|abfss?)://", re.IGNORECASE)
 _LOOKED_AT = 8  # rows whose columns are looked at before training
 
 _Words = Annotated[
@@ -256,6 +258,10 @@ def _needed(path: Path) -> list[Path]:
 
 def _on_disk(name: str, kind: str) -> list[Path]:
     """The files and folders that `path` means; none if it may be a name on the hub."""
+    if _REMOTE.match(name):
+        raise DataError(
+            f"data.path is {name}, which is on no disk of this machine: mount it, or copy it here, and give that folder"
+        )
     path = user_path(name, DataError)
     found = _glob(path)
     if not found and (kind != "hf" or path.is_absolute() or name.startswith(".")):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,39 +14,35 @@ from torch import Tensor, nn
 
 from bagel_mot.checkpoint.adapters import write_adapter
 from bagel_mot.checkpoint.names import official_name
-from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencoder, load_checkpoint, save_checkpoint
-from bagel_mot.checkpoint.side_files import DEFAULTS_FILE, PREVIEW_FILE, REPLAY_FILE, SCOPE_FILE, SETTINGS_FILES
-from bagel_mot.config import BagelConfig
+from bagel_mot.checkpoint.official import save_checkpoint
+from bagel_mot.checkpoint.side_files import REPLAY_FILE
 from bagel_mot.data.documents import IndexedSample, SampleBuilder
 from bagel_mot.data.feed import GroupItem, SampleFeed, SampleMaker
 from bagel_mot.data.layout import TrainingPack
 from bagel_mot.data.loader import Prefetcher, StreamGroup
-from bagel_mot.data.packer import AnyPackConfig, PackConfig
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.skips import SkipList
-from bagel_mot.data.sources.base import Source
 from bagel_mot.data.sources.mixed import MixedPart, MixedSource
 from bagel_mot.data.streams import PackStream, StreamRotation, pack_gauges
 from bagel_mot.data.supply import RowSupply, check_groups
 from bagel_mot.data.workers import Workers
-from bagel_mot.errors import CheckpointError, RecipeError
+from bagel_mot.errors import RecipeError
 from bagel_mot.images import patchify, scale_levels
 from bagel_mot.inference.api import Bagel
-from bagel_mot.inference.defaults import Defaults, read_defaults, save_defaults
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.parallel.apply import parallelise
+from bagel_mot.parallel.launch import current
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.tensor import partial_parameters
 from bagel_mot.parallel.ulysses import SequenceShare
 from bagel_mot.sequence import PackSpec, TrainingLayout, Values
-from bagel_mot.tokenizer import Tokenizer
+from bagel_mot.training.beginning import begin, settle_defaults
 from bagel_mot.training.breakdown import PARTS, sums_by_dataset, sums_by_timestep, tokens_by_kind
-from bagel_mot.training.checkpoints import checkpoint_folders, find
+from bagel_mot.training.checkpoints import find
 from bagel_mot.training.flops import FlopCounter
-from bagel_mot.training.lora import add_adapters, base_precision, trained_adapter
+from bagel_mot.training.lora import add_adapters, trained_adapter
 from bagel_mot.training.metrics import FLOPS
 from bagel_mot.training.objective import (
     CE_CHUNK,
@@ -61,8 +54,8 @@ from bagel_mot.training.objective import (
     draw_timesteps,
     loss_counts,
 )
-from bagel_mot.training.recipe import BagelRecipe, NewModel
-from bagel_mot.training.sizes import encoded_together, pack_config
+from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.sizes import encoded_together, pack_config, slots_to_share
 from bagel_mot.training.task import DTYPES, TrainingTask
 from bagel_mot.training.trainable import select_trainable
 from bagel_mot.training.validation import validation_packs
@@ -88,7 +81,8 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.device = choose_device(recipe.device)
         torch.manual_seed(recipe.seed)
         self.source = recipe.data.open(recipe.seed)
-        start, self._settings_files = _begin(recipe, self.source)
+        beginning = begin(recipe, self.source, current())
+        start, self._settings_files, self._parts = beginning.checkpoint, beginning.settings_files, beginning.parts
         if recipe.replay is not None:
             init = find(str(recipe.init), recipe.output)
             replay = recipe.replay.source(self._settings_files, init, recipe.output, recipe.seed)
@@ -104,11 +98,12 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         else:
             select_trainable(self.module, recipe.trainable, official_name)
             for parameter in self.module.parameters():
-                if not parameter.requires_grad:  # it trains the others as it is in the checkpoints that are written
-                    parameter.data.copy_(parameter.data.bfloat16())
+                if not parameter.requires_grad:
+                    parameter.data.copy_(_as_written(parameter.data))
+        self._frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
         self.autoencoder.to(self.device).eval().requires_grad_(False)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
-        defaults = _settle_defaults(self._settings_files, recipe.defaults, self.config)
+        defaults = settle_defaults(self._settings_files, recipe.defaults, self.config)
         vae, vit = recipe.max_sides.limited(defaults.vae_transform, defaults.vit_transform)
         self.pack = pack_config(recipe.pack, vae, vit)
         self.builder = SampleBuilder(
@@ -155,7 +150,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
                     "processes cannot share: take a multiple of them"
                 )
             self._validated = range(ranks.data_rank, recipe.validation.packs, ranks.degrees.data)
-        ranks.degrees.check_decoder(self.config.decoder, _slots(self.pack, ranks))
+        ranks.degrees.check_decoder(self.config.decoder, slots_to_share(self.pack, ranks.degrees.context))
         dynamic = False if self.pack.fixed_shape else None
         compiled = partial(torch.compile, dynamic=dynamic) if recipe.compile else None
         parallelise(
@@ -166,12 +161,21 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             device=self.device,
             compiled=compiled,
             draws=recipe.drops_out,
+            read=None if self._parts is None else self._read,
         )
+        if self._parts is not None:
+            self._parts.close()
         self._lists_skips = ranks.leads_data
         if ranks.context_mesh is not None:
             self._share = SequenceShare(ranks)
         if ranks.tensor_mesh is not None:
             self._partial = partial_parameters(self.module.decoder.layers)
+
+    def _read(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+        """A part of a tensor of the model, as it is when the training begins."""
+        assert self._parts is not None
+        part = self._parts.read(name, offsets, sizes)
+        return _as_written(part) if name in self._frozen else part
 
     def partial_parameters(self) -> list[nn.Parameter]:
         return self._partial
@@ -387,136 +391,6 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.source.write_samples(bagel, path)
 
 
-def _slots(pack: AnyPackConfig, ranks: Ranks) -> tuple[int, int]:
-    """The und and gen slots of a pack, in all its rows.
-
-    Raises:
-        RecipeError: its tokens are to be shared, and their number changes from pack to pack.
-    """
-    if isinstance(pack, PackConfig):
-        return pack.rows * pack.und, pack.rows * pack.gen
-    if ranks.degrees.context > 1:
-        raise RecipeError(
-            f"parallel.context_parallel_degree is {ranks.degrees.context}, which takes packs of a fixed size: give "
-            "pack.und and pack.gen"
-        )
-    return 0, 0
-
-
-def _begin(recipe: BagelRecipe, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:
-    """The run's own newest checkpoint, else the checkpoint `init`, else a new model.
-
-    Returns: the checkpoint, and the contents of the files with its default settings, by name.
-    """
-    begun = checkpoint_folders(recipe.output)
-    if not begun and recipe.model is not None:
-        return _new(recipe, recipe.model, source)
-    # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
-    # One that trains adapters has nothing else of its own.
-    if recipe.adapters is not None:
-        where = find(str(recipe.init), recipe.output)
-        precision = base_precision(recipe.adapters, DTYPES[recipe.precision])
-        loaded = load_checkpoint(where, precision=precision, device=choose_device(recipe.device))
-        return loaded, _settings_files(folder_of(where))
-    where = begun[-1] if begun else find(str(recipe.init), recipe.output)
-    loaded = load_checkpoint(where, precision=torch.float32)
-    if recipe.autoencoder is not None and not begun:
-        loaded.autoencoder = load_autoencoder(find(recipe.autoencoder, recipe.output))
-        ours, theirs = loaded.config.vae, loaded.autoencoder.config
-        if (ours.z_channels, ours.downsample) != (theirs.z_channels, theirs.downsample):
-            raise RecipeError(
-                f"the autoencoder of {recipe.autoencoder} has {theirs.z_channels} latent channels, one for "
-                f"{theirs.downsample} pixels a side; the model of {recipe.init} takes {ours.z_channels} and "
-                f"{ours.downsample}"
-            )
-        loaded.config = replace(loaded.config, vae=theirs)
-    files = _settings_files(folder_of(where))
-    if SCOPE_FILE in files and not begun:  # which is what it will learn here, if that can be said
-        del files[SCOPE_FILE]
-        files |= _scope_file(source)
-    return loaded, files
-
-
-def _new(recipe: BagelRecipe, shape: NewModel, source: Source) -> tuple[Checkpoint, dict[str, bytes]]:
-    """An untrained model on a trained autoencoder, with a tokenizer trained on the source's texts."""
-    autoencoder = load_autoencoder(find(str(recipe.autoencoder), recipe.output))
-    tokenizer = Tokenizer.train(source.texts(), shape.decoder.vocab_size)
-    config = BagelConfig(
-        decoder=replace(shape.decoder, vocab_size=-(-tokenizer.vocab_size // 64) * 64),
-        vit=shape.vit,
-        vae=autoencoder.config,
-        max_latent_size=shape.max_latent_size,
-        vit_max_num_patch_per_side=shape.vit.side,
-    )
-    model = BagelModel(config)
-    initialise(model, torch.Generator().manual_seed(recipe.seed))
-    files: dict[str, bytes] = {}
-    if (sheet := source.preview_images(config.vae.downsample * 8)) is not None:
-        sheet.save(png := io.BytesIO(), "PNG", optimize=True)
-        files[PREVIEW_FILE] = png.getvalue()
-    return Checkpoint(config, model, autoencoder, tokenizer), files | _scope_file(source)
-
-
-def _scope_file(source: Source) -> dict[str, bytes]:
-    """The content of the file that says what a model trained on the source knows, by its name; none where the source
-    does not say.
-    """
-    scope = source.scope()
-    return {} if scope is None else {SCOPE_FILE: scope.to_yaml().encode()}
-
-
-def _settle_defaults(files: dict[str, bytes], changes: dict[str, dict[str, Any]], config: BagelConfig) -> Defaults:
-    """The trained model's default settings and transforms, as inference will read them.
-
-    Args:
-        files: contents of the files that hold them; changed where the recipe says so, and only there.
-        changes: the recipe's `defaults`, by section.
-        config: the model's configuration.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file, content in files.items():
-            (folder / file).write_bytes(content)
-        try:
-            defaults = read_defaults(folder, config)
-            if changes:
-                before = json.loads(files.get(DEFAULTS_FILE, b"{}"))
-                merged = {section: {**before.get(section, {}), **values} for section, values in changes.items()}
-                save_defaults(folder, config, {**before, **merged})
-                files |= _settings_files(folder)
-                defaults = read_defaults(folder, config)
-            return defaults
-        except CheckpointError as error:
-            raise RecipeError(f"the trained model's {str(error).replace(f'{folder}/', '')}") from error
-
-
-def _settings_files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in SETTINGS_FILES if (folder / name).exists()}
-
-
-@torch.no_grad()
-def initialise(model: BagelModel, generator: torch.Generator) -> None:
-    """Normal weights of deviation 1/√fan_in, zero biases, unit norms; the gen expert starts as a copy of the und
-    expert.
-
-    What writes into the residual stream (o, down) starts smaller by √(2·layers), and both output heads start at zero,
-    so that the first predictions are uniform text and zero velocity.
-    """
-    residual = (2 * model.config.decoder.num_layers) ** -0.5
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            scale = module.in_features**-0.5
-            if name.endswith((".o", ".down")):
-                scale *= residual
-            module.weight.normal_(0.0, scale, generator=generator)
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
-            # As large as the fixed sin-cos tables (unit scale), so that neither drowns the other.
-            module.weight.normal_(0.0, 0.5, generator=generator)
-    model.decoder.lm_head.weight.zero_()
-    model.latent_out.weight.zero_()
-    for layer in model.decoder.layers:
-        assert isinstance(layer, DecoderLayer)
-        layer.gen.load_state_dict(layer.und.state_dict())
-    model.decoder.norm_gen.load_state_dict(model.decoder.norm.state_dict())
+def _as_written(frozen: Tensor) -> Tensor:
+    """A float32 tensor that does not train, as it is in the checkpoints that are written."""
+    return frozen.bfloat16().float()
