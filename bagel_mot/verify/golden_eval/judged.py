@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -138,7 +140,7 @@ def _check_requests(check: Check, asked: Mapping[str, Sequence[JudgeRequest]], *
             found, wanted = structure_of(request), recorded[name]
             if not has_texts:
                 check.unknown(f"{name}.texts", _NOT_SHIPPED)
-                found, wanted = _shape_of(found), _shape_of(wanted)
+                found, wanted = _shape_of(found, wanted), _shape_of(wanted, wanted)
             check.same(name, _without_counts(found, wanted), wanted)
     check.same("requests", sorted(seen), sorted(recorded))
     _check_call(check, next(requests[0] for requests in asked.values() if requests))
@@ -156,18 +158,16 @@ def _without_counts(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -
     return kept + found[len(kept) :]
 
 
-def _shape_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages without the hashes of long texts."""
-    return [
-        {
-            "role": message["role"],
-            "content": [
-                {"text": "long"} if "text_sha256" in part or len(part.get("text", "")) > 20 else part
-                for part in message["content"]
-            ],
-        }
-        for message in messages
-    ]
+def _shape_of(messages: Sequence[Mapping[str, Any]], recorded: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages without the texts of which only the hash is recorded."""
+    shapes = []
+    for message, other in zip(messages, recorded, strict=True):
+        pairs = zip(message["content"], other["content"], strict=True)
+        content = [
+            {"text": "long"} if "text_sha256" in told and "picture" not in part else part for part, told in pairs
+        ]
+        shapes.append({"role": message["role"], "content": content})
+    return shapes
 
 
 def _check_texts(check: Check, hashes: Mapping[str, str], *keys: str) -> None:
@@ -373,9 +373,9 @@ def check_intelligentbench(check: Check) -> None:
     for mode in MODES:
         with check.at("scores", "main", mode):
             replies = check.recorded.take("answers", "judge", "main")
-            edited = check.recorded.data / "edited"
-            images = {id: edited / f"{id}.png" for id in replies}
-            scores, asked, summary = judged(check.benchmark(mode), replies, images)
+            bench = check.benchmark(mode)
+            with TemporaryDirectory() as place:
+                scores, asked, summary = judged(bench, replies, _drawn_images(bench.items(), Path(place)))
             for id, wanted in check.recorded.take("expected", "runs", "main", "items").items():
                 check.same(f"{id}.score", scores[id].detail["score"], wanted["score"])
                 check.same(f"{id}.calls", len(asked[id]), wanted["calls"])
@@ -386,7 +386,20 @@ def check_intelligentbench(check: Check) -> None:
             if mode == "as_published":
                 with check.at("requests"):
                     _check_requests(check, asked, has_texts=False)
-                    _check_texts(check, intelligentbench.TEXTS.hashes, "system_text", "sha256")
+                    wanted = check.recorded.take("requests", "system_text")
+                    check.same("system_text", list(intelligentbench.TEXTS.hashes.values()), [wanted["sha256"]])
+
+
+def _drawn_images(items: Sequence[Item], folder: Path) -> dict[str, Path]:
+    """The images to be judged, which stand in a column of the data, as files by item id."""
+    found = {}
+    for item in items:
+        first: Any = item.images[0]
+        found[item.id] = folder / f"{item.id}.png"
+        drawn = replace(first, column="model_out_image", index=None)
+        with Image.open(io.BytesIO(drawn.data())) as image:
+            image.save(found[item.id])
+    return found
 
 
 def _check_intelligent_rows(
