@@ -24,7 +24,7 @@ from bagel_mot.evaluation.team import Team
 Progress = Callable[[int, int], None]
 """Is called with the items done, and how many there are in all."""
 IMAGES = "images"
-RESULTS = "results"
+RESULTS = "items"
 
 
 @dataclass

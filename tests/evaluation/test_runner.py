@@ -62,8 +62,8 @@ def test_another_run_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     other.facts["model"] = "another"
     with pytest.raises(EvaluationError, match="its model is 'knowing', and now it is 'another'"):
         run(tmp_path, other)
-    lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    (tmp_path / "results.jsonl").write_text("\n".join([lines[0], "nonsense", *lines[1:]]) + "\n")
+    lines = (tmp_path / "items.jsonl").read_text().splitlines()
+    (tmp_path / "items.jsonl").write_text("\n".join([lines[0], "nonsense", *lines[1:]]) + "\n")
     with pytest.raises(EvaluationError, match=r"line 2 of .* is not a record of an item"):
         run(tmp_path, Knowing())
 
@@ -136,7 +136,7 @@ def test_processes_share_the_items_by_groups_and_read_one_another(tmp_path: Path
     assert sorted(respondents[0].asked + respondents[1].asked) == sorted(IDS)
     assert max(totals) == 12
     assert {path.name for path in tmp_path.glob("*.jsonl")} == {
-        f"{name}{number}.jsonl" for name in ("results", "scores") for number in ("", ".1")
+        f"{name}{number}.jsonl" for name in ("items", "scores") for number in ("", ".1")
     }
     one = Knowing()
     assert run(tmp_path, one)["scored"] == 12  # one process goes on with what two have done
