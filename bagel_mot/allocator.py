@@ -20,27 +20,30 @@ import torch
 from torch import Tensor
 
 # Parameters of mallopt, from <malloc.h>.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 # Blocks below this size stay. glibc before 2.35 refuses more than 32 MiB and keeps its own value then. It is above the
 # blocks of a denoising step, and below those of the autoencoder at the end of a large image, which are few and of
 # many sizes: kept, the gaps between them made the peak a third higher.
 LARGEST_KEPT = 1 << 27
-# Training makes the same blocks in every step, logits of a whole vocabulary among them, and gains most from keeping
-# them: with the bound above a step with a vocabulary of 150,000 took twice as long.
-LARGEST_KEPT_IN_TRAINING = 1 << 30
+# Training makes the same blocks in every step, and gains most from keeping them: with the bound above a step with a
+# vocabulary of 150,000 took twice as long. The largest are the logits of 2,048 targets and, among several processes,
+# the gathered embedding and head: more than 1 GiB both. It is the largest number that mallopt takes.
+LARGEST_KEPT_IN_TRAINING = (1 << 31) - 1
 _NEVER = -1
 _OWN_PAGES = 1 << 16  # bytes from which pages of one's own cost next to nothing
 _GROWTH = 1 << 26  # bytes by which the heap grows at least
 
 
-def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
+def keep_freed_memory(largest: int = LARGEST_KEPT, *, in_all_threads: bool = False) -> bool:
     """Lets the process keep large blocks that were freed, for the next operation of the network to use.
 
     For the whole process, and for good.
 
     Args:
         largest: bytes below which blocks are kept.
+        in_all_threads: whether threads that begin after this call take their blocks from the one heap of the process.
+            By default glibc gives threads heaps of their own, of at most 64 MiB, which keep no larger blocks.
 
     Returns:
         Whether it took effect. It does on Linux with glibc alone; elsewhere nothing happens.
@@ -50,6 +53,8 @@ def keep_freed_memory(largest: int = LARGEST_KEPT) -> bool:
         return False
     mallopt = library.mallopt
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    if in_all_threads:
+        mallopt(_M_ARENA_MAX, 1)
     kept = any(mallopt(_M_MMAP_THRESHOLD, size) for size in (largest, 1 << 25))
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, _NEVER) and mallopt(_M_TOP_PAD, _GROWTH))
 

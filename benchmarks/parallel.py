@@ -21,6 +21,7 @@ import torch
 import typer
 import yaml
 
+from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel_mot.bench.settings import SPECIAL, grid_of, random_ids
 from bagel_mot.config import NAMED_CONFIGS, parse
 from bagel_mot.errors import RecipeError
@@ -56,7 +57,8 @@ def main(
     text: Annotated[int, typer.Option(help="Und slots of a pack.", min=8)] = 512,
     image: Annotated[int, typer.Option(help="Gen slots of a pack.", min=4)] = 512,
     packs: Annotated[int, typer.Option(help="Packs of a step, over all processes.", min=1)] = 2,
-    steps: Annotated[int, typer.Option(help="Steps that are measured, after one that is not.", min=1)] = 3,
+    warm_up: Annotated[int, typer.Option(help="Steps before those that are measured: the heap grows.", min=1)] = 4,
+    steps: Annotated[int, typer.Option(help="Steps that are measured.", min=1)] = 3,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     change: Annotated[list[str] | None, typer.Option("--set", help="Keys of `parallel`, as KEY=VALUE.")] = None,
 ) -> None:
@@ -65,6 +67,8 @@ def main(
     section = parse(ParallelConfig, {k: yaml.safe_load(v) for k, v in given.items()}, "parallel", RecipeError)
     with launched() as launch:
         place = own_device(torch.device(device), launch)
+        if place.type == "cpu":
+            keep_freed_memory(LARGEST_KEPT_IN_TRAINING, in_all_threads=True)
         ranks = Ranks(section, place, launch)
         mine = ranks.streams(packs)
         whole = NAMED_CONFIGS[config]
@@ -101,7 +105,8 @@ def main(
             if place.type == "cuda":
                 torch.cuda.synchronize()
 
-        step()
+        for _ in range(warm_up):
+            step()
         seconds = []
         for _ in range(steps):
             ranks.any(False)  # all begin together

@@ -60,6 +60,36 @@ def test_nothing_happens_with_another_c_library(monkeypatch: pytest.MonkeyPatch)
     assert memory.keep_freed_memory() is False
 
 
+_IN_A_THREAD = """
+import resource, sys, threading
+import torch
+from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
+
+keep_freed_memory(LARGEST_KEPT_IN_TRAINING, in_all_threads=sys.argv[1] == "all")
+def work():
+    torch.set_num_threads(1)
+    for step in range(35):
+        if step == 20:  # the heap has grown
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(24 << 20)  # 96 MiB
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(not _glibc(), reason="the setting is glibc's")
+def test_threads_keep_blocks_too_if_they_are_to() -> None:
+    faults = {}
+    for which in ("main", "all"):
+        command = [sys.executable, "-c", _IN_A_THREAD, which]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        faults[which] = int(done.stdout)
+    assert faults["all"] < faults["main"] / 4
+
+
 @pytest.mark.skipif(not _glibc(), reason="the setting is glibc's")
 def test_what_was_kept_can_be_returned() -> None:
     program = (

@@ -48,7 +48,7 @@ def measure_training(
     optimizers = Optimizers(trained.named_parameters(), OptimizerConfig(lr=1e-6, implementation="fused"))
     ema = Ema(trained, 0.9999)
     if device.type == "cpu":
-        keep_freed_memory(LARGEST_KEPT_IN_TRAINING)
+        keep_freed_memory(LARGEST_KEPT_IN_TRAINING, in_all_threads=True)
 
     def gradients() -> None:
         with torch.autocast(device.type, model.dtype, enabled=model.dtype != torch.float32):

@@ -1,8 +1,9 @@
 """The processes of a run: found by the environment that torchrun or SLURM sets, connected, and ended together.
 
 The first process that fails says why, in one sentence; the others end without a word. They learn of it by a key in the
-store through which they found one another, or because a connection breaks. Whoever waits for a process that will never
-come is ended by a thread that looks at the key.
+store through which they found one another, which a thread looks at, or because a connection breaks. Whoever waits for a
+process that will never come is ended by that thread. The first process, which has the store, goes last: without it the
+others could not tell its failure from its death.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from bagel_mot.errors import BagelError, SettingError, TrainingError
 
-_FAILURE = "bagel/failure"
+_FAILURE, _HEARD = "bagel/failure", "bagel/heard/"
 _PATIENCE = 5.0  # seconds that a process has to notice by itself that another one failed
 _TIMEOUT = timedelta(minutes=30)
 _SLURM = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
@@ -36,6 +37,7 @@ class Launch:
         local_rank, local_world: the same on its machine.
         store: the key-value store that all of them reach; None for one process.
         report: a folder for the traceback of an error that nobody expected; None for nowhere.
+        failed: the number of the process that failed first; None as far as this one knows of none.
     """
 
     rank: int = 0
@@ -44,13 +46,16 @@ class Launch:
     local_world: int = 1
     store: Any = None
     report: Path | None = None
+    failed: int | None = None
 
     def claim(self) -> bool:
         """Whether this process is the first to fail, and so the one that says why."""
         try:
-            return bool(self.store.compare_set(_FAILURE, "", str(self.rank)) == str(self.rank).encode())
-        except Exception:  # the store went down with the process that had it, which was the first
-            return self.rank == 1
+            self._learn(self.store.compare_set(_FAILURE, "", str(self.rank)), self.store)
+        except Exception:  # the store went down with the process that had it
+            if self.failed is None:  # which was ended from outside
+                return self.rank == 1
+        return self.failed == self.rank
 
     def wait_for_all(self, name: str) -> None:
         """Waits, however long it takes, until every process has called this with a name, which serves once. One that
@@ -63,9 +68,29 @@ class Launch:
         while not self.store.check(keys):
             time.sleep(0.2)
 
-    def failed_elsewhere(self) -> bool:
-        """Whether another process has failed."""
-        return bool(self.store.check([_FAILURE])) and self.store.get(_FAILURE) != str(self.rank).encode()
+    def failed_elsewhere(self, store: Any) -> bool:
+        """Whether another process has failed.
+
+        Args:
+            store: the connection to the store of the thread that asks.
+        """
+        with suppress(Exception):  # the store is gone: the connections tell
+            if self.failed is None and store.check([_FAILURE]):
+                self._learn(store.get(_FAILURE), store)
+        return self.failed is not None and self.failed != self.rank
+
+    def _learn(self, rank: bytes, store: Any) -> None:
+        self.failed = int(rank)
+        store.set(f"{_HEARD}{self.rank}", "")
+
+    def go_last(self) -> None:
+        """In the first process, after a failure: waits until all others know of it, or are not there to be told."""
+        if self.rank:
+            return
+        end = time.monotonic() + _PATIENCE
+        with suppress(Exception):
+            while not self.store.check([f"{_HEARD}{rank}" for rank in range(self.world)]) and time.monotonic() < end:
+                time.sleep(0.02)
 
 
 _current: Launch | None = None
@@ -100,7 +125,9 @@ def launched() -> Iterator[Launch]:
         raise
     except BaseException as error:
         _end_soon()
-        raise _reason(error, launch) from error
+        reason = _reason(error, launch)
+        launch.go_last()
+        raise reason from error
     finally:
         done.set()
         _current = None
@@ -208,8 +235,5 @@ def _watch(launch: Launch, done: threading.Event) -> None:
     """Ends this process when another one has failed and it does not notice, as in a collective that never ends."""
     store = launch.store.clone() if hasattr(launch.store, "clone") else launch.store
     while not done.wait(0.5):
-        failed = False
-        with suppress(Exception):  # the store is gone: the connections tell
-            failed = bool(store.check([_FAILURE])) and store.get(_FAILURE) != str(launch.rank).encode()
-        if failed and not done.wait(_PATIENCE):
+        if launch.failed_elsewhere(store) and not done.wait(_PATIENCE):
             os._exit(1)

@@ -82,6 +82,8 @@ def train(recipe: Kind, make_task: Callable[[Kind], TrainingTask[Any, Any]], *, 
         threads = choose_threads(asked=recipe.threads, processes=launch.local_world)
         with threads.at_work(), _own_folder(recipe.output, launch):
             device = own_device(choose_device(recipe.device), launch)
+            if device.type == "cpu":  # before there are threads that gather weights
+                keep_freed_memory(LARGEST_KEPT_IN_TRAINING, in_all_threads=True)
             ranks = Ranks(config, device, launch)
             run = Run(recipe, make_task, ranks)
             try:
@@ -125,8 +127,6 @@ def own_device(device: torch.device, launch: Launch) -> torch.device:
 def _carry_out(run: Run, end: int) -> None:
     """Steps up to `end`, with reports, samples and checkpoints."""
     recipe, task, ranks = run.recipe, run.task, run.ranks
-    if task.device.type == "cpu":
-        keep_freed_memory(LARGEST_KEPT_IN_TRAINING)
     with interruptible() as asked, _metrics_of(run) as metrics:
         if run.step:
             metrics.note(f"resuming {recipe.output} at step {run.step}")

@@ -130,7 +130,8 @@ class TrainingTask(ABC, Generic[Network, Batch]):
     @abstractmethod
     def write_weights(self, folder: Path, weights: dict[str, Tensor]) -> None:
         """Writes a whole checkpoint in the official layout. It is called in the first process alone, perhaps in a
-        thread beside the training.
+        thread beside the training, and so takes nothing from the module: to ask a divided network for its values, as
+        `state_dict` does, frees the weights that a step has gathered.
 
         Args:
             folder: the checkpoint's folder.

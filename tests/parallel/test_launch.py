@@ -34,10 +34,22 @@ main()
 FAILING = """
 taken = BagelTask.next_batches
 def next_batches(self):
-    if os.environ["RANK"] == "1" and self.data_state()[1]["slots"][0] > 0:
+    if os.environ["RANK"] == "VICTIM" and self.data_state()[VICTIM]["slots"][0] > 0:
         raise ERROR
     return taken(self)
 BagelTask.next_batches = next_batches
+"""
+WATCHED = """
+import threading
+from torch.distributed.fsdp import FSDPModule
+from torch.nn import Module
+
+asked = Module.state_dict
+def state_dict(self, *arguments, **options):
+    beside = threading.current_thread() is not threading.main_thread()
+    assert not (beside and isinstance(self, FSDPModule)), "the weights that a step has gathered would be freed"
+    return asked(self, *arguments, **options)
+Module.state_dict = state_dict
 """
 
 
@@ -48,6 +60,11 @@ def recipe(tiny: dict[str, Any], tmp_path: Path) -> Path:
     return path
 
 
+def _said(found: list[tuple[int, str, str]], output: Path) -> str:
+    """What processes said of errors, and the tracebacks that they left."""
+    return "\n".join([*(errors for _, _, errors in found), *(path.read_text() for path in output.glob("failure-*"))])
+
+
 def _losses(folder: Path) -> list[list[float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
@@ -55,15 +72,17 @@ def _losses(folder: Path) -> list[list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("error", "sentence"),
+    ("victim", "error", "sentence"),
     [
-        ("__import__('bagel_mot.errors').errors.DataError('row 7 is broken: mend it')", "bagel: row 7 is broken"),
-        ("KeyError('nobody thought of it')", "bagel: process 1 of 2 failed: KeyError: 'nobody thought of it'"),
+        ("1", "__import__('bagel_mot.errors').errors.DataError('row 7 is broken: mend it')", "bagel: row 7 is broken"),
+        ("1", "KeyError('nobody thought of it')", "bagel: process 1 of 2 failed: KeyError: 'nobody thought of it'"),
+        # It has the store by which the other one learns of it.
+        ("0", "KeyError('nobody thought of it')", "bagel: process 0 of 2 failed: KeyError: 'nobody thought of it'"),
     ],
 )
-def test_a_process_that_fails_ends_all_in_one_sentence(recipe: Path, error: str, sentence: str) -> None:
-    code = COMMAND.replace("PATCH", FAILING.replace("ERROR", error))
-    found = finish(start(2, "-c", code, str(recipe)))
+def test_a_process_that_fails_ends_all_in_one_sentence(recipe: Path, victim: str, error: str, sentence: str) -> None:
+    code = COMMAND.replace("PATCH", FAILING.replace("ERROR", error).replace("VICTIM", victim))
+    found = finish(start(2, "-c", code, str(recipe), "save_async=false"))  # what is being written is given up
     said = "".join(errors for _, _, errors in found)
     assert [status != 0 for status, _, _ in found] == [True, True], said
     assert said.count("bagel:") == 1, said
@@ -125,6 +144,12 @@ def test_two_processes_stop_and_one_goes_on(recipe: Path, tmp_path: Path) -> Non
     assert len(ours) == 4
 
 
+def test_the_thread_that_writes_leaves_the_network_alone(recipe: Path, tmp_path: Path) -> None:
+    """FSDP2 frees gathered weights when a network is asked for its values, and a step may be computing with them."""
+    run(2, "-c", COMMAND.replace("PATCH", WATCHED), str(recipe), "save_async=true")
+    assert (tmp_path / "run" / "step-00000004").exists()
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_by_fewer(recipe: Path, tmp_path: Path) -> None:
     """Four processes, of which one is killed; two, of which one is; and one to the end."""
@@ -143,10 +168,11 @@ def test_killed_at_any_moment_and_resumed_by_fewer(recipe: Path, tmp_path: Path)
         processes[victim].send_signal(signal.SIGKILL)
         found = finish(processes)
         said = "".join(errors for _, _, errors in found)
-        assert found[victim][0] == -signal.SIGKILL, f"{count} processes, {victim} killed: {said}"
-        assert all(status != 0 for status, _, _ in found)
-        assert said.count("bagel:") == 1, said
-        assert "Traceback" not in said
+        everything = f"{count} processes, {victim} killed: {_said(found, tmp_path / 'run')}"
+        assert found[victim][0] == -signal.SIGKILL, everything
+        assert all(status != 0 for status, _, _ in found), everything
+        assert said.count("bagel:") == 1, everything
+        assert "Traceback" not in said, everything
     run(1, "-c", code, *arguments)
     assert os.listdir(tmp_path / "run" / "step-00000008" / "training_state")
     assert _losses(tmp_path / "run") == [pytest.approx(line, rel=1e-6) for line in _losses(tmp_path / "whole")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -221,7 +222,16 @@ def test_capacity_divides_what_there_is() -> None:
     assert found.step_pixels == 4 * MIB
 
 
-# What it prints: bytes that the process had at most while it did the work.
+# What it prints: bytes that the process had at most while it did the work. What it frees goes back to the system at
+# once, so that this is what was alive: a heap that keeps blocks is larger by luck, by where small ones happen to be
+# between large ones (an image of 512 took 2.86 to 3.5 GB).
+_ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+    "OMP_NUM_THREADS": "1",
+}
 _PROGRAM = """
 import json, sys
 from dataclasses import replace
@@ -232,12 +242,14 @@ from torch import nn
 from bagel_mot.checkpoint.official import Checkpoint
 from bagel_mot.config import BagelConfig, NAMED_CONFIGS
 from bagel_mot.inference.api import Bagel
+from bagel_mot.inference.engine import engine
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.prepacked import prepack_weights
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.tokenizer import Tokenizer
 
+engine.keep_freed_memory = lambda: True
 task, side, dtype = sys.argv[1], int(sys.argv[2]), getattr(torch, sys.argv[3])
 config = NAMED_CONFIGS["0.5b"]
 config = replace(config, decoder=replace(config.decoder, num_layers=4), vit=replace(config.vit, num_layers=4))
@@ -276,9 +288,8 @@ print(json.dumps(int(status["VmHWM"].split()[0]) * 1024))
 )
 def test_predictions_are_near_what_is_measured(task: str, side: int, dtype: torch.dtype) -> None:
     name = str(dtype).removeprefix("torch.")
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM, task, str(side), name], capture_output=True, text=True, timeout=900
-    )
+    command = [sys.executable, "-c", _PROGRAM, task, str(side), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, **_ALLOCATOR})
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     config = NAMED_CONFIGS["0.5b"]
@@ -288,9 +299,8 @@ def test_predictions_are_near_what_is_measured(task: str, side: int, dtype: torc
     weights = weight_bytes(config, Precision(dtype), ("generate", "edit", "understand")).total
     work = memory_estimate(config, drawing if task == "generate" else asking, dtype, torch.float32, on_cpu=True)
     predicted = PROCESS_BYTES + weights + work.peak
-    # Never much less than is needed. The same program takes more or less from run to run, by where small blocks happen
-    # to be between large ones: an image of 512 took 2.86 to 3.38 GB in eleven runs.
-    assert 0.9 < predicted / measured < 1.2, f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
+    # A prediction has room for the gaps in a heap, which are not here: with it, it was 1.15 to 1.19 of what was alive.
+    assert 1.05 < predicted / measured < 1.25, f"predicted {predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f}"
 
 
 def test_a_cache_in_slabs_takes_no_more_than_is_estimated() -> None:

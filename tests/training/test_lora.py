@@ -44,7 +44,7 @@ def base(recipe: Make, tmp_path: Path) -> Path:
     task = BagelTask(recipe(output=tmp_path / "first"))
     nn.init.normal_(task.module.decoder.lm_head.weight, std=0.3)
     nn.init.normal_(task.module.latent_out.weight, std=0.3)
-    task.write_weights(tmp_path / "base", {n: p.detach() for n, p in task.module.named_parameters()})
+    task.write_weights(tmp_path / "base", task.module.state_dict())
     return tmp_path / "base"
 
 

@@ -96,7 +96,8 @@ def stage(recipe: Make, tmp_path: Path) -> Callable[..., BagelRecipe]:
     """A recipe for training the connector alone, by its official name, on a model whose weights are not in bfloat16."""
     first = BagelTask(recipe(output=tmp_path / "first"))
     torch.nn.init.normal_(first.module.decoder.lm_head.weight, std=0.3)  # zero at first, which lets no gradient through
-    first.write_weights(tmp_path / "first", {n: p.detach() * 1.01 for n, p in first.module.named_parameters()})
+    scaled = {n: p.detach() * 1.01 for n, p in first.module.named_parameters()}
+    first.write_weights(tmp_path / "first", {**first.module.state_dict(), **scaled})
 
     def make(**changes: Any) -> BagelRecipe:
         given = {"model": None, "autoencoder": None, "init": str(tmp_path / "first"), "trainable": ["connector.*"]}

@@ -193,7 +193,7 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
         some of them stay as they are, so does the latent.
         """
         model = Autoencoder(self.module.config).to(self.device).eval()
-        model.load_state_dict({**self.module.state_dict(), **weights})
+        model.load_state_dict(weights)
         if all(parameter.requires_grad for parameter in self.module.parameters()):
             model = self._scaled(model)
         save_checkpoint(folder, BagelConfig(vae=model.config), autoencoder=model.state_dict())

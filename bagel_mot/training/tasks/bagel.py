@@ -374,7 +374,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         save_checkpoint(
             folder,
             self.config,
-            model={**self.module.state_dict(), **weights},
+            model=weights,
             autoencoder=self.autoencoder.state_dict(),
             tokenizer=self.tokenizer,
         )

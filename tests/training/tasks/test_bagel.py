@@ -165,7 +165,7 @@ def test_a_stage_that_was_not_trained_yet_is_named_and_never_looked_for_on_the_h
 def test_a_damaged_start_is_named_at_once(recipe: Make, tmp_path: Path) -> None:
     first = BagelTask(recipe())
     first.module.connector.fc1.weight.data[0, 0] = float("nan")
-    first.write_weights(tmp_path / "damaged", {})
+    first.write_weights(tmp_path / "damaged", first.module.state_dict())
     with pytest.raises(CheckpointError, match=r"ema\.safetensors: connector\.fc1\.weight holds infinite values"):
         BagelTask(recipe(model=None, autoencoder=None, init=str(tmp_path / "damaged"), output=tmp_path / "second"))
 
@@ -178,7 +178,7 @@ def test_a_run_starts_from_whatever_names_a_checkpoint(
     for step in (2, 4):  # what is in the newest checkpoint counts
         folder = run / f"step-{step:08d}"
         weights = {name: torch.full_like(p, step) for name, p in first.module.named_parameters()}
-        first.write_weights(folder, weights)
+        first.write_weights(folder, {**first.module.state_dict(), **weights})
         (folder / STATE_FILE).write_bytes(b"")
     monkeypatch.setattr(loading, "MINI_FOLDER", Path(shutil.copytree(folder, tmp_path / "embedded")))
 
@@ -197,7 +197,7 @@ def test_a_run_starts_from_whatever_names_a_checkpoint(
 def test_a_run_takes_over_another_autoencoder(recipe: Make, tmp_path: Path) -> None:
     first = BagelTask(recipe())
     folder = tmp_path / "first"
-    first.write_weights(folder, dict(first.module.named_parameters()))
+    first.write_weights(folder, first.module.state_dict())
     (folder / DEFAULTS_FILE).write_text('{"generate": {"num_timesteps": 25}, "edit": {"cfg_image_scale": 1.5}}')
 
     def autoencoder(name: str, **changes: Any) -> str:
@@ -210,7 +210,7 @@ def test_a_run_takes_over_another_autoencoder(recipe: Make, tmp_path: Path) -> N
 
     task = begin(autoencoder("scaled", scale_factor=0.7, shift_factor=0.05, ch_mult=(1, 1, 1, 2)))
     second = tmp_path / "second" / "step-00000002"
-    task.write_weights(second, dict(task.module.named_parameters()))
+    task.write_weights(second, task.module.state_dict())
     found = load_checkpoint(second)
     assert found.config.vae == task.autoencoder.config
     assert (found.config.vae.scale_factor, found.config.vae.ch_mult) == (0.7, (1, 1, 1, 2))
@@ -247,7 +247,7 @@ def test_the_timestep_shift_is_that_of_the_recipe_or_of_the_checkpoint(
     def shift_of(**changes: object) -> float:
         task = BagelTask(recipe(**changes))
         task.losses(task.to_device(task.pack_stream(0, 1).next_batch()), torch.Generator().manual_seed(0))
-        task.write_weights(folder := tmp_path / f"{len(drawn)}", dict(task.module.named_parameters()))
+        task.write_weights(folder := tmp_path / f"{len(drawn)}", task.module.state_dict())
         assert load_config(folder).timestep_shift == drawn[-1]
         return drawn[-1]
 
@@ -356,7 +356,7 @@ def test_fine_tuning_leaves_a_checkpoints_own_defaults(recipe: Make, tmp_path: P
     task = BagelTask(recipe(**given))
     transform = read_defaults(folder, task.config).vae_transform
     assert task.builder.vae_transform == transform  # images are resized as the checkpoint does, not the data
-    task.write_weights(after := tmp_path / "after", {})
+    task.write_weights(after := tmp_path / "after", task.module.state_dict())
     written = {path.name for path in after.glob("*.json")}
     for name in (DEFAULTS_FILE, "generation_config.json"):
         assert (after / name).read_bytes() == before[name]
@@ -369,7 +369,7 @@ def test_fine_tuning_leaves_a_checkpoints_own_defaults(recipe: Make, tmp_path: P
     )
     task = BagelTask(changed)
     assert (task.builder.vae_transform.max_size, task.builder.vae_transform.min_size) == (64, 32)
-    task.write_weights(after, {})
+    task.write_weights(after, task.module.state_dict())
     assert json.loads((after / DEFAULTS_FILE).read_text()) == {
         "generate": {"num_timesteps": 7, "size": [64, 64]},
         "ask": {"temperature": 0.9},
@@ -399,13 +399,13 @@ def test_fine_tuning_says_what_the_new_data_teach(
     (folder / SCOPE_FILE).write_text("about: photographs of dogs")
     given = {"model": None, "autoencoder": None, "init": str(folder), "trainable": ["connector.*"]}
     task = BagelTask(recipe(**given))
-    task.write_weights(tmp_path / "after", {})
+    task.write_weights(tmp_path / "after", task.module.state_dict())
     scope = read_defaults(tmp_path / "after", task.config).scope
     assert scope is not None
     assert "mushroom" in scope.about
     monkeypatch.setattr(MiniSource, "scope", Source.scope)  # other data: what they teach is not known
     task = BagelTask(recipe(**given))
-    task.write_weights(tmp_path / "other", {})
+    task.write_weights(tmp_path / "other", task.module.state_dict())
     assert not (tmp_path / "other" / SCOPE_FILE).exists()
 
 
