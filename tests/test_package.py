@@ -71,7 +71,8 @@ def test_the_sdist_names_every_file_of_the_repository() -> None:
     """MANIFEST.in covers what git knows; the slow test builds and looks inside."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = listed.stdout.splitlines()
     lines = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()
     grafted = tuple(f"{line.split()[1]}/" for line in lines if line.startswith("graft "))
     included = {name for line in lines if line.startswith("include ") for name in line.split()[1:]}
