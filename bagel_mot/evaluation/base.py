@@ -21,9 +21,9 @@ from bagel_mot.errors import SettingError
 from bagel_mot.evaluation.judges.base import Judges
 
 # "reconstruct" sends the image through the model's autoencoder, which bounds every image that the model draws.
-Kind = Literal["ask", "generate", "edit", "reconstruct"]
+ItemKind = Literal["ask", "generate", "edit", "reconstruct"]
 # An image that is opened when its item runs: a file, the bytes of one, or a function that makes it.
-LazyImage = Path | bytes | Callable[[], Image.Image]
+ItemImage = Path | bytes | Callable[[], Image.Image]
 
 
 class Protocol(StrEnum):
@@ -57,9 +57,9 @@ class Item:
     """
 
     id: str
-    kind: Kind
+    kind: ItemKind
     prompt: str
-    images: tuple[LazyImage, ...] = ()
+    images: tuple[ItemImage, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     outputs: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One number of a report.
 
     Attributes:
@@ -124,7 +124,7 @@ class Summary:
         extra: further facts for the report, as JSON.
     """
 
-    rows: Mapping[str, Row]
+    rows: Mapping[str, SummaryRow]
     headline: tuple[str, ...]
     extra: Mapping[str, Any] = field(default_factory=dict)
 

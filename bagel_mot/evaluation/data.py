@@ -25,7 +25,7 @@ from bagel_mot.data.readers.base import BrokenRow
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader
 from bagel_mot.errors import DataError, ImageError
-from bagel_mot.evaluation.base import LazyImage
+from bagel_mot.evaluation.base import ItemImage
 from bagel_mot.files import read_text, write_atomically
 from bagel_mot.images import open_image
 from bagel_mot.installation import install_command
@@ -276,7 +276,7 @@ class Base64Image:
         return f"Base64Image({self.text[:16]!r}…, {self.place!r})"
 
 
-def open_input(image: LazyImage) -> Image.Image:
+def open_input(image: ItemImage) -> Image.Image:
     """Opens an item's image.
 
     Raises: ImageError: it is missing or cannot be decoded.

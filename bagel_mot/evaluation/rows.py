@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from bagel_mot.evaluation.base import Row
+from bagel_mot.evaluation.base import SummaryRow
 from bagel_mot.evaluation.statistics import mean_interval, wilson
 
 
-def share_row(rights: Iterable[float | None], scale: float = 1.0) -> Row:
+def share_row(rights: Iterable[float | None], scale: float = 1.0) -> SummaryRow:
     """The share of right answers, times `scale`, with its Wilson interval.
 
     Args:
@@ -17,12 +17,12 @@ def share_row(rights: Iterable[float | None], scale: float = 1.0) -> Row:
     """
     known = [right for right in rights if right is not None]
     if not known:
-        return Row(None, 0)
+        return SummaryRow(None, 0)
     low, high = wilson(round(sum(known)), len(known))
-    return Row(scale * sum(known) / len(known), len(known), (scale * low, scale * high))
+    return SummaryRow(scale * sum(known) / len(known), len(known), (scale * low, scale * high))
 
 
-def mean_row(values: Iterable[float | None], scale: float = 1.0) -> Row:
+def mean_row(values: Iterable[float | None], scale: float = 1.0) -> SummaryRow:
     """The mean of the items' values, times `scale`, with its bootstrap interval.
 
     Args:
@@ -31,5 +31,5 @@ def mean_row(values: Iterable[float | None], scale: float = 1.0) -> Row:
     """
     known: Sequence[float] = [value * scale for value in values if value is not None]
     if not known:
-        return Row(None, 0)
-    return Row(sum(known) / len(known), len(known), mean_interval(known))
+        return SummaryRow(None, 0)
+    return SummaryRow(sum(known) / len(known), len(known), mean_interval(known))

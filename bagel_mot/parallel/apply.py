@@ -12,7 +12,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.parallel.activations import checkpoint_activations
 from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.parallel.float8 import check_float8, convert_layers
-from bagel_mot.parallel.fsdp import ReadPart, Values, quantised_apart, shard, take_values
+from bagel_mot.parallel.fsdp import ReadPart, ShardValues, quantised_apart, shard, take_values
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.tensor import divide_experts
 from bagel_mot.parallel.ulysses import SequenceShare
@@ -50,7 +50,7 @@ def parallelise(
     if config.enable_float8:
         check_float8(device)
         convert_layers(layers)
-    values: Values | None = read
+    values: ShardValues | None = read
     if ranks.tensor_mesh is not None:
         values = take_values(model, ranks) if values is None else values
         divide_experts(layers, ranks)

@@ -20,7 +20,7 @@ from bagel_mot.parallel.shards import local, place_of
 
 ReadPart = Callable[[str, Sequence[int], Sequence[int]], Tensor]
 """Reads a part of a tensor of a network: by its name, the part's first entry and its entries along each axis."""
-Values = dict[str, Tensor] | ReadPart
+ShardValues = dict[str, Tensor] | ReadPart
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -32,7 +32,7 @@ def shard(
     config: ParallelConfig,
     precision: str,
     device: torch.device,
-    values: Values | None = None,
+    values: ShardValues | None = None,
 ) -> None:
     """Shards a network, and gives every process its part of the values.
 

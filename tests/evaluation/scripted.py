@@ -16,9 +16,9 @@ from bagel_mot.evaluation.base import (
     Item,
     ItemResult,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.judges.base import JudgeMessage, JudgeRequest, Judges
 from bagel_mot.evaluation.respondents.base import Answered, drawn_paths
@@ -60,7 +60,7 @@ class Sums(Benchmark):
     def aggregate(self, scores: Mapping[str, Score]) -> Summary:
         values = [value for score in scores.values() if (value := score.values["right"]) is not None]
         share = sum(values) / len(values) if values else None
-        return Summary({"all": Row(share, len(values), wilson(round(sum(values)), len(values)))}, ("all",))
+        return Summary({"all": SummaryRow(share, len(values), wilson(round(sum(values)), len(values)))}, ("all",))
 
 
 def sums(variant: str | None = None) -> Sums:

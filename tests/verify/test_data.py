@@ -17,7 +17,7 @@ from bagel_mot.cli import app
 from bagel_mot.errors import DataError
 from bagel_mot.verify import verify
 from bagel_mot.verify.data import JUDGES, verify_data
-from bagel_mot.verify.data.judge import Judge
+from bagel_mot.verify.data.judge import RecordJudge
 from bagel_mot.verify.data.recorded import KINDS, RecordedData
 
 GOLDEN = Path(__file__).parents[1] / "golden-data"
@@ -47,7 +47,7 @@ def test_every_record_agrees(recorded: RecordedData, kind: str) -> None:
     cases = [case for case in recorded.cases if case["kind"] == kind]
     assert cases
     for case in cases:
-        judge = Judge(case, recorded)
+        judge = RecordJudge(case, recorded)
         judge.run(JUDGES[kind])
         assert judge.rows
         assert not [row for row in judge.rows if not row.passed]
@@ -109,7 +109,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_one_changed_number_is_seen(recorded: RecordedData, name: str) -> None:
     case = json.loads(json.dumps(recorded.by_name(name)))
     SPOILED[name](case)
-    judge = Judge(case, recorded)
+    judge = RecordJudge(case, recorded)
     judge.run(JUDGES[case["kind"]])
     assert [row for row in judge.rows if not row.passed]
 
@@ -124,7 +124,7 @@ def test_one_changed_pixel_is_seen(copy: Path) -> None:
     tensors[changed].view(-1)[5] += 0.01
     save_file(tensors, copy / "expected.safetensors")
     recorded = RecordedData(copy)
-    judge = Judge(recorded.by_name(changed.rpartition("/")[0]), recorded)
+    judge = RecordJudge(recorded.by_name(changed.rpartition("/")[0]), recorded)
     judge.run(JUDGES["picture"])
     assert {row.quantity for row in judge.rows if not row.passed} == {"vit pixels", "by default: vit pixels"}
 
@@ -171,7 +171,7 @@ def test_an_unknown_and_a_missing_file_are_refused(copy: Path) -> None:
 
 
 def test_a_sentence_on_what_would_be_right_must_be_known(recorded: RecordedData) -> None:
-    judge = Judge({**recorded.by_name("chat/21"), "instead": "read backwards"}, recorded)
+    judge = RecordJudge({**recorded.by_name("chat/21"), "instead": "read backwards"}, recorded)
     judge.run(JUDGES["row"])
     assert any("is not known" in row.note for row in judge.rows if not row.passed)
 

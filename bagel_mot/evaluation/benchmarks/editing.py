@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from bagel_mot.errors import DataError, EvaluationError
-from bagel_mot.evaluation.base import LazyImage
+from bagel_mot.evaluation.base import ItemImage
 from bagel_mot.evaluation.data import open_input
 from bagel_mot.evaluation.judges.base import Judge, JudgeImage, JudgeMessage, JudgeRequest, Judges
 from bagel_mot.images import VAE_TRANSFORM
@@ -44,7 +44,7 @@ def edit_settings(
     return settings
 
 
-def size_of_first(images: Sequence[LazyImage]) -> dict[str, Any]:
+def size_of_first(images: Sequence[ItemImage]) -> dict[str, Any]:
     """The setting that draws in the size of the first image; none for a single one, whose size is taken anyway."""
     if len(images) < 2:
         return {}
@@ -73,7 +73,7 @@ def drawn(images: Sequence[Path], item: str) -> Path:
     return images[0]
 
 
-def file_bytes(image: LazyImage) -> bytes:
+def file_bytes(image: ItemImage) -> bytes:
     """The bytes of an image's file, as they are; a PNG of an image that has no file."""
     if isinstance(image, bytes):
         return image
@@ -93,7 +93,7 @@ def encoded(image: Image.Image, format_: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def as_jpeg(image: LazyImage, detail: str | None = None, **options: Any) -> JudgeImage:
+def as_jpeg(image: ItemImage, detail: str | None = None, **options: Any) -> JudgeImage:
     """An image for a judge, as a JPEG file."""
     return JudgeImage(encoded(open_input(image), "JPEG", **options), "image/jpeg", detail)
 

@@ -28,13 +28,13 @@ from bagel_mot.evaluation.base import (
     Benchmark,
     BenchmarkInfo,
     Item,
+    ItemImage,
     ItemResult,
-    LazyImage,
     Protocol,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn, edit_settings, encoded, user_message
 from bagel_mot.evaluation.data import files_like, locate, open_input, read_parquet, require_complete
@@ -142,7 +142,7 @@ class GEdit(Benchmark):
     def items(self) -> Sequence[Item]:
         return self._items
 
-    def requests(self, item: Item, original: LazyImage, edited: LazyImage, attempt: int = 0) -> dict[str, JudgeRequest]:
+    def requests(self, item: Item, original: ItemImage, edited: ItemImage, attempt: int = 0) -> dict[str, JudgeRequest]:
         """Both calls for an item, by "SC" and "PQ". The edited image is resized to the size of the original."""
         texts = shipped_texts(self.info.name)
         before = open_input(original).convert("RGB")
@@ -180,7 +180,7 @@ class GEdit(Benchmark):
 
     def aggregate(self, scores: Mapping[str, Score]) -> Summary:
         items = [item for item in self._items if item.id in scores]
-        rows: dict[str, Row] = {}
+        rows: dict[str, SummaryRow] = {}
         headline: list[str] = []
         for part in ("", " intersection"):
             for language in self.languages:
@@ -233,13 +233,13 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(lines)
 
 
-def mean_of_tasks(tasks: Mapping[str, Sequence[float]]) -> Row:
+def mean_of_tasks(tasks: Mapping[str, Sequence[float]]) -> SummaryRow:
     """The mean of the means of tasks, those without an item left out, with its bootstrap interval."""
     there = [values for values in tasks.values() if values]
     if not there:
-        return Row(None, 0)
+        return SummaryRow(None, 0)
     means = [sum(values) / len(values) for values in there]
-    return Row(sum(means) / len(means), sum(map(len, there)), bootstrap(there))
+    return SummaryRow(sum(means) / len(means), sum(map(len, there)), bootstrap(there))
 
 
 def read_reply(reply: str) -> list[Any] | None:

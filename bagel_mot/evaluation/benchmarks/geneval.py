@@ -25,9 +25,9 @@ from bagel_mot.evaluation.base import (
     ItemResult,
     Protocol,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.benchmarks.drawing import drawing_settings, seeds_of
 from bagel_mot.evaluation.benchmarks.geneval_rules import COLORS, RELATIONS, color_texts, crop, judge
@@ -138,10 +138,10 @@ class GenEval(Benchmark):
                 shares[tag].append(share)
         by_tag = {tag: right[tag] / images[tag] for tag in right if images[tag]}
         # Images of one prompt are alike, so intervals are over prompts.
-        rows = {tag: Row(by_tag.get(tag), images.get(tag, 0), mean_interval(shares[tag])) for tag in TAGS}
+        rows = {tag: SummaryRow(by_tag.get(tag), images.get(tag, 0), mean_interval(shares[tag])) for tag in TAGS}
         # The mean of the six is not known before each of them is.
         overall = sum(by_tag.values()) / len(TAGS) if len(by_tag) == len(TAGS) else None
-        rows["overall"] = Row(overall, sum(images.values()), bootstrap(list(shares.values())))
+        rows["overall"] = SummaryRow(overall, sum(images.values()), bootstrap(list(shares.values())))
         extra: dict[str, Any] = {}
         if any(images.values()):
             extra["images_correct_percent"] = round(100 * sum(right.values()) / sum(images.values()), 2)

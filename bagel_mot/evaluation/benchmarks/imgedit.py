@@ -15,8 +15,8 @@ from bagel_mot.evaluation.base import (
     Benchmark,
     BenchmarkInfo,
     Item,
+    ItemImage,
     ItemResult,
-    LazyImage,
     Protocol,
     PublishedScore,
     Score,
@@ -161,7 +161,7 @@ class ImgEdit(Benchmark):
                 )
         return dict(texts)
 
-    def request(self, item: Item, original: LazyImage, edited: LazyImage) -> JudgeRequest:
+    def request(self, item: Item, original: ItemImage, edited: ItemImage) -> JudgeRequest:
         """The one call for an item. Both files are sent as they are, and both are said to be PNG."""
         text = self.judge_texts[item.facts["type"]].replace("<edit_prompt>", item.prompt)
         messages = user_message(text, JudgeImage(file_bytes(original)), JudgeImage(file_bytes(edited)))

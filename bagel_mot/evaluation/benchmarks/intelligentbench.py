@@ -24,8 +24,8 @@ from bagel_mot.evaluation.base import (
     Benchmark,
     BenchmarkInfo,
     Item,
+    ItemImage,
     ItemResult,
-    LazyImage,
     Protocol,
     PublishedScore,
     Score,
@@ -107,7 +107,7 @@ class IntelligentBench(Benchmark):
         """The criteria that the judge is given, from the user's copy of the benchmark's code."""
         return TEXTS.find(self.options)
 
-    def request(self, item: Item, edited: LazyImage, attempt: int = 0) -> JudgeRequest:
+    def request(self, item: Item, edited: ItemImage, attempt: int = 0) -> JudgeRequest:
         """One call for an item."""
         question, reference = item.images[0], replace(item.images[0], index=1)  # type: ignore[type-var]
         content = (

@@ -30,9 +30,9 @@ from bagel_mot.evaluation.base import (
     ItemResult,
     Protocol,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.benchmarks.editing import (
     as_jpeg,
@@ -275,7 +275,7 @@ class Kris(Benchmark):
             for metric, value in known.items():
                 if value is not None:
                     found[item.facts["type"]][metric].append((value - 1) * 25)
-        rows: dict[str, Row] = {"overall": mean_row(_all(found, TYPES))}
+        rows: dict[str, SummaryRow] = {"overall": mean_row(_all(found, TYPES))}
         for group, types in GROUPS.items():
             for metric in METRICS if types[0] in KNOWLEDGE_TYPES else list(METRICS)[:3]:
                 rows[f"{group}/{metric}"] = mean_row(value for type_ in types for value in found[type_][metric])

@@ -22,9 +22,9 @@ from bagel_mot.evaluation.base import (
     BenchmarkOptions,
     Item,
     ItemResult,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.statistics import wilson
@@ -184,7 +184,7 @@ class Mini(Benchmark):
         rows = {}
         for name in (row for row in ROWS if row in found):
             right, total = sum(found[name]), len(found[name])
-            rows[name] = Row(right / total, total, wilson(round(right), total))
+            rows[name] = SummaryRow(right / total, total, wilson(round(right), total))
         means = summary({name: row.value or 0.0 for name, row in rows.items()})
         return Summary(rows, tuple(rows), {"summary": means})
 

@@ -22,9 +22,9 @@ from bagel_mot.evaluation.base import (
     ItemResult,
     Protocol,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.data import locate, read_lines, require_complete
 from bagel_mot.evaluation.judges.base import Judges
@@ -148,28 +148,28 @@ def label_of(cleaned: str) -> Label:
     return "no" if "no" in cleaned[:4] else "other"
 
 
-def _task_row(pairs: Sequence[Sequence[float | None]]) -> Row:
+def _task_row(pairs: Sequence[Sequence[float | None]]) -> SummaryRow:
     """100 · accuracy + 100 · accuracy+ of a task: the share of right answers, and that of images with all right."""
     asked = [right for pair in pairs for right in pair if right is not None]
     both = [float(all(pair)) for pair in pairs]
     if not asked:
-        return Row(0.0, 0)
+        return SummaryRow(0.0, 0)
     # An image counts for as many points as its questions and itself are worth, so that images can be resampled whole.
     worth = [
         100 * (sum(right or 0.0 for right in pair) * len(pairs) / len(asked) + own)
         for pair, own in zip(pairs, both, strict=True)
     ]
     value = 100 * sum(asked) / len(asked) + 100 * sum(both) / len(both)
-    return Row(value, len(asked), bootstrap([worth]) if len(pairs) > 1 else None)
+    return SummaryRow(value, len(asked), bootstrap([worth]) if len(pairs) > 1 else None)
 
 
-def _sum(rows: Sequence[Row]) -> Row:
+def _sum(rows: Sequence[SummaryRow]) -> SummaryRow:
     """The sum of tasks. The interval takes them as independent, and each task's own as normal."""
     if not rows:
-        return Row(None, 0)
+        return SummaryRow(None, 0)
     value = sum(row.value or 0.0 for row in rows)
     count = sum(row.count for row in rows)
     if any(row.interval is None for row in rows):
-        return Row(value, count)
+        return SummaryRow(value, count)
     half = sum(((row.interval[1] - row.interval[0]) / 2) ** 2 for row in rows if row.interval) ** 0.5
-    return Row(value, count, (value - half, value + half))
+    return SummaryRow(value, count, (value - half, value + half))

@@ -35,13 +35,13 @@ from bagel_mot.evaluation.base import (
     BenchmarkInfo,
     BenchmarkOptions,
     Item,
+    ItemImage,
     ItemResult,
-    LazyImage,
     Protocol,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.data import files_like, locate, open_input, read_parquet, require_complete
 from bagel_mot.evaluation.judges.base import Judges
@@ -128,7 +128,7 @@ class Mmmu(Benchmark):
             prompt = f"Question: {question} Options: {option_lines(options)} \n{LETTER_SENTENCE}"
         else:
             prompt = f"{question}\n{option_lines(options)}\n{LETTER_SENTENCE}"
-        images: list[LazyImage] = []
+        images: list[ItemImage] = []
         for name in _IMAGES:
             if row[name] is not None:
                 images.append(_Doubled(row[name]) if name == _IMAGES[0] else row[name])
@@ -164,7 +164,8 @@ class Mmmu(Benchmark):
         for item in self._items:
             if item.id in scores:
                 by_subject.setdefault(item.facts["subject"], []).append(scores[item.id].values["right"])
-        rows: dict[str, Row] = {"Overall": share_row(right for rights in by_subject.values() for right in rights)}
+        rights = (right for group in by_subject.values() for right in group)
+        rows: dict[str, SummaryRow] = {"Overall": share_row(rights)}
         for domain, subjects in DOMAINS.items():
             there = {subject: by_subject[subject] for subject in subjects if subject in by_subject}
             if there:
@@ -190,7 +191,7 @@ class Mmmu(Benchmark):
 class _Doubled:
     """The first image of a question, which the published script shows at twice its size (bilinear)."""
 
-    image: LazyImage
+    image: ItemImage
 
     def __call__(self) -> Image.Image:
         image = open_input(self.image)

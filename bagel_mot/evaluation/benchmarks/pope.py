@@ -14,7 +14,7 @@ from typing import Any
 
 from bagel_mot.errors import DataError
 from bagel_mot.evaluation.answers import SHORT_SENTENCE, STEP_BY_STEP, ask_settings, final_answer
-from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemResult, Row, Score, Summary
+from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemResult, Score, Summary, SummaryRow
 from bagel_mot.evaluation.data import locate, read_json_lines, require_complete
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.rows import share_row
@@ -96,7 +96,7 @@ class Pope(Benchmark):
         return Score({"right": float(label == item.facts["truth"])}, {"extracted": extracted, "label": label})
 
     def aggregate(self, scores: Mapping[str, Score]) -> Summary:
-        rows: dict[str, Row] = {}
+        rows: dict[str, SummaryRow] = {}
         f1s, count = [], 0
         for category in _CATEGORIES:
             pairs = [
@@ -108,7 +108,7 @@ class Pope(Benchmark):
                 rows.update({f"{category}/{name}": row for name, row in confusion(pairs).items()})
                 f1s.append(rows[f"{category}/f1"].value or 0.0)
                 count += len(pairs)
-        return Summary({"mean_f1": Row(sum(f1s) / len(f1s) if f1s else None, count), **rows}, ("mean_f1",))
+        return Summary({"mean_f1": SummaryRow(sum(f1s) / len(f1s) if f1s else None, count), **rows}, ("mean_f1",))
 
 
 def label_of(answer: str) -> str:
@@ -117,7 +117,7 @@ def label_of(answer: str) -> str:
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
-def confusion(pairs: Sequence[tuple[str, str]]) -> dict[str, Row]:
+def confusion(pairs: Sequence[tuple[str, str]]) -> dict[str, SummaryRow]:
     """Accuracy, precision, recall, F1 and the share of yes, from pairs of truth and label; yes is positive."""
     both = sum(truth == label == "yes" for truth, label in pairs)
     said = sum(label == "yes" for _, label in pairs)
@@ -126,8 +126,8 @@ def confusion(pairs: Sequence[tuple[str, str]]) -> dict[str, Row]:
     f1 = 2 * precision * recall / (precision + recall) if both else 0.0
     return {
         "accuracy": share_row([float(truth == label) for truth, label in pairs]),
-        "precision": Row(precision, said),
-        "recall": Row(recall, true),
-        "f1": Row(f1, len(pairs)),
-        "yes_ratio": Row(said / len(pairs), len(pairs)),
+        "precision": SummaryRow(precision, said),
+        "recall": SummaryRow(recall, true),
+        "f1": SummaryRow(f1, len(pairs)),
+        "yes_ratio": SummaryRow(said / len(pairs), len(pairs)),
     }

@@ -34,9 +34,9 @@ from bagel_mot.evaluation.base import (
     ItemResult,
     Protocol,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn, edit_settings, encoded, tried, user_message
 from bagel_mot.evaluation.data import locate, open_input, read_json_file, require_complete
@@ -248,7 +248,7 @@ class Rise(Benchmark):
 
     def aggregate(self, scores: Mapping[str, Score]) -> Summary:
         items = [item for item in self._items if item.id in scores]
-        rows: dict[str, Row] = {}
+        rows: dict[str, SummaryRow] = {}
         parts: dict[str, list[Item]] = {"Overall": items}
         parts |= {title: [item for item in items if item.facts["category"] == name] for name, title in _TITLES.items()}
         for title, own in parts.items():
@@ -272,13 +272,13 @@ def _is_logical(item: Item) -> bool:
     return bool(item.facts["category"] == _LOGICAL)
 
 
-def _rows(name: str, values: Sequence[Mapping[str, float | None]]) -> dict[str, Row]:
+def _rows(name: str, values: Sequence[Mapping[str, float | None]]) -> dict[str, SummaryRow]:
     """Score, percentage and accuracy (in percent) of items."""
     accuracy = share_row((value["complete"] for value in values), 100)
     return {**_means(name, [value["score"] for value in values]), f"{name}/accuracy": accuracy}
 
 
-def _means(name: str, values: Sequence[float | None]) -> dict[str, Row]:
+def _means(name: str, values: Sequence[float | None]) -> dict[str, SummaryRow]:
     percents = [None if value is None else (value - 1) * 25 for value in values]
     return {f"{name}/score": mean_row(values), f"{name}/percent": mean_row(percents)}
 

@@ -74,7 +74,7 @@ class VqaBenchmark(Benchmark):
             path = self._locate(part.folder, part.questions)
             rows = read_json_lines(path, columns=("image", "question"))
             truths = self._truths(part, path.parent)
-            images = _Images(self.options.data, path.parent)
+            images = _ImageFiles(self.options.data, path.parent)
             for number, row in enumerate(rows):
                 items.append(self._item(part, path, number, row, truths, images.path(row["image"])))
             found[part.name] = len(rows)
@@ -155,7 +155,7 @@ class VqaBenchmark(Benchmark):
         return [folder / "results.json"]
 
 
-class _Images:
+class _ImageFiles:
     """Finds the images, whose paths begin at a folder above the data."""
 
     def __init__(self, data: Path, folder: Path) -> None:

@@ -25,9 +25,9 @@ from bagel_mot.evaluation.base import (
     ItemResult,
     Protocol,
     PublishedScore,
-    Row,
     Score,
     Summary,
+    SummaryRow,
 )
 from bagel_mot.evaluation.benchmarks.drawing import drawing_settings, seeds_of
 from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn
@@ -137,13 +137,13 @@ class WiseBase(Benchmark):
             else:
                 values[self._categories[name]].append(value)
         if unparsable and self.refuses_unparsable:
-            rows = {name: Row(None, len(values.get(name, ()))) for name in (*CATEGORIES, "Overall")}
+            rows = {name: SummaryRow(None, len(values.get(name, ()))) for name in (*CATEGORIES, "Overall")}
             return Summary(rows, ("Overall",), self.failure(unparsable))
         means = {name: sum(found) / len(found) for name, found in values.items() if found}
         rows = {name: mean_row(found) for name, found in values.items()}
         weights = self.overall_weights
         groups = list(values.values())
-        rows["Overall"] = Row(
+        rows["Overall"] = SummaryRow(
             sum(weights[name] * means[name] for name in CATEGORIES) if len(means) == len(CATEGORIES) else None,
             sum(map(len, groups)),
             bootstrap(groups, [weights[name] for name in CATEGORIES]),

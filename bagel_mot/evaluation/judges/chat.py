@@ -310,7 +310,7 @@ class ChatJudge:
         return choice
 
     def _refused(self, status: int, headers: Mapping[str, str], error: Any, content: bytes) -> None:
-        """Raises the error that the answer of the server means."""
+        """Turns a refusal of the server into the error that it means, and raises it."""
         fields = error if isinstance(error, dict) else {}
         says = fields.get("message") if isinstance(fields.get("message"), str) else None
         reason = f"{status}: {self._shown(says or content.decode('utf-8', 'replace'))}"

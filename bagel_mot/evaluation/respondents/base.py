@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from bagel_mot.errors import BagelError, ContextLengthError, ImageError, PromptError, SizeError
-from bagel_mot.evaluation.base import Item, ItemResult, LazyImage
+from bagel_mot.evaluation.base import Item, ItemImage, ItemResult
 
 Answered = ItemResult | BagelError
 # Errors that are about one item: the others can still be answered.
@@ -57,12 +57,12 @@ def drawn_paths(item: Item) -> list[Path]:
     return [Path(item.id) / f"{number:05d}.png" for number in range(len(item.seeds))]
 
 
-def opened(image: LazyImage) -> Image.Image | Path | bytes:
+def opened(image: ItemImage) -> Image.Image | Path | bytes:
     """An input as `Bagel` takes it."""
     return image() if callable(image) else image
 
 
-def content(image: LazyImage) -> bytes:
+def content(image: ItemImage) -> bytes:
     """The bytes of an input's file; an image that is made is written as a PNG.
 
     Raises: ImageError if the file cannot be read.

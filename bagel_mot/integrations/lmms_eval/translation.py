@@ -108,7 +108,7 @@ def inputs_of(messages: Sequence[Mapping[str, Any]]) -> list[str | Image.Image]:
     """Texts and images of a conversation in their order; there are no roles in a prompt.
 
     Args:
-        messages: as lmms-eval's `doc_to_messages` makes them: a role, and a list of contents with a type.
+        messages: the messages of lmms-eval's `doc_to_messages`: a role, and a list of contents with a type.
 
     Raises:
         PromptError: there is a video or a sound.

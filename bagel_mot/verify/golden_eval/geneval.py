@@ -34,8 +34,8 @@ class RecordedBoxes:
     A cut-out has no name, so its box is told by its first pixel.
 
     Args:
-        boxes: for each image by its name, the boxes of each class as (left, top, right, bottom, confidence).
-        colors: for each image the color of each box by class.
+        boxes: the boxes of each image by its name and class, as (left, top, right, bottom, confidence).
+        colors: the color of each box by image and class.
         names: the images in the order in which they are shown.
     """
 

@@ -198,7 +198,7 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# What scripts were called with and `Bagel` has no setting for, because it is always so or a matter of the run.
+# Settings of the scripts that `Bagel` lacks, because they are always so or belong to the run.
 _NO_SETTINGS = ("batch_size", "pictures_per_prompt", "seed")
 
 

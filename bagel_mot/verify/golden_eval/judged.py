@@ -391,7 +391,7 @@ def check_intelligentbench(check: Check) -> None:
 
 
 def _drawn_images(items: Sequence[Item], folder: Path) -> dict[str, Path]:
-    """The images to be judged, which stand in a column of the data, as files by item id."""
+    """The images to be judged, which are a column of the data, as files by item id."""
     found = {}
     for item in items:
         first: Any = item.images[0]

@@ -112,7 +112,7 @@ class RecordedBenchmark:
         return value
 
     def left(self) -> list[str]:
-        """The places of values that nothing compared, the parts of lists and of what was compared aside."""
+        """The places of values that nothing compared, the parts of lists and of values compared aside."""
         found = []
         for path, _ in self._leaves():
             is_taken = any(path[:length] in self._taken for length in range(1, len(path) + 1))

@@ -296,7 +296,7 @@ def check_mmvp(check: Check) -> None:
             compare_items(check, scores, check.recorded.take("expected", "runs", "main", "items"), mode)
             check.numbers(rows_of(summary), check.recorded.take("expected", "runs", "main", mode))
     with check.at("scores", "odd", "fixed"):
-        # As published the script stops: there is no number to agree with, and the items at which it does are named.
+        # As published the script stops, so no number can agree; the items at which it stops are named.
         scores, _, summary = check.answered(check.benchmark("fixed"), check.recorded.take("answers", "runs", "odd"))
         wanted = dict(check.recorded.take("expected", "runs", "odd", "fixed"))
         for id, parsed in wanted.pop("parsed").items():
