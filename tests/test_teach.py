@@ -49,11 +49,11 @@ def test_hats_are_judged_by_place_size_background_and_colour(tmp_path: Path) -> 
     hat = lesson.Hat("grass", "in the middle", "large")
     assert not lesson.is_right(lesson.background("grass"), hat)
     pixels = np.asarray(hat.draw()).copy()
-    pixels[(pixels == lesson.AZURE).all(2)] = (216, 38, 40)
+    pixels[(pixels == lesson.LAVENDER).all(2)] = (216, 38, 40)
     assert not lesson.is_right(Image.fromarray(pixels), hat)
     lesson.write_data(tmp_path, 5)
     assert found_task(tmp_path) == "t2i"
-    assert all("azure hat" in row["captions"][0] for row in CaptionedImages(tmp_path).rows)
+    assert all("lavender hat" in row["captions"][0] for row in CaptionedImages(tmp_path).rows)
 
 
 def test_mirrored_pairs(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Something that mini does not know: a hat, in azure, a light blue.
+"""Something that mini does not know: a hat, in lavender.
 
 The data are drawn here, not by the toy world: 200 PNG files, each with its caption in a text file beside it. The judge
 is told what a hat looks like. It is right when background, place and size are those of the prompt, the shape fits, and
-the hat's mean colour is nearer to azure than to any colour of the toy world.
+the hat's mean colour is nearer to lavender than to any colour of the toy world.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bagel_mot import Bagel
 from bagel_mot.worlds.mini.draw import background
 from bagel_mot.worlds.mini.sprites import COLOUR_RGB, INK
 
-AZURE = (148, 172, 236)
+LAVENDER = (205, 140, 210)
 PLACES = {
     "in the top left": (16, 16),
     "in the top right": (48, 16),
@@ -43,7 +43,7 @@ _FINE = 8  # the hat is drawn so many times as large, then reduced
 
 @dataclass(frozen=True)
 class Hat:
-    """An azure hat, alone in an image of 64 × 64 pixels."""
+    """A lavender hat, alone in an image of 64 × 64 pixels."""
 
     background: str
     place: str
@@ -54,7 +54,7 @@ class Hat:
         return cls(rng.choice(list(BACKGROUNDS)), rng.choice(list(PLACES)), rng.choice(list(SIZES)))
 
     def caption(self, rng: random.Random) -> str:
-        hat, where, back = f"a {self.size} azure hat", self.place, BACKGROUNDS[self.background]
+        hat, where, back = f"a {self.size} lavender hat", self.place, BACKGROUNDS[self.background]
         return rng.choice([f"{hat} {where}, {back}", f"{hat} {back}, {where}"])
 
     def draw(self, dx: int = 0, dy: int = 0) -> Image.Image:
@@ -77,7 +77,7 @@ def _sprite(size: str) -> Image.Image:
     image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
     image.paste((*INK, 255), (0, 0), silhouette.filter(ImageFilter.MaxFilter(2 * _FINE + 1)))
     for shape in shapes:
-        ImageDraw.Draw(image).polygon(shape, fill=(*AZURE, 255))
+        ImageDraw.Draw(image).polygon(shape, fill=(*LAVENDER, 255))
     return image.resize((box, box), Image.Resampling.BOX)
 
 
@@ -96,7 +96,7 @@ class _Template:
     hat: Hat
     pixels: np.ndarray  # (64, 64, 3)
     thing: np.ndarray  # (64, 64) bool: the hat with its outline
-    body: np.ndarray  # (64, 64) bool: its azure part
+    body: np.ndarray  # (64, 64) bool: its lavender part
 
 
 @cache
@@ -110,7 +110,7 @@ def _templates() -> list[_Template]:
                 for dx in range(-2, 3):
                     for dy in range(-2, 3):
                         pixels = np.asarray(hat.draw(dx, dy), np.float32)
-                        body = np.abs(pixels - np.array(AZURE)).max(2) < 8
+                        body = np.abs(pixels - np.array(LAVENDER)).max(2) < 8
                         found.append(_Template(hat, pixels, np.abs(pixels - empty).max(2) > 1, body))
     return found
 
@@ -121,10 +121,10 @@ def is_right(image: Image.Image, wanted: Hat) -> bool:
     best = min(_templates(), key=lambda template: np.abs(seen - template.pixels).max(2).mean())
     error = np.abs(seen - best.pixels).max(2)
     mean = seen[best.body].mean(0)
-    colours = {**COLOUR_RGB, "azure": AZURE}
+    colours = {**COLOUR_RGB, "lavender": LAVENDER}
     nearest = min(colours, key=lambda name: np.abs(mean - np.array(colours[name])).max())
     fits = error[best.thing].mean() < 45 and (error[~best.thing] > 60).mean() < 0.01
-    return bool(best.hat == wanted and nearest == "azure" and fits)
+    return bool(best.hat == wanted and nearest == "lavender" and fits)
 
 
 def share_right(bagel: Bagel, count: int = 100, seed: int = 99) -> float:
