@@ -438,7 +438,15 @@ def _list(json: str | None) -> None:
         table.add_column(heading, no_wrap=heading == "name", overflow="fold")
     for info in infos:
         source = f"{info.source} (bagel eval fetch {info.name})" if info.hub else info.source
-        row = (info.name, info.ability, f"{info.items:,}", info.needs, source, info.licence, ", ".join(info.variants))
+        row = (
+            info.name,
+            info.ability,
+            f"{info.items:,}" if info.items else "?",
+            info.needs,
+            source,
+            info.licence,
+            ", ".join(info.variants),
+        )
         table.add_row(*map(escape, row))
     tables().print(table)
 

@@ -156,7 +156,7 @@ class BenchmarkInfo:
         name: the name on the command line, such as "mme".
         title: the name as its authors write it.
         ability: the thing that is measured, in a few words.
-        items: the number of items in the complete set.
+        items: the number of items in the complete set; 0 where it is not known.
         needs: the helper that scoring needs beside the model: "", "a judge", "a detector".
         source: the place where the data are had.
         licence: the licence of the data; marked where it is not certain.

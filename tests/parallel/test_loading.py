@@ -42,7 +42,7 @@ def _check(cases: dict[int, dict[str, Any]], folder: Path) -> None:
     size = sum(tensor.nbytes for tensor in expected.values())
     for count, named in cases.items():
         script = str(Path(__file__).with_name("loading.py"))
-        said = run(count, script, json.dumps(RECIPE), json.dumps(named), str(folder), timeout=570)
+        said = run(count, script, json.dumps(RECIPE), json.dumps(named), str(folder))
         told = [[json.loads(line) for line in text.splitlines() if line.startswith("{")] for text in said]
         for number, name in enumerate(named):
             weights = torch.load(folder / f"{name}.pt")
