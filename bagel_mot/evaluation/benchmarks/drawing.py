@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # The published cap of 2048 counts the token that begins the thought.
-_THOUGHT_TOKENS = 2047
+THOUGHT_TOKENS = 2047
 FIRST_SEED = 42
 
 
@@ -22,7 +22,7 @@ def drawing_settings(cfg_interval: tuple[float, float], think: bool) -> dict[str
         "think": think,
     }
     if think:
-        settings |= {"do_sample": True, "temperature": 0.3, "max_think_tokens": _THOUGHT_TOKENS}
+        settings |= {"do_sample": True, "temperature": 0.3, "max_think_tokens": THOUGHT_TOKENS}
     return settings
 
 

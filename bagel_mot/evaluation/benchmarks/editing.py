@@ -11,13 +11,13 @@ from PIL import Image
 
 from bagel_mot.errors import DataError, EvaluationError
 from bagel_mot.evaluation.base import ItemImage
+from bagel_mot.evaluation.benchmarks.drawing import THOUGHT_TOKENS
 from bagel_mot.evaluation.data import open_input
 from bagel_mot.evaluation.judges.base import Judge, JudgeImage, JudgeMessage, JudgeRequest, Judges
 from bagel_mot.images import VAE_TRANSFORM
 
 VIT_MIN_SIZE = 378
 """The pixels that a short side is enlarged to before the ViT sees the original image."""
-_THOUGHT_TOKENS = 2047  # the published cap of 2048 counts the token that begins the thought
 
 
 def edit_settings(
@@ -25,7 +25,7 @@ def edit_settings(
     *,
     cfg_image_scale: float = 1.5,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
-    thought_tokens: int = _THOUGHT_TOKENS,
+    thought_tokens: int = THOUGHT_TOKENS,
 ) -> dict[str, Any]:
     """Settings of `Bagel.edit` for one item. A thought is sampled at temperature 0.3."""
     settings: dict[str, Any] = {
