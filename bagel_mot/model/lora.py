@@ -8,13 +8,12 @@ precision of the activations.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig
-from peft.tuners import lora
 from torch import Tensor, nn
 
 from bagel_mot.model.adapters import Adapter, MatrixAdapter
@@ -22,6 +21,14 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.model.prepacked import PrepackedLinear
 from bagel_mot.model.quant.linear import QuantisedLinear
+
+# peft looks for torchao and bitsandbytes, which log a warning for each kernel that this machine has no use for.
+_level = logging.root.manager.disable
+logging.disable(logging.WARNING)
+from peft import LoraConfig  # noqa: E402
+from peft.tuners import lora  # noqa: E402
+
+logging.disable(_level)
 
 _ROWS = 1 << 10  # rows of a plain weight that are widened at a time
 
