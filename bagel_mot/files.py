@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal, Protocol
 
 from bagel_mot.errors import BagelError, SettingError
 
@@ -49,7 +49,15 @@ def user_path(path: str | os.PathLike[str], error: type[BagelError] = BagelError
     return Path(expanded)
 
 
-def check_content(path: Path, error: type[BagelError]) -> None:
+class Readable(Protocol):
+    """A file or folder, as `Path` has its methods."""
+
+    def is_dir(self) -> bool: ...
+
+    def open(self, mode: Literal["rb"]) -> BinaryIO: ...
+
+
+def check_content(path: Readable, error: type[BagelError]) -> None:
     """Checks that a file is itself, and nothing that is often found in its place.
 
     Raises:
@@ -58,7 +66,7 @@ def check_content(path: Path, error: type[BagelError]) -> None:
     """
     if path.is_dir():
         raise error(f"{path} is a folder: a file is expected there.")
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         start = file.read(1024)
     if not start:
         raise error(f"{path} is empty: download or write it anew.")
@@ -73,7 +81,7 @@ def is_lfs_pointer(content: bytes) -> bool:
     return content.startswith(_LFS_POINTER)
 
 
-def read_text(path: Path, error: type[BagelError]) -> str:
+def read_text(path: Readable, error: type[BagelError]) -> str:
     """The text of a UTF-8 file, without the byte order mark that some editors put first.
 
     Raises:
@@ -81,7 +89,8 @@ def read_text(path: Path, error: type[BagelError]) -> str:
         OSError, UnicodeDecodeError: it is missing, cannot be read, or is not UTF-8.
     """
     check_content(path, error)
-    return path.read_text(encoding="utf-8-sig")
+    with path.open("rb") as file:
+        return file.read().decode("utf-8-sig")
 
 
 def read_json(path: Path, error: type[BagelError]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from bagel_mot.errors import ImageError
+from bagel_mot.files import Readable
 from bagel_mot.images import MAX_IMAGE_PIXELS
 from bagel_mot.installation import install_command
 
@@ -28,7 +29,7 @@ class VideoInfo:
     fps: float
 
 
-def video_info(path: Path) -> VideoInfo:
+def video_info(path: Readable) -> VideoInfo:
     """The length of a video; its packets are counted, and nothing is decoded.
 
     Raises:
@@ -48,7 +49,7 @@ def video_info(path: Path) -> VideoInfo:
         return VideoInfo(frames, float(rate))
 
 
-def read_frames(path: Path, numbers: Sequence[int]) -> list[Image.Image]:
+def read_frames(path: Readable, numbers: Sequence[int]) -> list[Image.Image]:
     """Frames of a video, RGB, by their numbers from 0 in order of display.
 
     Decoding begins at the last key frame before each, so a few frames of a long video cost little. A video whose last
@@ -118,14 +119,14 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened(path: Readable) -> Iterator[tuple[Any, Any]]:
     """The container and the first video stream of a file."""
     try:
         import av
     except ImportError as error:
         raise ImageError(f"the video {path} needs PyAV: {install_command('video')}") from error
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path) if isinstance(path, Path) else path.open("rb")) as container:
             if not container.streams.video:
                 raise ImageError(f"the file {path} has no video in it")
             stream = container.streams.video[0]

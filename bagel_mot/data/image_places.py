@@ -16,6 +16,7 @@ from PIL import Image
 
 from bagel_mot.data.documents import AnyImage, LazyImage, Opener
 from bagel_mot.data.readers.tars import open_tar, tar_index
+from bagel_mot.data.remote import AnyPath, RemotePath
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.fields import image_of
 from bagel_mot.errors import DataError, ImageError
@@ -120,7 +121,7 @@ class ImagePlace:
         urls: whether images at http and https addresses are fetched.
     """
 
-    folders: tuple[Path, ...] = ()
+    folders: tuple[AnyPath, ...] = ()
     archives: tuple[Archive, ...] = ()
     urls: bool = False
 
@@ -139,7 +140,7 @@ class ImagePlace:
         found = image_of(value)
         return self._placed(found) if isinstance(found, Path) else found
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> AnyPath:
         """The path of a file or folder, such as a video, within the folders.
 
         Raises:
@@ -176,7 +177,7 @@ class ImagePlace:
         plain = posixpath.normpath(name.replace("\\", "/"))
         if posixpath.isabs(plain):
             for folder in self.folders:
-                if Path(plain).is_relative_to(folder.absolute()):
+                if isinstance(folder, Path) and Path(plain).is_relative_to(folder.absolute()):
                     return str(Path(plain).relative_to(folder.absolute()))
         if posixpath.isabs(plain) or plain == ".." or plain.startswith("../"):
             where = self.folders[0] if self.folders else self.archives[0][0]
@@ -184,7 +185,7 @@ class ImagePlace:
         return plain
 
 
-def image_place(places: Sequence[Path], urls: bool, where: str) -> ImagePlace:
+def image_place(places: Sequence[AnyPath], urls: bool, where: str) -> ImagePlace:
     """The place of images by paths of folders, zip and tar files, and parts of split tars, in any order.
 
     Args:
@@ -195,11 +196,13 @@ def image_place(places: Sequence[Path], urls: bool, where: str) -> ImagePlace:
     Raises:
         DataError: a file is neither a zip nor a tar.
     """
-    folders: list[Path] = []
+    folders: list[AnyPath] = []
     archives: dict[str, list[Path]] = {}
     for place in places:
         if place.is_dir():
             folders.append(place)
+        elif isinstance(place, RemotePath):
+            raise DataError(f"{where} is {place}; archives are read on this machine alone: copy it, or unpack it there")
         elif split := _SPLIT.fullmatch(str(place)):
             archives.setdefault(split[1], []).append(place)
         elif place.suffix.lower() in _ARCHIVE:

@@ -130,7 +130,9 @@ _ALL = (
     ),
     PublicData(
         "magicbrush", "osunlp/MagicBrush", "CC-BY-4.0", "Parquet with images and masks",
-        _pairs("source_img", "target_img", "instruction"), "turns of a session are pairs; masks are not used",
+        {"kind": "hf", "streaming": True, "task": "session", "session_id": "img_id", "turn": "turn_index",
+         "states": ["source_img[0]", "target_img[]"], "steps": "instruction"},
+        "the turns of an image are a session; masks are not used",
     ),
     PublicData(
         "seed-data-edit", "AILab-CVC/SEED-Data-Edit-Part2-3", "CC-BY-NC-4.0",

@@ -21,6 +21,7 @@ from bagel_mot.data.documents import ImageRules, Opener
 from bagel_mot.data.readers.base import Reader
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader, parquet_files
+from bagel_mot.data.remote import AnyPath, place_of
 from bagel_mot.data.tasks.chat import Conversation
 from bagel_mot.data.tasks.edit import EditSession
 from bagel_mot.data.tasks.frames import FrameSampler
@@ -268,11 +269,9 @@ def _rules(task: str, args: GroupArgs, opener: Opener) -> ImageRules:
     return ImageRules(vae=first, vit=vit, vit_of_original=True, opener=opener)
 
 
-def _files(info: DatasetArgs, used: int, root: Path, where: str) -> list[Path]:
+def _files(info: DatasetArgs, used: int, root: Path, where: str) -> list[AnyPath]:
     """The Parquet files that are used: the first ones by name, or all of them again and again up to their number."""
-    if info.data_dir.startswith("hdfs://"):
-        raise DataError(f"{where}: data_dir is {info.data_dir}, and HDFS is not read; mount it or copy it to a folder")
-    folder = root / info.data_dir
+    folder = place_of(info.data_dir, root)
     if not folder.is_dir():
         raise DataError(f"{where}: data_dir is {info.data_dir}, but there is no folder {folder.absolute()}")
     files = parquet_files(folder)
@@ -285,18 +284,18 @@ def _t2i(args: GroupArgs, info: DatasetArgs, used: int, root: Path, where: str) 
 
 def _edit(args: GroupArgs, info: DatasetArgs, used: int, root: Path, where: str) -> tuple[Reader, Mapper]:
     reader = ParquetReader(_files(info, used, root, where), ("image_list", "instruction_list"))
-    return reader, EditSession(folder=root / info.data_dir)
+    return reader, EditSession(folder=place_of(info.data_dir, root))
 
 
 def _chat(args: GroupArgs, info: DatasetArgs, used: int, root: Path, where: str) -> tuple[Reader, Mapper]:
     if info.jsonl_path is None:
         raise DataError(f"{where}: jsonl_path is missing; conversations are the lines of a JSONL file")
-    file = root / info.jsonl_path
+    file = place_of(info.jsonl_path, root)
     if not file.is_file():
         raise DataError(f"{where}: jsonl_path is {info.jsonl_path}, but there is no file {file.absolute()}")
     reader = JsonlReader([file], [used], args.shuffle_seed if args.shuffle_lines else None)
     sampler = None if args.frame_sampler_args is None else args.frame_sampler_args.sampler()
-    return reader, Conversation(folder=root / info.data_dir, sampler=sampler)
+    return reader, Conversation(folder=place_of(info.data_dir, root), sampler=sampler)
 
 
 _BUILDERS: dict[str, Callable[[GroupArgs, DatasetArgs, int, Path, str], tuple[Reader, Mapper]]] = {

@@ -116,6 +116,18 @@ def _pairs(
     parquet(folder / "data" / f"{split}-00000-of-00001.parquet", [row, row])
 
 
+def _magicbrush(folder: Path) -> None:
+    turns = [("1", 1), ("1", 2), ("1", 3), ("2", 1)]
+    rows = [
+        {
+            "img_id": name, "turn_index": turn, "source_img": struct(10 * int(name) + turn - 1), "mask_img": struct(),
+            "instruction": f"step {turn} of {name}", "target_img": struct(10 * int(name) + turn),
+        }
+        for name, turn in turns
+    ]  # fmt: skip
+    parquet(folder / "data" / "train-00000-of-00001.parquet", rows)
+
+
 def _seed(folder: Path) -> None:
     root = folder / "multi_turn_editing"
     names = [f"images/set/{n}.png" for n in range(3)]
@@ -252,7 +264,7 @@ MINIATURES: dict[str, Callable[[Path], None]] = {
     "omniedit": lambda f: _pairs(f, "src_img", "edited_img", "edited_prompt_list", ["make it dark", "darken"]),
     "ultraedit": lambda f: _pairs(f, "source_image", "edited_image", "edit_prompt", split="FreeForm"),
     "ultraedit-region": lambda f: _pairs(f, "source_image", "edited_image", "edit_prompt", split="RegionBase"),
-    "magicbrush": lambda f: _pairs(f, "source_img", "target_img", "instruction"),
+    "magicbrush": _magicbrush,
     "seed-data-edit": _seed,
     "imgedit": _imgedit,
     "imgedit-multi-turn": _imgedit_turns,

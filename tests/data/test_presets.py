@@ -91,6 +91,25 @@ def test_a_miniature_of_each_public_data_set_is_read(name: str, tmp_path: Path) 
         levels(document)
 
 
+def test_turns_of_magicbrush_are_sessions(tmp_path: Path) -> None:
+    MINIATURES["magicbrush"](tmp_path)
+    config = read_source_config({"source": "magicbrush", "path": str(tmp_path)})
+    assert isinstance(config, RowsConfig)
+    seen = set()
+    for seed in range(60):
+        found = documents(config, seed)
+        assert len(found) == 2
+        words = " ".join(part.text for part in found[0] if isinstance(part, TextPart))
+        seen.add((words, *levels(found[0])))
+        assert (found[1][1].text, *levels(found[1])) == ("step 1 of 2", 20, 21)  # type: ignore[union-attr]
+    one = {(f"step {n} of 1", 9 + n, 10 + n) for n in (1, 2, 3)}
+    two = {(f"step {n} of 1 step {n + 1} of 1", 9 + n, 10 + n, 11 + n) for n in (1, 2)}
+    joined = {("step 1 of 1. step 2 of 1.", 10, 12), ("step 2 of 1.", 11, 12)}  # as the published rule has it
+    assert seen == one | two | joined
+    with pytest.raises(ValueError, match="session_id and turn are the two columns"):
+        read_source_config({"source": "magicbrush", "path": str(tmp_path), "turn": None})
+
+
 def test_sessions_run_backwards_with_the_inverse_instructions(tmp_path: Path) -> None:
     MINIATURES["seed-data-edit"](tmp_path)
     config = read_source_config({"source": "seed-data-edit", "path": str(tmp_path)})

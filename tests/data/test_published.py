@@ -164,7 +164,10 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path, change: Callable[[Ya
     ("entry", "said"),
     [
         ({"data_dir": "your_data_path/t2i"}, "data_dir is your_data_path/t2i, but there is no folder"),
-        ({"data_dir": "hdfs://somewhere/t2i"}, "HDFS is not read"),
+        (
+            {"data_dir": "memory://nowhere/t2i"},
+            "data_dir is memory://nowhere/t2i, but there is no folder memory://nowhere",
+        ),
         ({"data_dir": "data/vlm/images"}, r"has no \.parquet file in it"),
         ({"data_dir": "data/t2i", "jsonl": "x"}, "jsonl is not known; did you mean jsonl_path"),
         ({}, "data_dir is missing"),

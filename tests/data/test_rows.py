@@ -431,7 +431,10 @@ def test_tasks_take_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"kind": "parquet", "path": "hdfs://server/rows"}, "data.path is hdfs://server/rows, which is on no disk"),
+        (
+            {"kind": "parquet", "path": "memory://none/rows"},
+            "data.path is memory://none/rows, but there is no such file",
+        ),
         ({"kind": "jsonl", "path": "{tmp}/none"}, "data.path is .*none, but there is no such file or folder"),
         ({"kind": "jsonl", "path": "{tmp}"}, r"data.path is .*, which has no \*\*/\*.jsonl in it"),
         ({"kind": "parquet"}, "data.path is missing"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from bagel_mot.data.remote import AnyPath
 
 Row = Mapping[str, Any]
 
@@ -74,7 +75,7 @@ class FilesReader(Reader):
 
     random_access = True
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[AnyPath]) -> None:
         self.files = tuple(files)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from bagel_mot.data.readers.base import Reader, Row, Unit
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.errors import DataError
 from bagel_mot.installation import install_command
 
@@ -114,10 +115,11 @@ class HubReader(Reader):
             raise DataError(f"{self.units()[unit].name} could not be read on ({error})") from error
 
 
-def card_licence(card: Path) -> str | None:
+def card_licence(card: AnyPath) -> str | None:
     """The licence in the head of a data set's README.md; None if there is no such file, or it says nothing."""
     with suppress(OSError, ValueError, yaml.YAMLError):
-        _, head, _ = card.read_text(encoding="utf-8").split("---", 2)
+        with card.open("rb") as file:
+            _, head, _ = file.read().decode("utf-8").split("---", 2)
         content = yaml.safe_load(head)
         return _licence_of(content) if isinstance(content, dict) else None
     return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from bagel_mot.data.readers.base import BrokenRow, FilesReader, Row, Unit
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.errors import DataError
 from bagel_mot.files import read_text
 
@@ -37,7 +37,7 @@ class JsonReader(FilesReader):
         return f"{self.files[unit]}, item {row + 1}"
 
 
-def _listed(file: Path) -> list[Any]:
+def _listed(file: AnyPath) -> list[Any]:
     try:
         content = json.loads(read_text(file, DataError))
     except DataError:

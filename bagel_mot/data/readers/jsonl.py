@@ -6,12 +6,12 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bagel_mot.data.readers.base import BrokenRow, Reader, Row, Unit
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.errors import DataError
 from bagel_mot.files import check_content
 
@@ -33,7 +33,7 @@ class JsonlReader(Reader):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[AnyPath],
         limits: Sequence[int | None] | None = None,
         shuffle_seed: int | None = None,
     ) -> None:
@@ -49,7 +49,7 @@ class JsonlReader(Reader):
         """The begin and end of each line that is used, int64 (lines, 2), of every file."""
         return tuple(map(self._of_file, self.files, self.limits))
 
-    def _of_file(self, file: Path, limit: int | None) -> np.ndarray:
+    def _of_file(self, file: AnyPath, limit: int | None) -> np.ndarray:
         lines = _line_bounds(file)
         if limit is None or limit >= len(lines):
             return lines
@@ -60,7 +60,7 @@ class JsonlReader(Reader):
         return lines[self._numbers[file]]
 
     @cached_property
-    def _numbers(self) -> dict[Path, np.ndarray]:
+    def _numbers(self) -> dict[AnyPath, np.ndarray]:
         """The numbers of the lines that are used, of the files of which not all are."""
         return {}
 
@@ -83,7 +83,7 @@ class JsonlReader(Reader):
         """The lines of a unit as they are in the file, each with its line feed."""
         file, bounds = self.files[unit], self._bounds[unit]
         try:
-            with open(file, "rb") as opened:
+            with file.open("rb") as opened:
                 for row in range(start, len(bounds)):
                     begin, end = bounds[row]
                     opened.seek(begin)
@@ -108,7 +108,7 @@ def _row(line: bytes) -> Row:
     return content
 
 
-def _line_bounds(file: Path) -> np.ndarray:
+def _line_bounds(file: AnyPath) -> np.ndarray:
     """The begin and end of each line of a file, int64 (lines, 2); what follows the last line feed is a line if it is
     not empty.
 
@@ -119,7 +119,7 @@ def _line_bounds(file: Path) -> np.ndarray:
     size = 0
     try:
         check_content(file, DataError)
-        with open(file, "rb") as opened:
+        with file.open("rb") as opened:
             while block := opened.read(_BLOCK):
                 ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == 0x0A) + size + 1)
                 size += len(block)

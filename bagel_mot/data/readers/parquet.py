@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bagel_mot.data.readers.base import Reader, Row, Unit
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.errors import DataError, did_you_mean
 from bagel_mot.installation import install_command
 
@@ -18,7 +19,7 @@ _BATCH = 64  # rows that are turned into Python objects at a time
 class RowGroup(NamedTuple):
     """A row group of a file: its number, and the number of its rows."""
 
-    file: Path
+    file: AnyPath
     number: int
     rows: int
 
@@ -26,7 +27,7 @@ class RowGroup(NamedTuple):
 class ParquetRow(NamedTuple):
     """The place of a row: its file, its row group there, and its number in that."""
 
-    file: Path
+    file: AnyPath
     number: int
     row: int
 
@@ -42,7 +43,7 @@ class ParquetReader(Reader):
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[AnyPath],
         columns: Sequence[str] | None = None,
         by: Literal["file", "row group"] = "row group",
     ) -> None:
@@ -104,7 +105,7 @@ class ParquetReader(Reader):
         at = self.row_group(unit, row)
         return f"{at.file}, row group {at.number}, row {at.row}"
 
-    def _groups(self, file: Path) -> Iterator[RowGroup]:
+    def _groups(self, file: AnyPath) -> Iterator[RowGroup]:
         with _open(file) as parquet:
             names = parquet.schema_arrow.names
             if missing := [column for column in self.columns or () if column not in names]:
@@ -129,30 +130,37 @@ class ParquetReader(Reader):
                 ) from error
 
 
-def _open(file: Path) -> Any:
+@contextmanager
+def _open(file: AnyPath) -> Iterator[Any]:
+    """A Parquet file, whose content is read from its place as it is needed."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise DataError(f"{file} is a Parquet file, which needs pyarrow: {install_command('data')}") from error
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
-        raise DataError(f"{file} could not be read as Parquet: {reason}") from error
+    with ExitStack() as opened:
+        try:
+            # PyArrow opens local files by itself, and then reads without Python's lock.
+            source = file if isinstance(file, Path) else opened.enter_context(file.open("rb"))
+            parquet = opened.enter_context(pyarrow.parquet.ParquetFile(source))
+        except (pyarrow.ArrowException, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+            raise DataError(f"{file} could not be read as Parquet: {reason}") from error
+        yield parquet
 
 
-def parquet_files(folder: Path) -> list[Path]:
+def parquet_files(folder: AnyPath) -> list[AnyPath]:
     """The Parquet files that lie in a folder itself, by name.
 
     Raises:
         DataError: the folder is missing, or there are none.
     """
     try:
-        names = sorted(os.listdir(folder))
+        listed: list[AnyPath] = list(folder.iterdir())
+        inside = sorted(listed, key=lambda file: file.name)
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror}); a folder of Parquet files is expected") from error
-    files = [folder / name for name in names if name.endswith(".parquet")]
+    files = [file for file in inside if file.name.endswith(".parquet")]
     if not files:
         raise DataError(f"{folder} has no .parquet file in it, so there is nothing to train on")
     return files

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from bagel_mot.config import Flag, NotNegative, Section
 from bagel_mot.data.sources.base import Source, SourceConfig, WeightBy
 from bagel_mot.data.sources.folder import FolderConfig
+from bagel_mot.data.sources.lmms import LmmsConfig
 from bagel_mot.data.sources.mini import MiniConfig
 from bagel_mot.data.sources.mixed import MixedPart, MixedSource
 from bagel_mot.data.sources.published import PublishedConfig
@@ -106,6 +107,7 @@ class MixedConfig(SourceConfig):
 
 SOURCES: dict[str, type[SourceConfig]] = {
     "folder": FolderConfig,
+    "lmms": LmmsConfig,
     "mini": MiniConfig,
     "mixed": MixedConfig,
     "published": PublishedConfig,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field
@@ -26,14 +25,15 @@ from bagel_mot.data.readers.hub import HubReader, card_licence
 from bagel_mot.data.readers.json_file import JsonReader
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader
+from bagel_mot.data.readers.turns import TurnsReader
 from bagel_mot.data.readers.webdataset import WebDatasetReader
+from bagel_mot.data.remote import AnyPath, found_places, is_remote
 from bagel_mot.data.sources.base import FileSource, Source, SourceConfig
 from bagel_mot.errors import DataError, did_you_mean
 from bagel_mot.files import user_path
 
 ROW_KINDS = ("parquet", "jsonl", "json", "webdataset", "hf")
 _ENDINGS = {"parquet": "parquet", "jsonl": "jsonl", "json": "json", "webdataset": "tar"}
-_REMOTE = re.compile(r"(?:hdfs|s3|gs|abfss?)://", re.IGNORECASE)
 _LOOKED_AT = 8  # rows whose columns are looked at before training
 
 _Words = Annotated[
@@ -61,6 +61,8 @@ class RowsConfig(SourceConfig):
         urls: whether images at http and https addresses are fetched.
         task: the kind of document that is made of a row.
         options: further arguments of the task, such as copies or starts_image.
+        session_id, turn: the columns, where rows are turns of sessions, of the id that those of a session share and of
+            the number of a turn; the columns of a session hold lists, with one value for each turn.
         human, gpt, image_mark: the roles in conversations, and the mark of an image.
     The other keys name the columns of each role.
     """
@@ -78,6 +80,8 @@ class RowsConfig(SourceConfig):
     options: dict[str, Any] = field(default_factory=dict)
     urls: Flag = False
     task: str
+    session_id: str | None = None
+    turn: str | None = None
     human: _Words = ("human", "user")
     gpt: _Words = ("gpt", "assistant")
     image_mark: str = "<image>"
@@ -105,6 +109,8 @@ class RowsConfig(SourceConfig):
         for role in dict.fromkeys(role for task in TASKS.values() for role in task.columns):
             if getattr(self, role) and role not in known:
                 raise ValueError(f"{role} is no column of the task {self.task}, which has {', '.join(known)}")
+        if (self.session_id is None) != (self.turn is None):
+            raise ValueError("session_id and turn are the two columns of turns of sessions: give both or neither")
         if self.source is not None and self.source not in PUBLIC_DATA:
             raise ValueError(f"source is {self.source!r}; {did_you_mean(self.source, PUBLIC_DATA)}")
 
@@ -125,7 +131,9 @@ class RowsConfig(SourceConfig):
             DataError: there are no files, one cannot be used, or columns are missing.
         """
         paths = self._paths()
-        reader = self._reader(paths)
+        rows = reader = self._reader(paths)
+        if self.session_id is not None and self.turn is not None:
+            reader = TurnsReader(reader, self.session_id, self.turn)
         if not paths or self.kind == "hf":
             places = image_place(self._images(paths), self.urls, "data.images") if self.images else None
         else:
@@ -141,9 +149,9 @@ class RowsConfig(SourceConfig):
         )
         self._check_columns(reader)
         name = self.name or self.source or self._short_name()
-        return Dataset(name, reader, mapper, licence=self._licence(reader, paths))
+        return Dataset(name, reader, mapper, licence=self._licence(rows, paths))
 
-    def _licence(self, reader: Reader, paths: Sequence[Path]) -> str | None:
+    def _licence(self, reader: Reader, paths: Sequence[AnyPath]) -> str | None:
         """The licence that the hub's card has, the downloaded one, or the list of public data sets."""
         found = reader.licence() if isinstance(reader, HubReader) else None
         cards = [folder / "README.md" for path in paths for folder in ([path] if path.is_dir() else [path.parent])]
@@ -168,8 +176,8 @@ class RowsConfig(SourceConfig):
     def _short_name(self) -> str:
         return Path((self.path or (self.kind,))[0]).stem
 
-    def _paths(self) -> list[Path]:
-        """The paths on disk that are named; none if the data set is on the hub."""
+    def _paths(self) -> list[AnyPath]:
+        """The files and folders that are named; none if the data set is on the hub."""
         if self.path is None:
             if self.preset is None:
                 raise DataError(
@@ -180,34 +188,37 @@ class RowsConfig(SourceConfig):
             raise DataError(
                 f"data.path is missing; give the folder of {self.source}, which `{self.preset.download}` downloads"
             )
-        found = [place for path in self.path for place in _on_disk(path, self.kind)]
-        return sorted(dict.fromkeys(found))
+        found = [place for path in self.path for place in _named(path, self.kind)]
+        return sorted(dict.fromkeys(found), key=str)
 
-    def _reader(self, paths: Sequence[Path]) -> Reader:
+    def _reader(self, paths: Sequence[AnyPath]) -> Reader:
         if self.kind == "hf":
             hub = (self.path or (self.preset.where if self.preset else "",))[0]
             if not paths:
                 return HubReader(hub, self.config, self.split, self.revision, self.streaming)
             if not paths[0].is_dir():
-                return ParquetReader(paths)
+                return self._parquet(paths)
             files = self._parquet_of_download(paths[0])
-            return ParquetReader(files) if files else HubReader(str(paths[0]), None, self.split)
+            return self._parquet(files) if files else HubReader(str(paths[0]), None, self.split)
         files = self._files(paths)
         if self.kind == "parquet":
-            return ParquetReader(files)
+            return self._parquet(files)
         if self.kind == "jsonl":
             return JsonlReader(files)
         return JsonReader(files) if self.kind == "json" else WebDatasetReader(files)
 
-    def _parquet_of_download(self, folder: Path) -> list[Path]:
+    def _parquet(self, files: Sequence[AnyPath]) -> ParquetReader:
+        return ParquetReader(files, by="row group" if self.session_id is None else "file")  # sessions go on in the next
+
+    def _parquet_of_download(self, folder: AnyPath) -> list[AnyPath]:
         """The Parquet files of a data set's folder as the hub has it: those of the config and the split, if any."""
         within = folder / self.config if self.config and (folder / self.config).is_dir() else folder
-        files = sorted(within.rglob("*.parquet"))
+        files: list[AnyPath] = sorted(within.glob("**/*.parquet"), key=str)
         return [file for file in files if file.name.startswith(f"{self.split}-")] or files
 
-    def _files(self, paths: Sequence[Path]) -> list[Path]:
+    def _files(self, paths: Sequence[AnyPath]) -> list[AnyPath]:
         patterns = self.files or (f"**/*.{_ENDINGS[self.kind]}",)
-        found: list[Path] = []
+        found: list[AnyPath] = []
         for path in paths:
             if path.is_dir():
                 inside = [file for pattern in patterns for file in path.glob(pattern) if file.is_file()]
@@ -216,16 +227,19 @@ class RowsConfig(SourceConfig):
                 found += inside
             else:
                 found.append(path)
-        return sorted(dict.fromkeys(found))
+        return sorted(dict.fromkeys(found), key=str)
 
-    def _beside(self, paths: Sequence[Path]) -> list[Path]:
+    def _beside(self, paths: Sequence[AnyPath]) -> list[AnyPath]:
         """The folders of the data's files: where images lie if nothing else is said."""
         return list(dict.fromkeys(path if path.is_dir() else path.parent for path in paths))
 
-    def _images(self, paths: Sequence[Path]) -> list[Path]:
-        found: list[Path] = []
+    def _images(self, paths: Sequence[AnyPath]) -> list[AnyPath]:
+        found: list[AnyPath] = []
         for name in self.images:
-            inside = [place for folder in self._beside(paths) for place in _glob(folder / name)]
+            if is_remote(name):
+                found += found_places(name)
+                continue
+            inside = [place for folder in self._beside(paths) for place in _inside(folder, name)]
             # Some of several patterns may have no match: archives that were unpacked, or not downloaded.
             elsewhere = glob.has_magic(name) and len(self.images) > 1
             found += inside or (_glob if elsewhere else _needed)(user_path(name, DataError))
@@ -243,25 +257,34 @@ class RowsConfig(SourceConfig):
             raise DataError(f"{self.source or units[0].name}{unsure}: {sentence}")
 
 
-def _glob(path: Path) -> list[Path]:
+def _inside(folder: AnyPath, name: str) -> list[AnyPath]:
+    if isinstance(folder, Path):
+        return _glob(folder / name)
+    return found_places(str(folder / name))
+
+
+def _glob(path: Path) -> list[AnyPath]:
     if path.exists():
         return [path]
     return sorted(map(Path, glob.glob(str(path), recursive=True)))
 
 
-def _needed(path: Path) -> list[Path]:
+def _needed(path: Path) -> list[AnyPath]:
     found = _glob(path)
     if not found:
         raise DataError(f"data.images is {path}, but there is no such file or folder as {path.absolute()}")
     return found
 
 
-def _on_disk(name: str, kind: str) -> list[Path]:
+def _named(name: str, kind: str) -> list[AnyPath]:
     """The files and folders that `path` means; none if it may be a name on the hub."""
-    if _REMOTE.match(name):
-        raise DataError(
-            f"data.path is {name}, which is on no disk of this machine: mount it, or copy it here, and give that folder"
-        )
+    if is_remote(name):
+        if kind == "webdataset":
+            raise DataError(f"data.path is {name}; tars are read on this machine alone: copy them to a folder")
+        places = found_places(name)
+        if not places:
+            raise DataError(f"data.path is {name}, but there is no such file or folder")
+        return places
     path = user_path(name, DataError)
     found = _glob(path)
     if not found and (kind != "hf" or path.is_absolute() or name.startswith(".")):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bagel_mot.data.documents import AnyImage, Document, FramesPart, ImagePart, TextPart
 from bagel_mot.data.draws import Draws
 from bagel_mot.data.readers.base import Row
+from bagel_mot.data.remote import AnyPath, place_of
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.clips import choose_clip
 from bagel_mot.data.tasks.fields import field_of, images_of, text_of
@@ -44,7 +44,7 @@ class Conversation:
     video: str = "video"
     image_mark: str = "<image>"
     video_mark: str = "<video>"
-    folder: Path | None = None
+    folder: AnyPath | None = None
     sampler: FrameSampler | None = None
 
     def __call__(self, row: Row, draws: Draws) -> Document:
@@ -111,7 +111,7 @@ class Conversation:
                 "a video without frame_sampler_args",
                 f"the row has the video {name}, but the data set does not say how many frames to take",
             )
-        path = Path(name) if self.folder is None else self.folder / name
+        path = place_of(name) if self.folder is None else self.folder / name
         clip = choose_clip(path, self.sampler, draws, True if name.endswith("/") else None)
         marked = found[0]
         role, text = turns[marked]

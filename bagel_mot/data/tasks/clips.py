@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from PIL import Image
 
 from bagel_mot.data.documents import AnyImage, FrameFile, LazyImage, Opener
 from bagel_mot.data.draws import Draws
+from bagel_mot.data.remote import AnyPath, RemoteFrame, RemotePath
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.frames import FrameSampler
 from bagel_mot.errors import ImageError
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"(\d+)(?!.*\d)")
 class _Decoded:
     """The chosen frames of a video, decoded together when the first of them is needed."""
 
-    path: Path
+    path: AnyPath
     numbers: tuple[int, ...]
     images: dict[int, Image.Image] = field(default_factory=dict)
 
@@ -52,7 +52,7 @@ class Clip:
     numbers: tuple[int, ...]
 
 
-def choose_clip(path: Path, sampler: FrameSampler, draws: Draws, whole: bool | None = None) -> Clip:
+def choose_clip(path: AnyPath, sampler: FrameSampler, draws: Draws, whole: bool | None = None) -> Clip:
     """Frames of a video file or of a folder.
 
     A folder that has no more frames than are wanted gives all of them, once.
@@ -83,7 +83,7 @@ def choose_clip(path: Path, sampler: FrameSampler, draws: Draws, whole: bool | N
     return Clip(tuple(VideoFrame(decoded, number) for number in numbers), tuple(numbers))
 
 
-def _of_folder(path: Path, sampler: FrameSampler, draws: Draws) -> Clip:
+def _of_folder(path: AnyPath, sampler: FrameSampler, draws: Draws) -> Clip:
     files = frame_files(path)
     if sampler.rate is not None:
         raise SkipRow(
@@ -93,17 +93,22 @@ def _of_folder(path: Path, sampler: FrameSampler, draws: Draws) -> Clip:
         )
     wanted = sampler.wanted(draws)
     numbers = list(range(len(files))) if len(files) <= wanted else sampler.choose(wanted, len(files), draws)
-    return Clip(tuple(FrameFile(files[number]) for number in numbers), tuple(numbers))
+    return Clip(tuple(frame_image(files[number]) for number in numbers), tuple(numbers))
 
 
-def frame_files(path: Path) -> list[Path]:
+def frame_image(file: AnyPath) -> LazyImage:
+    """The frame of a clip that is a file of its own."""
+    return RemoteFrame(file) if isinstance(file, RemotePath) else FrameFile(file)
+
+
+def frame_files(path: AnyPath) -> list[AnyPath]:
     """The files of a folder's frames, in the order of the last number in their names.
 
     Raises:
         SkipRow: the folder is missing, or holds no images.
     """
     try:
-        files = [file for file in path.iterdir() if file.suffix.lower() in _IMAGES]
+        files: list[AnyPath] = [file for file in path.iterdir() if file.suffix.lower() in _IMAGES]
     except OSError as error:
         raise SkipRow(
             "a folder of frames is missing", f"the folder of frames {path} cannot be read ({error.strerror})"
@@ -113,6 +118,6 @@ def frame_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda file: (_number(file), file.name))
 
 
-def _number(file: Path) -> int:
+def _number(file: AnyPath) -> int:
     found = _NUMBER.search(file.stem)
     return int(found[1]) if found else -1

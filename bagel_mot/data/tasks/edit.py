@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 from bagel_mot.data.documents import AnyImage, Document, FramesPart, ImagePart, TextPart
 from bagel_mot.data.draws import Draws
 from bagel_mot.data.readers.base import Row
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.fields import field_of, image_of, images_of, wordings_of
 
@@ -43,7 +43,7 @@ class EditSession:
 
     states: str = "image_list"
     steps: str = "instruction_list"
-    folder: Path | None = None
+    folder: AnyPath | None = None
 
     def __call__(self, row: Row, draws: Draws) -> Document:
         states, steps = field_of(row, self.states), field_of(row, self.steps)
@@ -97,7 +97,7 @@ class Compose:
     images: str = "input_images"
     instruction: str = "instruction"
     target: str = "output_image"
-    folder: Path | None = None
+    folder: AnyPath | None = None
     most: int = 8
 
     def __call__(self, row: Row, draws: Draws) -> Document:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bagel_mot.data.documents import AnyImage, LazyImage
 from bagel_mot.data.readers.base import Row
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.data.rows import SkipRow
 
 _URL = re.compile(r"(?:https?|ftp|s3|gs|hdfs)://", re.IGNORECASE)
@@ -35,7 +36,7 @@ def field_of(row: Row, name: str) -> Any:
     return row[name]
 
 
-def image_of(value: Any, folder: Path | None = None) -> AnyImage:
+def image_of(value: Any, folder: AnyPath | None = None) -> AnyImage:
     """An image as rows hold it: bytes, {"bytes", "path"}, a path, base64, or an image of Pillow's. Nothing is opened.
 
     Args:
@@ -63,7 +64,7 @@ def image_of(value: Any, folder: Path | None = None) -> AnyImage:
     )
 
 
-def _of_text(value: str, folder: Path | None) -> AnyImage:
+def _of_text(value: str, folder: AnyPath | None) -> AnyImage:
     if _URL.match(value):
         raise SkipRow(
             "an image is a URL", f"the image {value[:200]} is a URL, and URLs are not fetched: download it first"
@@ -78,7 +79,7 @@ def _of_text(value: str, folder: Path | None) -> AnyImage:
     return Path(value) if folder is None else folder / value
 
 
-def images_of(value: Any, folder: Path | None = None) -> list[AnyImage]:
+def images_of(value: Any, folder: AnyPath | None = None) -> list[AnyImage]:
     """One or several images: a list, or an image by itself.
 
     Raises:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bagel_mot.data.documents import AnyImage, Document, FramesPart, ImagePart, TextPart
 from bagel_mot.data.draws import Draws
 from bagel_mot.data.readers.base import Row
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.fields import field_of, image_of, text_of
 
@@ -40,7 +40,7 @@ class Messages:
     messages: str = "messages"
     images: str = "images"
     starts_image: bool = False
-    folder: Path | None = None
+    folder: AnyPath | None = None
 
     def __call__(self, row: Row, draws: Draws) -> Document:
         pieces = list(self._pieces(row))

@@ -12,6 +12,7 @@ from typing import Any
 from bagel_mot.data.documents import AnyImage, Document, FramesPart, ImagePart, TextPart
 from bagel_mot.data.draws import Draws
 from bagel_mot.data.readers.base import Row
+from bagel_mot.data.remote import AnyPath
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.clips import choose_clip
 from bagel_mot.data.tasks.fields import field_of, image_of, text_of, wordings_of
@@ -50,7 +51,7 @@ class Parts:
     parts: str = "parts"
     images: str = "images"
     image: Callable[[Any], AnyImage] = image_of
-    path: Callable[[str], Path] = Path
+    path: Callable[[str], AnyPath] = Path
     sampler: FrameSampler = FrameSampler(8, 8)  # noqa: RUF009 - it is frozen
 
     def __call__(self, row: Row, draws: Draws) -> Document:

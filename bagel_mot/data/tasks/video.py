@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 from bagel_mot.data.documents import Document, FramesPart, ImagePart, TextPart
 from bagel_mot.data.draws import Draws
 from bagel_mot.data.readers.base import Row
+from bagel_mot.data.remote import AnyPath, place_of
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.tasks.clips import Clip, choose_clip
 from bagel_mot.data.tasks.fields import field_of, images_of, text_of, wordings_of
@@ -55,7 +55,7 @@ class VideoGeneration:
     groups: Literal["one", "random"] = "one"
     given: int = 0
     sampler: FrameSampler = _FOUR
-    folder: Path | None = None
+    folder: AnyPath | None = None
 
     def __call__(self, row: Row, draws: Draws) -> Document:
         clip = self._clip(row, draws)
@@ -87,7 +87,7 @@ class VideoGeneration:
             frames = images_of(value, self.folder)
             return Clip(tuple(frames), tuple(range(len(frames))))
         name = text_of(value, self.video)
-        clip = choose_clip(Path(name) if self.folder is None else self.folder / name, self.sampler, draws)
+        clip = choose_clip(place_of(name) if self.folder is None else self.folder / name, self.sampler, draws)
         # A clip that is shorter than wanted repeats its last frame, which nothing is to be learnt from.
         once = dict(zip(clip.numbers, clip.frames, strict=True))
         return Clip(tuple(once.values()), tuple(once))

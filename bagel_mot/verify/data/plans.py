@@ -14,7 +14,6 @@ from bagel_mot.data.dataset import Dataset
 from bagel_mot.data.documents import (
     AnyImage,
     Document,
-    FrameFile,
     FramesPart,
     ImagePart,
     IndexedSample,
@@ -25,7 +24,7 @@ from bagel_mot.data.documents import (
 from bagel_mot.data.draws import Draws, all_outcomes
 from bagel_mot.data.readers.base import Row
 from bagel_mot.data.rows import SkipRow
-from bagel_mot.data.tasks.clips import frame_files
+from bagel_mot.data.tasks.clips import frame_files, frame_image
 from bagel_mot.errors import DataError
 from bagel_mot.sequence import TextSegment, VaeSegment, VitSegment
 from bagel_mot.verify.data.recorded import PATCH, STRIDE, RecordedData
@@ -90,7 +89,7 @@ def pictures_of(dataset: Dataset, row: Row) -> list[AnyImage]:
         names = [row["image"]] if isinstance(row["image"], str) else row["image"]
         return [folder / name for name in names]
     if row.get("video") is not None:
-        return [FrameFile(file) for file in frame_files(folder / row["video"])]
+        return list(map(frame_image, frame_files(folder / row["video"])))
     return []
 
 

@@ -102,7 +102,7 @@ def judge_config(recorded: RecordedData, judge: RecordJudge) -> None:
     info = recorded.dataset_info[case["group"]][case["data_set"]]
     reader = recorded.dataset(case["group"], case["data_set"]).reader
     assert isinstance(reader, ParquetReader)
-    files = {str(file.relative_to(recorded.folder)) for file in reader.files}
+    files = {str(Path(str(file)).relative_to(recorded.folder)) for file in reader.files}
     folder = recorded.folder / info["data_dir"]
     there = {str(file.relative_to(recorded.folder)) for file in folder.glob("*.parquet")}
     judge.same("files", files, there)
