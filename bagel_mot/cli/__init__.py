@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bagel_mot.cli import chat, checkpoints, data, evaluation, generation, inspection, measuring, page, serving
+from bagel_mot.cli import chat, checkpoints, data, generation, inspection, measuring, page, serving
+from bagel_mot.cli.evaluation.command import evaluate
 from bagel_mot.cli.help import Command, print_help
 from bagel_mot.cli.options import BAD_INPUT, with_threads
 
@@ -81,7 +82,7 @@ app.command("download", cls=Command)(checkpoints.download)
 app.command("init", cls=Command)(with_threads(checkpoints.init))
 app.command("train", cls=Command)(with_threads(measuring.train))
 app.add_typer(data.data, name="data", cls=_Commands)
-app.command("eval", cls=Command)(with_threads(evaluation.evaluate))
+app.command("eval", cls=Command)(with_threads(evaluate))
 app.command("bench", cls=Command)(with_threads(measuring.bench))
 
 

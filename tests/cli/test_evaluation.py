@@ -29,7 +29,7 @@ def knowing(monkeypatch: pytest.MonkeyPatch) -> Knowing:
     """A benchmark of sums, and a respondent in place of a model."""
     respondent = Knowing()
     monkeypatch.setattr("bagel_mot.evaluation.registry.all_benchmarks", lambda: {"sums": Sums})
-    monkeypatch.setattr("bagel_mot.cli.evaluation._respondent", lambda *args: respondent)
+    monkeypatch.setattr("bagel_mot.cli.evaluation.command.open_respondent", lambda *args: respondent)
     return respondent
 
 

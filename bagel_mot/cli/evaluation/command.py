@@ -1,0 +1,121 @@
+"""`bagel eval`: the command, and what it refuses before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bagel_mot.cli.evaluation.curves import run_curves
+from bagel_mot.cli.evaluation.mini import run_mini
+from bagel_mot.cli.evaluation.options import How
+from bagel_mot.cli.evaluation.respondents import open_respondent
+from bagel_mot.cli.evaluation.runs import opened, report_scores, run_benchmark
+from bagel_mot.cli.evaluation.sets import fetch_sets, list_sets, report_runs
+from bagel_mot.cli.evaluation.tables import print_report
+from bagel_mot.cli.options import JsonOption, command, with_options, write_json
+from bagel_mot.cli.weights import Weights, with_weights
+from bagel_mot.errors import SettingError
+
+if TYPE_CHECKING:
+    from bagel_mot.parallel.launch import Launch
+
+_OUT = Path("evaluations")
+INCOMPLETE = 1
+
+
+@command
+@with_options(How, "how")
+@with_weights
+def evaluate(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...", help="Benchmarks, such as mini or mme; or: fetch NAME; or: report DIR [OTHER]."
+        ),
+    ] = None,
+    list_benchmarks: Annotated[bool, typer.Option("--list", help="List the benchmarks and end.")] = False,
+    json: JsonOption = None,
+    *,
+    how: How,
+    weights: Weights,
+) -> None:
+    """Run benchmarks on a model or a server, item by item; the same command goes on where it was stopped.
+
+    bagel eval mini · bagel eval mme --checkpoint C --data DIR · bagel eval fetch mmvp · bagel eval report DIR
+
+    Status 1: some items could not be answered or scored; they are named, and tried again by the same command.
+    """
+    if list_benchmarks:
+        list_sets(json)
+        return
+    if not names:
+        raise SettingError("the name of a benchmark is missing; bagel eval --list names them.")
+    if names[0] == "fetch":
+        fetch_sets(names[1:], how.data)
+        return
+    if names[0] == "report":
+        report_runs(names[1:], json)
+        return
+    if how.every_checkpoint is not None:
+        run_curves(names, how, weights, json)
+        return
+    _check(names, how)
+    if how.scores is not None:
+        report_scores(names, how, how.scores, json)
+        return
+    from bagel_mot.evaluation.workers import is_worker, run_workers
+
+    if how.workers > 1 and not is_worker():
+        status = run_workers(sys.argv[1:], how.workers)
+        if status:
+            raise typer.Exit(status)
+        return
+    from bagel_mot.parallel.launch import launched
+
+    with launched() as launch:
+        reports, whole = _run(names, how, weights, json, launch)
+    if launch.rank == 0:
+        write_json(json, reports[names[0]] if len(names) == 1 else reports)
+        if not whole:
+            raise typer.Exit(INCOMPLETE)
+
+
+def _check(names: list[str], how: How) -> None:
+    """Checks, before a model is loaded, that everything is known that is asked for."""
+    from bagel_mot.evaluation.base import Protocol
+    from bagel_mot.evaluation.benchmarks.mini import pick_rows
+    from bagel_mot.evaluation.registry import benchmark_named
+
+    for name in names:
+        benchmark_named(name)
+    pick_rows(how.rows)
+    if how.protocol not in tuple(Protocol):
+        raise SettingError(f"protocol is {how.protocol!r}: it must be {', '.join(Protocol)}.")
+    if "mini" not in names and (how.rows or how.items is not None or how.seed is not None):
+        raise SettingError("--rows, --items and --seed belong to mini: other benchmarks have their own.")
+    if how.judge_model is not None and how.judge is None:
+        raise SettingError("--judge-model is given without --judge: give the address of the judge's server.")
+    if (how.server is None) != (how.server_model is None):
+        raise SettingError("--server and --server-model belong together: give the address and the model's name there.")
+
+
+def _run(names: list[str], how: How, weights: Weights, json: str | None, launch: Launch) -> tuple[dict[str, Any], bool]:
+    """The reports by benchmark, and whether every item was answered and scored."""
+    made = {name: opened(name, how, len(names)) for name in names if name != "mini"}
+    respondent = open_respondent(how, weights, launch)
+    out = how.out or _OUT / "".join(c if c.isalnum() or c in "-_." else "-" for c in respondent.facts["model"])
+    reports, whole = {}, True
+    for name in names:
+        if name == "mini":
+            folder = out if how.out is not None or launch.world > 1 or len(names) > 1 else None
+            reports[name] = run_mini(how, respondent, folder, json if len(names) == 1 else None, launch)
+            continue
+        report = run_benchmark(made[name], how, respondent, out, launch)
+        reports[name] = report
+        whole = whole and not report["failed"] and (how.results_only or not report["unscored"])
+        if launch.rank == 0 and json != "-":
+            print_report(report)
+    return reports, whole
