@@ -10,8 +10,8 @@ from typing import Any
 
 from bagel_mot.errors import EvaluationError
 from bagel_mot.evaluation.benchmarks.mini import JUDGE_ROWS
-from bagel_mot.files import write_atomically, write_text, writing
-from bagel_mot.installation import install_command
+from bagel_mot.evaluation.curve_figure import LABELS, draw_curves
+from bagel_mot.files import write_text, writing
 from bagel_mot.training.checkpoints import checkpoint_folders
 from bagel_mot.training.metrics import METRICS_FILE
 
@@ -56,22 +56,25 @@ def run_points(run: Path) -> list[TrainingPoint]:
 
 def _tokens_by_step(path: Path) -> dict[int, float]:
     """The tokens that a run had trained on after each step. A line of the metrics gives the mean of the steps since the
-    line before.
+    line before; steps after the last line, at which a run was stopped, count as those before it.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read: the tokens of each step stand there ({error}).") from error
     found: dict[int, float] = {0: 0.0}
+    before, tokens, longest = 0, 0.0, 1
     for line in lines:
         try:
             row = json.loads(line)
             step, tokens = int(row["step"]), row["tokens_per_second"] / row["steps_per_second"]
         except (ValueError, KeyError, TypeError, ZeroDivisionError):
             continue  # a line of another kind, or a torn one
-        before = max(found)
         for one in range(before + 1, step + 1):
             found[one] = found[before] + tokens * (one - before)
+        before, longest = max(before, step), max(longest, step - before)
+    if before:
+        found |= {before + more: found[before] + tokens * more for more in range(1, longest + 1)}
     return found
 
 
@@ -114,6 +117,18 @@ def reached(tokens: Sequence[float], shares: Sequence[float]) -> float | None:
     return tokens[first - 1] + (tokens[first] - tokens[first - 1]) * (goal - low) / (high - low)
 
 
+def curve_table(curves: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The headings and rows of a table: abilities after each checkpoint, and the tokens at which they are learnt."""
+    abilities = curves["abilities"]
+    rows = [
+        [f"{tokens:,.0f}", str(step), *(f"{ability['shares'][at]:.3f}" for ability in abilities.values())]
+        for at, (tokens, step) in enumerate(zip(curves["tokens"], curves["steps"], strict=True))
+    ]
+    found = (ability["reached"] for ability in abilities.values())
+    rows.append([f"{REACHED:.0%} of the last at", "", *("–" if at is None else f"{at:,.0f}" for at in found)])
+    return ["tokens", "step", *(LABELS.get(name, name) for name in abilities)], rows
+
+
 def write_curves(
     out: Path, points: Sequence[TrainingPoint], reports: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], list[Path]]:
@@ -122,39 +137,4 @@ def write_curves(
     data = out / "curves.json"
     with writing(data, "give another --out"):
         write_text(data, json.dumps(curves, indent=2) + "\n")
-    return curves, [data, *draw_curves(curves, out)]
-
-
-def draw_curves(curves: Mapping[str, Any], out: Path) -> list[Path]:
-    """Draws the curves of the abilities into curves.svg and curves.png; returns both.
-
-    Raises: EvaluationError if matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EvaluationError(f"figures need matplotlib: {install_command('eval')}") from error
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.add_subplot()
-    for number, (name, ability) in enumerate(curves["abilities"].items()):
-        colour = f"C{number % 10}"
-        style = "--" if name == "mean of all rows" else "-"
-        axes.plot(curves["tokens"], ability["shares"], style, color=colour, marker="o", markersize=3, label=name)
-        if ability["reached"] is not None:
-            axes.plot([ability["reached"]], [REACHED * ability["shares"][-1]], "D", color=colour, markersize=6)
-    axes.set_xlabel("training tokens")
-    axes.set_ylabel("share right")
-    axes.set_ylim(-0.02, 1.02)
-    axes.grid(alpha=0.3)
-    axes.set_title(f"mini, {curves['items']} items a row; ◆ 85% of the last value")
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    paths = [out / "curves.svg", out / "curves.png"]
-    for path in paths:
-
-        def save(file: Path) -> None:
-            # Without the date the same curves make the same file.
-            figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else {})
-
-        with writing(path, "give another --out"):
-            write_atomically(path, save)
-    return paths
+    return curves, [data, *draw_curves(curves, out, REACHED)]

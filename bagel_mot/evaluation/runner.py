@@ -18,7 +18,7 @@ from bagel_mot.errors import BagelError
 from bagel_mot.evaluation.base import Benchmark, Item, ItemResult, Score
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.records import Records
-from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Respondent
+from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, Respondent, StoppedError
 from bagel_mot.evaluation.team import Team
 
 Progress = Callable[[int, int], None]
@@ -159,18 +159,30 @@ class ItemRunner:
                 yield scoring.take(item, result_from(self.results.lines[item.id]["result"], self.images))
         for batch in batches(unanswered, self.batch):
             started = time.perf_counter()
-            outcomes = self.respondent.answer(batch, self.images)
+            stopped: StoppedError | None = None
+            outcomes: Sequence[Answered | None]
+            try:
+                outcomes = self.respondent.answer(batch, self.images)
+            except StoppedError as error:
+                stopped, outcomes = error, error.outcomes
             seconds = round((time.perf_counter() - started) / len(batch), 3)
-            for item, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, BagelError):
-                    self.results.add(item.id, {"error": str(outcome), "seconds": seconds})
-                    yield 1
-                    continue
-                record = {"result": result_json(outcome, self.images), "prompt": item.prompt, "seconds": seconds}
-                self.results.add(item.id, record)
-                yield scoring.take(item, outcome) if scoring is not None else 1
+            had = [(item, outcome) for item, outcome in zip(batch, outcomes, strict=True) if outcome is not None]
+            for item, outcome in had:  # all of them, before a judge can fail
+                self._keep(item, outcome, seconds)
+            if stopped is not None:
+                raise stopped
+            for item, outcome in had:
+                yield 1 if scoring is None or isinstance(outcome, BagelError) else scoring.take(item, outcome)
         if scoring is not None:
             yield from scoring.rest()
+
+    def _keep(self, item: Item, outcome: Answered, seconds: float) -> None:
+        """Writes the record of an item's result, or of the error that is about this item."""
+        if isinstance(outcome, BagelError):
+            record: dict[str, Any] = {"error": str(outcome), "seconds": seconds}
+        else:
+            record = {"result": result_json(outcome, self.images), "prompt": item.prompt, "seconds": seconds}
+        self.results.add(item.id, record)
 
 
 class _Scoring:

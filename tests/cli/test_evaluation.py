@@ -55,12 +55,12 @@ def test_a_benchmark_is_run_reported_and_compared(knowing: Knowing) -> None:
     assert knowing.asked == ["4+1", "9+1", "10+1", "11+1"]
     report = json.loads(Path("sums.json").read_text())
     assert (report["rows"]["all"]["value"], report["scored"], report["of"]) == (1.0, 12, 12)
-    assert json.loads(Path("evaluations/knowing/sums/summary.json").read_text()) == report
+    assert json.loads(Path("evaluations/mini/sums/summary.json").read_text()) == report
     knowing.wrong = ("1+1",)
     assert run("sums", "--data", ".", "--out", "other").exit_code == 0
-    shown = run("report", "evaluations/knowing", "other", "--json", "both.json")
+    shown = run("report", "evaluations/mini", "other", "--json", "both.json")
     assert shown.exit_code == 0, shown.output
-    assert shown.stdout.split() == ["evaluations/knowing/report.html", "evaluations/knowing/report.md"]
+    assert shown.stdout.split() == ["evaluations/mini/report.html", "evaluations/mini/report.md"]
     [row] = json.loads(Path("both.json").read_text())["differences"][0]["rows"]
     assert (row["only_first"], row["only_second"]) == (1, 0)
 
@@ -114,6 +114,12 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
     assert result.exit_code == 2, result.output
     assert sentence in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", [("--think",), ("--judge", "http://x"), ("--data", "."), ("--protocol", "fixed")])
+def test_options_that_say_nothing_about_mini_are_refused(option: tuple[str, ...]) -> None:
+    result = run("mini", *option)
+    assert (result.exit_code, f"{option[0]} says nothing about mini" in result.stderr) == (2, True), result.output
 
 
 def test_the_set_of_the_hub_is_fetched_into_a_folder_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

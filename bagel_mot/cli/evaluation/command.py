@@ -11,7 +11,7 @@ import typer
 from bagel_mot.cli.evaluation.curves import run_curves
 from bagel_mot.cli.evaluation.mini import run_mini
 from bagel_mot.cli.evaluation.options import How
-from bagel_mot.cli.evaluation.respondents import open_respondent
+from bagel_mot.cli.evaluation.respondents import model_name, open_respondent
 from bagel_mot.cli.evaluation.runs import opened, report_scores, run_benchmark
 from bagel_mot.cli.evaluation.sets import fetch_sets, list_sets, report_runs
 from bagel_mot.cli.evaluation.tables import print_report
@@ -66,8 +66,9 @@ def evaluate(
     if how.scores is not None:
         report_scores(names, how, how.scores, json)
         return
-    from bagel_mot.evaluation.workers import is_worker, run_workers
+    from bagel_mot.evaluation.workers import end_with_parent, is_worker, run_workers
 
+    end_with_parent()
     if how.workers > 1 and not is_worker():
         status = run_workers(sys.argv[1:], how.workers)
         if status:
@@ -96,24 +97,44 @@ def _check(names: list[str], how: How) -> None:
         raise SettingError(f"protocol is {how.protocol!r}: it must be {', '.join(Protocol)}.")
     if "mini" not in names and (how.rows or how.items is not None or how.seed is not None):
         raise SettingError("--rows, --items and --seed belong to mini: other benchmarks have their own.")
+    if names == ["mini"]:
+        _check_mini(how)
     if how.judge_model is not None and how.judge is None:
         raise SettingError("--judge-model is given without --judge: give the address of the judge's server.")
     if (how.server is None) != (how.server_model is None):
         raise SettingError("--server and --server-model belong together: give the address and the model's name there.")
 
 
+def _check_mini(how: How) -> None:
+    """Refuses options that say nothing about mini, whose items come from seeds and whose scores from the parser."""
+    given = {
+        "--data": how.data, "--protocol": None if how.protocol == "published" else how.protocol,
+        "--variant": how.variant, "--think": how.think, "--judge": how.judge, "--judge-texts": how.judge_texts,
+        "--retry": how.retry, "--results-only": how.results_only,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value:
+            raise SettingError(f"{name} says nothing about mini, which makes its items and scores them itself.")
+
+
 def _run(names: list[str], how: How, weights: Weights, json: str | None, launch: Launch) -> tuple[dict[str, Any], bool]:
     """The reports by benchmark, and whether every item was answered and scored."""
+    from bagel_mot.evaluation.judging import open_judges
+
+    out = how.out or _OUT / "".join(c if c.isalnum() or c in "-_." else "-" for c in model_name(how, weights))
     made = {name: opened(name, how, len(names)) for name in names if name != "mini"}
+    judging = {} if how.results_only else {
+        name: open_judges(benchmark.info, how.judge, how.judge_model, out / "replies")
+        for name, benchmark in made.items()
+    }  # fmt: skip
     respondent = open_respondent(how, weights, launch)
-    out = how.out or _OUT / "".join(c if c.isalnum() or c in "-_." else "-" for c in respondent.facts["model"])
     reports, whole = {}, True
     for name in names:
         if name == "mini":
             folder = out if how.out is not None or launch.world > 1 or len(names) > 1 else None
             reports[name] = run_mini(how, respondent, folder, json if len(names) == 1 else None, launch)
             continue
-        report = run_benchmark(made[name], how, respondent, out, launch)
+        report = run_benchmark(made[name], how, respondent, out, launch, judging.get(name))
         reports[name] = report
         whole = whole and not report["failed"] and (how.results_only or not report["unscored"])
         if launch.rank == 0 and json != "-":

@@ -3,66 +3,132 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
-from itertools import count
+from pathlib import Path
+from typing import Any
 
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 
 from bagel_mot.cli.evaluation.folders import bars, owned
 from bagel_mot.cli.evaluation.mini import summarize_mini
 from bagel_mot.cli.evaluation.options import How
-from bagel_mot.cli.options import new_table, tables, write_json
+from bagel_mot.cli.options import new_table, notes, tables, write_json
 from bagel_mot.cli.weights import Weights, load
 from bagel_mot.errors import SettingError
 from bagel_mot.files import user_path
 
 
 def run_curves(names: list[str], how: How, weights: Weights, json: str | None) -> None:
-    """Scores every checkpoint of a training run."""
-    from bagel_mot.checkpoint.official import fingerprint
-    from bagel_mot.evaluation.benchmarks.mini import ITEMS, Mini, pick_rows
-    from bagel_mot.evaluation.benchmarks.mini_report import BATCH, evaluate, side_of
-    from bagel_mot.evaluation.curves import run_points, write_curves
-    from bagel_mot.evaluation.respondents.local import LocalRespondent
-    from bagel_mot.parallel.launch import Launch
+    """Scores every checkpoint of a training run; the figure is drawn anew after each."""
+    from bagel_mot.evaluation.benchmarks.mini import ITEMS, JUDGE_ROWS, pick_rows
+    from bagel_mot.evaluation.curve_figure import check_figures
+    from bagel_mot.evaluation.curves import curve_table, run_points, write_curves
 
     if names != ["mini"]:
         raise SettingError("--every-checkpoint belongs to mini: bagel eval mini --every-checkpoint RUN.")
     assert how.every_checkpoint is not None
-    pick_rows(how.rows)
+    rows = [row for row in pick_rows(how.rows) if row not in JUDGE_ROWS]
+    if not rows:
+        raise SettingError("the judge's rows say nothing of a model: choose other --rows for --every-checkpoint.")
     run = user_path(how.every_checkpoint)
     out = user_path(how.out or run / "evaluation")
-    items, seed = how.items or ITEMS, how.seed or 0
     points = run_points(run)
-    reports = []
-    for number, point in enumerate(points, 1):
-        bagel = load(dataclasses.replace(weights, checkpoint=str(point.folder)))
-        mini = Mini(rows=how.rows, count=items, seed=seed, side=side_of(bagel))
-        facts = {
-            "model": point.folder.name,
-            "fingerprint": fingerprint(point.folder),
-            "precision": bagel.checkpoint.precision.name,
-        }
-        with owned(out / point.folder.name, Launch()), bars(True) as progress:
-            bar = progress.add_task(f"{point.folder.name} ({number} of {len(points)})", total=len(mini.rows))
-            respondent, folder = LocalRespondent(bagel, facts), out / point.folder.name
-            on_row = counting_rows(progress, bar)
-            reports.append(evaluate(mini, respondent, batch=how.batch or BATCH, folder=folder, on_row=on_row))
-            summarize_mini(mini, respondent, folder)
-        bagel.close()
-    content, written = write_curves(out, points, reports)
-    if json != "-":
-        table = new_table("tokens at which an ability reaches 85% of its last value", "ability", "last", "tokens")
-        for name, ability in content["abilities"].items():
-            reached = ability["reached"]
-            table.add_row(name, f"{ability['shares'][-1]:.3f}", "–" if reached is None else f"{reached:,.0f}")
+    check_figures()
+    scored, reports, written = [], [], []
+    content: dict[str, Any] = {}
+    with bars(True, over=3600) as progress:
+        each = min(how.items or ITEMS, how.limit or ITEMS)
+        shown = _Bars(progress, len(points) * len(rows) * each)
+        seconds, worked = 0.0, 0
+        for number, point in enumerate(points, 1):
+            if not point.folder.is_dir():
+                progress.console.print(f"{point.folder.name} is gone meanwhile: it is left out.", style="yellow")
+                continue
+            started = time.monotonic()
+            report, answered = _scored(point.folder, rows, how, weights, out, shown.of(point.folder))
+            scored.append(point)
+            reports.append(report)
+            if answered:
+                seconds, worked = seconds + time.monotonic() - started, worked + 1
+            content, written = write_curves(out, scored, reports)
+            mean = report["summary"]["mean of all rows"]
+            left = seconds / max(worked, 1) * (len(points) - number) / 60
+            ahead = f"; about {left:.0f} minutes for the others" if number < len(points) and worked else ""
+            notes().print(
+                f"{point.folder.name}, {point.tokens:,.0f} tokens ({number} of {len(points)}): {mean:.3f} right{ahead}"
+            )
+    if json != "-" and content:
+        headings, lines = curve_table(content)
+        table = new_table(f"shares right of {content['items']} items a row", *headings)
+        for line in lines:
+            table.add_row(*line, end_section=line is lines[-2])
         tables().print(table)
         for path in written:
             print(path)
     write_json(json, content)
 
 
-def counting_rows(progress: Progress, bar: TaskID) -> Callable[[object], None]:
-    """A callback that moves a bar on by one."""
-    done = count(1)
-    return lambda so_far: progress.update(bar, completed=next(done))
+def _scored(
+    checkpoint: Path, rows: list[str], how: How, weights: Weights, out: Path, tell: Callable[[str, int, int], None]
+) -> tuple[dict[str, Any], bool]:
+    """The report of mini for a checkpoint, and whether there was an item that had not been answered before."""
+    from bagel_mot.checkpoint.official import fingerprint
+    from bagel_mot.evaluation.benchmarks.mini import ITEMS, Mini
+    from bagel_mot.evaluation.benchmarks.mini_report import BATCH, evaluate, side_of
+    from bagel_mot.evaluation.respondents.local import LocalRespondent
+    from bagel_mot.parallel.launch import Launch
+
+    bagel = load(dataclasses.replace(weights, checkpoint=str(checkpoint)))
+    facts = {
+        "model": checkpoint.name,
+        "fingerprint": fingerprint(checkpoint),
+        "precision": bagel.checkpoint.precision.name,
+    }
+    respondent, folder = LocalRespondent(bagel, facts), out / checkpoint.name
+    mini = Mini(rows=rows, count=how.items or ITEMS, seed=how.seed or 0, side=side_of(bagel))
+    with owned(folder, Launch()):
+        before = _size(folder)
+        report = evaluate(mini, respondent, batch=how.batch or BATCH, limit=how.limit, folder=folder, progress=tell)
+        summarize_mini(mini, respondent, folder, how.limit)
+        answered = _size(folder) > before
+    bagel.close()
+    return report, answered
+
+
+def _size(folder: Path) -> int:
+    """The bytes of the results in a run's folder."""
+    from bagel_mot.evaluation.records import record_files
+    from bagel_mot.evaluation.runner import RESULTS
+
+    return sum(path.stat().st_size for path in record_files(folder, RESULTS))
+
+
+class _Bars:
+    """Two bars: that of the row at hand, and that of all items which were not answered before.
+
+    Args:
+        progress: where they are shown.
+        total: the items of all checkpoints.
+    """
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+        self._all = progress.add_task("all checkpoints", total=total)
+        self._row = progress.add_task("", total=None)
+        self._seen: dict[tuple[Path, str], int] = {}
+
+    def of(self, checkpoint: Path) -> Callable[[str, int, int], None]:
+        """A callback of the rows of a checkpoint, whose first call in each row tells of the items that are known."""
+
+        def tell(name: str, done: int, total: int) -> None:
+            seen = self._seen.get((checkpoint, name))
+            if seen is None:
+                self._total -= done
+            else:
+                self._done += done - seen
+            self._seen[checkpoint, name] = done
+            self._progress.update(self._row, description=name, completed=done, total=total)
+            self._progress.update(self._all, completed=self._done, total=self._total)
+
+        return tell

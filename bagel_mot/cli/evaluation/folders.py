@@ -29,10 +29,17 @@ def owned(folder: Path, launch: Launch) -> Iterator[None]:
 
 
 @contextmanager
-def bars(wanted: bool) -> Iterator[Progress]:
+def bars(wanted: bool, *, over: float = 30.0) -> Iterator[Progress]:
+    """Bars of progress on standard error, if it is a terminal.
+
+    Args:
+        wanted: whether to show them.
+        over: the seconds whose speed tells the time that is left.
+    """
     console = notes()
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     )  # fmt: skip
-    with Progress(*columns, console=console, disable=not wanted or not console.is_terminal) as progress:
+    off = not wanted or not console.is_terminal
+    with Progress(*columns, console=console, disable=off, speed_estimate_period=over) as progress:
         yield progress

@@ -25,14 +25,14 @@ def run_mini(how: How, respondent: Respondent, folder: Path | None, json: str | 
     from bagel_mot.evaluation.benchmarks.mini_report import BATCH, side_of
     from bagel_mot.evaluation.benchmarks.mini_report import evaluate as run
 
-    items, seed = how.items or ITEMS, how.seed or 0
+    count, seed = how.items or ITEMS, how.seed or 0
     bagel = getattr(respondent, "bagel", None)
     head = {key: value for key, value in respondent.facts.items() if key != "model" or bagel is None}
-    known = _known_rows(json, {**head, "items": items, "seed": seed})
+    known = _known_rows(json, {**head, "items": min(count, how.limit or count), "seed": seed})
     chosen = pick_rows(how.rows)
     options: dict[str, Any] = {} if bagel is None else {"side": side_of(bagel)}
     names = [name for name in pick_rows(None) if name in chosen or name in known]
-    mini = Mini(rows=names, count=items, seed=seed, **options)
+    mini = Mini(rows=names, count=count, seed=seed, **options)
     with bars(launch.rank == 0) as progress:
         shown: dict[str, TaskID] = {}
 
@@ -46,6 +46,7 @@ def run_mini(how: How, respondent: Respondent, folder: Path | None, json: str | 
                 mini,
                 respondent,
                 batch=how.batch or BATCH,
+                limit=how.limit,
                 folder=folder,
                 launch=launch,
                 progress=tell,
@@ -60,20 +61,28 @@ def run_mini(how: How, respondent: Respondent, folder: Path | None, json: str | 
             with owned(place, launch):
                 report = go(place)
                 if launch.rank == 0:
-                    summarize_mini(mini, respondent, place)
+                    summarize_mini(mini, respondent, place, how.limit)
     report = {**head, **report}
     if json != "-" and launch.rank == 0:
         print_scores(report)
     return report
 
 
-def summarize_mini(mini: Mini, respondent: Respondent, folder: Path) -> None:
-    """Writes the summary of a run of mini that is kept in a folder, for its report."""
+def summarize_mini(mini: Mini, respondent: Respondent, folder: Path, limit: int | None = None) -> None:
+    """Writes the summary of a run of mini that is kept in a folder, for its report.
+
+    Args:
+        mini: the rows.
+        respondent: the model that answered.
+        folder: the folder of the run.
+        limit: only the first items of each row were run; None: all.
+    """
     from bagel_mot.evaluation.run_summary import summarize, write_summary
     from bagel_mot.evaluation.runner import ItemRunner
 
-    items = mini.items()
-    write_summary(folder, summarize(ItemRunner(mini, respondent, folder), items, len(items)))
+    items = [item for row in mini.rows for item in mini.items_of(row)[:limit]]
+    runner = ItemRunner(mini, respondent, folder)
+    write_summary(folder, summarize(runner, items, len(mini.rows) * mini.count))
 
 
 def _known_rows(json: str | None, head: dict[str, Any]) -> dict[str, Any]:

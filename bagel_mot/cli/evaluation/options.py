@@ -30,7 +30,7 @@ class How:
     judge: Annotated[str | None, _option(_PROTOCOL, "--judge", about="The address of an OpenAI-compatible server with the judge; the key is taken from BAGEL_JUDGE_KEY.", metavar="URL")] = None  # noqa: E501
     judge_model: Annotated[str | None, _option(_PROTOCOL, "--judge-model", about="The judge's name there; by default the one that the benchmark names.", metavar="NAME")] = None  # noqa: E501
     judge_texts: Annotated[Path | None, _option(_PROTOCOL, "--judge-texts", about="Your copy of criterion texts that cannot be shipped, where they are not with the data.", metavar="DIR")] = None  # noqa: E501
-    limit: Annotated[int | None, _option(_PROTOCOL, "--limit", about="Only the first items.", min=1, metavar="N")] = None  # noqa: E501
+    limit: Annotated[int | None, _option(_PROTOCOL, "--limit", about="Only the first items; of mini, of each row.", min=1, metavar="N")] = None  # noqa: E501
     server: Annotated[str | None, _option(_RUN, "--server", about=f"Ask this OpenAI-compatible server instead of a local model; the key is taken from {SERVER_KEY}.", metavar="URL")] = None  # noqa: E501
     server_model: Annotated[str | None, _option(_RUN, "--server-model", about="The model's name on the server.", metavar="NAME")] = None  # noqa: E501
     out: Annotated[Path | None, _option(_RUN, "--out", about="The folder of results, scores and images; the same command goes on where it was. By default evaluations/MODEL.", metavar="DIR")] = None  # noqa: E501

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from bagel_mot.parallel.launch import Launch
 
 
+def model_name(how: How, weights: Weights) -> str:
+    """The name of the model that answers, which a run's folder is called by."""
+    return how.server_model or Path(weights.checkpoint).name or weights.checkpoint
+
+
 def open_respondent(how: How, weights: Weights, launch: Launch) -> Respondent:
     if how.server is not None and how.server_model is not None:
         from bagel_mot.evaluation.http import ModelServer
@@ -32,7 +37,7 @@ def open_respondent(how: How, weights: Weights, launch: Launch) -> Respondent:
             weights = dataclasses.replace(weights, device=f"cuda:{launch.local_rank % torch.cuda.device_count()}")
     bagel = load(weights)
     facts = {
-        "model": Path(weights.checkpoint).name or weights.checkpoint,
+        "model": model_name(how, weights),
         "checkpoint": weights.checkpoint,
         "fingerprint": fingerprint(folder_of(find_checkpoint(weights.checkpoint))),
         "precision": bagel.checkpoint.precision.name,

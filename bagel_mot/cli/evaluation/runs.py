@@ -14,6 +14,7 @@ from bagel_mot.files import user_path
 
 if TYPE_CHECKING:
     from bagel_mot.evaluation.base import Benchmark, Item
+    from bagel_mot.evaluation.judges.base import Judges
     from bagel_mot.evaluation.respondents.base import Respondent
     from bagel_mot.parallel.launch import Launch
 
@@ -39,10 +40,24 @@ def opened(name: str, how: How, count: int) -> Benchmark:
     return kind(options)
 
 
-def run_benchmark(benchmark: Benchmark, how: How, respondent: Respondent, out: Path, launch: Launch) -> dict[str, Any]:
-    """Runs a benchmark; the first process writes and returns its summary."""
-    from bagel_mot.evaluation.judges.base import Judges
-    from bagel_mot.evaluation.judging import open_judges
+def run_benchmark(
+    benchmark: Benchmark,
+    how: How,
+    respondent: Respondent,
+    out: Path,
+    launch: Launch,
+    judging: tuple[Judges, dict[str, Any]] | None,
+) -> dict[str, Any]:
+    """Runs a benchmark; the first process writes and returns its summary.
+
+    Args:
+        benchmark: the benchmark.
+        how: the options of the run.
+        respondent: the model or server that answers.
+        out: the folder in which that of the benchmark is made.
+        launch: this process among those of the run.
+        judging: the judges and the facts about them; None leaves the results without scores.
+    """
     from bagel_mot.evaluation.run_summary import summarize, write_summary
     from bagel_mot.evaluation.runner import ItemRunner
     from bagel_mot.evaluation.team import Team
@@ -50,9 +65,7 @@ def run_benchmark(benchmark: Benchmark, how: How, respondent: Respondent, out: P
     folder = out / _folder_name(benchmark)
     everything = list(benchmark.items())
     items: list[Item] = everything[: how.limit]
-    judges, judge = Judges(), dict[str, Any]()
-    if not how.results_only:
-        judges, judge = open_judges(benchmark.info, how.judge, how.judge_model, out / "replies")
+    judges, judge = judging or (None, {})
     with owned(folder, launch), bars(launch.rank == 0) as progress:
         team = Team(launch, folder.name)
         runner = ItemRunner(benchmark, respondent, folder, judges, judge=judge, batch=how.batch or 8, team=team)
@@ -60,7 +73,7 @@ def run_benchmark(benchmark: Benchmark, how: How, respondent: Respondent, out: P
         runner.run(
             items,
             lambda done, total: progress.update(bar, completed=done, total=total),
-            score=not how.results_only,
+            score=judging is not None,
             retry=how.retry,
         )
         runner.team.wait()

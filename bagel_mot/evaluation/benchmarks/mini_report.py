@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bagel_mot.errors import EvaluationError
+from bagel_mot.evaluation.base import Item
 from bagel_mot.evaluation.benchmarks.mini import Mini, summary
 from bagel_mot.evaluation.respondents.base import Respondent
 from bagel_mot.evaluation.runner import ItemRunner
@@ -57,6 +58,7 @@ def evaluate(
     respondent: Respondent,
     *,
     batch: int = BATCH,
+    limit: int | None = None,
     folder: Path | None = None,
     launch: Launch | None = None,
     facts: Mapping[str, Any] | None = None,
@@ -70,6 +72,7 @@ def evaluate(
         mini: the items.
         respondent: the model that answers them.
         batch: requests that run together.
+        limit: only the first items of each row; None takes all.
         folder: the folder of records and images, with which a run goes on where it was; None keeps nothing.
         launch: the processes of the run, which need a folder if they are several.
         facts: further entries of the head of the records.
@@ -92,16 +95,15 @@ def evaluate(
                 continue
             team = Team(launch, f"mini/{name}")
             runner = ItemRunner(mini, respondent, folder, batch=batch, team=team, facts=facts)
-            done.append(run_row(runner, mini, name, progress or (lambda name, done, total: None)))
+            done.append(run_row(runner, name, mini.items_of(name)[:limit], progress))
             if on_row is not None and team.rank == 0:
-                on_row(_report(done, mini))
-    return _report(done, mini)
+                on_row(_report(done, mini, limit))
+    return _report(done, mini, limit)
 
 
-def run_row(runner: ItemRunner, mini: Mini, name: str, progress: Report) -> RowScore:
-    """Runs one row."""
-    items = mini.items_of(name)
-    runner.run(items, lambda done, total: progress(name, done, total))
+def run_row(runner: ItemRunner, name: str, items: Sequence[Item], progress: Report | None = None) -> RowScore:
+    """Runs the items of one row."""
+    runner.run(items, None if progress is None else lambda done, total: progress(name, done, total))
     runner.team.wait()
     runner.read_again()
     found = runner.outcomes(items)
@@ -112,9 +114,9 @@ def run_row(runner: ItemRunner, mini: Mini, name: str, progress: Report) -> RowS
     return RowScore(name, round(right), len(found.scores), sum(found.seconds.values()))
 
 
-def _report(done: Sequence[RowScore], mini: Mini) -> dict[str, Any]:
+def _report(done: Sequence[RowScore], mini: Mini, limit: int | None) -> dict[str, Any]:
     return {
-        "items": mini.count,
+        "items": mini.count if limit is None else min(limit, mini.count),
         "seed": mini.seed,
         "rows": {
             row.name: {

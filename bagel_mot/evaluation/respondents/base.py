@@ -9,12 +9,24 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from bagel_mot.errors import BagelError, ContextLengthError, ImageError, PromptError, SizeError
+from bagel_mot.errors import BagelError, ContextLengthError, EvaluationError, ImageError, PromptError, SizeError
 from bagel_mot.evaluation.base import Item, ItemImage, ItemResult
 
 Answered = ItemResult | BagelError
 # Errors that are about one item: the others can still be answered.
 ITEM_ERRORS = (ImageError, PromptError, SizeError, ContextLengthError)
+
+
+class StoppedError(EvaluationError):
+    """Nothing can be answered any more.
+
+    Attributes:
+        outcomes: the outcomes of the items, as far as they were had; None for each of the others.
+    """
+
+    def __init__(self, sentence: str, outcomes: Sequence[Answered | None]) -> None:
+        super().__init__(sentence)
+        self.outcomes = outcomes
 
 
 class Respondent(Protocol):
@@ -33,7 +45,7 @@ class Respondent(Protocol):
             items: the items, which run together.
             folder: the folder of drawn images.
 
-        Raises: BagelError if nothing can be answered any more.
+        Raises: BagelError if nothing can be answered any more; a StoppedError holds what was answered before.
         """
         ...
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from bagel_mot.errors import EvaluationError, ImageError, PromptError
 from bagel_mot.evaluation.base import Item, ItemResult
 from bagel_mot.evaluation.http import ModelServer, Refused
-from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, content, drawn_paths
+from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, StoppedError, content, drawn_paths
 from bagel_mot.files import write_atomically, writing
 from bagel_mot.images import open_image
 
@@ -43,6 +43,9 @@ class ServerRespondent:
             futures = [pool.submit(self._answer, item, folder) for item in items]
             try:
                 return [future.result() for future in futures]
+            except EvaluationError as error:
+                pool.shutdown(cancel_futures=True)  # what is under way may still be answered, and is paid for
+                raise StoppedError(str(error), [_had(future) for future in futures]) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -115,6 +118,11 @@ class ServerRespondent:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda file: image.save(file, format="PNG"))
         return str(found.get("thinking") or "")
+
+
+def _had(future: Future[Answered]) -> Answered | None:
+    """The outcome of a request that has ended; None if it was cancelled or failed for good."""
+    return None if future.cancelled() or future.exception() is not None else future.result()
 
 
 def _is_ours(server: ModelServer, model: str) -> bool:

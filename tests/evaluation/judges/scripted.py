@@ -27,6 +27,7 @@ class Script:
 
     Attributes:
         asked: (path, headers, body) of each call.
+        stops_after: calls after which the server is gone; None: it stays.
     """
 
     def __init__(self, answers: Sequence[Answer]) -> None:
@@ -34,6 +35,7 @@ class Script:
         self.asked: list[tuple[str, dict[str, str], dict[str, Any]]] = []
         self.url = ""
         self.together = self.most_together = 0
+        self.stops_after: int | None = None
         self.meeting: threading.Barrier | None = None
         self.lock = threading.Lock()
 
@@ -43,7 +45,8 @@ class Script:
 
 
 @contextmanager
-def serving(*answers: Answer) -> Iterator[Script]:
+def serving(*answers: Answer, port: int = 0) -> Iterator[Script]:
+    """A server at an address of its own, or at a port that an earlier one had."""
     script = Script(answers or ["yes"])
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,6 +56,8 @@ def serving(*answers: Answer) -> Iterator[Script]:
                 script.asked.append((self.path, dict(self.headers), body))
                 script.together += 1
                 script.most_together = max(script.most_together, script.together)
+                if script.stops_after is not None and len(script.asked) > script.stops_after:
+                    return  # without an answer
                 status, headers, content = script.next()
             if script.meeting is not None:
                 script.meeting.wait(30)
@@ -64,17 +69,23 @@ def serving(*answers: Answer) -> Iterator[Script]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+            if len(script.asked) == script.stops_after:
+                stop()
 
         def log_message(self, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     script.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield script
     finally:
-        server.shutdown()
+        stop()
         thread.join()
-        server.server_close()
