@@ -34,7 +34,7 @@ DOCS = ROOT / "docs"
 PAGES = ("index", "getting-started", "settings", "official", "precision", "python", "faq", "adapters")
 LESSONS = ("teach-a-thing", "teach-an-edit", "teach-a-question")
 # A lesson's commands are run as they stand but for these values, which make its training a miniature.
-MINIATURE = " steps=2 pack.rows=2 save_every=2 sample_every=2 schedule.warmup=1 schedule.decay=1"
+MINIATURE = " compile=false steps=2 pack.rows=2 save_every=2 sample_every=2 schedule.warmup=1 schedule.decay=1"
 # What a block that is not run may hold: nothing but these needs more than this package and its embedded model.
 NEEDS_MORE = (
     "ByteDance-Seed/BAGEL-7B-MoT",

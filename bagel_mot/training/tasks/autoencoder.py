@@ -21,6 +21,7 @@ from bagel_mot.images import to_pixels, to_uint8
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.training.checkpoints import checkpoint_folders, find
+from bagel_mot.training.compiling import note_on_compiling
 from bagel_mot.training.recipe import AutoencoderRecipe
 from bagel_mot.training.task import TrainingTask
 from bagel_mot.training.trainable import select_trainable
@@ -136,7 +137,12 @@ class AutoencoderTask(TrainingTask[Autoencoder, ImageBatch]):
             "kl": recipe.kl_weight,
         }
         self._rngs: dict[int, random.Random] = {}
-        self._losses = torch.compile(self._losses_eager) if recipe.compile else self._losses_eager
+        self._compile_note = note_on_compiling(recipe.compile, self.device)
+        compiles = recipe.compile and self._compile_note is None
+        self._losses = torch.compile(self._losses_eager) if compiles else self._losses_eager
+
+    def notes(self) -> list[str]:
+        return [self._compile_note] if self._compile_note else []
 
     def open_streams(self, streams: Sequence[int], total: int) -> None:
         seed = self.recipe.seed

@@ -41,6 +41,7 @@ from bagel_mot.sequence import PackSpec, TrainingLayout, Values
 from bagel_mot.training.beginning import begin, settle_defaults
 from bagel_mot.training.breakdown import PARTS, sums_by_dataset, sums_by_timestep, tokens_by_kind
 from bagel_mot.training.checkpoints import find
+from bagel_mot.training.compiling import note_on_compiling
 from bagel_mot.training.flops import FlopCounter
 from bagel_mot.training.lora import add_adapters, trained_adapter
 from bagel_mot.training.metrics import FLOPS
@@ -133,7 +134,9 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
         self._attention = attention_of(recipe.attention, self.device, DTYPES[recipe.precision])
-        if recipe.compile:
+        self._compile_note = note_on_compiling(recipe.compile, self.device)
+        self._compiles = recipe.compile and self._compile_note is None
+        if self._compiles:
             prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
 
@@ -152,7 +155,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             self._validated = range(ranks.data_rank, recipe.validation.packs, ranks.degrees.data)
         ranks.degrees.check_decoder(self.config.decoder, slots_to_share(self.pack, ranks.degrees.context))
         dynamic = False if self.pack.fixed_shape else None
-        compiled = partial(torch.compile, dynamic=dynamic) if recipe.compile else None
+        compiled = partial(torch.compile, dynamic=dynamic) if self._compiles else None
         parallelise(
             self.module,
             ranks,
@@ -248,7 +251,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         tokens: list[Tensor] = []
         batch = encoded_together(images.shape[1] * images.shape[2])
         for some in images.split(batch):
-            missing = batch - len(some) if self.recipe.compile else 0
+            missing = batch - len(some) if self._compiles else 0
             filled = torch.cat([some, some[:1].expand(missing, -1, -1, -1)])
             pixels = scale_levels(self._moved(filled).permute(0, 3, 1, 2))
             latents = self._encode(pixels.to(DTYPES[self.recipe.precision]))[: len(some)].float()
@@ -269,10 +272,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
     def notes(self) -> list[str]:
-        if self.recipe.replay is None or isinstance(self.source, MixedSource):
-            return []
-        lacks = f"{self.recipe.init} has no {REPLAY_FILE}"
-        return [f"nothing is replayed: {lacks}; replay.prompts or replay.data would keep what the model knows"]
+        notes = [self._compile_note] if self._compile_note else []
+        if self.recipe.replay is not None and not isinstance(self.source, MixedSource):
+            lacks = f"{self.recipe.init} has no {REPLAY_FILE}"
+            notes.append(f"nothing is replayed: {lacks}; replay.prompts or replay.data would keep what the model knows")
+        return notes
 
     def written_tensors(self) -> dict[str, Tensor]:
         return super().written_tensors() if self.recipe.adapters is None else self.kept_tensors()
