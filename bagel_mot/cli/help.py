@@ -27,7 +27,7 @@ _LESS_USED = frozenset(
         "offload", "cfg_interval", "cfg_renorm_type", "cfg_renorm_min", "timestep_shift", "max_think_tokens", "top_k",
         "top_p", "repetition_penalty", "stop", "max_image_pixels", "max_body", "max_timesteps", "max_n", "max_images",
         "cors", "log_prompts", "vit_min_size", "eta", "naming", "redraw", "batch", "judge_texts", "retry",
-        "results_only",
+        "results_only", "predictions", "vlmevalkit",
     )
 )  # fmt: skip
 """Parameters that `--help` leaves out."""

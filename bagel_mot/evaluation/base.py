@@ -54,6 +54,8 @@ class Item:
         facts: the parts of the row that scoring needs, such as the right answer, as JSON.
         group: items of one group have equal inputs, which are read once.
         turns: further instructions, one after the other in the same conversation; the last result counts. For edits.
+        row: the columns of the item's row in a table of predictions, such as the question, the options by letter and
+            the answer. Neither a model nor a score sees them.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Item:
     facts: Mapping[str, Any] = field(default_factory=dict)
     group: str | None = None
     turns: tuple[str, ...] = ()
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,7 @@ class BenchmarkInfo:
         paper: the publication of the benchmark.
         published: scores of the published system and of those who tried to reproduce them.
         variants: names of splits or languages that `--variant` takes, the default first.
+        vlmevalkit: the names of VLMEvalKit's data sets with the same items, by variant; by "" where there are none.
     """
 
     name: str
@@ -177,6 +181,7 @@ class BenchmarkInfo:
     paper: str = ""
     published: tuple[PublishedScore, ...] = ()
     variants: tuple[str, ...] = ()
+    vlmevalkit: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

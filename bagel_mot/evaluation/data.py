@@ -96,14 +96,15 @@ def require_complete(
     if not partial:
         wrong = [part for part in {**expected, **found} if found.get(part, 0) != expected.get(part, 0)]
         if wrong:
-            parts = _named([f"{part} {found.get(part, 0)} of {expected.get(part, 0)}" for part in wrong])
+            parts = named([f"{part} {found.get(part, 0)} of {expected.get(part, 0)}" for part in wrong])
             raise DataError(f"{title} is not complete, so it would not be comparable. Items there: {parts}.")
     missing = [str(path) for path in dict.fromkeys(files) if not path.is_file()]
     if missing:
-        raise DataError(f"{title} lacks {_counted(len(missing), 'image')}: {_named(missing)}.")
+        raise DataError(f"{title} lacks {_counted(len(missing), 'image')}: {named(missing)}.")
 
 
-def _named(things: Sequence[str]) -> str:
+def named(things: Sequence[str]) -> str:
+    """The first of several things, for a sentence, and how many more there are."""
     more = f" and {len(things) - _NAMED} more" if len(things) > _NAMED else ""
     return ", ".join(things[:_NAMED]) + more
 
@@ -289,7 +290,7 @@ def read_xlsx(path: Path) -> list[dict[str, Any]]:
 
     Raises: DataError: the file is missing, is no xlsx file, or openpyxl is not installed.
     """
-    openpyxl = _openpyxl(path)
+    openpyxl = load_openpyxl(path)
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except Exception as error:  # openpyxl raises errors of zip files, of XML and its own
@@ -308,7 +309,7 @@ def write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
     Raises: DataError: openpyxl is not installed. OSError: the file cannot be written.
     """
-    openpyxl = _openpyxl(path)
+    openpyxl = load_openpyxl(path)
     from openpyxl.cell import WriteOnlyCell
     from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
@@ -328,7 +329,11 @@ def write_xlsx(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     write_atomically(path, book.save)
 
 
-def _openpyxl(path: Path) -> Any:
+def load_openpyxl(path: Path) -> Any:
+    """The library that reads and writes xlsx files.
+
+    Raises: DataError naming `path` if it is not installed.
+    """
     try:
         import openpyxl
     except ImportError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bagel_mot.cli import app
+from bagel_mot.evaluation.base import Item
 from bagel_mot.evaluation.benchmarks.geneval import TAGS
 from bagel_mot.evaluation.registry import all_benchmarks
 from tests.evaluation.scripted import Knowing, Sums
@@ -99,6 +101,10 @@ def test_scores_of_the_official_scorer_are_reported_without_a_model() -> None:
         (("sums", "--data", ".", "--judge-model", "x"), "--judge-model is given without --judge"),
         (("sums", "--data", ".", "--scores", "x"), "sums has no scorer of its own whose results are read"),
         (("sums", "sums", "--scores", "x"), "--scores is the file of one benchmark's own scorer"),
+        (("sums", "sums", "--predictions", "x"), "--predictions is a table of one benchmark's answers"),
+        (("sums", "--predictions", "x.tsv", "--workers", "2"), "--predictions has the answers already"),
+        (("sums", "--data", ".", "--predictions", "x.tsv"), "--predictions is for benchmarks of questions: sums has"),
+        (("sums", "--data", ".", "--vlmevalkit", "x"), "--vlmevalkit is for benchmarks of questions: sums has images"),
         (("sums", "--every-checkpoint", "."), "--every-checkpoint belongs to mini"),
         (("mini", "--every-checkpoint", "."), "holds no checkpoints"),
         (("fetch",), "the name of a benchmark to fetch is missing"),
@@ -116,10 +122,56 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("option", [("--think",), ("--judge", "http://x"), ("--data", "."), ("--protocol", "fixed")])
+@pytest.mark.parametrize(
+    "option",
+    [("--think",), ("--judge", "http://x"), ("--data", "."), ("--protocol", "fixed"), ("--predictions", "x.tsv")],
+)
 def test_options_that_say_nothing_about_mini_are_refused(option: tuple[str, ...]) -> None:
     result = run("mini", *option)
     assert (result.exit_code, f"{option[0]} says nothing about mini" in result.stderr) == (2, True), result.output
+
+
+def test_minis_images_have_no_table() -> None:
+    result = run("mini", "--vlmevalkit", "x")
+    assert result.exit_code == 2
+    assert "--vlmevalkit is for benchmarks of questions: mini has images" in result.stderr
+
+
+class Questions(Sums):
+    """The sums that are answered by a text."""
+
+    info = replace(Sums.info, vlmevalkit={"plain": "Sums_VAL"})
+
+    def items(self) -> list[Item]:
+        return [item for item in super().items() if item.kind == "ask"]
+
+
+def test_answers_go_to_vlmevalkit_and_are_scored_from_there(knowing: Knowing, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openpyxl")
+    monkeypatch.setattr("bagel_mot.evaluation.registry.all_benchmarks", lambda: {"sums": Questions})
+    knowing.wrong, knowing.broken = ("4+1",), ("0+1",)
+    assert run("sums", "--data", ".", "--vlmevalkit", "kit", "--json", "ours.json").exit_code == 1
+    written = Path("kit/knowing_Sums_VAL.xlsx")
+    assert written.is_file()
+    incomplete = run("sums", "--data", ".", "--predictions", written)
+    assert incomplete.exit_code == 2
+    assert "knowing_Sums_VAL.xlsx lacks 1 of 8 items of Sums (index 0+1): it would not be" in incomplete.stderr
+    knowing.broken = ()
+    assert run("sums", "--data", ".", "--vlmevalkit", "kit", "--json", "ours.json").exit_code == 0
+    monkeypatch.setattr(
+        "bagel_mot.cli.evaluation.command.open_respondent", lambda *args: pytest.fail("a model is loaded")
+    )
+    for table in (written, written.with_suffix(".tsv")):
+        scored = run("sums", "--data", ".", "--predictions", table, "--out", table.suffix[1:], "--json", "theirs.json")
+        assert scored.exit_code == 0, scored.output
+        ours, theirs = (json.loads(Path(name).read_text()) for name in ("ours.json", "theirs.json"))
+        assert theirs["rows"] == ours["rows"]
+        assert theirs["rows"]["all"]["value"] == 7 / 8
+        assert theirs["model"] == "knowing"
+        assert theirs["predictions"].startswith(f"{table.name}, sha256 ")
+    again = run("sums", "--data", ".", "--predictions", written, "--out", "tsv")
+    assert again.exit_code == 2
+    assert "holds another run: its predictions is" in again.stderr
 
 
 def test_the_set_of_the_hub_is_fetched_into_a_folder_of_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import typer
 from bagel_mot.cli.evaluation.curves import run_curves
 from bagel_mot.cli.evaluation.mini import run_mini
 from bagel_mot.cli.evaluation.options import How
-from bagel_mot.cli.evaluation.respondents import model_name, open_respondent
-from bagel_mot.cli.evaluation.runs import opened, report_scores, run_benchmark
+from bagel_mot.cli.evaluation.respondents import model_name, open_predictions, open_respondent
+from bagel_mot.cli.evaluation.runs import check_tables, file_name, opened, report_scores, run_benchmark
 from bagel_mot.cli.evaluation.sets import fetch_sets, list_sets, report_runs
 from bagel_mot.cli.evaluation.tables import print_report
 from bagel_mot.cli.options import JsonOption, command, with_options, write_json
@@ -101,6 +101,13 @@ def _check(names: list[str], how: How) -> None:
         _check_mini(how)
     if how.judge_model is not None and how.judge is None:
         raise SettingError("--judge-model is given without --judge: give the address of the judge's server.")
+    if how.predictions is not None:
+        if len(names) != 1:
+            raise SettingError("--predictions is a table of one benchmark's answers: name one benchmark.")
+        if how.server is not None or how.workers > 1:
+            raise SettingError("--predictions has the answers already: it goes without --server and --workers.")
+    if how.vlmevalkit is not None and "mini" in names:
+        raise SettingError("--vlmevalkit is for benchmarks of questions: mini has images drawn.")
     if (how.server is None) != (how.server_model is None):
         raise SettingError("--server and --server-model belong together: give the address and the model's name there.")
 
@@ -111,6 +118,7 @@ def _check_mini(how: How) -> None:
         "--data": how.data, "--protocol": None if how.protocol == "published" else how.protocol,
         "--variant": how.variant, "--think": how.think, "--judge": how.judge, "--judge-texts": how.judge_texts,
         "--retry": how.retry, "--results-only": how.results_only,
+        "--predictions": how.predictions,
     }  # fmt: skip
     for name, value in given.items():
         if value:
@@ -121,13 +129,16 @@ def _run(names: list[str], how: How, weights: Weights, json: str | None, launch:
     """The reports by benchmark, and whether every item was answered and scored."""
     from bagel_mot.evaluation.judging import open_judges
 
-    out = how.out or _OUT / "".join(c if c.isalnum() or c in "-_." else "-" for c in model_name(how, weights))
     made = {name: opened(name, how, len(names)) for name in names if name != "mini"}
+    if how.vlmevalkit is not None:
+        check_tables(made.values(), how.vlmevalkit)
+    given = None if how.predictions is None else open_predictions(how, how.predictions, made[names[0]])
+    out = how.out or _OUT / file_name(given.facts["model"] if given is not None else model_name(how, weights))
     judging = {} if how.results_only else {
         name: open_judges(benchmark.info, how.judge, how.judge_model, out / "replies")
         for name, benchmark in made.items()
     }  # fmt: skip
-    respondent = open_respondent(how, weights, launch)
+    respondent = given or open_respondent(how, weights, launch)
     reports, whole = {}, True
     for name in names:
         if name == "mini":

@@ -38,6 +38,8 @@ class How:
     batch: Annotated[int | None, _option(_RUN, "--batch", about="Requests that run together: 25 of mini, 8 of others.", min=1)] = None  # noqa: E501
     retry: Annotated[bool, _option(_RUN, "--retry", about="Score again what the judge gave no number for.")] = False
     scores: Annotated[Path | None, _option(_RUN, "--scores", about="Report the scores in this file of the benchmark's own scorer, such as GenEval's results.jsonl; no model is loaded.", metavar="FILE")] = None  # noqa: E501
+    predictions: Annotated[Path | None, _option(_RUN, "--predictions", about="Score the answers in this table of VLMEvalKit (index, prediction; .xlsx, .tsv or .csv); no model is loaded.", metavar="FILE")] = None  # noqa: E501
+    vlmevalkit: Annotated[Path | None, _option(_RUN, "--vlmevalkit", about="Also write the answers into this folder as VLMEvalKit keeps predictions, MODEL_DATASET.xlsx and .tsv.", metavar="DIR")] = None  # noqa: E501
     results_only: Annotated[bool, _option(_RUN, "--results-only", about="Answer and draw, but do not score.")] = False
     every_checkpoint: Annotated[Path | None, _option(_MINI, "--every-checkpoint", about="Score every checkpoint of this training run, and plot the abilities over training tokens.", metavar="RUN")] = None  # noqa: E501
     rows: Annotated[list[str] | None, _option(_MINI, "--rows", about="Only this row, such as draw/counting, or group, such as edit; repeatable.", metavar="ROW")] = None  # noqa: E501

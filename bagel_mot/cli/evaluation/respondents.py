@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from bagel_mot.cli.evaluation.options import SERVER_KEY, How
 from bagel_mot.cli.weights import Weights, load
+from bagel_mot.files import user_path
 
 if TYPE_CHECKING:
+    from bagel_mot.evaluation.base import Benchmark
     from bagel_mot.evaluation.respondents.base import Respondent
     from bagel_mot.parallel.launch import Launch
 
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 def model_name(how: How, weights: Weights) -> str:
     """The name of the model that answers, which a run's folder is called by."""
     return how.server_model or Path(weights.checkpoint).name or weights.checkpoint
+
+
+def open_predictions(how: How, path: Path, benchmark: Benchmark) -> Respondent:
+    """The answers of another program, which are checked now."""
+    from bagel_mot.evaluation.respondents.predictions import PredictionsRespondent
+
+    return PredictionsRespondent(user_path(path), benchmark, how.limit)
 
 
 def open_respondent(how: How, weights: Weights, launch: Launch) -> Respondent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,10 @@ from bagel_mot.cli.evaluation.options import How
 from bagel_mot.cli.evaluation.tables import print_report
 from bagel_mot.cli.options import notes, write_json
 from bagel_mot.errors import SettingError
-from bagel_mot.files import user_path
+from bagel_mot.files import user_path, writing
 
 if TYPE_CHECKING:
-    from bagel_mot.evaluation.base import Benchmark, Item
+    from bagel_mot.evaluation.base import Benchmark, Item, ItemResult
     from bagel_mot.evaluation.judges.base import Judges
     from bagel_mot.evaluation.respondents.base import Respondent
     from bagel_mot.parallel.launch import Launch
@@ -84,9 +85,39 @@ def run_benchmark(
         write_summary(folder, report)
         found = runner.outcomes(items)
         files = benchmark.write_submission(folder, found.results, found.scores)
+        if how.vlmevalkit is not None:
+            model = file_name(respondent.facts["model"])
+            files += _write_table(user_path(how.vlmevalkit), model, benchmark, items, found.results)
     for path in files:
         notes().print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
     return report
+
+
+def check_tables(benchmarks: Iterable[Benchmark], folder: Path) -> None:
+    """Checks, before a long run, that its answers can be written as VLMEvalKit's tables."""
+    from bagel_mot.evaluation.data import load_openpyxl
+    from bagel_mot.evaluation.respondents.predictions import check_questions
+
+    load_openpyxl(folder)
+    for benchmark in benchmarks:
+        check_questions(benchmark, "--vlmevalkit")
+
+
+def _write_table(
+    folder: Path, model: str, benchmark: Benchmark, items: list[Item], results: Mapping[str, ItemResult]
+) -> list[Path]:
+    """Writes the answers as VLMEvalKit keeps predictions; returns the files."""
+    from bagel_mot.evaluation.vlmevalkit import kit_name, write_predictions
+
+    dataset = kit_name(benchmark.info, benchmark.options.variant) or _folder_name(benchmark)
+    answers = {id: result.texts[0] for id, result in results.items()}
+    with writing(folder, "give another folder as --vlmevalkit"):
+        return write_predictions(folder, f"{model}_{dataset}", items, answers)
+
+
+def file_name(text: str) -> str:
+    """A name as a file or folder may have it."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
 
 
 def _folder_name(benchmark: Benchmark) -> str:

@@ -39,6 +39,7 @@ _CAP = 4096
 _TRIES = 5
 _JUDGE = "gpt-4o-2024-11-20"
 _COLUMNS = ("pid", "query", "choices", "precision", "answer", "question_type", "answer_type", "metadata")
+_SHOWN = ("question_type", "answer_type", "choices", "answer")
 _GROUPS = ("language", "source", "category", "task", "context", "grade", "skills")
 _LETTER = re.compile(r"\(([a-zA-Z])\)")
 
@@ -87,6 +88,7 @@ class MathVista(Benchmark):
             (row["decoded_image"],),
             ask_settings(_CAP),
             facts={**facts, "query": row["query"], "answer": row["answer"] or None},
+            row={"question": row["query"], **{name: row[name] for name in _SHOWN}},
         )
 
     def items(self) -> Sequence[Item]:

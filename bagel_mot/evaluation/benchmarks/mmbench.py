@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bagel_mot.errors import DataError
 from bagel_mot.evaluation.answers import (
@@ -27,21 +27,23 @@ from bagel_mot.evaluation.base import (
     BenchmarkInfo,
     BenchmarkOptions,
     Item,
+    ItemImage,
     ItemResult,
     Protocol,
     PublishedScore,
     Score,
     Summary,
 )
-from bagel_mot.evaluation.data import MISSING_TEXTS, Base64Image, locate, read_table, require_complete, write_xlsx
+from bagel_mot.evaluation.data import MISSING_TEXTS, locate, require_complete, write_xlsx
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.rows import share_row
+from bagel_mot.evaluation.vlmevalkit import KitRow, kit_table, read_kit_table
 
 _STEP = 1_000_000  # the k-th rotation of question i has the index i + k times this
 _CAP = 100
 _DEV_QUESTIONS = 1164
 _LETTERS = "ABCDE"
-_NOT_SUBMITTED = ("hint", "category", "source", "image", "comment", "l2-category")
+_NOT_SUBMITTED = ("hint", "category", "source", "comment", "l2-category")
 _PREDICTION_AT = 6  # the server reads the seventh column
 
 
@@ -79,6 +81,12 @@ class MMBench(Benchmark):
             PublishedScore("circular", 0.792, "BAGEL, 1.5B", "BAGEL paper, table 4"),
         ),
         variants=tuple(_VARIANTS),
+        vlmevalkit={
+            "dev-en": "MMBench_DEV_EN",
+            "dev-cn": "MMBench_DEV_CN",
+            "test-en": "MMBench_TEST_EN",
+            "test-cn": "MMBench_TEST_CN",
+        },
     )
 
     def __init__(self, options: BenchmarkOptions) -> None:
@@ -87,61 +95,56 @@ class MMBench(Benchmark):
 
     @cached_property
     def _path(self) -> Path:
-        return locate(self.options.data, self._variant.file, f"mmbench/{self._variant.file}")
+        table = kit_table(self.info, self.options)
+        return table or locate(self.options.data, self._variant.file, f"mmbench/{self._variant.file}")
 
     @cached_property
-    def _table(self) -> list[dict[str, str]]:
-        rows = read_table(self._path, columns=("index", "question", "A", "B", "image"))
+    def _table(self) -> list[KitRow]:
+        rows = read_kit_table(self._path, columns=("question", "A", "B"))
         for number, row in enumerate(rows, 2):
-            if not row["index"].isdecimal():
-                raise DataError(f"{self._path}, row {number}: the index {row['index'][:20]!r} is not a whole number.")
+            if not row.index.isdecimal():
+                raise DataError(f"{self._path}, row {number}: the index {row.index[:20]!r} is not a whole number.")
         return rows
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
-        images = {row["index"]: row["image"] for row in self._table}
-        items = []
-        for row in self._table:
-            text = row["image"]
-            if text in images:  # an image that another row has is named by that row's index
-                text = images[text]
-            items.append(self._item(row, Base64Image(text, f"{self._path}, index {row['index']}")))
-        self._require_complete()
-        return tuple(items)
+        items = tuple(self._item(row.index, row.cells, row.images) for row in self._table)
+        self._require_complete(items)
+        return items
 
-    def _item(self, row: Mapping[str, str], image: Base64Image) -> Item:
+    def _item(self, index: str, row: Mapping[str, str], images: tuple[ItemImage, ...]) -> Item:
         options = {letter: row[letter] for letter in _LETTERS if row.get(letter, "") not in MISSING_TEXTS}
         hint = row.get("hint", "")
         sentence = LETTER_SENTENCE_CN if self._variant.chinese else LETTER_SENTENCE
         question = f"{hint}\n{row['question']}" if hint not in MISSING_TEXTS else row["question"]
         facts = {"options": options, "truth": row.get("answer") or None, "category": row.get("l2-category", "")}
         return Item(
-            row["index"],
+            index,
             "ask",
             f"{question}\n{option_lines(options)}\n{sentence}",
-            (image,),
+            images,
             ask_settings(_CAP, self.options.think),
             facts=facts,
-            group=str(int(row["index"]) % _STEP),
+            group=str(int(index) % _STEP),
+            row=row,
         )
 
-    def _require_complete(self) -> None:
-        """Checks the number of questions, and that each has all rotations of its options."""
-        indices = {int(row["index"]) for row in self._table}
-        if len(indices) != len(self._table):
-            raise DataError(f"{self._path}: {len(self._table) - len(indices)} of its rows repeat an index.")
-        first = [row for row in self._table if int(row["index"]) < _STEP]
+    def _require_complete(self, items: Sequence[Item]) -> None:
+        """Checks the number of questions, and that each has all rotations of its options and its images."""
+        indices = {int(item.id) for item in items}
+        first = [item for item in items if int(item.id) < _STEP]
         known = self._variant.questions
         require_complete(
             f"MMBench ({self._path.name})",
             {"questions": len(first)},
             {"questions": len(first) if known is None else known},
+            files=(image for item in items for image in item.images if isinstance(image, Path)),
             partial=self.options.partial,
         )
         lacking = [
-            row["index"]
-            for row in first
-            if any(int(row["index"]) + k * _STEP not in indices for k in range(sum(bool(row.get(x)) for x in _LETTERS)))
+            item.id
+            for item in first
+            if any(int(item.id) + k * _STEP not in indices for k in range(sum(bool(item.row.get(x)) for x in _LETTERS)))
         ]
         if lacking and not self.options.partial:
             raise DataError(
@@ -185,13 +188,13 @@ class MMBench(Benchmark):
         self, folder: Path, results: Mapping[str, ItemResult], scores: Mapping[str, Score]
     ) -> list[Path]:
         """Writes `results.xlsx`, which the server of MMBench reads: the letters in its seventh column."""
-        columns = [name for name in self._table[0] if name not in _NOT_SUBMITTED]
+        columns = ["index", *(name for name in self._table[0].cells if name not in _NOT_SUBMITTED)]
         rows = []
         for row in self._table:
-            if row["index"] in scores:
-                texts = [None if row[name] in MISSING_TEXTS else row[name] for name in columns]
-                cells = [int(row[name]) if name == "index" else text for name, text in zip(columns, texts, strict=True)]
-                cells.insert(_PREDICTION_AT, scores[row["index"]].detail["parsed"])
+            if row.index in scores:
+                cells: list[Any] = [int(row.index)]
+                cells += [None if row.cells[name] in MISSING_TEXTS else row.cells[name] for name in columns[1:]]
+                cells.insert(_PREDICTION_AT, scores[row.index].detail["parsed"])
                 rows.append(cells)
         columns.insert(_PREDICTION_AT, "prediction")
         write_xlsx(folder / "results.xlsx", columns, rows)

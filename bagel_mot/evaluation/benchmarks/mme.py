@@ -19,6 +19,7 @@ from bagel_mot.evaluation.base import (
     Benchmark,
     BenchmarkInfo,
     Item,
+    ItemImage,
     ItemResult,
     Protocol,
     PublishedScore,
@@ -29,6 +30,7 @@ from bagel_mot.evaluation.base import (
 from bagel_mot.evaluation.data import locate, read_lines, require_complete
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.statistics import bootstrap
+from bagel_mot.evaluation.vlmevalkit import kit_table, read_kit_table
 
 PERCEPTION = {
     "existence": 60,
@@ -46,6 +48,7 @@ PERCEPTION = {
 COGNITION = {"commonsense_reasoning": 140, "numerical_calculation": 40, "text_translation": 40, "code_reasoning": 40}
 """The lines of each task of cognition."""
 _TASKS = {**PERCEPTION, **COGNITION}
+_ANSWERS = ("Yes", "No")
 _CAP = 20
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
@@ -53,7 +56,9 @@ Label = Literal["yes", "no", "other"]
 
 
 class Mme(Benchmark):
-    """MME in its release: `MME_Benchmark_release_version/TASK/` with the images, and one file of questions a task."""
+    """MME in its release: `MME_Benchmark_release_version/TASK/` with the images, and one file of questions a task; or
+    VLMEvalKit's `MME.tsv`.
+    """
 
     info = BenchmarkInfo(
         name="mme",
@@ -70,10 +75,19 @@ class Mme(Benchmark):
             PublishedScore("perception", 1610, "BAGEL, 1.5B", "BAGEL paper, table 4"),
             PublishedScore("total", 2183, "BAGEL, 1.5B", "BAGEL paper, table 4"),
         ),
+        vlmevalkit={"": "MME"},
     )
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
+        table = kit_table(self.info, self.options)
+        items, found = self._released() if table is None else self._tabled(table)
+        files = (image for item in items for image in item.images if isinstance(image, Path))
+        require_complete("MME", found, _TASKS, files=files, partial=self.options.partial)
+        return tuple(items)
+
+    def _released(self) -> tuple[list[Item], dict[str, int]]:
+        """The items of the release, and how many each task has."""
         root = self.options.data
         images = locate(root, "MME_Benchmark_release_version", "mme/MME_Benchmark_release_version", ".")
         questions = locate(root, "questions", "Your_Results", "mme/questions", "mme/Your_Results", "../questions")
@@ -85,24 +99,37 @@ class Mme(Benchmark):
             found[task] = len(lines)
             folder = images / task / "images" if (images / task / "images").is_dir() else images / task
             for number, line in enumerate(lines, 1):
-                items.append(self._item(task, number, line, folder, path))
-        files = (image for item in items for image in item.images if isinstance(image, Path))
-        require_complete("MME", found, _TASKS, files=files, partial=self.options.partial)
-        return tuple(items)
+                cells = line.split("\t")
+                if len(cells) != 3 or cells[2] not in _ANSWERS:
+                    raise DataError(f"{path}, line {number}: {line[:60]!r} is not an image, a question, and Yes or No.")
+                image, question, answer = cells
+                items.append(self._item(f"{task}/{number}", task, image, question, answer, (folder / image,)))
+        return items, found
 
-    def _item(self, task: str, number: int, line: str, folder: Path, path: Path) -> Item:
-        cells = line.split("\t")
-        if len(cells) != 3 or cells[2] not in ("Yes", "No"):
-            raise DataError(f"{path}, line {number}: {line[:60]!r} is not an image, a question, and Yes or No.")
-        image, question, answer = cells
+    def _tabled(self, path: Path) -> tuple[list[Item], dict[str, int]]:
+        """The items of VLMEvalKit's table by task, and how many each task has."""
+        items: list[Item] = []
+        found = dict.fromkeys(_TASKS, 0)
+        for row in read_kit_table(path, columns=("question", "answer", "category", "image_path")):
+            task, image, question, answer = (row.cells[x] for x in ("category", "image_path", "question", "answer"))
+            if task not in found or answer not in _ANSWERS:
+                raise DataError(
+                    f"{path}, index {row.index}: {answer[:20]!r} and {task[:40]!r} are not Yes or No and a task of MME."
+                )
+            found[task] += 1
+            items.append(self._item(row.index, task, image, question, answer, row.images))
+        return items, found
+
+    def _item(self, id: str, task: str, image: str, question: str, answer: str, images: tuple[ItemImage, ...]) -> Item:
         return Item(
-            f"{task}/{number}",
+            id,
             "ask",
             f"{question} {SHORT_SENTENCE}",
-            (folder / image,),
+            images,
             ask_settings(_CAP, self.options.think),
             facts={"task": task, "image": image, "answer": answer.lower()},
             group=f"{task}/{image}",
+            row={"category": task, "image_path": image, "question": question, "answer": answer},
         )
 
     def items(self) -> Sequence[Item]:

@@ -139,6 +139,7 @@ class Mmmu(Benchmark):
             tuple(images),
             ask_settings(_CAP_THINKING if self.options.think else _CAP),
             facts={"subject": subject, "options": options, "truth": _truth(row["answer"], is_open)},
+            row={"question": question, **options, "answer": row["answer"], "category": subject},
         )
 
     def items(self) -> Sequence[Item]:

@@ -101,6 +101,7 @@ class MMVet(Benchmark):
                     (path.parent / "images" / row["image"],),
                     ask_settings(_CAP, self.options.think),
                     facts={"question": row["text"], "truth": truth["answer"], "abilities": truth["capability"]},
+                    row={"question": row["text"], "answer": truth["answer"], "category": truth["capability"]},
                 )
             )
         files = (image for item in items for image in item.images if isinstance(image, Path))

@@ -13,10 +13,20 @@ from pathlib import Path
 
 from bagel_mot.errors import DataError
 from bagel_mot.evaluation.answers import LETTER_SENTENCE, ask_settings, letter_of, option_lines
-from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemResult, PublishedScore, Score, Summary
+from bagel_mot.evaluation.base import (
+    Benchmark,
+    BenchmarkInfo,
+    Item,
+    ItemImage,
+    ItemResult,
+    PublishedScore,
+    Score,
+    Summary,
+)
 from bagel_mot.evaluation.data import locate, read_table, require_complete
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.rows import share_row
+from bagel_mot.evaluation.vlmevalkit import kit_table, read_kit_table
 
 _ITEMS = 300
 _CAP = 100
@@ -24,7 +34,7 @@ _INDEX = ("Index", "lndex")  # the second is how the published file has it
 
 
 class Mmvp(Benchmark):
-    """MMVP: `Questions.csv` and the folder `MMVP Images` beside it."""
+    """MMVP: `Questions.csv` and the folder `MMVP Images` beside it; or VLMEvalKit's `MMVP.tsv`."""
 
     info = BenchmarkInfo(
         name="mmvp",
@@ -40,34 +50,64 @@ class Mmvp(Benchmark):
             PublishedScore("pairs", 0.693, "BAGEL", "BAGEL paper, table 4"),
             PublishedScore("pairs", 0.547, "BAGEL, 1.5B", "BAGEL paper, table 4"),
         ),
+        vlmevalkit={"": "MMVP"},
     )
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
-        path = locate(self.options.data, "Questions.csv", "MMVP/Questions.csv")
-        rows = read_table(path, columns=("Question", "Options", "Correct Answer"))
-        if not any(name in rows[0] for name in _INDEX if rows):
-            raise DataError(f"{path} lacks the column Index.")
-        items = [self._item(row, path) for row in rows]
+        table = kit_table(self.info, self.options)
+        items = self._released() if table is None else self._tabled(table)
         files = (image for item in items for image in item.images if isinstance(image, Path))
         require_complete(
             "MMVP", {"questions": len(items)}, {"questions": _ITEMS}, files=files, partial=self.options.partial
         )
         return tuple(items)
 
-    def _item(self, row: Mapping[str, str], path: Path) -> Item:
-        index = next(row[name] for name in _INDEX if name in row).strip()
-        options = options_of(row["Options"])
-        truth = row["Correct Answer"].strip().strip("()").upper()
+    def _released(self) -> list[Item]:
+        """The items of the release, whose pairs are consecutive rows."""
+        path = locate(self.options.data, "Questions.csv", "MMVP/Questions.csv")
+        rows = read_table(path, columns=("Question", "Options", "Correct Answer"))
+        if not any(name in rows[0] for name in _INDEX if rows):
+            raise DataError(f"{path} lacks the column Index.")
+        items = []
+        for row in rows:
+            index = next(row[name] for name in _INDEX if name in row).strip()
+            truth = row["Correct Answer"].strip().strip("()").upper()
+            image = path.parent / "MMVP Images" / f"{index}.jpg"
+            items.append(self._item(path, index, row["Question"], options_of(row["Options"]), truth, (image,)))
+        return items
+
+    def _tabled(self, path: Path) -> list[Item]:
+        """The items of VLMEvalKit's table, whose pairs are consecutive in the order of their indices."""
+        rows = read_kit_table(path, columns=("question", "A", "B", "answer"))
+        if strange := [row.index for row in rows if not row.index.isdecimal()]:
+            raise DataError(f"{path}: the index {strange[0][:20]!r} is not a whole number.")
+        items = []
+        for row in sorted(rows, key=lambda row: int(row.index)):
+            options = {letter: row.cells[letter] for letter in "ABCD" if row.cells.get(letter)}
+            truth = row.cells["answer"].strip()
+            items.append(self._item(path, row.index, row.cells["question"], options, truth, row.images))
+        return items
+
+    def _item(
+        self,
+        path: Path,
+        index: str,
+        question: str,
+        options: Mapping[str, str],
+        truth: str,
+        images: tuple[ItemImage, ...],
+    ) -> Item:
         if truth not in options:
-            raise DataError(f"{path}, index {index}: the answer {row['Correct Answer']!r} is not one of the options.")
+            raise DataError(f"{path}, index {index}: the answer {truth!r} is not one of the options.")
         return Item(
             index,
             "ask",
-            f"{row['Question']}\n{option_lines(options)}\n{LETTER_SENTENCE}",
-            (path.parent / "MMVP Images" / f"{index}.jpg",),
+            f"{question}\n{option_lines(options)}\n{LETTER_SENTENCE}",
+            images,
             ask_settings(_CAP, self.options.think),
-            facts={"options": options, "truth": truth},
+            facts={"options": dict(options), "truth": truth},
+            row={"question": question, **options, "answer": truth},
         )
 
     def items(self) -> Sequence[Item]:

@@ -14,18 +14,22 @@ from typing import Any
 
 from bagel_mot.errors import DataError
 from bagel_mot.evaluation.answers import SHORT_SENTENCE, STEP_BY_STEP, ask_settings, final_answer
-from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemResult, Score, Summary, SummaryRow
+from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemImage, ItemResult, Score, Summary, SummaryRow
 from bagel_mot.evaluation.data import locate, read_json_lines, require_complete
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.rows import share_row
+from bagel_mot.evaluation.vlmevalkit import kit_table, read_kit_table
 
 _CATEGORIES = {"adversarial": 3000, "popular": 3000, "random": 3000}
 _FEWER_RANDOM = 2910  # the questions of random in the list that LLaVA goes by
 _CAP, _CAP_THINKING = 100, 1000
+_KIT_SENTENCE = "Please answer yes or no."
 
 
 class Pope(Benchmark):
-    """POPE by LLaVA's list: `llava_pope_test.jsonl`, labels in `coco/coco_pope_CATEGORY.json`, images in `val2014`."""
+    """POPE by LLaVA's list: `llava_pope_test.jsonl`, labels in `coco/coco_pope_CATEGORY.json`, images in `val2014`; or
+    VLMEvalKit's `POPE.tsv`, where a question that several categories have stands once.
+    """
 
     info = BenchmarkInfo(
         name="pope",
@@ -36,10 +40,24 @@ class Pope(Benchmark):
         source="https://github.com/AoiDragon/POPE; images of COCO 2014 (val); llava_pope_test.jsonl of LLaVA",
         licence="MIT (not certain); the images by COCO's terms",
         paper="arXiv 2305.10355",
+        vlmevalkit={"": "POPE"},
     )
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
+        table = kit_table(self.info, self.options)
+        items, counts = self._listed() if table is None else self._tabled(table)
+        expected = dict(_CATEGORIES)
+        if counts["random"] == _FEWER_RANDOM:
+            expected["random"] = _FEWER_RANDOM
+        if table is not None:  # the numbers of its questions, which are told apart otherwise, are not known for certain
+            expected = {category: counts[category] or 1 for category in _CATEGORIES}
+        files = (image for item in items for image in item.images if isinstance(image, Path))
+        require_complete("POPE", counts, expected, files=files, partial=self.options.partial)
+        return tuple(items)
+
+    def _listed(self) -> tuple[list[Item], dict[str, int]]:
+        """The items of LLaVA's list, and how many each category has."""
         path = locate(self.options.data, "llava_pope_test.jsonl", "pope/llava_pope_test.jsonl")
         rows = read_json_lines(path, columns=("question_id", "image", "text", "category"))
         found: dict[str, list[dict[str, Any]]] = {category: [] for category in _CATEGORIES}
@@ -47,9 +65,6 @@ class Pope(Benchmark):
             if row["category"] not in found:
                 raise DataError(f"{path}: the category {row['category']!r} is none of {', '.join(found)}.")
             found[row["category"]].append(row)
-        expected = dict(_CATEGORIES)
-        if len(found["random"]) == _FEWER_RANDOM:
-            expected["random"] = _FEWER_RANDOM
         labels = {}
         for category, asked in found.items():
             for row, label in zip(asked, self._labels(path.parent, category, len(asked)), strict=True):
@@ -59,11 +74,31 @@ class Pope(Benchmark):
                         f"question's ({label['text'][:60]!r})."
                     )
                 labels[row["question_id"]] = label["label"]
-        items = [self._item(row, labels[row["question_id"]], path.parent) for row in rows]
-        files = (image for item in items for image in item.images if isinstance(image, Path))
-        counts = {category: len(asked) for category, asked in found.items()}
-        require_complete("POPE", counts, expected, files=files, partial=self.options.partial)
-        return tuple(items)
+        items = []
+        for row in rows:
+            images = (path.parent / "val2014" / row["image"],)
+            label = labels[row["question_id"]]
+            items.append(self._item(str(row["question_id"]), row["category"], row["text"], label, images, row["image"]))
+        return items, {category: len(asked) for category, asked in found.items()}
+
+    def _tabled(self, path: Path) -> tuple[list[Item], dict[str, int]]:
+        """The items of VLMEvalKit's table, and how many each category has. Its request for yes or no at the end of a
+        question makes way for the sentence of LLaVA's list.
+        """
+        counts = dict.fromkeys(_CATEGORIES, 0)
+        items = []
+        for row in read_kit_table(path, columns=("question", "answer", "category")):
+            category, answer = row.cells["category"], row.cells["answer"].lower()
+            if not set(category.split(",")) <= set(counts) or answer not in ("yes", "no"):
+                raise DataError(
+                    f"{path}, index {row.index}: {row.cells['answer'][:20]!r} and {category[:40]!r} are not Yes or No "
+                    f"and some of {', '.join(counts)}."
+                )
+            for one in category.split(","):
+                counts[one] += 1
+            text = f"{row.cells['question'].strip().removesuffix(_KIT_SENTENCE).strip()}\n{SHORT_SENTENCE}"
+            items.append(self._item(row.index, category, text, answer, row.images, None))
+        return items, counts
 
     def _labels(self, folder: Path, category: str, count: int) -> list[dict[str, Any]]:
         """The labels of a category, which are in the order of its questions."""
@@ -73,18 +108,25 @@ class Pope(Benchmark):
             raise DataError(f"{path} holds {len(rows)} labels for {count} questions: take both from one release.")
         return rows
 
-    def _item(self, row: Mapping[str, Any], label: str, folder: Path) -> Item:
-        prompt, cap = row["text"], _CAP
+    def _item(
+        self, id: str, category: str, text: str, label: str, images: tuple[ItemImage, ...], group: str | None
+    ) -> Item:
+        prompt, cap = text, _CAP
         if self.options.think:
             prompt, cap = STEP_BY_STEP + prompt.replace(SHORT_SENTENCE, "").strip(), _CAP_THINKING
         return Item(
-            str(row["question_id"]),
+            id,
             "ask",
             prompt,
-            (folder / "val2014" / row["image"],),
+            images,
             ask_settings(cap),
-            facts={"category": row["category"], "truth": label},
-            group=row["image"],
+            facts={"category": category, "truth": label},
+            group=group,
+            row={
+                "category": category,
+                "question": f"{text.replace(SHORT_SENTENCE, '').strip()} {_KIT_SENTENCE}",
+                "answer": label.capitalize(),
+            },
         )
 
     def items(self) -> Sequence[Item]:
@@ -102,7 +144,7 @@ class Pope(Benchmark):
             pairs = [
                 (item.facts["truth"], scores[item.id].detail["label"])
                 for item in self._items
-                if item.facts["category"] == category and item.id in scores
+                if category in item.facts["category"].split(",") and item.id in scores
             ]
             if pairs:
                 rows.update({f"{category}/{name}": row for name, row in confusion(pairs).items()})

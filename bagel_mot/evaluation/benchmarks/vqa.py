@@ -3,7 +3,8 @@
 The published code has scripts for these sets and no scores: numbers from here are not reproductions. Prompts and limits
 are those of the scripts, as InternVL2's documentation prepares the data: one JSON object a line with `image`,
 `question`, `question_id` and `answer`, and, where several people answered, an annotation file beside it. Published and
-fixed agree.
+fixed agree. Where VLMEvalKit has the same set, its table is read too, by the same prompts. The names and numbers of
+questions are those of the sets' own descriptions; no complete set was at hand when this was written.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import Any, ClassVar
 
 from bagel_mot.errors import DataError
 from bagel_mot.evaluation.answers import SHORT_SENTENCE, ask_settings
-from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemResult, Score, Summary
+from bagel_mot.evaluation.base import Benchmark, BenchmarkInfo, Item, ItemImage, ItemResult, Score, Summary
 from bagel_mot.evaluation.data import locate, read_json_file, read_json_lines, require_complete
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.rows import mean_row
+from bagel_mot.evaluation.vlmevalkit import kit_table, python_list, read_kit_table
 from bagel_mot.evaluation.vqa_metrics import anls, exact_match, relaxed_accuracy, vqa_accuracy
 from bagel_mot.files import write_text
 
@@ -68,20 +70,44 @@ class VqaBenchmark(Benchmark):
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
-        items: list[Item] = []
-        found, expected, files = {}, {}, []
-        for part in self.parts:
-            path = self._locate(part.folder, part.questions)
-            rows = read_json_lines(path, columns=("image", "question"))
-            truths = self._truths(part, path.parent)
-            images = _ImageFiles(self.options.data, path.parent)
-            for number, row in enumerate(rows):
-                items.append(self._item(part, path, number, row, truths, images.path(row["image"])))
-            found[part.name] = len(rows)
-            expected[part.name] = len(rows) if part.items is None else part.items
-            files += [image for item in items[-len(rows) :] for image in item.images if isinstance(image, Path)]
+        table = kit_table(self.info, self.options)
+        items = self._released() if table is None else self._tabled(table)
+        found = {part.name: sum(item.facts["part"] == part.name for item in items) for part in self.parts}
+        expected = {part.name: found[part.name] if part.items is None else part.items for part in self.parts}
+        files = (image for item in items for image in item.images if isinstance(image, Path))
         require_complete(self.info.title, found, expected, files=files, partial=self.options.partial)
         return tuple(items)
+
+    def _released(self) -> list[Item]:
+        """The items of the files of questions."""
+        items: list[Item] = []
+        for part in self.parts:
+            path = self._locate(part.folder, part.questions)
+            truths = self._truths(part, path.parent)
+            images = _ImageFiles(self.options.data, path.parent)
+            for number, row in enumerate(read_json_lines(path, columns=("image", "question"))):
+                id = str(row.get("question_id", number))
+                given = row.get("answer") if truths is None else truths.get(id)
+                answers = [] if given is None else [str(one) for one in (given if isinstance(given, list) else [given])]
+                if not answers:
+                    raise DataError(f"{path}, question {id}: there is no answer to compare with.")
+                id = id if len(self.parts) == 1 else f"{part.name}/{id}"
+                items.append(self._item(part, id, row["question"], answers, (images.path(row["image"]),), row["image"]))
+        return items
+
+    def _tabled(self, path: Path) -> list[Item]:
+        """The items of VLMEvalKit's table. The column `split` names the part, where there are several."""
+        several = len(self.parts) > 1
+        items = []
+        for row in read_kit_table(path, columns=("question", "answer", *(("split",) if several else ()))):
+            split = row.cells.get("split", "")
+            part = next((part for part in self.parts if not several or part.name in split), None)
+            if part is None or not row.cells["answer"]:
+                what = f"its split is {split!r}" if part is None else "there is no answer to compare with"
+                raise DataError(f"{path}, index {row.index}: {what}.")
+            answers = python_list(row.cells["answer"])
+            items.append(self._item(part, row.index, row.cells["question"], answers, row.images, None))
+        return items
 
     def _locate(self, folder: str, names: Sequence[str]) -> Path:
         return locate(self.options.data, *(f"{folder}/{name}" for name in names), *names)
@@ -104,28 +130,25 @@ class VqaBenchmark(Benchmark):
     def _item(
         self,
         part: VqaPart,
-        path: Path,
-        number: int,
-        row: Mapping[str, Any],
-        truths: Mapping[str, list[str]] | None,
-        image: Path,
+        id: str,
+        question: str,
+        answers: list[str],
+        images: tuple[ItemImage, ...],
+        group: Any,
     ) -> Item:
-        id = str(row.get("question_id", number))
-        if truths is not None:
-            answers = truths.get(id)
-        else:
-            given = row.get("answer")
-            answers = None if given is None else [str(one) for one in (given if isinstance(given, list) else [given])]
-        if not answers:
-            raise DataError(f"{path}, question {id}: there is no answer to compare with.")
         return Item(
-            id if len(self.parts) == 1 else f"{part.name}/{id}",
+            id,
             "ask",
-            f"{row['question']} {self.before}{SHORT_SENTENCE}",
-            (image,),
+            f"{question} {self.before}{SHORT_SENTENCE}",
+            images,
             ask_settings(self.cap, self.options.think),
             facts={"part": part.name, "answers": answers},
-            group=str(row["image"]),
+            group=None if group is None else str(group),
+            row={
+                "question": question,
+                "answer": answers if len(answers) > 1 else answers[0],
+                **({"split": part.name} if len(self.parts) > 1 else {}),
+            },
         )
 
     def items(self) -> Sequence[Item]:
@@ -171,8 +194,20 @@ class _ImageFiles:
         return self._roots[1] / names[1]
 
 
-def _info(name: str, title: str, ability: str, items: int, source: str, licence: str, paper: str) -> BenchmarkInfo:
-    return BenchmarkInfo(name, title, ability, items, "", source, f"{licence} (not certain)", paper=paper)
+def _info(
+    name: str,
+    title: str,
+    ability: str,
+    items: int,
+    source: str,
+    licence: str,
+    paper: str,
+    vlmevalkit: str | None = None,
+) -> BenchmarkInfo:
+    sets = {} if vlmevalkit is None else {"": vlmevalkit}
+    return BenchmarkInfo(
+        name, title, ability, items, "", source, f"{licence} (not certain)", paper=paper, vlmevalkit=sets
+    )
 
 
 class _ByPeople(VqaBenchmark):
@@ -221,7 +256,7 @@ class TextVqa(_ByPeople):
     """TextVQA, the validation part."""
 
     info = _info("textvqa", "TextVQA (val)", "reading text in photos", 5000, "https://textvqa.org", "CC-BY-4.0",
-                 "arXiv 1904.08920")  # fmt: skip
+                 "arXiv 1904.08920", "TextVQA_VAL")  # fmt: skip
     parts = (VqaPart("val", "textvqa", ("textvqa_val.jsonl",), 5000, ("textvqa_val_annotations.json",)),)
 
 
@@ -238,7 +273,7 @@ class DocVqa(_ByDistance):
     """DocVQA, the validation part."""
 
     info = _info("docvqa", "DocVQA (val)", "reading documents", 5349, "https://www.docvqa.org", "by its own terms",
-                 "arXiv 2007.00398")  # fmt: skip
+                 "arXiv 2007.00398", "DocVQA_VAL")  # fmt: skip
     parts = (VqaPart("val", "docvqa", ("val.jsonl", "docvqa_val.jsonl"), 5349, ("val/val_v1.0.json", "val_v1.0.json")),)
 
 
@@ -246,7 +281,7 @@ class InfoVqa(_ByDistance):
     """InfographicVQA, the validation part."""
 
     info = _info("infovqa", "InfographicVQA (val)", "reading infographics", 2801, "https://www.docvqa.org",
-                 "by its own terms", "arXiv 2104.12756")  # fmt: skip
+                 "by its own terms", "arXiv 2104.12756", "InfoVQA_VAL")  # fmt: skip
     parts = (
         VqaPart("val", "infographicsvqa", ("val.jsonl", "infographicsvqa_val.jsonl"), 2801,
                 ("infographicsVQA_val_v1.0_withQT.json",)),
@@ -257,7 +292,7 @@ class ChartQa(VqaBenchmark):
     """ChartQA, the test part: questions that people wrote, and questions made from captions."""
 
     info = _info("chartqa", "ChartQA (test)", "reading charts", 2500, "https://github.com/vis-nlp/ChartQA", "GPL-3.0",
-                 "arXiv 2203.10244")  # fmt: skip
+                 "arXiv 2203.10244", "ChartQA_TEST")  # fmt: skip
     parts = (
         VqaPart("human", "chartqa", ("test_human.jsonl",), 1250),
         VqaPart("augmented", "chartqa", ("test_augmented.jsonl",), 1250),
@@ -273,7 +308,8 @@ class Gqa(_ByEquality):
     """GQA, the balanced test-dev part."""
 
     info = _info("gqa", "GQA (testdev balanced)", "reasoning about scenes", 12_578,
-                 "https://cs.stanford.edu/people/dorarad/gqa", "CC-BY-4.0", "arXiv 1902.09506")  # fmt: skip
+                 "https://cs.stanford.edu/people/dorarad/gqa", "CC-BY-4.0", "arXiv 1902.09506",
+                 "GQA_TestDev_Balanced")  # fmt: skip
     parts = (VqaPart("testdev", "gqa", ("test_balanced.jsonl", "testdev_balanced.jsonl"), 12_578),)
 
 

@@ -26,6 +26,7 @@ _FACTS = (
     "precision",
     "adapters",
     "server",
+    "predictions",
     "protocol",
     "variant",
     "think",
