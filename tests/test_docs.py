@@ -33,6 +33,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = ("index", "getting-started", "settings", "official", "precision", "python", "faq", "adapters")
 LESSONS = ("teach-a-thing", "teach-an-edit", "teach-a-question")
+SERVERS = ("http", "serving")
+LANGUAGES = {"sh", "bash", "powershell", "python", "yaml", "json", "text", "ini", "nginx"}
 # A lesson's commands are run as they stand but for these values, which make its training a miniature.
 MINIATURE = " compile=false steps=2 pack.rows=2 save_every=2 sample_every=2 schedule.warmup=1 schedule.decay=1"
 # What a block that is not run may hold: nothing but these needs more than this package and its embedded model.
@@ -83,6 +85,23 @@ def test_only_what_needs_more_is_not_run(page: str) -> None:
                 assert any(word in line for word in NEEDS_MORE), f"{page}.md: {line}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, *LESSONS, *SERVERS])
+def test_every_fence_is_of_a_block(page: str) -> None:
+    """The slow tests run the blocks that are found: none may be overlooked."""
+    found = blocks(page)
+    fences = [line for line in text_of(page).splitlines() if line.lstrip().startswith("```")]
+    assert len(fences) == 2 * len(found) > 0
+    assert {block.language for block in found} <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", LESSONS)
+def test_a_lesson_trains_once_and_uses_what_came_out(page: str) -> None:
+    commands = [block.code for block in blocks(page) if block.language == "sh"]
+    assert sum("bagel train" in command for command in commands) == 1
+    (folder,) = set(re.findall(r"output=(runs/[\w-]+)", " ".join(commands)))
+    assert sum(f"--adapter {folder}" in command for command in commands) > 0
+
+
 def test_no_page_is_without_its_commands() -> None:
     assert {page: sum(block.run for block in blocks(page)) > 0 for page in PAGES} == dict.fromkeys(PAGES, True)
     unmarked = {path.stem for path in DOCS.glob("*.md")} - {*PAGES}
@@ -90,7 +109,7 @@ def test_no_page_is_without_its_commands() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [*PAGES, "http", "serving"])
+@pytest.mark.parametrize("page", [*PAGES, *SERVERS])
 def test_the_commands_of_a_page_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In their order, in one folder; Python blocks share their names."""
     (tmp_path / "tests").mkdir()
