@@ -28,7 +28,10 @@ from bagel_mot.sequence import table_index
 from bagel_mot.threads import usable_cores
 from bagel_mot.tokenizer import SpecialTokens
 
-SMALL = BenchSettings(prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16)
+SMALL = BenchSettings(
+    prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16,
+    side=32, timesteps=3, answer=3, text=40, following=3, task_rounds=1,
+)  # fmt: skip
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,8 +114,20 @@ def test_the_report_holds_every_quantity_and_is_json() -> None:
         "decoded token at context 48",
         "training step, 12 text and 16 image tokens, 2 layers",
     ]
+    assert [task["name"].split(",")[0] for task in report["tasks"]] == [
+        "text to image",
+        "edit",
+        "ask about an image",
+        "text of 40 tokens",
+    ]
+    machine = report["machine"]
+    assert machine["cores"] == usable_cores()
+    assert machine["instructions"] == sorted(flag for flag in machine["instructions"] if flag[:3] in ("avx", "amx"))
+    assert {"governor", "load_before", "load_after", "others_share", "busy"} <= machine.keys()
     for result in report["results"]:
         seconds = result["seconds"]
+        assert seconds["ours"] == min(result["runs"]["ours"])
+        assert len(result["runs"]["ours"]) == 2
         assert all(0 < seconds[way] <= result["median_seconds"][way] for way in seconds)
         assert result["share"] == pytest.approx(result["gflops"] / result["matmul_gflops"])
         if "training" not in result["name"]:
@@ -165,13 +180,23 @@ def test_names_and_folders_of_configurations(tmp_path: Path) -> None:
 def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bagel_mot.bench.QUICK", SMALL)
     target = tmp_path / "bench.json"
-    arguments = ["bench", "--config", "golden", "--quick", "--rounds", "1", "--no-plain", "--json", str(target)]
+    arguments = ["bench", "--config", "golden", "--quick", "--rounds", "1", "--no-plain", "--allow-busy"]
+    arguments += ["--json", str(target)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
     assert report["config"] == "golden"
     assert all("plain" not in entry["seconds"] for entry in report["results"])
     assert "prefill" in result.stdout
+    assert "whole tasks" in result.stdout
+    result = CliRunner().invoke(app, [*arguments, "--only", "decoded token"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(target.read_text())
+    assert [entry["name"][:13] for entry in report["results"]] == ["decoded token"] * 2
+    assert report["tasks"] == []
+    nothing = CliRunner().invoke(app, [*arguments, "--only", "flying"])
+    assert nothing.exit_code == 2
+    assert "flying" in nothing.stderr
     assert CliRunner().invoke(app, ["bench", "--config", "13b"]).exit_code == 2
 
 

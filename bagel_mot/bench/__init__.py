@@ -8,6 +8,8 @@ other load on the machine affects all of them alike, and the shortest time of ea
   attention included, divided by the rate of these matmuls;
 - `plain`: a loop over plain weights that works as the published code does (`bagel_mot.bench.plain`).
 
+Whole tasks (`bagel_mot.bench.tasks`) are measured beside these, from what users give to what they get.
+
 Memory is that of `ours`: its weights, its cache, and the largest total of other tensors at one time.
 """
 
@@ -21,13 +23,17 @@ import torch
 from torch import Tensor
 
 from bagel_mot.bench import ours, plain
+from bagel_mot.bench.busy import OtherProcesses
 from bagel_mot.bench.machine import config_named, layers_that_fit, machine, peak_allocated
 from bagel_mot.bench.roofline import ForwardTokens, roofline
 from bagel_mot.bench.settings import QUICK, SPECIAL, BenchSettings, grid_of, random_ids
+from bagel_mot.bench.tasks import TaskRunner, whole_tasks
 from bagel_mot.bench.timing import Calls, Measured, measure
 from bagel_mot.bench.training import measure_training
+from bagel_mot.checkpoint.precision import dtype_name, parse_precision
 from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.config import BagelConfig, VaeConfig, VitConfig
+from bagel_mot.errors import SettingError
 from bagel_mot.inference.engine.engine import Engine
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
@@ -59,6 +65,13 @@ def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device, 
     for name, table in model.named_buffers():
         setattr(model, name, torch.zeros(table.shape, dtype=dtype, device=device))
     return model.eval()
+
+
+def random_autoencoder(config: VaeConfig, dtype: torch.dtype, device: torch.device) -> Autoencoder:
+    """An autoencoder with random weights, the same each time."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return Autoencoder(config).to(device, dtype).requires_grad_(False).eval()
 
 
 def bench(
@@ -94,6 +107,7 @@ def _bench(
     depth = config.decoder.num_layers
     shallow = replace(config, decoder=replace(config.decoder, num_layers=min(layers or depth, depth)))
     where = torch.device(device)
+    others = OtherProcesses()
     model = random_model(shallow, dtype, where)
     weights = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
     prepack_weights(model)
@@ -105,6 +119,10 @@ def _bench(
         measured = _Inference(engine, reference, settings, where, weights[1], say).measure()
     del engine, model
     measured += measure_training(reference or random_model(shallow, dtype, where), settings, where, say)
+    del reference
+    tasks = _tasks(shallow, settings, dtype, where, depth / ran, say)
+    if not measured and not tasks:
+        raise SettingError(f"no row has {settings.only!r} in its name: run without --only to see them all.")
     numbers = [quantity.to_json() for quantity in measured]
     if ran < depth:
         for entry in numbers:
@@ -113,7 +131,7 @@ def _bench(
             head = entry["head_seconds"]
             entry["full_depth_seconds"] = (entry["seconds"]["ours"] - head) * depth / ran + head
     return {
-        "machine": machine(where),
+        "machine": {**machine(where), **others.facts()},
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(where),
         "layers": ran,
@@ -121,13 +139,41 @@ def _bench(
         "parameters": weights[0],
         "weights_bytes": weights[1],
         "peak_memory_bytes": {
-            "inference": max(m.numbers["peak_memory_bytes"] for m in measured if "training" not in m.name),
+            "inference": max((m.numbers["peak_memory_bytes"] for m in measured if "training" not in m.name), default=0),
             "training": max((m.numbers["peak_memory_bytes"] for m in measured if "training" in m.name), default=0),
         },
         "settings": vars(settings),
         "results": numbers,
+        "tasks": tasks,
         "summary": _summary(numbers, depth / ran),
     }
+
+
+def _tasks(
+    config: BagelConfig,
+    settings: BenchSettings,
+    dtype: torch.dtype,
+    device: torch.device,
+    full_depth: float,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The whole tasks, with all parts of the model; the plain side's autoencoder is in the model's precision."""
+    largest = config.max_latent_size * config.latent_stride
+    wanted = [task for task in whole_tasks(settings, largest) if settings.wants(task.name)]
+    if not wanted:
+        return []
+    say("making random weights of all parts")
+    model = random_model(config, dtype, device, vision=True)
+    ours_in = parse_precision(dtype_name(dtype)).autoencoder
+    reference = None
+    if settings.compare:
+        reference = random_model(config, dtype, device, vision=True), random_autoencoder(config.vae, dtype, device)
+    runner = TaskRunner(model, random_autoencoder(config.vae, ours_in, device), reference, settings.side)
+    found = []
+    for task in wanted:
+        say(task.name)
+        found.append(runner.measure(task, settings.task_rounds, device, full_depth))
+    return found
 
 
 class _Inference:
@@ -154,7 +200,8 @@ class _Inference:
         largest = self.model.config.max_latent_size**2
         for tokens in sorted({min(tokens, largest) for tokens in self.settings.images}):
             found += [self._denoise(tokens, branches) for branches in (1, 2, 3)]
-        return found + [self._decode(length) for length in self.settings.contexts]
+        found += [self._decode(length) for length in self.settings.contexts]
+        return [measured for measured in found if measured is not None]
 
     def _ids(self, count: int) -> Tensor:
         return random_ids(count, self.model.config.decoder.vocab_size)
@@ -171,7 +218,7 @@ class _Inference:
             plain.plain_text(reference, self._ids(length).to(self.device), 0, cache)
         return cache
 
-    def _prefill(self) -> Measured:
+    def _prefill(self) -> Measured | None:
         count = self.settings.prefill
         ids = self._ids(count)
         work = ForwardTokens(und=count, logits=1, attended=count * (count + 1) // 2)
@@ -187,7 +234,7 @@ class _Inference:
             calls["plain"] = plainly
         return self._measure(f"prefill of {count} text tokens", work, calls, held=0, per_token=count)
 
-    def _denoise(self, tokens: int, branches: int) -> Measured:
+    def _denoise(self, tokens: int, branches: int) -> Measured | None:
         grid = grid_of(tokens, self.model.config.max_latent_size)
         texts = (_PROMPT, 0, _PROMPT // 2)[:branches]  # full, without text, without image
         latents = torch.randn(tokens, self.model.config.latent_dim, device=self.device)
@@ -209,7 +256,7 @@ class _Inference:
         held = sum(tail.chunk.nbytes for tail in run.scratches)
         return self._measure(name, work, calls, held=held, head=0.0, branches=branches)
 
-    def _decode(self, length: int) -> Measured:
+    def _decode(self, length: int) -> Measured | None:
         steps = self.settings.decoded
         filled = self._context(length, steps + 1)
         config = self.model.config.decoder
@@ -257,7 +304,9 @@ class _Inference:
         repeat: int = 1,
         head: float | None = None,
         **numbers: float,
-    ) -> Measured:
+    ) -> Measured | None:
+        if not self.settings.wants(name):
+            return None
         self.say(name)
         numbers["peak_memory_bytes"] = self.weights_bytes + held + peak_allocated(self.device, calls["ours"])
         measured = measure(self.model, name, work, calls, self.settings.rounds, self.device, repeat=repeat, **numbers)

@@ -14,15 +14,18 @@ from torch.profiler import ProfilerActivity, profile
 
 from bagel_mot.checkpoint.official import read_config
 from bagel_mot.checkpoint.opening import open_checkpoint
-from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig
+from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VaeConfig, VitConfig
 from bagel_mot.errors import SettingError
 from bagel_mot.inference.loading import MINI, MINI_FOLDER
 from bagel_mot.placement.system_memory import free_memory
+from bagel_mot.threads import usable_cores
 
 _GOLDEN = BagelConfig(
     decoder=DecoderConfig(
         hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=160, vocab_size=424
-    )
+    ),
+    vit=VitConfig(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64),
+    vae=VaeConfig(ch=32, ch_mult=(1, 1, 2, 2), num_res_blocks=1),
 )
 
 
@@ -48,12 +51,13 @@ def machine(device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "platform": platform.platform(),
         "processor": processor(),
+        "instructions": instructions(),
+        "cores": usable_cores(),
+        "governor": governor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    if hasattr(os, "getloadavg"):
-        facts["load_before"] = os.getloadavg()[0]
     if device.type == "cuda":
         facts["gpu"] = torch.cuda.get_device_name(device)
     return facts
@@ -61,11 +65,30 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def processor() -> str:
     """The name of the CPU, as the system tells it."""
+    return _cpu_fact("model name") or platform.processor()
+
+
+def instructions() -> list[str]:
+    """The CPU's extensions for vectors and matrices: those whose names begin with avx or amx, where the system lists
+    them.
+    """
+    return sorted(flag for flag in _cpu_fact("flags").split() if flag.startswith(("avx", "amx")))
+
+
+def governor() -> str | None:
+    """The rule by which the system chooses the clock rate of the first core; None where it does not say."""
+    try:
+        return Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+
+
+def _cpu_fact(name: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == name)
     except (OSError, StopIteration):
-        return platform.processor()
+        return ""
 
 
 def peak_allocated(device: torch.device, call: Callable[[], object]) -> int:

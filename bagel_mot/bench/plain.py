@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer, Rope, rope, rotate
+from bagel_mot.sequence import table_index
 
 
 @dataclass
@@ -33,6 +34,11 @@ class PlainCache:
     @classmethod
     def empty(cls, layers: int) -> PlainCache:
         return cls([None] * layers, [None] * layers)
+
+    def copy(self) -> PlainCache:
+        """The same, every tensor copied."""
+        keys, values = ([None if t is None else t.clone() for t in part] for part in (self.keys, self.values))
+        return PlainCache(keys, values, self.length)
 
 
 @dataclass
@@ -96,7 +102,8 @@ def _layer(layer: DecoderLayer, index: int, x: Tensor, cos_sin: Rope, query: Pla
         q.transpose(0, 1)[None],
         keys.transpose(0, 1)[None],
         values.transpose(0, 1)[None],
-        is_causal=query.causal,  # a text is only ever read into an empty cache, or token by token
+        attn_mask=_causal_mask(x.shape[0], keys.shape[0], x.device) if query.causal and cache.length else None,
+        is_causal=query.causal and not cache.length,
         enable_gqa=heads != kv_heads,
     )[0]
     x = x + _by_expert(attended.transpose(0, 1).reshape(-1, heads * dim), query, und.o, gen.o, hidden)
@@ -108,6 +115,11 @@ def _layer(layer: DecoderLayer, index: int, x: Tensor, cos_sin: Rope, query: Pla
         part = normed[where]
         out[where] = expert.down(F.silu(expert.gate(part)) * expert.up(part))
     return x + out
+
+
+def _causal_mask(new: int, length: int, device: torch.device) -> Tensor:
+    """Who sees whom, (new, length) bool: the last `new` of `length` tokens see all before them and themselves."""
+    return torch.ones(new, length, dtype=torch.bool, device=device).tril(length - new)
 
 
 def _merged(old: Tensor | None, new: Tensor) -> Tensor:
@@ -142,6 +154,41 @@ def plain_velocity(
         position: rotary position of the image.
         cache: the branch's context, which stays as it is.
     """
+    hidden = _plain_latents(model, markers, latents, index, t, position, cache, keep=False)
+    return model.velocity(hidden[1:-1])
+
+
+def plain_vae_image(
+    model: BagelModel, markers: Tensor, latents: Tensor, index: Tensor, position: int, cache: PlainCache
+) -> None:
+    """Reads a clean image into the cache: its latents (N, latent_dim); the rest is as in `plain_velocity`."""
+    _plain_latents(model, markers, latents, index, 0.0, position, cache, keep=True)
+
+
+def plain_vit_image(
+    model: BagelModel, markers: Tensor, patches: Tensor, grid: tuple[int, int], position: int, cache: PlainCache
+) -> None:
+    """Reads the patches (N, patch_dim) of an image of `grid` (rows, columns) into the cache, through the ViT."""
+    index = table_index(*grid, model.config.vit_max_num_patch_per_side).to(patches.device)
+    features = model.connector(model.vit(patches.to(model.dtype), index, (grid,))) + model.vit_pos_embed[index]
+    start, end = model.decoder.embed_tokens(markers)[:, None]
+    x = torch.cat([start, features, end])
+    positions = torch.full((x.shape[0],), position, device=x.device)
+    plain_forward(model, PlainQuery(x, positions, keep=True), cache)
+
+
+def _plain_latents(
+    model: BagelModel,
+    markers: Tensor,
+    latents: Tensor,
+    index: Tensor,
+    t: float,
+    position: int,
+    cache: PlainCache,
+    *,
+    keep: bool,
+) -> Tensor:
+    """Hidden states (N + 2, hidden) of an image's latents between its markers."""
     n, device = latents.shape[0], latents.device
     und_index = torch.tensor([0, n + 1], device=device)
     gen_index = torch.arange(1, n + 1, device=device)
@@ -149,5 +196,4 @@ def plain_velocity(
     x[und_index] = model.decoder.embed_tokens(markers)
     x[gen_index] = model.embed_latents(latents, torch.tensor([t], device=device), torch.zeros_like(index), index)
     positions = torch.full((n + 2,), position, device=device)
-    hidden = plain_forward(model, PlainQuery(x, positions, und_index, gen_index), cache)
-    return model.velocity(hidden[gen_index])
+    return plain_forward(model, PlainQuery(x, positions, und_index, gen_index, keep=keep), cache)

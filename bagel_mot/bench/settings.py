@@ -25,6 +25,12 @@ class BenchSettings:
         decoded: tokens decoded in one timing.
         compare: whether the plain loop runs too.
         train_text, train_image: text and image tokens of the training step.
+        side: pixels a side of the images of whole tasks, at most.
+        timesteps: timesteps of a whole drawing.
+        answer: tokens of an answer about an image.
+        text, following: tokens of a text that is read, and tokens that are written behind it.
+        task_rounds: the number of times each whole task is timed.
+        only: rows whose names hold this text alone are measured; None for all.
     """
 
     prefill: int = 1024
@@ -35,10 +41,33 @@ class BenchSettings:
     compare: bool = True
     train_text: int = 512
     train_image: int = 1024
+    side: int = 512
+    timesteps: int = 8
+    answer: int = 64
+    text: int = 1000
+    following: int = 64
+    task_rounds: int = 2
+    only: str | None = None
+
+    def wants(self, name: str) -> bool:
+        """Whether the row of this name is to be measured."""
+        return self.only is None or self.only in name
 
 
 QUICK = BenchSettings(
-    prefill=256, images=(64, 256), contexts=(64, 1024), rounds=2, decoded=4, train_text=64, train_image=256
+    prefill=256,
+    images=(64, 256),
+    contexts=(64, 1024),
+    rounds=2,
+    decoded=4,
+    train_text=64,
+    train_image=256,
+    side=256,
+    timesteps=4,
+    answer=16,
+    text=250,
+    following=16,
+    task_rounds=1,
 )
 
 

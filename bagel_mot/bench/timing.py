@@ -25,15 +25,18 @@ class Measured:
         name: the quantity, such as "prefill of 1024 text tokens".
         seconds, median_seconds: the shortest and the median time of each implementation.
         numbers: figures that follow from them: rates, shares, memory in bytes.
+        runs: every time of each implementation, in the order of the runs.
     """
 
     name: str
     seconds: dict[str, float]
     median_seconds: dict[str, float]
     numbers: dict[str, float] = field(default_factory=dict)
+    runs: dict[str, list[float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "seconds": self.seconds, "median_seconds": self.median_seconds, **self.numbers}
+        times = {"seconds": self.seconds, "median_seconds": self.median_seconds, "runs": self.runs}
+        return {"name": self.name, **times, **self.numbers}
 
 
 def measure(
@@ -68,4 +71,4 @@ def measure(
     if "plain" in least:
         numbers["speedup"] = least["plain"] / least["ours"]
     gc.collect()
-    return Measured(name, least, {way: statistics.median(v) for way, v in times.items()}, numbers)
+    return Measured(name, least, {way: statistics.median(v) for way, v in times.items()}, numbers, times)

@@ -37,6 +37,9 @@ def measure_training(
     if layers < 1:
         say("no memory for a training step")
         return []
+    name = f"training step, {text} text and {tokens} image tokens, {layers} layer{'s' if layers > 1 else ''}"
+    if not settings.wants(name):
+        return []
     model.decoder.layers = model.decoder.layers[:layers]
     ids = random_ids(text - 2, model.config.decoder.vocab_size).tolist()
     segment = VaeSegment(torch.randn(tokens, model.config.latent_dim), grid, noised=True)
@@ -64,7 +67,6 @@ def measure_training(
     seen = text * (text + 1) // 2 + (tokens + 2) * length
     work = ForwardTokens(und=text + 2, gen=tokens, logits=text - 1, latents=tokens, attended=seen, backward=True)
     calls: Calls = {"ours": whole, "forward and backward alone": gradients}
-    name = f"training step, {text} text and {tokens} image tokens, {layers} layer{'s' if layers > 1 else ''}"
     say(name)
     held = sum(p.nbytes for p in trained.parameters()) + sum(t.nbytes for t in ema.average.values())
     numbers = {"per_token": length, "layers": layers, "peak_memory_bytes": held + peak_allocated(device, whole)}

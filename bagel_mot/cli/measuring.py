@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from bagel_mot.cli.options import (
     DtypeOption,
@@ -17,7 +18,7 @@ from bagel_mot.cli.options import (
     write_json,
 )
 from bagel_mot.cli.weights import DeviceOption
-from bagel_mot.errors import RecipeError
+from bagel_mot.errors import RecipeError, SettingError
 
 
 @command
@@ -106,6 +107,16 @@ def bench(
     rounds: Annotated[
         int | None, typer.Option(help="How often each call is timed; the shortest time counts.", min=1)
     ] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Measure only the rows with this text in their names, such as edit.")
+    ] = None,
+    allow_busy: Annotated[
+        bool,
+        typer.Option(
+            "--allow-busy",
+            help="With --json: store figures although other processes keep the machine busy, marked as such.",
+        ),
+    ] = False,
     threads_only: Annotated[
         bool,
         typer.Option(
@@ -117,7 +128,10 @@ def bench(
     dtype: DtypeOption = "float32",
     json: JsonOption = None,
 ) -> None:
-    """Measure prefill, denoising, decoding and training against the machine's matmul rate and a plain loop.
+    """Measure prefill, denoising, decoding and training against the machine's matmul rate and a plain loop, and whole
+    tasks: from a prompt or an image to an image or a text.
+
+    With --json the figures are stored if no other processes disturbed them.
 
     Status 1: with --threads-check, mini takes more than three times as long on the busy machine.
     """
@@ -126,24 +140,40 @@ def bench(
         return
     import dataclasses
 
-    from bagel_mot.bench import QUICK, BenchSettings, config_named, layers_that_fit
+    from bagel_mot.bench import QUICK, BenchSettings, busy, config_named, layers_that_fit
     from bagel_mot.bench import bench as run
     from bagel_mot.inference.loading import choose_device
 
     chosen = dtype_named(dtype)
-    settings = dataclasses.replace(QUICK if quick else BenchSettings(), compare=plain)
+    settings = dataclasses.replace(QUICK if quick else BenchSettings(), compare=plain, only=only)
     if rounds is not None:
-        settings = dataclasses.replace(settings, rounds=rounds)
+        settings = dataclasses.replace(settings, rounds=rounds, task_rounds=rounds)
     shape = config_named(config)
     where = choose_device(device)
     depth = layers or layers_that_fit(shape, chosen, where)
+    if json is not None and not allow_busy:  # before the minutes of measuring
+        _refuse_busy(busy.share_of_others())
     console = notes()
     with console.status("making random weights") as status:
         report = run(shape, settings=settings, dtype=chosen, device=str(where), layers=depth, progress=status.update)
     report = {"config": config, **report}
     if json != "-":
         _print_bench(report)
+    if report["machine"]["busy"] and json is not None and not allow_busy:
+        _refuse_busy(report["machine"]["others_share"])
     write_json(json, report)
+
+
+def _refuse_busy(share: float | None) -> None:
+    """Refuses to store figures of a busy machine.
+
+    Raises:
+        SettingError: other processes take too much of the cores.
+    """
+    from bagel_mot.bench.busy import QUIET_SHARE, busy_sentence
+
+    if share is not None and share > QUIET_SHARE:
+        raise SettingError(busy_sentence(share))
 
 
 def _check_threads(json: str | None) -> None:
@@ -181,10 +211,32 @@ def _print_bench(report: dict[str, Any]) -> None:
             f"{seconds['plain']:.4g}" if "plain" in seconds else "",
             f"{row['speedup']:.2f}×" if "speedup" in row else "",
         )
-    console.print(table)
+    if report["results"]:
+        console.print(table)
+    if report["tasks"]:
+        console.print(_tasks_table(report, title))
     for name, value in report["summary"].items():
         console.print(f"{name}: [bold]{value:.2f}[/bold]")
     memory = {"weights": report["weights_bytes"], **{f"peak {k}": v for k, v in report["peak_memory_bytes"].items()}}
     console.print("memory: " + ", ".join(f"{name} {count / 1e9:.2f} GB" for name, count in memory.items()))
     if report["layers"] < report["of_layers"]:
         console.print("not all layers ran: full_depth_seconds in the JSON extrapolates to all of them")
+    if machine["busy"]:
+        console.print(f"other processes took {machine['others_share']:.0%} of the cores: the figures are too high")
+
+
+def _tasks_table(report: dict[str, Any], title: str) -> Table:
+    """The whole tasks: what one waits for, and where the time goes."""
+    from bagel_mot.bench.breakdown import KINDS
+
+    table = new_table(f"whole tasks: {title}", "task", "seconds", "plain loop", "speed-up", *KINDS)
+    for row in report["tasks"]:
+        seconds = row["seconds"]
+        table.add_row(
+            row["name"],
+            f"{seconds['ours']:.4g}",
+            f"{seconds['plain']:.4g}" if "plain" in seconds else "",
+            f"{row['speedup']:.2f}×" if "speedup" in row else "",
+            *(f"{row['where'][kind]:.0%}" for kind in KINDS),
+        )
+    return table
