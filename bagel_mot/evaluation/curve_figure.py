@@ -111,15 +111,17 @@ def _draw_panel(axes: Axes, curves: Mapping[str, Any], names: Sequence[str], rea
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if len(tokens) > 1:
         axes.set_xlim(tokens[0], tokens[-1])
-    axes.set_ylim(-0.02 * top, top)
+    bottom = -0.02 * top
+    axes.set_ylim(bottom, top)
     axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    last = [abilities[name]["shares"][-1] / top for name in names]
-    for number, (name, own, place) in enumerate(zip(names, last, spread(last, _APART), strict=True)):
+    ends = [(abilities[name]["shares"][-1] - bottom) / (top - bottom) for name in names]
+    for number, (name, end, place) in enumerate(zip(names, ends, spread(ends, _APART), strict=True)):
         colour = _GREY if name == _MEAN else _COLOURS[number]
+        label = f"{LABELS.get(name, name)} {abilities[name]['shares'][-1]:.2f}"
         # The line from the curve's end to its label, beside the panel.
         axes.annotate(
-            f"{LABELS.get(name, name)} {own * top:.2f}", (1.0, own), (1.05, place), xycoords="axes fraction",
+            label, (1.0, end), (1.05, place), xycoords="axes fraction",
             textcoords="axes fraction", color=colour, va="center", fontsize=9, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2},
         )  # fmt: skip

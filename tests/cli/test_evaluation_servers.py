@@ -14,10 +14,17 @@ from typer.testing import CliRunner, Result
 
 from bagel_mot.cli import app
 from bagel_mot.evaluation.base import Item
+from bagel_mot.evaluation.benchmarks.gedit import TASKS
 from bagel_mot.evaluation.http import ModelServer
 from bagel_mot.evaluation.judges.chat import ChatJudge
+from bagel_mot.inference.api import Bagel
+from bagel_mot.serving.options import ServerOptions
+from bagel_mot.worlds.mini.draw import draw
+from bagel_mot.worlds.mini.items import edit_items
 from tests.evaluation.judges.scripted import Script, error, serving
 from tests.evaluation.scripted import Knowing, Sums
+from tests.evaluation.test_miniatures import png
+from tests.serving.conftest import running
 
 NO_QUOTA = error(429, "You exceeded your current quota", code="insufficient_quota")
 
@@ -135,3 +142,54 @@ def test_what_a_server_answered_before_its_quota_ended_is_kept(monkeypatch: pyte
         assert json.loads(Path("r.json").read_text())["scored"] == len(ids)
         lines = (Path(out) / "sums" / "items.jsonl").read_text().splitlines()[1:]
         assert sorted(json.loads(line)["id"] for line in lines) == sorted(ids)
+
+
+def whole_gedit(folder: Path) -> None:
+    """GEdit-Bench with as many edits of each task as it has, all of them one of two edits of mini's world."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    edits = edit_items("recolour", 2)
+    images = [{"bytes": png(draw(edit.scene)), "path": None} for edit in edits]
+    rows = [
+        {
+            "key": f"{language}-{task}-{number}", "task_type": task, "instruction": edits[number % 2].instruction,
+            "instruction_language": language, "input_image": images[number % 2],
+            "input_image_raw": images[number % 2], "Intersection_exist": True,
+        }
+        for language in ("en", "cn")
+        for task, count in TASKS.items()
+        for number in range(count)
+    ]  # fmt: skip
+    (folder / "data").mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data" / "train-00000-of-00001.parquet")
+
+
+@pytest.mark.slow
+def test_mini_is_judged_by_a_script_and_by_our_own_server() -> None:
+    whole_gedit(Path("GEdit"))
+    command = ("gedit", "--variant", "en", "--data", "GEdit", "--limit", 2, "--threads", 1, "--json", "r.json")
+    said = json.dumps({"score": [4, 9], "reasoning": "so it is"})
+    with serving(said, said, NO_QUOTA) as script:
+        judge = ("--judge", script.url, "--judge-model", "scripted")
+        assert "is out of quota" in one_sentence(run(*command, *judge))
+        script.answers = [said]
+        second = run(*command, *judge)
+        assert second.exit_code == 0, second.output
+        answered = [body for _, _, body in script.asked]
+        images = [part for body in answered for m in body["messages"] for part in m["content"] if "image_url" in part]
+        assert len({json.dumps(body) for body in answered}) == 2 * 2  # two requests for each of two edits
+        assert images
+    report = json.loads(Path("r.json").read_text())
+    assert (report["scored"], report["unscored"], report["judge"]["model"]) == (2, [], "scripted")
+    assert report["rows"]["en/G_O"]["value"] == pytest.approx(4.0)
+    with Bagel.from_pretrained("mini", threads=1) as bagel, running(bagel, ServerOptions(model_name="mini")) as live:
+        ours = run(*command, "--judge", f"{live.url}/v1", "--judge-model", "mini")
+        assert ours.exit_code == 1, ours.output  # mini answers, but knows nothing of JSON
+        report = json.loads(Path("r.json").read_text())
+        assert (report["judge"]["model"], report["failed"]) == ("mini", {})
+        assert (len(report["unscored"]), report["unparsable"] > 0) == (2, True)
+        assert "2 items have no score" in ours.stdout
+        wrong = run(*command, "--judge", f"{live.url}/v1", "--judge-model", "maxi")
+        assert "does not know the model" in one_sentence(wrong)
+    drawn = [path for path in Path("evaluations/mini").rglob("*.png") if "SRCIMG" not in path.name]
+    assert len(drawn) == 2  # drawn once, judged by two

@@ -40,23 +40,24 @@ def run_curves(names: list[str], how: How, weights: Weights, json: str | None) -
     with bars(True, over=3600) as progress:
         each = min(how.items or ITEMS, how.limit or ITEMS)
         shown = _Bars(progress, len(points) * len(rows) * each)
-        seconds, worked = 0.0, 0
+        seconds, answered = 0.0, 0
         for number, point in enumerate(points, 1):
             if not point.folder.is_dir():
                 progress.console.print(f"{point.folder.name} is gone meanwhile: it is left out.", style="yellow")
                 continue
             started = time.monotonic()
-            report, answered = _scored(point.folder, rows, how, weights, out, shown.of(point.folder))
+            report, fresh = _scored(point.folder, rows, how, weights, out, shown.of(point.folder))
             scored.append(point)
             reports.append(report)
-            if answered:
-                seconds, worked = seconds + time.monotonic() - started, worked + 1
+            if fresh:
+                seconds, answered = seconds + time.monotonic() - started, answered + fresh
             content, written = write_curves(out, scored, reports)
             mean = report["summary"]["mean of all rows"]
-            left = seconds / max(worked, 1) * (len(points) - number) / 60
-            ahead = f"; about {left:.0f} minutes for the others" if number < len(points) and worked else ""
+            left = seconds / max(answered, 1) * (len(points) - number) * len(rows) * each / 60
+            ahead = f"; about {left:.0f} minutes for the others" if left else ""
             notes().print(
-                f"{point.folder.name}, {point.tokens:,.0f} tokens ({number} of {len(points)}): {mean:.3f} right{ahead}"
+                f"{point.folder.name}, {point.tokens:,.0f} tokens ({number} of {len(points)}): {mean:.3f} right{ahead}",
+                soft_wrap=True,
             )
     if json != "-" and content:
         headings, lines = curve_table(content)
@@ -71,8 +72,8 @@ def run_curves(names: list[str], how: How, weights: Weights, json: str | None) -
 
 def _scored(
     checkpoint: Path, rows: list[str], how: How, weights: Weights, out: Path, tell: Callable[[str, int, int], None]
-) -> tuple[dict[str, Any], bool]:
-    """The report of mini for a checkpoint, and whether there was an item that had not been answered before."""
+) -> tuple[dict[str, Any], int]:
+    """The report of mini for a checkpoint, and how many items had not been answered before."""
     from bagel_mot.checkpoint.official import fingerprint
     from bagel_mot.evaluation.benchmarks.mini import ITEMS, Mini
     from bagel_mot.evaluation.benchmarks.mini_report import BATCH, evaluate, side_of
@@ -88,20 +89,20 @@ def _scored(
     respondent, folder = LocalRespondent(bagel, facts), out / checkpoint.name
     mini = Mini(rows=rows, count=how.items or ITEMS, seed=how.seed or 0, side=side_of(bagel))
     with owned(folder, Launch()):
-        before = _size(folder)
+        before = _answered(folder)
         report = evaluate(mini, respondent, batch=how.batch or BATCH, limit=how.limit, folder=folder, progress=tell)
         summarize_mini(mini, respondent, folder, how.limit)
-        answered = _size(folder) > before
+        fresh = _answered(folder) - before
     bagel.close()
-    return report, answered
+    return report, fresh
 
 
-def _size(folder: Path) -> int:
-    """The bytes of the results in a run's folder."""
-    from bagel_mot.evaluation.records import record_files
+def _answered(folder: Path) -> int:
+    """The number of items whose results are in a run's folder."""
+    from bagel_mot.evaluation.records import read_records, record_files
     from bagel_mot.evaluation.runner import RESULTS
 
-    return sum(path.stat().st_size for path in record_files(folder, RESULTS))
+    return len({id for path in record_files(folder, RESULTS) for id in read_records(path)[1]})
 
 
 class _Bars:

@@ -12,9 +12,10 @@ from typing import Any
 
 from PIL import Image
 
-from bagel_mot.errors import EvaluationError, ImageError
+from bagel_mot.errors import DataError, EvaluationError, ImageError
+from bagel_mot.evaluation.curves import curve_table
 from bagel_mot.evaluation.report.content import ReportedRun, ShownItem, compare, read_runs
-from bagel_mot.files import write_text, writing
+from bagel_mot.files import read_json, write_text, writing
 from bagel_mot.images import open_image
 
 _SIDE = 192  # pixels of the longer side of a shown image
@@ -125,6 +126,7 @@ def write_report(first: Path, second: Path | None = None) -> tuple[list[Path], d
     for figure in sorted(first.rglob("curves.svg")):
         page.heading("Abilities over training tokens")
         page.picture(figure, first)
+        page.table(*curve_table(read_json(figure.with_suffix(".json"), DataError)))
     differences: list[dict[str, Any]] = []
     if second is not None:
         others = {other.key: other for other in read_runs(second)}
