@@ -64,7 +64,7 @@ def draw_curves(curves: Mapping[str, Any], out: Path, reached_at: float) -> list
     abilities = curves["abilities"]
     panels = {title: [name for name in names if name in abilities] for title, names in _PANELS.items()}
     panels = {title: names for title, names in panels.items() if names} or {"all rows": []}
-    style = {"font.size": 9, "text.color": _GREY, "axes.edgecolor": _GREY, "axes.labelcolor": _GREY,
+    style: Any = {"font.size": 9, "text.color": _GREY, "axes.edgecolor": _GREY, "axes.labelcolor": _GREY,
              "xtick.color": _GREY, "ytick.color": _GREY, "svg.hashsalt": "bagel"}  # fmt: skip
     paths = [out / "curves.svg", out / "curves.png"]
     with rc_context(style):

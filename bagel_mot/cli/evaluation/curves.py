@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
@@ -17,6 +17,9 @@ from bagel_mot.cli.options import new_table, notes, tables, write_json
 from bagel_mot.cli.weights import Weights, load
 from bagel_mot.errors import SettingError
 from bagel_mot.files import user_path
+
+if TYPE_CHECKING:
+    from bagel_mot.evaluation.curves import TrainingPoint
 
 
 def run_curves(names: list[str], how: How, weights: Weights, json: str | None) -> None:
@@ -35,7 +38,9 @@ def run_curves(names: list[str], how: How, weights: Weights, json: str | None) -
     out = user_path(how.out or run / "evaluation")
     points = run_points(run)
     check_figures()
-    scored, reports, written = [], [], []
+    scored: list[TrainingPoint] = []
+    reports: list[dict[str, Any]] = []
+    written: list[Path] = []
     content: dict[str, Any] = {}
     with bars(True, over=3600) as progress:
         each = min(how.items or ITEMS, how.limit or ITEMS)

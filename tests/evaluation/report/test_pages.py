@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bagel_mot.errors import EvaluationError
+from bagel_mot.evaluation.curves import TrainingPoint, ability_curves
 from bagel_mot.evaluation.report.pages import write_report
 from bagel_mot.evaluation.run_summary import summarize, write_summary
 from bagel_mot.evaluation.runner import ItemRunner
@@ -62,3 +64,18 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "missing")
     with pytest.raises(EvaluationError, match="holds no summary"):
         write_report(tmp_path)
+
+
+def test_the_curves_of_a_training_run_stand_in_its_report(tmp_path: Path) -> None:
+    folder = evaluated(tmp_path, Knowing())
+    points = [TrainingPoint(tmp_path, step, 1000.0 * step) for step in (1, 2)]
+    reports = [{"items": 12, "seed": 0, "rows": {}, "summary": {"ask": share}} for share in (0.25, 0.5)]
+    curves = ability_curves(points, reports)
+    (folder / "curves.json").write_text(json.dumps(curves))
+    (folder / "curves.svg").write_text("<svg/>")
+    for path in write_report(folder)[0]:
+        page = path.read_text(encoding="utf-8")
+        assert "Abilities over training tokens" in page
+        assert "curves.svg" in page
+    assert "| 2,000 | 2 | 0.500 |" in page
+    assert "| 85% of the last at |  | 1,700 |" in page
