@@ -116,14 +116,14 @@ def _draw_panel(axes: Axes, curves: Mapping[str, Any], names: Sequence[str], rea
     axes.grid(color=_GREY, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     ends = [(abilities[name]["shares"][-1] - bottom) / (top - bottom) for name in names]
-    for number, (name, end, place) in enumerate(zip(names, ends, spread(ends, _APART), strict=True)):
+    for number, (name, end, place) in enumerate(zip(names, ends, spread(ends, _APART, 0.0), strict=True)):
         colour = _GREY if name == _MEAN else _COLOURS[number]
         label = f"{LABELS.get(name, name)} {abilities[name]['shares'][-1]:.2f}"
         # The line from the curve's end to its label, beside the panel.
         axes.annotate(
             label, (1.0, end), (1.05, place), xycoords="axes fraction",
             textcoords="axes fraction", color=colour, va="center", fontsize=9, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
         )  # fmt: skip
 
 
@@ -132,8 +132,10 @@ def is_uneven(tokens: Sequence[float]) -> bool:
     return len(tokens) > 3 and tokens[0] > 0 and tokens[len(tokens) // 2] < _LOG_BELOW * tokens[-1]
 
 
-def spread(places: Sequence[float], apart: float) -> list[float]:
-    """Places near those given, in the same order, at least `apart` from one another; groups keep their middle."""
+def spread(places: Sequence[float], apart: float, least: float = -math.inf) -> list[float]:
+    """Places near those given, in the same order, at least `apart` from one another; groups keep their middle
+    where that puts none of them below `least`.
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
     groups: list[tuple[float, list[int]]] = []  # the middle of a group, and its members from below
     for i in order:
@@ -148,5 +150,6 @@ def spread(places: Sequence[float], apart: float) -> list[float]:
     found = [0.0] * len(places)
     for middle, members in groups:
         for number, i in enumerate(members):
-            found[i] = middle + apart * (number - (len(members) - 1) / 2)
+            found[i] = max(middle + apart * (number - (len(members) - 1) / 2), least)
+            least = found[i] + apart
     return found

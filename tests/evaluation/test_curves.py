@@ -96,6 +96,7 @@ def test_a_figure_is_drawn_of_whatever_was_scored(tmp_path: Path) -> None:
 def test_labels_keep_their_order_and_their_distance() -> None:
     assert spread([0.5, 0.1], 0.1) == [0.5, 0.1]
     assert spread([0.0, 0.0, 0.0], 0.1) == pytest.approx([-0.1, 0.0, 0.1])
+    assert spread([0.02, 0.0, 0.9], 0.1, 0.0) == pytest.approx([0.1, 0.0, 0.9])
     random.seed(1)
     for _ in range(50):
         places = [random.random() for _ in range(6)]
