@@ -123,7 +123,8 @@ def _draw_panel(axes: Axes, curves: Mapping[str, Any], names: Sequence[str], rea
         axes.annotate(
             label, (1.0, end), (1.05, place), xycoords="axes fraction",
             textcoords="axes fraction", color=colour, va="center", fontsize=9, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "relpos": (0, 0.5), "shrinkA": 1,
+                        "shrinkB": 2},
         )  # fmt: skip
 
 
