@@ -35,6 +35,7 @@ from bagel_mot.config import BagelConfig, dump_config, load_config, with_table_s
 from bagel_mot.errors import CheckpointError, SettingError
 from bagel_mot.files import write_text
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.prepacked_conv import prepack_convolutions
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
@@ -133,7 +134,8 @@ def load_checkpoint(
         precision: the precision of its parts. A dtype means all floating-point weights, the autoencoder's too.
         device: the device that they go to, or a function that tells it for each tensor.
         tasks: the tasks that the model is for. Without "edit", parts that the others do not need are left out.
-        prepack: keep matrices of the CPU in the order in which it multiplies them (`bagel_mot.model.prepacked`).
+        prepack: keep matrices and convolutions of the CPU in the order in which it computes them
+            (`bagel_mot.model.prepacked`, `bagel_mot.model.prepacked_conv`).
         progress: told the bytes that have been read, and all that are to be read. What it raises ends the loading.
 
     Raises:
@@ -163,6 +165,8 @@ def load_checkpoint(
         place = device_of("autoencoder")
         assert place is not None
         autoencoder = _autoencoder(second, precision.autoencoder, place, advance)
+        if prepack:
+            prepack_convolutions(autoencoder)
     else:
         with torch.device("meta"):
             autoencoder = Autoencoder(config.vae)

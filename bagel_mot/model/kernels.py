@@ -59,6 +59,103 @@ def can_prepack(dtype: torch.dtype) -> bool:
         return _works(lambda: prepacked_linear(x, prepack(weight), bias), F.linear(x, weight, bias), 0.02)
 
 
+# -------------------------------------------------------------------------------------------------- oneDNN convolutions
+
+
+def prepack_convolution(weight: Tensor, stride: int, padding: int) -> Tensor:
+    """A convolution's weight (out, in, k, k) in the order in which oneDNN multiplies it: opaque to all operations but a
+    few.
+    """
+    made: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, [padding] * 2, [stride] * 2, [1, 1], 1, None)
+    return made
+
+
+def prepacked_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int]
+) -> Tensor:
+    """(B, in, H, W) -> (B, out, H', W'), channels_last if x is, by a weight of `prepack_convolution`."""
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, padding, [stride] * 2, [1, 1], 1, "none", [], ""
+    )
+    return found
+
+
+def add_prepacked_convolution(
+    total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]
+) -> None:
+    """Adds a convolution of x (B, in, H, W) with stride 1 to `total` (B, out, H', W') in place, with one rounding."""
+    torch.ops.mkldnn._convolution_pointwise_.binary(
+        total, x, weight, bias, padding, [1, 1], [1, 1], 1, "add", 1.0, None, [], ""
+    )
+
+
+@cache
+def can_prepack_convolutions(dtype: torch.dtype) -> bool:
+    """Whether this processor and this PyTorch compute prepacked convolutions in a precision, and do it right."""
+    if not can_prepack(dtype):
+        return False
+    x, weight, bias = _example(1, 16, 5, 6).to(dtype), _example(32, 16, 3, 3).to(dtype) / 12, _example(32).to(dtype)
+    x = x.to(memory_format=torch.channels_last)
+
+    def added() -> Tensor:
+        total = torch.ones(1, 32, 7, 6, dtype=dtype).to(memory_format=torch.channels_last)
+        add_prepacked_convolution(total[:, :, 2:5], x, prepack_convolution(weight, 1, 1), bias, (0, 1))
+        return total
+
+    with torch.no_grad():
+        expected = torch.ones(1, 32, 7, 6)
+        expected[:, :, 2:5] += F.conv2d(x.float(), weight.float(), bias.float(), padding=(0, 1))
+        plain = F.conv2d(x, weight, bias, stride=2, padding=1)
+        return _works(added, expected, 0.05) and _works(
+            lambda: prepacked_convolution(x, prepack_convolution(weight, 2, 1), bias, 2, (1, 1)), plain, 0.05
+        )
+
+
+def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of (B, C, H, W), float32 (C,) each, taken in float32."""
+    like = torch.zeros(x.shape[1], device=x.device)
+    mean, variance = torch.batch_norm_update_stats(x, like, like.clone(), 0.0)
+    return mean, variance
+
+
+def scale_channels(
+    out: Tensor, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> None:
+    """Writes (x − mean) / √(variance + ε) · weight + bias to `out` in one pass, all computed in float32.
+
+    Args:
+        out, x: (B, C, H, W) of one type.
+        mean, variance, weight, bias: float32 (C,).
+        eps: ε.
+    """
+    unused = torch.empty(0)
+    torch.ops.aten.native_batch_norm.out(
+        x, weight, bias, mean, variance, False, 0.0, eps, out=out, save_mean=unused, save_invstd=unused.clone()
+    )
+
+
+@cache
+def has_channel_kernels(device: str, dtype: torch.dtype) -> bool:
+    """Whether PyTorch computes `channel_statistics` and `scale_channels` on such a device, and does it right."""
+    if device != "cpu":  # elsewhere they have not been tried
+        return False
+    x = (_example(1, 8, 6, 5) + 3).to(dtype).to(memory_format=torch.channels_last)
+    mean, variance = x.float().mean((0, 2, 3)), x.float().var((0, 2, 3), unbiased=False)
+    weight, bias = _example(8), _example(1, 8)[0]
+
+    def scaled() -> Tensor:
+        out = torch.zeros(1, 8, 8, 5, dtype=dtype).to(memory_format=torch.channels_last)
+        scale_channels(out[:, :, 1:7], x, mean, variance, weight, bias, 1e-6)
+        return out
+
+    expected = F.pad(F.batch_norm(x.float(), mean, variance, weight, bias, eps=1e-6), (0, 0, 1, 1))
+    return (
+        _works(lambda: channel_statistics(x)[0], mean, 1e-3)
+        and _works(lambda: channel_statistics(x)[1], variance, 1e-3)
+        and _works(scaled, expected, 1e-2)
+    )
+
+
 # ----------------------------------------------------------------------------------------------------- integer matrices
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from bagel_mot.config import VaeConfig, load_config
 from bagel_mot.errors import SettingError, SizeError
-from bagel_mot.model.vae import Autoencoder, GroupNorm
+from bagel_mot.model.vae import Autoencoder
+from bagel_mot.model.vae_parts import GroupNorm
 
 TINY = VaeConfig(ch=32, ch_mult=(1, 2), num_res_blocks=1, z_channels=3, scale_factor=0.7, shift_factor=-0.2)
 
