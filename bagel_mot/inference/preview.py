@@ -40,13 +40,13 @@ class Previewer:
     """
 
     def __init__(self, autoencoder: Autoencoder, images: Image.Image | None = None) -> None:
-        parameter = next(autoencoder.parameters())
+        device = next(autoencoder.parameters()).device
         self.stride = autoencoder.config.downsample
         side = self.stride * _CELLS
         chosen = _drawings(side) if images is None else _cut(images, side)
         pixels = torch.stack([to_pixels(image) for image in chosen])
         with torch.no_grad():
-            latents = autoencoder.encode(pixels.to(parameter.device, parameter.dtype)).float()
+            latents = autoencoder.encode(pixels.to(device, autoencoder.dtype)).float()
         inputs = _neighbourhoods(latents).flatten(0, 1)
         wanted = F.unfold(pixels.to(latents.device), self.stride, stride=self.stride).transpose(1, 2).flatten(0, 1)
         gram = inputs.T @ inputs

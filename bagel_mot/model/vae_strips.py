@@ -56,20 +56,25 @@ def works_in_strips(x: Tensor, numbers: int) -> bool:
         x: images or latents, (B, C, H, W).
         numbers: numbers in one image's finest feature map.
     """
-    large = numbers * x.element_size() >= SMALLEST_MAP
-    if not large or torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type):
-        return False
-    return kernels.has_channel_kernels(x.device.type, x.dtype)
+    wanted = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+    return not wanted and strips_pay(x.device.type, x.dtype, numbers)
+
+
+def strips_pay(device: str, dtype: torch.dtype, numbers: int) -> bool:
+    """Whether inference on such a device works in strips on images with so many numbers in their finest feature map."""
+    return numbers * dtype.itemsize >= SMALLEST_MAP and kernels.has_channel_kernels(device, dtype)
 
 
 def encode_in_strips(encoder: VaeEncoder, pixels: Tensor) -> Tensor:
     """(B, in_channels, H, W) -> (B, 2·z_channels, H/downsample, W/downsample), as `encoder` gives them."""
-    return torch.cat([_encode(encoder, image) for image in pixels.split(1)])
+    found = [_encode(encoder, image) for image in pixels.split(1)]
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def decode_in_strips(decoder: VaeDecoder, z: Tensor) -> Tensor:
     """(B, z_channels, h, w) -> (B, out_ch, h·downsample, w·downsample), as `decoder` gives them."""
-    return torch.cat([_decode(decoder, image) for image in z.split(1)])
+    found = [_decode(decoder, image) for image in z.split(1)]
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def _encode(encoder: VaeEncoder, image: Tensor) -> Tensor:
@@ -79,6 +84,7 @@ def _encode(encoder: VaeEncoder, image: Tensor) -> Tensor:
         assert isinstance(level, DownLevel)
         x = _blocks(level.block, x, between)
         if level.downsample is not None:
+            between.forget()
             x = _halved(level.downsample, x)
     x = _middle(encoder.mid, x, between)
     return _convolved(encoder.norm_out, x, encoder.conv_out, _new)
@@ -92,6 +98,7 @@ def _decode(decoder: VaeDecoder, image: Tensor) -> Tensor:
         assert isinstance(level, UpLevel)
         x = _blocks(level.block, x, between)
         if level.upsample is not None:
+            between.forget()
             x = _doubled(level.upsample, x)
     return _convolved(decoder.norm_out, x, decoder.conv_out, _new)
 
@@ -105,9 +112,13 @@ class _Between:
     def __init__(self) -> None:
         self._map: Tensor | None = None
 
+    def forget(self) -> None:
+        """Lets go of the map: the next one has another size."""
+        self._map = None
+
     def __call__(self, like: Tensor, channels: int, height: int, width: int) -> Tensor:
         if self._map is None or self._map.shape != (1, channels, height, width):
-            self._map = None  # before the next one is made
+            self.forget()  # before the next one is made
             self._map = _new(like, channels, height, width)
         return self._map
 
@@ -151,6 +162,7 @@ def _halved(down: Downsample, x: Tensor) -> Tensor:
             return rows
         out = _new(x, channels, height // 2, width // 2) if out is None else out
         out[:, :, strip.start : strip.stop] = rows
+        del rows  # before those of the next strip are made
     assert out is not None
     return out
 
@@ -263,6 +275,7 @@ def _convolved(norm: GroupNorm, x: Tensor, conv: nn.Module, allocate: Allocate) 
             return rows
         out = allocate(x, rows.shape[1], *x.shape[2:]) if out is None else out
         out[:, :, strip.start : strip.stop] = rows
+        del rows  # before those of the next strip are made
     assert out is not None
     return out
 

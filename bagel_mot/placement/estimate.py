@@ -7,6 +7,7 @@ formulas count what the model's own code keeps alive at once: a test goes throug
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig
 from bagel_mot.model.cache import SLAB_TOKENS
 from bagel_mot.model.quant import FORMATS
+from bagel_mot.model.vae_strips import STRIP_BYTES, strips_pay
 
 MARGIN = 0.05
 """Share of the free memory, of the machine and of each device, that is left alone."""
@@ -29,8 +31,12 @@ PROCESS_BYTES = 560 << 20
 DEVICE_BYTES = 600 << 20
 """Memory of a CUDA context with its libraries' workspaces."""
 _HEAP_SHARE = 1.5
-"""Bytes that a process on the CPU holds for each byte alive in a pass: the C library's heap has gaps between blocks,
-and oneDNN brings images into an order of its own. Measured at the official size: 1.39 to 1.56.
+"""Bytes that a process on the CPU holds for each byte alive in a pass of the model: the C library's heap has gaps
+between blocks. Measured at the official size: 1.39 to 1.56, of whole feature maps of the autoencoder too.
+"""
+_STRIPS_SHARE = 1.1
+"""The same for an autoencoder that works in strips, whose whole maps are too large for the heap: 0.97 and 1.03 for
+1024×1024.
 """
 _CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # all caches, of usable memory; prefixes kept for later requests, of caches
 _MAX_CACHE_TOKENS = 1 << 22
@@ -59,23 +65,61 @@ def cache_bytes(config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:
     return tokens * 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
-def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype) -> int:
-    """Bytes alive while the autoencoder encodes images of `pixels` pixels in all: the finest level's feature maps."""
-    maps = (3 + min(2, config.num_res_blocks)) * config.ch_mult[0]
+def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: int = 1, on_cpu: bool = False) -> int:
+    """Bytes alive while the autoencoder encodes images.
+
+    Args:
+        config: the autoencoder's configuration.
+        pixels: those of all images together.
+        dtype: the type in which it computes.
+        images: the number of images, all of one size.
+        on_cpu: whether the CPU computes, which works on large images one by one, in strips.
+    """
+    if on_cpu and strips_pay("cpu", dtype, pixels // images * config.ch):
+        widths = [config.ch * multiplier for multiplier in config.ch_mult]
+        return _strip_bytes(zip([config.ch, *widths[:-1]], widths, strict=True), pixels // images, dtype)
+    maps = (3 + min(2, config.num_res_blocks)) * config.ch_mult[0]  # of the finest level
     return pixels * maps * config.ch * dtype.itemsize
 
 
-def decode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype) -> int:
-    """Bytes alive while the autoencoder decodes images of `pixels` pixels in all: the finest level's feature maps. Its
-    first block still has the channels of the level before.
-    """
+def decode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: int = 1, on_cpu: bool = False) -> int:
+    """Bytes alive while the autoencoder decodes images. Arguments as `encode_bytes`."""
+    if on_cpu and strips_pay("cpu", dtype, pixels // images * config.ch):
+        widths = [config.ch * multiplier for multiplier in config.ch_mult]
+        drawn = config.out_ch * (pixels + (pixels if images > 1 else 0)) * dtype.itemsize
+        return drawn + _strip_bytes(zip([*widths[1:], widths[-1]], widths, strict=True), pixels // images, dtype)
+    # The first block of the finest level still has the channels of the level before.
     maps = max(5 * config.ch_mult[0], 3 * max(config.ch_mult[:2]))
     return pixels * maps * config.ch * dtype.itemsize
+
+
+def _strip_bytes(levels: Iterable[tuple[int, int]], pixels: int, dtype: torch.dtype) -> int:
+    """Bytes alive while an image of `pixels` pixels is worked on in strips: whole, a map before a residual block, its
+    sum where it has other channels, and the map between its convolutions; beside them a strip before and after a
+    convolution.
+
+    Args:
+        levels: channels before and after the first block of each level, the finest first.
+    """
+    most = 0
+    for level, (before, after) in enumerate(levels):
+        number = (pixels >> 2 * level) * dtype.itemsize
+        maps = 2 * after + (before if before != after else 0)
+        most = max(most, number * maps + min(STRIP_BYTES, number * before) + min(STRIP_BYTES, number * after))
+    return most
 
 
 def _held(alive: int, on_cpu: bool) -> int:
     """Bytes that a process or a device holds for what is alive at once."""
     return int(alive * _HEAP_SHARE) if on_cpu else alive
+
+
+def image_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, decode: bool, on_cpu: bool) -> int:
+    """Bytes that a process or a device holds while the autoencoder encodes or decodes an image of `pixels` pixels."""
+    alive = (decode_bytes if decode else encode_bytes)(config, pixels, dtype, on_cpu=on_cpu)
+    if on_cpu and strips_pay("cpu", dtype, pixels * config.ch):
+        return int(alive * _STRIPS_SHARE)
+    return _held(alive, on_cpu)
 
 
 # --------------------------------------------------------------------------------------------------------- weights
@@ -230,11 +274,12 @@ def memory_estimate(
     """
     counts = token_counts(config, workload)
     und, latents, noised = counts.und, counts.latents, counts.noised
-    passes = [forward_bytes(config.decoder, und, latents, activations)]
+    passes = [_held(forward_bytes(config.decoder, und, latents, activations), on_cpu)]
     if workload.drawn is not None:
         branches = workload.branches
-        passes.append(forward_bytes(config.decoder, 2 * branches, branches * noised, activations))
-        passes.append(decode_bytes(config.vae, workload.drawn[0] * workload.drawn[1], autoencoder))
+        passes.append(_held(forward_bytes(config.decoder, 2 * branches, branches * noised, activations), on_cpu))
+        drawn = workload.drawn[0] * workload.drawn[1]
+        passes.append(image_bytes(config.vae, drawn, autoencoder, decode=True, on_cpu=on_cpu))
         # The first branch goes on behind the full context; one without text shares it up to the text.
         following = branches * (noised + 2) + (_PROMPT_TOKENS if branches > 2 else 0)
     else:
@@ -242,9 +287,9 @@ def memory_estimate(
     held = und + latents + following + (0 if on_cpu else SLAB_TOKENS)  # small chunks share a slab there
     cache = cache_bytes(config.decoder, held, activations)
     pixels = sum(width * height for width, height in workload.images) if workload.drawn else 0
-    # Images are encoded before there is a cache.
-    encoding = encode_bytes(config.vae, min(pixels, MAX_STEP_PIXELS), autoencoder)
-    return MemoryEstimate(cache, max(cache + _held(max(passes), on_cpu), _held(encoding, on_cpu)))
+    # Images are encoded before there is a cache, those of one size together.
+    encoding = image_bytes(config.vae, min(pixels, MAX_STEP_PIXELS), autoencoder, decode=False, on_cpu=on_cpu)
+    return MemoryEstimate(cache, max(cache + max(passes), encoding))
 
 
 def _latents(config: BagelConfig, size: tuple[int, int]) -> int:
@@ -285,10 +330,14 @@ def capacity(
     cache = min(int(memory * _CACHE_SHARE) // token, _MAX_CACHE_TOKENS)
     half = (memory - cache * token) // 2
     step = _held(forward_bytes(config.decoder, 1, 0, activations), on_cpu)
-    image = max(encode_bytes(config.vae, 1, autoencoder), decode_bytes(config.vae, 1, autoencoder))
+    largest = (config.max_latent_size * config.latent_stride) ** 2
+    image = max(
+        image_bytes(config.vae, largest, autoencoder, decode=decode, on_cpu=on_cpu) / largest
+        for decode in (False, True)
+    )
     return Capacity(
         cache_tokens=cache - int(cache * _PREFIX_SHARE),
         prefix_tokens=int(cache * _PREFIX_SHARE),
         step_tokens=max(1, min(MAX_STEP_TOKENS, half // step)),
-        step_pixels=min(MAX_STEP_PIXELS, half // _held(image, on_cpu)),
+        step_pixels=min(MAX_STEP_PIXELS, int(half / image)),
     )

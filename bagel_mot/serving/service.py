@@ -88,7 +88,7 @@ class Service:
         self.bagel = bagel
         self.limits = limits or Limits()
         usable = int(free_memory(bagel.device) * (1 - MARGIN)) if memory is None else memory
-        image_dtype, on_cpu = next(bagel.checkpoint.autoencoder.parameters()).dtype, bagel.device.type == "cpu"
+        image_dtype, on_cpu = bagel.checkpoint.autoencoder.dtype, bagel.device.type == "cpu"
         self.capacity: Capacity = capacity(bagel.config, usable, bagel.dtype, image_dtype, on_cpu=on_cpu)
         bagel.share_prefixes(self.capacity.prefix_tokens)
         engine = bagel.engine

@@ -92,5 +92,6 @@ class BatchRunner:
     def _bytes(self, batch: Sequence[Op]) -> int:
         """Bytes that a batch takes at the least."""
         if isinstance(batch[0], EncodeOp | DecodeOp):
-            return self._runner.image_bytes(sum(map(self._size, batch)), decode=isinstance(batch[0], DecodeOp))
+            pixels, decode = sum(map(self._size, batch)), isinstance(batch[0], DecodeOp)
+            return self._runner.image_bytes(pixels, decode=decode, images=len(batch))
         return self._runner.forward_bytes([op for op in batch if isinstance(op, ForwardOp)])

@@ -37,7 +37,7 @@ class OverflowReport:
             return _damaged(official_name(found[0]), found[1].dtype)
         if (found := first_not_finite(self._autoencoder)) is not None:
             return _damaged(f"{found[0]} of {AUTOENCODER_FILE}", found[1].dtype)
-        types = {self._model.dtype, self._autoencoder.encoder.conv_in.weight.dtype}
+        types = {self._model.dtype, self._autoencoder.dtype}
         narrowest = min(types, key=lambda type: torch.finfo(type).max)
         name = str(narrowest).removeprefix("torch.")
         if narrowest in _WIDER:

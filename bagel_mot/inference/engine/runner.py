@@ -156,7 +156,7 @@ class Runner:
     def encode(self, batch: Sequence[EncodeOp]) -> None:
         """Images of one size through the encoder."""
         pixels = torch.stack([op.pixels for op in batch])
-        latents = self.autoencoder.encode(pixels.to(self.model.device, self._image_dtype)).float()
+        latents = self.autoencoder.encode(pixels.to(self.model.device, self.autoencoder.dtype)).float()
         for op, latent in zip(batch, latents, strict=True):
             op.settle(latent)
         self.stats.encoded += len(batch)
@@ -164,7 +164,7 @@ class Runner:
     def decode(self, batch: Sequence[DecodeOp]) -> None:
         """Latents of one size through the decoder."""
         latents = torch.stack([op.latent for op in batch])
-        pixels = self.autoencoder.decode(latents.to(self.model.device, self._image_dtype)).float().cpu()
+        pixels = self.autoencoder.decode(latents.to(self.model.device, self.autoencoder.dtype)).float().cpu()
         for op, image in zip(batch, pixels, strict=True):
             if is_finite(image):
                 op.settle(image)
@@ -182,20 +182,17 @@ class Runner:
         new = sum(op.tokens for op in batch if op.scratch is None)
         return forward_bytes(decoder, und, gen, dtype) + cache_bytes(decoder, new, dtype)
 
-    def image_bytes(self, pixels: int, *, decode: bool) -> int:
-        """Bytes that a pass of the autoencoder over so many pixels takes at the least."""
+    def image_bytes(self, pixels: int, *, decode: bool, images: int = 1) -> int:
+        """Bytes that a pass of the autoencoder over so many pixels, of images of one size, takes at the least."""
         needs = decode_bytes if decode else encode_bytes
-        return needs(self.model.config.vae, pixels, self._image_dtype)
+        on_cpu = self.model.device.type == "cpu"
+        return needs(self.model.config.vae, pixels, self.autoencoder.dtype, images=images, on_cpu=on_cpu)
 
     def pixels(self, op: EncodeOp | DecodeOp) -> int:
         """Pixels of the image of an op."""
         *_, height, width = shape_of(op)
         scale = self.model.config.vae.downsample if isinstance(op, DecodeOp) else 1
         return height * width * scale**2
-
-    @property
-    def _image_dtype(self) -> torch.dtype:
-        return self.autoencoder.encoder.conv_in.weight.dtype
 
 
 def shape_of(op: EncodeOp | DecodeOp) -> tuple[int, ...]:
