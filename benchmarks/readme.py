@@ -6,6 +6,7 @@ bagel bench --config 0.5b --precision float32 --json benchmarks/results/bench-0.
 bagel bench --config 0.5b --precision bfloat16 --json benchmarks/results/bench-0.5b-cpu-bfloat16.json
 make bench-full
 python benchmarks/precision.py
+python benchmarks/autoencoder.py
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float3
 FULL = RESULTS / "full-7b-mot-cpu.json"
 TEACH = RESULTS / "teach.json"
 LESSONS = {"new_thing": "teach-a-thing", "new_edit": "teach-an-edit", "new_question": "teach-a-question"}
+PIXELS = RESULTS / "autoencoder-bfloat16.json"
 PRECISIONS = ("bfloat16", "float32", "int8", "int8-dynamic", "fp8", "int4", "nf4")
 FILES = ("gguf-q8_0", "gguf-q4_0")
 """Precisions that are a file's alone, of what `mini` was converted to."""
@@ -189,6 +191,16 @@ def scores_by_precision(reports: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", note + "."])
 
 
+def pixels_in_bfloat16(report: dict[str, Any]) -> str:
+    """What bfloat16 changes in the pixels of the autoencoder, in levels of 255."""
+    lines = ["| images | mean | differ by more than 2 | worst |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['images']} {name} | {row['mean']:.2f} | {row['share_above_2']:.2%} | {row['worst']} |"
+        for name, row in report["rows"].items()
+    ]
+    return "\n".join([*lines, "", f"{report['machine']['processor']}, PyTorch {report['machine']['torch']}."])
+
+
 def _loss(reports: dict[str, dict[str, Any]], other: str, ability: str) -> float:
     """What a precision loses against the first: of the chains on more items where both have been scored on them."""
     base = next(iter(reports))
@@ -332,8 +344,12 @@ def tables() -> dict[Path, dict[str, str]]:
         for name, page in LESSONS.items():
             if name in taught:
                 found[ROOT / "docs" / f"{page}.md"] = {f"lesson {name}": lesson(taught[name], taught["machine"], name)}
+    precision: dict[str, str] = {}
     if len(reports := scored()) > 1:
-        found[ROOT / "docs" / "precision.md"] = {"scores by precision": scores_by_precision(reports)}
+        precision["scores by precision"] = scores_by_precision(reports)
+    if PIXELS.exists():
+        precision["pixels in bfloat16"] = pixels_in_bfloat16(json.loads(PIXELS.read_text(encoding="utf-8")))
+    found[ROOT / "docs" / "precision.md"] = precision
     return found
 
 

@@ -164,7 +164,7 @@ def load_checkpoint(
     if draws:
         place = device_of("autoencoder")
         assert place is not None
-        autoencoder = _autoencoder(second, precision.autoencoder, place, advance)
+        autoencoder = _autoencoder(second, precision.autoencoder_on(place, config.vae), place, advance)
         if prepack:
             prepack_convolutions(autoencoder)
     else:

@@ -13,8 +13,10 @@ from types import MappingProxyType
 
 import torch
 
+from bagel_mot.config import VaeConfig
 from bagel_mot.errors import DeviceError
 from bagel_mot.model.quant import FORMATS
+from bagel_mot.model.vae_precision import bfloat16_pays
 
 PLAIN = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DYNAMIC = "-dynamic"
@@ -42,13 +44,21 @@ class Precision:
     Attributes:
         activations: the type of activations and of all weights that are not quantised.
         parts: the formats of quantised parts by name, each one of QUANTISED.
-        autoencoder: the type of the autoencoder. float32 by default: bfloat16 resolves half a grey level at best, and
-            its many layers add up to several; it is small, and runs once for each image.
+        autoencoder: the type of the autoencoder where it was chosen; else it follows, see `autoencoder_on`.
     """
 
     activations: torch.dtype = torch.bfloat16
     parts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    autoencoder: torch.dtype = torch.float32
+    autoencoder: torch.dtype | None = None
+
+    def autoencoder_on(self, device: torch.device, config: VaeConfig) -> torch.dtype:
+        """The type in which the autoencoder computes on a device: the chosen one; else bfloat16 where the model is in
+        bfloat16 and that is faster there, else float32. Float16 overflows in autoencoders of this kind.
+        """
+        if self.autoencoder is not None:
+            return self.autoencoder
+        follows = self.activations == torch.bfloat16 and bfloat16_pays(device, config)
+        return torch.bfloat16 if follows else torch.float32
 
     @property
     def name(self) -> str:
@@ -58,7 +68,7 @@ class Precision:
         named += [f"{part}={stored}" for part, stored in self.parts.items() if part != "decoder"]
         if "decoder" in self.parts and self.activations != torch.bfloat16:
             named.append(f"activations={plain}")
-        if self.autoencoder != torch.float32:
+        if self.autoencoder is not None and self.autoencoder != _otherwise(self.activations):
             named.append(f"autoencoder={dtype_name(self.autoencoder)}")
         return ",".join(named)
 
@@ -84,7 +94,7 @@ def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> 
     """
     first, *others = [item.strip() for item in text.split(",")]
     parts: dict[str, str] = {}
-    autoencoder = torch.float32
+    autoencoder: torch.dtype | None = None
     if first in PLAIN:
         activations = PLAIN[first]
     elif first in QUANTISED:
@@ -105,7 +115,14 @@ def parse_precision(text: str, *, activations: torch.dtype = torch.bfloat16) -> 
                 f"head= and vit= with {', '.join(QUANTISED)}, embedding= with {' or '.join(BY_ROWS)}, activations= "
                 f"(beside a quantised decoder) and autoencoder= with {', '.join(PLAIN)}."
             )
-    return Precision(activations, MappingProxyType(parts), autoencoder)
+    return Precision(
+        activations, MappingProxyType(parts), None if autoencoder == _otherwise(activations) else autoencoder
+    )
+
+
+def _otherwise(activations: torch.dtype) -> torch.dtype | None:
+    """The type that an autoencoder always has where none was chosen; None where that depends on the machine."""
+    return None if activations == torch.bfloat16 else torch.float32
 
 
 def check_hardware(precision: Precision, device: torch.device) -> None:

@@ -105,8 +105,9 @@ class Bagel(RequestMethods):
             precision: "float32", "bfloat16", "float16"; "int8", "int8-dynamic", "fp8", "fp8-dynamic", "int4" or "nf4"
                 for the decoder's big matrices, which are rounded while they are read; or "auto": bfloat16 on
                 accelerators and for checkpoints above 1 GB (on GPUs without bfloat16 float32, above 1 GB float16). More
-                parts may follow, as in "int8,head=int8,vit=int8". The autoencoder is in float32 unless it says
-                "autoencoder=bfloat16". See `bagel_mot.checkpoint.precision`.
+                parts may follow, as in "int8,head=int8,vit=int8". The autoencoder follows a
+                model in bfloat16 where that is faster, unless it says "autoencoder=float32". See
+                `bagel_mot.checkpoint.precision`.
             device: "cpu", "cuda", "cuda:1", "mps", or "auto": the best there is.
             tasks: the tasks that the model is for: "generate", "edit", "understand". ("understand",) leaves out the gen
                 expert, nearly half of all weights, and the autoencoder; ("generate",) the vision transformer.

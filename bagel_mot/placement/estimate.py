@@ -39,6 +39,7 @@ _STRIPS_SHARE = 1.1
 1024×1024.
 """
 _CACHE_SHARE, _PREFIX_SHARE = 0.6, 0.2  # all caches, of usable memory; prefixes kept for later requests, of caches
+_CPU = torch.device("cpu")
 _MAX_CACHE_TOKENS = 1 << 22
 _PROMPT_TOKENS, _ANSWER_TOKENS = 66, 256  # tokens of a reference workload
 _DRAWN_EVALUATIONS, _EDITED_EVALUATIONS = 90, 147  # of 49 steps: guidance is off in the last ones of a drawing
@@ -157,9 +158,16 @@ class WeightBytes:
 
 
 def weight_bytes(
-    config: BagelConfig, precision: Precision, tasks: tuple[str, ...], adapter_parameters: int = 0
+    config: BagelConfig,
+    precision: Precision,
+    tasks: tuple[str, ...],
+    adapter_parameters: int = 0,
+    *,
+    device: torch.device = _CPU,
 ) -> WeightBytes:
-    """The bytes of the weights that some tasks need, and of as many parameters of adapters."""
+    """The bytes of the weights that some tasks need, and of as many parameters of adapters, on a device that computes:
+    the precision of the autoencoder depends on it.
+    """
     reads, draws = needed(tasks)
     layer = embedding = rest = expert = 0
     for name, shape in model_shapes(config, reads=reads, draws=draws).items():
@@ -178,7 +186,8 @@ def weight_bytes(
     images = sum(shape.numel() for shape in autoencoder_shapes(config.vae).values()) if draws else 0
     layers = config.decoder.num_layers
     rest += adapter_parameters * precision.activations.itemsize
-    return WeightBytes(layer, layers, embedding, rest, images * precision.autoencoder.itemsize, expert * layers)
+    autoencoder = images * precision.autoencoder_on(device, config.vae).itemsize
+    return WeightBytes(layer, layers, embedding, rest, autoencoder, expert * layers)
 
 
 # -------------------------------------------------------------------------------------------------------- workloads

@@ -247,8 +247,9 @@ class _Setup:
         check_hardware(precision, devices[0][0])
         self.config, self.tasks, self.precision, self.devices = config, tasks, precision, devices
         self.host = machine.host * (1 - MARGIN)
-        self.weights = weight_bytes(config, precision, tasks, adapter_parameters)
-        on_cpu, types = devices[0][0].type == "cpu", (precision.activations, precision.autoencoder)
+        self.weights = weight_bytes(config, precision, tasks, adapter_parameters, device=devices[0][0])
+        on_cpu = devices[0][0].type == "cpu"
+        types = precision.activations, precision.autoencoder_on(devices[0][0], config.vae)
         self.work = {
             workload.name: memory_estimate(config, workload, *types, on_cpu=on_cpu).peak
             for workload in reference_workloads(config)

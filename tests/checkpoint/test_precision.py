@@ -13,8 +13,10 @@ from bagel_mot import Bagel
 from bagel_mot.checkpoint.official import TASKS, load_checkpoint
 from bagel_mot.checkpoint.precision import NAMES, QUANTISED, Precision, check_hardware, parse_precision
 from bagel_mot.cli.weights import ALL_TASKS, PrecisionOption
+from bagel_mot.config import NAMED_CONFIGS, VaeConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.model import vae_precision
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
 from bagel_mot.placement.estimate import weight_bytes
 
@@ -29,17 +31,48 @@ def plain() -> Bagel:
 @pytest.mark.parametrize(
     ("text", "parts", "activations", "autoencoder"),
     [
-        ("float32", {}, torch.float32, torch.float32),
-        ("int8", {"decoder": "int8"}, torch.bfloat16, torch.float32),
-        ("int4, head=int8,vit=nf4", {"decoder": "int4", "head": "int8", "vit": "nf4"}, torch.bfloat16, torch.float32),
-        ("fp8,activations=float16", {"decoder": "fp8"}, torch.float16, torch.float32),
+        ("float32", {}, torch.float32, None),
+        ("int8", {"decoder": "int8"}, torch.bfloat16, None),
+        ("int4, head=int8,vit=nf4", {"decoder": "int4", "head": "int8", "vit": "nf4"}, torch.bfloat16, None),
+        ("fp8,activations=float16", {"decoder": "fp8"}, torch.float16, None),
+        ("int8,autoencoder=float32", {"decoder": "int8"}, torch.bfloat16, torch.float32),
+        ("float32,autoencoder=float32", {}, torch.float32, None),
         ("bfloat16,head=int8,autoencoder=bfloat16", {"head": "int8"}, torch.bfloat16, torch.bfloat16),
     ],
 )
-def test_names(text: str, parts: dict[str, str], activations: torch.dtype, autoencoder: torch.dtype) -> None:
+def test_names(text: str, parts: dict[str, str], activations: torch.dtype, autoencoder: torch.dtype | None) -> None:
     found = parse_precision(text)
     assert (dict(found.parts), found.activations, found.autoencoder) == (parts, activations, autoencoder)
     assert parse_precision(found.name) == found
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_large_autoencoder_follows_the_model_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, faster: bool
+) -> None:
+    monkeypatch.setattr(vae_precision, "_faster_on_cpu", lambda channels: faster)
+    large, small = NAMED_CONFIGS["7b-mot"].vae, VaeConfig(ch=32)
+    cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
+    follows = torch.bfloat16 if faster else torch.float32
+    for text in ("bfloat16", "int8", "nf4"):
+        found = parse_precision(text)
+        assert [found.autoencoder_on(device, large) for device in (cpu, cuda, mps)] == [
+            follows,
+            torch.bfloat16,
+            torch.float32,
+        ]
+        assert {found.autoencoder_on(device, small) for device in (cpu, cuda, mps)} == {torch.float32}
+    for text in ("float32", "float16", "int8,activations=float16", "bfloat16,autoencoder=float32"):
+        assert parse_precision(text).autoencoder_on(cpu, large) == torch.float32
+    assert parse_precision("float32,autoencoder=bfloat16").autoencoder_on(cpu, small) == torch.bfloat16
+
+
+def test_the_faster_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock of its own: each call of a convolution takes as long as the script says, float32 first."""
+    for float32, bfloat16, expected in ((1.0, 0.5, True), (1.0, 0.9, False), (1.0, 3.0, False)):
+        ticks = iter([0.0, 0.0] + [0.0, float32, 0.0, bfloat16] * 3)  # the first calls are not counted
+        monkeypatch.setattr(vae_precision.time, "perf_counter", ticks.__next__)
+        assert vae_precision._faster_on_cpu.__wrapped__(64) is expected
 
 
 @pytest.mark.parametrize(

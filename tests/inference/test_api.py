@@ -686,7 +686,7 @@ def test_automatic_precision_on_gpus(
     assert choose_precision("auto", torch.device("cuda"), stored).activations is expected
 
 
-def test_the_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> None:
+def test_a_small_autoencoder_stays_in_full_precision(golden: Any, bagel: Bagel) -> None:
     half = Bagel.from_pretrained(golden.checkpoint, device="cpu", precision="bfloat16")
     assert half.dtype is torch.bfloat16
     ours, theirs = half.checkpoint.autoencoder.state_dict(), bagel.checkpoint.autoencoder.state_dict()

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel_mot.checkpoint.official import read_config
+from bagel_mot.checkpoint.official import TASKS, read_config
 from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
@@ -41,13 +41,13 @@ from bagel_mot.sequence import (
     PackSpec,
     Sample,
     Segment,
-    SpecialTokens,
     TextSegment,
     VaeSegment,
     Values,
     VitSegment,
     pack_cached,
 )
+from bagel_mot.tokenizer import SpecialTokens
 from tests.placement.trace import peak, without_values
 
 CONFIGS = {
@@ -206,7 +206,7 @@ def test_images_in_strips(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, s
 
     estimated = (decode_bytes if decode else encode_bytes)(config, 2 * side * side, dtype, images=2, on_cpu=True)
     assert 0.97 < estimated / peak(prepare) <= 1.03
-    assert estimated < 0.7 * (decode_bytes if decode else encode_bytes)(config, side * side, dtype)
+    assert estimated < (decode_bytes if decode else encode_bytes)(config, side * side, dtype), "one image as whole maps"
 
 
 # --------------------------------------------------------------------------------------------------------- workloads
@@ -229,11 +229,11 @@ def test_estimates_are_within_a_tenth_of_what_was_measured_at_the_official_size(
     monkeypatch.setattr(vae_strips, "SMALLEST_MAP", 1 << 50)
     report = json.loads((Path(__file__).parents[2] / "benchmarks/results/full-7b-mot-cpu.json").read_text())
     measured = {part["job"]: part["peak_resident_bytes"] for part in report["parts"].values() if "job" in part}
-    config, precision = NAMED_CONFIGS["7b-mot"], Precision(parts={"decoder": "int4"})
+    config, precision = NAMED_CONFIGS["7b-mot"], Precision(parts={"decoder": "int4"}, autoencoder=torch.float32)
     weights = weight_bytes(config, precision, ("generate", "edit", "understand"))
     held = PROCESS_BYTES + weights.total - weights.embedding
     for workload in reference_workloads(config):
-        work = memory_estimate(config, workload, precision.activations, precision.autoencoder, on_cpu=True)
+        work = memory_estimate(config, workload, precision.activations, torch.float32, on_cpu=True)
         assert (held + work.peak) / measured.pop(workload.name) == pytest.approx(1, abs=0.1), workload.name
     assert not measured
 
@@ -324,7 +324,7 @@ def test_predictions_are_near_what_is_measured(task: str, side: int, dtype: torc
     config = replace(config, decoder=replace(config.decoder, num_layers=4), vit=replace(config.vit, num_layers=4))
     square = (side, side)
     drawing, asking = Workload("generate", drawn=square, branches=2), Workload("understand", (square,))
-    weights = weight_bytes(config, Precision(dtype), ("generate", "edit", "understand")).total
+    weights = weight_bytes(config, Precision(dtype, autoencoder=torch.float32), TASKS).total
     work = memory_estimate(config, drawing if task == "generate" else asking, dtype, torch.float32, on_cpu=True)
     predicted = PROCESS_BYTES + weights + work.peak
     # A prediction has room for the gaps in a heap, which are not here: with it, it was 1.15 to 1.19 of what was alive.
