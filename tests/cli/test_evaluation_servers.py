@@ -98,7 +98,8 @@ def test_a_judge_that_was_never_there_leaves_the_answers(knowing: Knowing) -> No
 
 
 @pytest.mark.parametrize(
-    ("last", "sentence"), [(NO_QUOTA, "is out of quota"), (error(402, "pay"), "is out of quota"), (None, "reached")]
+    ("last", "sentence"),
+    [(NO_QUOTA, "is out of quota"), (error(402, "pay"), "is out of quota"), (None, "reached")],
 )
 def test_a_judge_that_goes_away_is_not_asked_again_for_what_it_said(knowing: Knowing, last: Any, sentence: str) -> None:
     with serving("1", "0", "1", "0.5", "1", *([last] if last else [])) as script:

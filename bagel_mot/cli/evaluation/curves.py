@@ -114,7 +114,7 @@ class _Bars:
     """Two bars: that of the row at hand, and that of all items which were not answered before.
 
     Args:
-        progress: where they are shown.
+        progress: the display that shows them.
         total: the items of all checkpoints.
     """
 

@@ -44,7 +44,7 @@ class ServerRespondent:
             try:
                 return [future.result() for future in futures]
             except EvaluationError as error:
-                pool.shutdown(cancel_futures=True)  # what is under way may still be answered, and is paid for
+                pool.shutdown(cancel_futures=True)  # requests that run already are paid for: their answers are kept
                 raise StoppedError(str(error), [_had(future) for future in futures]) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ def serving(*answers: Answer, port: int = 0) -> Iterator[Script]:
                 script.most_together = max(script.most_together, script.together)
                 if script.stops_after is not None and len(script.asked) > script.stops_after:
                     return  # without an answer
+                if len(script.asked) == script.stops_after:
+                    server.socket.shutdown(socket.SHUT_RDWR)  # from here on connections are refused
                 status, headers, content = script.next()
             if script.meeting is not None:
                 script.meeting.wait(30)
@@ -69,23 +72,17 @@ def serving(*answers: Answer, port: int = 0) -> Iterator[Script]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
-            if len(script.asked) == script.stops_after:
-                stop()
 
         def log_message(self, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     script.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield script
     finally:
-        stop()
+        server.shutdown()
         thread.join()
+        server.server_close()
