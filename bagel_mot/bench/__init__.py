@@ -164,7 +164,7 @@ def _tasks(
         return []
     say("making random weights of all parts")
     model = random_model(config, dtype, device, vision=True)
-    ours_in = parse_precision(dtype_name(dtype)).autoencoder
+    ours_in = parse_precision(dtype_name(dtype)).autoencoder_on(device, config.vae)
     reference = None
     if settings.compare:
         reference = random_model(config, dtype, device, vision=True), random_autoencoder(config.vae, dtype, device)

@@ -1,4 +1,4 @@
-"""Counts of operators and of blocks of memory that a call asks of PyTorch, which no load of the machine changes."""
+"""CallCounts of operators and of blocks of memory that a call asks of PyTorch, which no load of the machine changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bagel_mot.bench.machine import peak_allocated
 
 
 @dataclass(frozen=True)
-class Counts:
+class CallCounts:
     """The counts of one call.
 
     Attributes:
@@ -59,8 +59,8 @@ def _place(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def count(call: Callable[[], object], device: torch.device) -> Counts:
+def count(call: Callable[[], object], device: torch.device) -> CallCounts:
     """The counts of a call, which runs twice: for its operators, and for its peak of memory."""
     with _Counter() as counter:
         call()
-    return Counts(counter.operators, counter.allocations, counter.allocated_bytes, peak_allocated(device, call))
+    return CallCounts(counter.operators, counter.allocations, counter.allocated_bytes, peak_allocated(device, call))

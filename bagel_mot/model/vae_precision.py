@@ -10,7 +10,7 @@ from torch import nn
 
 from bagel_mot.config import VaeConfig
 
-_SIDE, _ROUNDS = 64, 3  # of the convolution that is timed
+_SIDE, _ROUNDS = 64, 3  # a convolution on such maps is timed so many times
 _CLEARLY = 0.8  # bfloat16 is taken from this share of float32's time on: below there is doubt about which is faster
 _LARGE_WIDTH = (
     64  # channels: a smaller autoencoder takes milliseconds in any precision, and stays as exact as it can be

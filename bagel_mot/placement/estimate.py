@@ -71,7 +71,7 @@ def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: 
 
     Args:
         config: the autoencoder's configuration.
-        pixels: those of all images together.
+        pixels: the number of pixels of all images together.
         dtype: the type in which it computes.
         images: the number of images, all of one size.
         on_cpu: whether the CPU computes, which works on large images one by one, in strips.
@@ -79,7 +79,7 @@ def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: 
     if on_cpu and strips_pay("cpu", dtype, pixels // images * config.ch):
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         return _strip_bytes(zip([config.ch, *widths[:-1]], widths, strict=True), pixels // images, dtype)
-    maps = (3 + min(2, config.num_res_blocks)) * config.ch_mult[0]  # of the finest level
+    maps = (3 + min(2, config.num_res_blocks)) * config.ch_mult[0]  # the finest level has most
     return pixels * maps * config.ch * dtype.itemsize
 
 

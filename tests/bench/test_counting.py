@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bagel_mot.bench import config_named, ours, random_autoencoder, random_model
-from bagel_mot.bench.counting import Counts, count
+from bagel_mot.bench.counting import CallCounts, count
 from bagel_mot.bench.settings import SPECIAL
 from bagel_mot.inference.engine.engine import Engine
 
@@ -68,10 +68,10 @@ def prefill(engine: Engine) -> Callable[[], object]:
     return lambda: ours.read_text(engine, [7] * 64, engine.new_context(64))
 
 
-def a_layer(engines: tuple[Engine, Engine], path: Callable[[Engine], Callable[[], object]]) -> Counts:
+def a_layer(engines: tuple[Engine, Engine], path: Callable[[Engine], Callable[[], object]]) -> CallCounts:
     """The counts of a layer, and the peak of the deeper engine."""
     shallow, deep = (count(path(engine), CPU) for engine in engines)
-    return Counts(
+    return CallCounts(
         (deep.operators - shallow.operators) // 2,
         (deep.allocations - shallow.allocations) // 2,
         (deep.allocated_bytes - shallow.allocated_bytes) // 2,
@@ -82,13 +82,13 @@ def a_layer(engines: tuple[Engine, Engine], path: Callable[[Engine], Callable[[]
 @pytest.mark.parametrize(
     ("path", "bound"),
     [
-        (denoising, Counts(operators=180, allocations=58, allocated_bytes=1_050_000, peak_bytes=550_000)),
-        (decoding, Counts(operators=84, allocations=28, allocated_bytes=7_600, peak_bytes=4_200)),
-        (prefill, Counts(operators=80, allocations=28, allocated_bytes=500_000, peak_bytes=330_000)),
+        (denoising, CallCounts(operators=180, allocations=58, allocated_bytes=1_050_000, peak_bytes=550_000)),
+        (decoding, CallCounts(operators=84, allocations=28, allocated_bytes=7_600, peak_bytes=4_200)),
+        (prefill, CallCounts(operators=80, allocations=28, allocated_bytes=500_000, peak_bytes=330_000)),
     ],
 )
 def test_a_layer_takes_no_more_than_recorded(
-    engines: tuple[Engine, Engine], path: Callable[[Engine], Callable[[], object]], bound: Counts
+    engines: tuple[Engine, Engine], path: Callable[[Engine], Callable[[], object]], bound: CallCounts
 ) -> None:
     with torch.inference_mode():
         found = a_layer(engines, path)
