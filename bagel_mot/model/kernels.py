@@ -111,11 +111,24 @@ def can_prepack_convolutions(dtype: torch.dtype) -> bool:
         )
 
 
+_MOST_ADDED = 64  # pixels that are added up in float32, where their number can be halved so far
+
+
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of (B, C, H, W), float32 (C,) each, taken in float32."""
-    like = torch.zeros(x.shape[1], device=x.device)
-    mean, variance = torch.batch_norm_update_stats(x, like, like.clone(), 0.0)
-    return mean, variance
+    """Mean and variance of each channel of (B, C, H, W) in channels_last, float64 (C,) each.
+
+    PyTorch adds the pixels of a channel one after another in float32, which loses four digits on a large map. So each
+    column of some pixels has statistics of its own, as if it were a channel, and they are put together in float64.
+    """
+    channels, rows = x.shape[1], x.shape[0] * x.shape[2]
+    while rows > _MOST_ADDED and rows % 2 == 0:
+        rows //= 2
+    columns = x.permute(0, 2, 3, 1).reshape(rows, -1)  # (rows, B·H/rows·W·C)
+    like = torch.zeros(columns.shape[1], device=x.device)
+    found = torch.batch_norm_update_stats(columns, like, like.clone(), 0.0)
+    means, variances = (each.view(-1, channels).double() for each in found)
+    mean = means.mean(0)
+    return mean, (variances + (means - mean).square()).mean(0)
 
 
 def scale_channels(

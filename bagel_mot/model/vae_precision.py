@@ -12,9 +12,7 @@ from bagel_mot.config import VaeConfig
 
 _SIDE, _ROUNDS = 64, 3  # a convolution on such maps is timed so many times
 _CLEARLY = 0.8  # bfloat16 is taken from this share of float32's time on: below there is doubt about which is faster
-_LARGE_WIDTH = (
-    64  # channels: a smaller autoencoder takes milliseconds in any precision, and stays as exact as it can be
-)
+_LARGE_WIDTH = 64  # channels: a smaller autoencoder takes milliseconds in any precision, and stays as exact as it can
 
 
 def bfloat16_pays(device: torch.device, config: VaeConfig) -> bool:
@@ -23,11 +21,11 @@ def bfloat16_pays(device: torch.device, config: VaeConfig) -> bool:
     """
     if config.ch < _LARGE_WIDTH:
         return False
-    return device.type == "cuda" or (device.type == "cpu" and _faster_on_cpu(config.ch))
+    return device.type == "cuda" or (device.type == "cpu" and faster_on_cpu(config.ch))
 
 
 @cache
-def _faster_on_cpu(channels: int) -> bool:
+def faster_on_cpu(channels: int) -> bool:
     """Whether a 3×3 convolution of so many channels is clearly faster in bfloat16. Both are timed in turn, in some ten
     milliseconds where bfloat16 is in the instruction set, and the shortest time of each counts.
     """

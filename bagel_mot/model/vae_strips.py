@@ -7,8 +7,8 @@ blocks, to which each adds its result in place, and the one between a block's tw
 made for a strip of rows and dropped.
 
 A strip is no tile: it gives the rows that the whole map would. Its convolution reads the row above and the one below,
-and the statistics of the normalisation, which are those of the whole image, are gathered before, in float32 and across
-strips in float64. So there is no seam.
+and the statistics of the normalisation, which are those of the whole image, are gathered before, each column of pixels
+in float32 and all of them in float64. So there is no seam.
 
     statistics of a map ─► each strip: scale and shift in one pass, SiLU in place, convolution ─► rows of the next map
 
@@ -229,7 +229,7 @@ class _Normalisation:
         _, channels, height, width = x.shape
         strips = list(_strips(height, channels * width * x.element_size()))
         found = [kernels.channel_statistics(x[:, :, strip.start : strip.stop]) for strip in strips]
-        means, variances = (torch.stack(each).double() for each in zip(*found, strict=True))  # (strips, C)
+        means, variances = (torch.stack(each) for each in zip(*found, strict=True))  # (strips, C)
         shares = torch.tensor([(strip.stop - strip.start) / height for strip in strips], dtype=torch.float64)[:, None]
         size = channels // norm.num_groups
         mean = (shares * means).sum(0).view(-1, size).mean(1).repeat_interleave(size)

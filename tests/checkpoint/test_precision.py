@@ -50,7 +50,7 @@ def test_names(text: str, parts: dict[str, str], activations: torch.dtype, autoe
 def test_a_large_autoencoder_follows_the_model_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, faster: bool
 ) -> None:
-    monkeypatch.setattr(vae_precision, "_faster_on_cpu", lambda channels: faster)
+    monkeypatch.setattr(vae_precision, "faster_on_cpu", lambda channels: faster)
     large, small = NAMED_CONFIGS["7b-mot"].vae, VaeConfig(ch=32)
     cpu, cuda, mps = map(torch.device, ("cpu", "cuda", "mps"))
     follows = torch.bfloat16 if faster else torch.float32
@@ -72,7 +72,7 @@ def test_the_faster_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     for float32, bfloat16, expected in ((1.0, 0.5, True), (1.0, 0.9, False), (1.0, 3.0, False)):
         ticks = iter([0.0, 0.0] + [0.0, float32, 0.0, bfloat16] * 3)  # the first calls are not counted
         monkeypatch.setattr(vae_precision.time, "perf_counter", ticks.__next__)
-        assert vae_precision._faster_on_cpu.__wrapped__(64) is expected
+        assert vae_precision.faster_on_cpu.__wrapped__(64) is expected
 
 
 @pytest.mark.parametrize(

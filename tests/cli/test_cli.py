@@ -647,7 +647,7 @@ def test_eval_prints_and_writes_the_rows_and_goes_on_where_it_was(monkeypatch: p
     ran: list[str] = []
     broken_off = {"ask/exist"}
 
-    def run_row(runner: Any, mini: Any, name: str, progress: Any) -> RowScore:
+    def run_row(runner: Any, name: str, items: Any, progress: Any) -> RowScore:
         ran.append(name)
         if name in broken_off:
             raise KeyboardInterrupt

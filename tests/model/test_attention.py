@@ -20,13 +20,13 @@ from bagel_mot.model.flex import FlexMaskedAttention, block_mask
 from bagel_mot.sequence import (
     PackSpec,
     Sample,
-    SpecialTokens,
     TextSegment,
     VaeSegment,
     VitSegment,
     pack,
     segment_length,
 )
+from bagel_mot.tokenizer import SpecialTokens
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 

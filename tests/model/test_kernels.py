@@ -49,3 +49,13 @@ def test_an_operation_that_is_gone_or_computes_otherwise_is_not_used(
         pytest.skip("this processor has none")
     monkeypatch.setattr(kernels, operation, other)
     assert not probe()
+
+
+def test_statistics_of_a_large_map_keep_their_digits() -> None:
+    """A third of the map is one constant, as in a padded image: added up pixel by pixel it loses four digits."""
+    x = torch.randn(1, 4, 384, 64) + 2
+    x[:, :, 128:256] = 0.7
+    mean, variance = kernels.channel_statistics(x.contiguous(memory_format=torch.channels_last))
+    exact = x.double()
+    torch.testing.assert_close(mean, exact.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance, exact.var((0, 2, 3), correction=0), rtol=1e-6, atol=0)

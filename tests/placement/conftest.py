@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bagel_mot import system_files
+from bagel_mot.model import vae_precision
 
 
 class FakeSystem:
@@ -36,3 +37,9 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystem:
     """A system that says nothing until a test lets it."""
     monkeypatch.setattr(system_files, "ROOT", tmp_path / "system")
     return FakeSystem(tmp_path / "system")
+
+
+@pytest.fixture(autouse=True)
+def _autoencoders_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the CPU compute autoencoders in float32, whatever is faster on the one that runs the tests."""
+    monkeypatch.setattr(vae_precision, "faster_on_cpu", lambda channels: False)

@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
 
 
 def test_a_precision_asked_for_by_name_needs_room_for_small_work_only() -> None:
-    here = machine(host=22)
+    here = machine(host=20)
     found = plans(CONFIG, here, ALL, precisions=("int8",), stored=STORED)
     with pytest.raises(DeviceError, match="does not fit"):
         choose(found, here)
