@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bagel_mot.config import VaeConfig
+from bagel_mot.threads import Threads
 
 _SIDE, _ROUNDS = 64, 3  # a convolution on such maps is timed so many times
 _CLEARLY = 0.8  # bfloat16 is taken from this share of float32's time on: below there is doubt about which is faster
@@ -26,12 +27,13 @@ def bfloat16_pays(device: torch.device, config: VaeConfig) -> bool:
 
 @cache
 def faster_on_cpu(channels: int) -> bool:
-    """Whether a 3×3 convolution of so many channels is clearly faster in bfloat16. Both are timed in turn, in some ten
-    milliseconds where bfloat16 is in the instruction set, and the shortest time of each counts.
+    """Whether a 3×3 convolution of so many channels is clearly faster in bfloat16. Both are timed in turn, in some
+    forty milliseconds with AMX, and the shortest time of each counts.
     """
     kinds = (torch.float32, torch.bfloat16)
     least = dict.fromkeys(kinds, float("inf"))
-    with torch.inference_mode():
+    # With several threads each call would wait for the slowest of them, and the answer would depend on what else runs.
+    with torch.inference_mode(), Threads(1, asked=True).at_work():
         calls = {}
         for dtype in kinds:
             conv = nn.utils.skip_init(nn.Conv2d, channels, channels, 3, padding=1, dtype=dtype, device="cpu")
