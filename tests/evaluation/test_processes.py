@@ -34,7 +34,19 @@ def started(folder: Path, *arguments: object, launcher: tuple[str, ...] = ()) ->
     rows = [word for row in ROWS for word in ("--rows", row)]
     words = ["eval", "mini", *rows, "--batch", 1, "--threads", 1, "--out", folder, *arguments]
     start = [sys.executable, *(launcher or ("-m", "bagel_mot")), *map(str, words)]
-    return subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        start,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_interrupts,
+    )
+
+
+def hear_interrupts() -> None:
+    """Undoes what a shell does to commands in its background, and they pass on: SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
