@@ -25,7 +25,6 @@ from bagel_mot.allocator import LARGEST_KEPT_IN_TRAINING, keep_freed_memory
 from bagel_mot.bench.settings import SPECIAL, grid_of, random_ids
 from bagel_mot.config import NAMED_CONFIGS, parse
 from bagel_mot.errors import RecipeError
-from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.parallel.apply import parallelise
 from bagel_mot.parallel.config import ParallelConfig
@@ -35,7 +34,7 @@ from bagel_mot.parallel.tensor import partial_parameters
 from bagel_mot.parallel.ulysses import SequenceShare
 from bagel_mot.sequence import PackSpec, Sample, TextSegment, VaeSegment, Values, pack
 from bagel_mot.training.loop import own_device
-from bagel_mot.training.objective import NoisedPack, OwnTargets, add_noise, compute_losses
+from bagel_mot.training.objective import NoisedPack, OwnTargets, add_noise, attention_of, compute_losses
 from bagel_mot.training.optimizer import Ema, OptimizerConfig, Optimizers
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,11 +93,12 @@ def main(
         named = model.named_parameters()
         optimizers = Optimizers(named, adamw, ranks=ranks, offload=section.offload_optimizer, partial=partial)
         ema = Ema(model, 0.999)
+        attend = attention_of("sdpa", place, torch.bfloat16 if precision == "bfloat16" else torch.float32)
 
         def step() -> None:
             for _ in mine:
                 with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    losses = compute_losses(model, noised, MaskedAttention(noised.layout), own)
+                    losses = compute_losses(model, noised, attend(noised.layout), own)
                 (losses.ce.sum() / (text * packs) + losses.mse.mean(-1).sum() / (image * packs)).backward()
             optimizers.step(1.0)
             ema.update()

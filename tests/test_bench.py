@@ -29,7 +29,7 @@ from bagel_mot.threads import usable_cores
 from bagel_mot.tokenizer import SpecialTokens
 
 SMALL = BenchSettings(
-    prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_text=12, train_image=16,
+    prefill=24, images=(12,), contexts=(16, 48), rounds=2, decoded=2, train_samples=2, train_text=12, train_image=16,
     side=32, timesteps=3, answer=3, text=40, following=3, task_rounds=1,
 )  # fmt: skip
 
@@ -112,7 +112,7 @@ def test_the_report_holds_every_quantity_and_is_json() -> None:
         "denoising step, 12 image tokens, 3 branches",
         "decoded token at context 16",
         "decoded token at context 48",
-        "training step, 12 text and 16 image tokens, 2 layers",
+        "training step, 2 × (12 text and 16 image tokens), 2 layers",
     ]
     assert [task["name"].split(",")[0] for task in report["tasks"]] == [
         "text to image",

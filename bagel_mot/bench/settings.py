@@ -24,7 +24,9 @@ class BenchSettings:
         rounds: the number of times each call is timed.
         decoded: tokens decoded in one timing.
         compare: whether the plain loop runs too.
-        train_text, train_image: text and image tokens of the training step.
+        train_samples: samples in the pack of the training step, each a text and an image that is drawn.
+        train_text, train_image: text and image tokens of each; 1,024 are an image of 512×512 pixels.
+        train_layers: decoder layers that are trained, at most; None for as many as memory allows.
         side: pixels a side of the images of whole tasks, at most.
         timesteps: timesteps of a whole drawing.
         answer: tokens of an answer about an image.
@@ -39,8 +41,10 @@ class BenchSettings:
     rounds: int = 5
     decoded: int = 8
     compare: bool = True
-    train_text: int = 512
+    train_samples: int = 4
+    train_text: int = 256
     train_image: int = 1024
+    train_layers: int | None = None
     side: int = 512
     timesteps: int = 8
     answer: int = 64
@@ -60,8 +64,8 @@ QUICK = BenchSettings(
     contexts=(64, 1024),
     rounds=2,
     decoded=4,
-    train_text=64,
-    train_image=256,
+    train_samples=2,
+    train_layers=4,
     side=256,
     timesteps=4,
     answer=16,

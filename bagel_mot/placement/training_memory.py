@@ -34,7 +34,7 @@ class TrainingWork:
         stream: the type of the residual stream and of norms, which is that of the embedding.
         chunk: text targets whose logits are held at once.
         checkpointing: the name of the tensors that a decoder layer keeps for the backward pass.
-        masked: whether attention takes its mask as a whole (SDPA), and not by blocks (FlexAttention).
+        masked: whether attention takes its mask as a whole, and not by blocks (FlexAttention) or segments.
         vit_trains: whether a parameter of the vision transformer or before it trains.
         accumulates: whether a process adds up the gradients of several packs.
         on_cpu: whether the CPU computes.
@@ -209,7 +209,8 @@ def layer_saved_bytes(config: DecoderConfig, work: TrainingWork) -> int:
     token = 2 * hidden * (norm + itemsize)  # two norms, and what goes into the matmuls behind them
     token += norm * (queries + keys)  # norms of queries and keys
     token += itemsize * (2 * queries + 2 * keys) + _MASTER * config.num_heads  # attention, its result, its statistics
-    token += itemsize * queries if work.rows > 1 else 0  # rows are joined again
+    if work.rows > 1 or (work.on_cpu and not work.masked):
+        token += itemsize * queries  # rows, or segments, are joined again
     token += 4 * itemsize * config.intermediate_size  # gate, up, the activated gate, the product
     return token * (work.und + work.gen)
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from bagel_mot.errors import DeviceError
 from bagel_mot.model.attention import Attention, MaskedAttention
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.segment_attention import SegmentAttention
 from bagel_mot.sequence import TrainingLayout, Values
 
 CE_CHUNK = 2048
@@ -167,19 +168,30 @@ def cross_entropy(model: BagelModel, hidden: Tensor, labels: Tensor, chunk: int 
     return torch.cat([checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
-def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[TrainingLayout], Attention]:
+def takes_whole_mask(name: str, *, on_cpu: bool, compiled: bool) -> bool:
+    """Whether an attention of that name holds a mask over whole rows; compiled layers would be compiled anew for the
+    segments of each pack.
+    """
+    return name == "sdpa" and (compiled or not on_cpu)
+
+
+def attention_of(
+    name: str, device: torch.device, dtype: torch.dtype, *, compiled: bool = False
+) -> Callable[[TrainingLayout], Attention]:
     """The attention of a pack by its name in a recipe, "sdpa" or "flex".
 
     Args:
         name: the name.
         device: the device that trains.
         dtype: the type in which it multiplies.
+        compiled: whether layers are compiled.
 
     Raises:
         DeviceError: FlexAttention is asked for where it has no gradients.
     """
     if name == "sdpa":
-        return partial(MaskedAttention, dtype=dtype)
+        masked = takes_whole_mask(name, on_cpu=device.type == "cpu", compiled=compiled)
+        return partial(MaskedAttention if masked else SegmentAttention, dtype=dtype)
     if device.type != "cuda":
         raise DeviceError(f"attention is 'flex', which trains on CUDA devices only, and this is {device}: use 'sdpa'.")
     from bagel_mot.model.flex import FlexMaskedAttention

@@ -29,8 +29,8 @@ _Rates = Annotated[dict[str, Positive], must_be("learning rates by preset or pat
 class OptimizerConfig(Section):
     """`muon` uses Muon for the matrices inside layers and AdamW for the rest; `adamw` uses AdamW for everything.
 
-    `implementation` is that of AdamW: one operation for each tensor, for all tensors, or for the whole step; PyTorch
-    chooses where it is None.
+    `implementation` is that of AdamW: one operation for each tensor, for all tensors, or for the whole step. By default
+    PyTorch chooses; but on the CPU it is the whole step, which reads and writes the least.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -134,8 +134,10 @@ class Optimizers:
                 groups.setdefault(rate * factors[name], []).append(self.worked[name])
             params = [{"params": same, "lr": lr} for lr, same in groups.items()]
             self._numbers.append((numbers, list(groups)))
+            on_cpu = all(self.worked[name].device.type == "cpu" for name in taken)
+            implementation = config.implementation or ("fused" if on_cpu else "")
             self.optimizers.append(
-                torch.optim.AdamW(params, **numbers, **chosen.get(config.implementation or "", {}))
+                torch.optim.AdamW(params, **numbers, **chosen.get(implementation, {}))
                 if numbers is adamw
                 else torch.optim.Muon(params, **numbers, adjust_lr_fn="match_rms_adamw")
             )
@@ -248,11 +250,17 @@ def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     scalar.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if not any(is_sharded(gradient) for gradient in gradients):
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
     norm = global_norm(gradients)
-    torch._foreach_mul_([local(g) for g in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
+    if not _surely_within(norm, limit):
+        torch._foreach_mul_([local(g) for g in gradients], (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def _surely_within(norm: Tensor, limit: float) -> bool:
+    """Whether a norm is known to be within a limit. On the CPU it is, and to multiply all gradients by 1 costs more
+    than to ask; for another device the host would have to wait.
+    """
+    return norm.device.type == "cpu" and bool(norm <= limit)
 
 
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -262,13 +270,25 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     ways: dict[tuple[str, ...], list[Tensor]] = {}
     for gradient in gradients:
         ways.setdefault(tuple(sorted(shard_dims(gradient))), []).append(gradient)
-    total = local(gradients[0]).new_zeros(())
+    total = local(gradients[0]).new_zeros(()) if gradients else torch.zeros(())
     for dims in sorted(ways):  # the same order in all processes
-        square = torch.stack(torch._foreach_norm([local(g) for g in ways[dims]])).square().sum()
+        square = torch.stack(_norms([local(g) for g in ways[dims]])).square().sum()
         for dim in dims:
             dist.all_reduce(square, group=ways[dims][0].device_mesh.get_group(dim))  # type: ignore[attr-defined]
         total = total + square.to(total.device)
     return total.sqrt()
+
+
+def _norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The norm of each tensor, scalars on their device.
+
+    On the CPU it is taken row by row: in one go PyTorch 2.13 adds up all squares one after another in float32, and the
+    norm of a matrix of 16 million ones is 0.6% too small, that of an embedding of 136 million 1.4%.
+    """
+    if tensors[0].device.type != "cpu":
+        return list(torch._foreach_norm(list(tensors)))
+    rows = (tensor.flatten(1) if tensor.ndim > 1 else tensor for tensor in tensors)
+    return [torch.linalg.vector_norm(torch.linalg.vector_norm(row, dim=-1)) for row in rows]
 
 
 class Ema:

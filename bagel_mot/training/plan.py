@@ -31,7 +31,7 @@ from bagel_mot.placement.system_memory import free_memory
 from bagel_mot.placement.training_memory import TrainingMemory, TrainingWeights, TrainingWork, training_memory
 from bagel_mot.training.lora import base_precision
 from bagel_mot.training.metrics import METRICS_FILE
-from bagel_mot.training.objective import CE_CHUNK
+from bagel_mot.training.objective import CE_CHUNK, takes_whole_mask
 from bagel_mot.training.recipe import AnyRecipe, BagelRecipe
 from bagel_mot.training.sizes import encoded_together, most_tokens, pack_config
 from bagel_mot.training.start import StartShape, start_shape
@@ -238,7 +238,7 @@ def _work(
         dtype=dtype,
         chunk=CE_CHUNK,
         checkpointing=recipe.parallel.activation_checkpoint,
-        masked=recipe.attention == "sdpa",
+        masked=takes_whole_mask(recipe.attention, on_cpu=on_cpu, compiled=recipe.compile),
         vit_trains=trains_vision,
         accumulates=packs > degrees.data,
         stream=dtype if recipe.adapters is not None else torch.float32,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.errors import DataError
-from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.sequence import (
     CAUSAL,
@@ -26,7 +25,14 @@ from bagel_mot.sequence import (
     vae_segment,
     vit_segment,
 )
-from bagel_mot.training.objective import NoisedPack, add_noise, compute_losses, loss_counts, shift_timesteps
+from bagel_mot.training.objective import (
+    NoisedPack,
+    add_noise,
+    attention_of,
+    compute_losses,
+    loss_counts,
+    shift_timesteps,
+)
 from bagel_mot.verify.packed import (
     MODE_NAMES,
     across_samples,
@@ -51,7 +57,7 @@ def check_train(subject: Subject, check: Checker) -> None:
     )
     noised, counts = noised.to(subject.device), loss_counts(layout, reweight=False)
     with _gradients(subject.checkpoint.model) as model:
-        losses = compute_losses(model, noised, MaskedAttention(noised.layout))
+        losses = compute_losses(model, noised, attention_of("sdpa", subject.device, torch.float32)(noised.layout))
         loss = losses.ce_sum(False) / max(counts["ce"], 1.0) + losses.mse_sum() / max(counts["mse"], 1.0)
         loss.backward()
         check.close("ce", losses.ce)

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig, DecoderConfig, VitConfig
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.segment_attention import SegmentAttention
 from bagel_mot.parallel.activations import checkpoint_activations
 from bagel_mot.placement.training_memory import TrainingWeights, TrainingWork, saved_bytes, training_memory
 from bagel_mot.sequence import PackSpec, Sample, TextSegment, VaeSegment, Values, VitSegment, pack
@@ -72,16 +73,18 @@ def _weights(model: BagelModel) -> TrainingWeights:
     return TrainingWeights(trained=sum(p.numel() for p in model.parameters()), cast_parameters=matrices)
 
 
-def _loss(model: BagelModel, noised: NoisedPack, dtype: torch.dtype) -> torch.Tensor:
+def _loss(model: BagelModel, noised: NoisedPack, dtype: torch.dtype, *, masked: bool = True) -> torch.Tensor:
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        losses = compute_losses(model, noised, MaskedAttention(noised.layout, dtype=dtype))
+        attend = (MaskedAttention if masked else SegmentAttention)(noised.layout, dtype=dtype)
+        losses = compute_losses(model, noised, attend)
         return losses.ce.mean() + losses.mse.mean()
 
 
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "by segments"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(("rows", "text", "drawn", "seen"), [(1, 60, 12, 8), (3, 50, 8, 6), (2, 200, 4, 4)])
 def test_what_is_kept_for_the_backward_pass_is_predicted(
-    rows: int, text: int, drawn: int, seen: int, dtype: torch.dtype
+    rows: int, text: int, drawn: int, seen: int, dtype: torch.dtype, masked: bool
 ) -> None:
     model = _model(layers=3)
     noised = _pack(model.config, rows, text, drawn, seen)
@@ -94,10 +97,10 @@ def test_what_is_kept_for_the_backward_pass_is_predicted(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _loss(model, noised, dtype)
+        _loss(model, noised, dtype, masked=masked)
     logits = noised.layout.ce_labels.numel() * model.config.decoder.vocab_size * 4  # their logarithms
     counted = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - logits
-    predicted = saved_bytes(model.config, _work(noised, dtype), _weights(model))
+    predicted = saved_bytes(model.config, _work(noised, dtype, masked=masked), _weights(model))
     assert predicted == pytest.approx(counted, rel=MARGIN)
 
 
@@ -124,8 +127,8 @@ class _LiveBytes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-def test_the_worst_moment_of_a_step_is_predicted(checkpointing: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("checkpointing", "masked"), [("none", True), ("full", True), ("none", False)])
+def test_the_worst_moment_of_a_step_is_predicted(checkpointing: Any, masked: bool, dtype: torch.dtype) -> None:
     model = _model(layers=4)
     noised = _pack(model.config, 3, 100, 12, 6)
     if checkpointing == "full":
@@ -135,8 +138,9 @@ def test_the_worst_moment_of_a_step_is_predicted(checkpointing: Any, dtype: torc
             parameter.detach()
         before = live.now
         live.most = 0
-        _loss(model, noised, dtype).backward()
-    memory = training_memory(model.config, _work(noised, dtype, checkpointing=checkpointing), _weights(model))
+        _loss(model, noised, dtype, masked=masked).backward()
+    work = _work(noised, dtype, checkpointing=checkpointing, masked=masked)
+    memory = training_memory(model.config, work, _weights(model))
     counted = live.most - before
     assert memory.total - memory.held == pytest.approx(counted, rel=MARGIN)
     assert memory.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)

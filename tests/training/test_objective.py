@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bagel_mot.errors import DeviceError
 from bagel_mot.model.attention import MaskedAttention
+from bagel_mot.model.segment_attention import SegmentAttention
 from bagel_mot.parallel.activations import checkpoint_activations
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.training import objective
@@ -63,8 +64,16 @@ def test_gradients_are_the_same_and_less_is_kept(recipe: Make, kind: str, share:
             assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8), name
 
 
+@pytest.mark.parametrize(
+    ("device", "compiled", "made"),
+    [("cpu", False, SegmentAttention), ("cpu", True, MaskedAttention), ("cuda", False, MaskedAttention)],
+)
+def test_the_cpu_attends_by_segments_unless_it_compiles(device: str, compiled: bool, made: type) -> None:
+    found = attention_of("sdpa", torch.device(device), torch.float32, compiled=compiled)
+    assert found.func is made  # type: ignore[attr-defined]
+
+
 def test_flex_attention_is_refused_where_it_does_not_train() -> None:
-    assert attention_of("sdpa", torch.device("cpu"), torch.float32).func is MaskedAttention  # type: ignore[attr-defined]
     with pytest.raises(DeviceError, match="'flex'.*'sdpa'"):
         attention_of("flex", torch.device("cpu"), torch.float32)
 

@@ -133,9 +133,9 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
         self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
         self._encode = self._encoder.encode
-        self._attention = attention_of(recipe.attention, self.device, DTYPES[recipe.precision])
         self._compile_note = note_on_compiling(recipe.compile, self.device)
         self._compiles = recipe.compile and self._compile_note is None
+        self._attention = attention_of(recipe.attention, self.device, DTYPES[recipe.precision], compiled=self._compiles)
         if self._compiles:
             prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
