@@ -40,21 +40,22 @@ from bagel_mot.training.optimizer import Ema, OptimizerConfig, Optimizers
 RESULTS = Path(__file__).parent / "results"
 
 
-def _pack(model: BagelModel, text: int, image: int) -> NoisedPack:
+def _pack(model: BagelModel, samples: int, text: int, image: int) -> NoisedPack:
     grid = grid_of(image, model.config.max_latent_size)
     ids = random_ids(text - 4, model.config.decoder.vocab_size).tolist()  # with its ends and an image's marks: `text`
     segment = VaeSegment(torch.zeros(image, model.config.latent_dim), grid, noised=True)
-    sample = Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), segment))
+    row = samples * [Sample((TextSegment((1, *ids, 2), labels=(*ids, 2)), segment))]
     spec = PackSpec.of(model.config, SPECIAL)
-    values = Values.of([sample], spec)
-    return add_noise(pack([[sample]], spec), values, torch.tensor([0.5]), torch.ones_like(values.latents))
+    values = Values.of(row, spec)
+    return add_noise(pack([row], spec), values, torch.full((samples,), 0.5), torch.ones_like(values.latents))
 
 
 def main(
     config: Annotated[str, typer.Option(help="The widths: 0.5b or 7b-mot.")] = "0.5b",
     layers: Annotated[int, typer.Option(help="Layers of the decoder, at most.", min=1)] = 4,
-    text: Annotated[int, typer.Option(help="Und slots of a pack.", min=8)] = 512,
-    image: Annotated[int, typer.Option(help="Gen slots of a pack.", min=4)] = 512,
+    samples: Annotated[int, typer.Option(help="Samples of a pack, each a text and an image.", min=1)] = 4,
+    text: Annotated[int, typer.Option(help="Und slots of a sample.", min=8)] = 256,
+    image: Annotated[int, typer.Option(help="Gen slots of a sample.", min=4)] = 1024,
     packs: Annotated[int, typer.Option(help="Packs of a step, over all processes.", min=1)] = 2,
     warm_up: Annotated[int, typer.Option(help="Steps before those that are measured: the heap grows.", min=1)] = 4,
     steps: Annotated[int, typer.Option(help="Steps that are measured.", min=1)] = 3,
@@ -74,7 +75,7 @@ def main(
         decoder = replace(whole.decoder, num_layers=min(layers, whole.decoder.num_layers))
         with torch.device("meta" if launch.rank else "cpu"):
             model = BagelModel(replace(whole, decoder=decoder, vit=replace(whole.vit, num_layers=1))).train()
-        noised = _pack(model, text, image)
+        noised = _pack(model, samples, text, image)
         layout = noised.layout
         ranks.degrees.check_decoder(decoder, (layout.und_len, layout.gen_len))
         precision = "bfloat16" if place.type == "cuda" else "float32"
@@ -99,7 +100,7 @@ def main(
             for _ in mine:
                 with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     losses = compute_losses(model, noised, attend(noised.layout), own)
-                (losses.ce.sum() / (text * packs) + losses.mse.mean(-1).sum() / (image * packs)).backward()
+                (losses.ce.sum() / (samples * text * packs) + losses.mse.mean(-1).sum() / (samples * image * packs)).backward()
             optimizers.step(1.0)
             ema.update()
             if place.type == "cuda":
@@ -121,10 +122,10 @@ def main(
             "config": config,
             "layers": decoder.num_layers,
             "packs": packs,
-            "tokens": packs * (text + image),
+            "tokens": packs * samples * (text + image),
             "parallel": given,
             "seconds": best,
-            "tokens_per_second": packs * (text + image) / best,
+            "tokens_per_second": packs * samples * (text + image) / best,
             "peak_memory_bytes": ranks.gather(torch.cuda.max_memory_allocated() if place.type == "cuda" else None),
         }
     if launch.rank == 0:

@@ -118,13 +118,15 @@ class MachineShape:
         return f"{each} and {size_text(self.memory)}"
 
     def suits(self, recipe: AnyRecipe) -> bool:
-        """Whether a recipe is made for so many processes, with or without GPUs."""
+        """Whether a recipe is made for so many processes, with or without GPUs. One that is made for a single process
+        without a GPU serves several as well: each takes a pack.
+        """
         if (recipe.device == "cpu") == self.gpus:
             return False
         parallel = recipe.parallel
         several = parallel.data_parallel_shard_degree > 1 or parallel.data_parallel_replicate_degree > 1
         if not several:
-            return self.processes == 1
+            return self.processes == 1 or not self.gpus
         try:
             parallel.degrees(self.processes)
         except RecipeError:

@@ -18,9 +18,10 @@ from rich.progress import track
 
 from bagel_mot.checkpoint.side_files import REPLAY_FILE
 from bagel_mot.config import Count, Positive, Section, must_be
+from bagel_mot.data.documents import Document, FramesPart, ImagePart
 from bagel_mot.data.readers.folder import read_lines
 from bagel_mot.data.sources import read_source_config
-from bagel_mot.data.sources.base import Source, SourceConfig
+from bagel_mot.data.sources.base import IndexedSource, Source, SourceConfig
 from bagel_mot.data.sources.folder import FolderConfig
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.files import user_path, write_atomically, write_text
@@ -76,6 +77,34 @@ class ReplayConfig(Section):
         if REPLAY_FILE not in checkpoint_files:
             return None
         return _read_source(checkpoint_files[REPLAY_FILE]).open(seed)
+
+
+class LatentsOnly(IndexedSource):
+    """The documents of a source that hold an image in latents. The gen expert sees no token of the others: where it
+    alone trains they would teach nothing, and take the places of those that do.
+
+    Args:
+        source: an endless supply of documents.
+    """
+
+    _STRIDE = 1 << 40  # between the indices that are tried for one document, so that no two documents try the same
+    _TRIES = 100
+
+    def __init__(self, source: IndexedSource) -> None:
+        self.source, self.name = source, source.name
+
+    def __call__(self, index: int) -> Document:
+        """The document of an index or, if it has no latents, of the first of further indices that has."""
+        for number in range(self._TRIES):
+            document = self.source(index + number * self._STRIDE)
+            if has_latents(document):
+                break
+        return document
+
+
+def has_latents(document: Document) -> bool:
+    """Whether a document holds an image in latents, clean or noised."""
+    return any(isinstance(part, ImagePart | FramesPart) and (part.target or part.vae) for part in document)
 
 
 def _read_source(content: bytes) -> SourceConfig:

@@ -68,3 +68,9 @@ def matching(pattern: str, names: Iterable[str], official_name: OfficialName, wh
         meant = did_you_mean(pattern, [*PRESETS, *sorted(parts)])
         raise RecipeError(f"{where}: no parameter matches {pattern!r}; {meant}")
     return found
+
+
+def trains_gen_alone(module: nn.Module) -> bool:
+    """Whether all parameters that train are of the preset `gen`, by their names in the module."""
+    names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    return all(any(fnmatchcase(name, part) for part in PRESETS["gen"]) for name in names)

@@ -85,8 +85,14 @@ def test_what_does_not_fit_is_refused_with_the_nearest_profile_that_does() -> No
     small = MachineShape(True, 1, 8 * GB)
     with pytest.raises(RecipeError, match=r"no profile fits; 24GB needs the least, "):
         check_fits(path, DRAWN, plan(_recipe(profile="80GB"), small), small)
-    with pytest.raises(RecipeError, match=r"no profile is made for 3 processes with no GPU each"):
-        load_recipe(path, DRAWN, machine=MachineShape(False, 3, GB))
+    with pytest.raises(RecipeError, match=r"no profile is made for 3 processes with a GPU each"):
+        load_recipe(path, DRAWN, machine=MachineShape(True, 3, 80 * GB))
+
+
+def test_without_gpus_several_processes_take_the_profile_of_one() -> None:
+    for processes in (1, 2, 3):
+        machine = MachineShape(False, processes, 4 * GB)
+        assert load_recipe(find_recipe("finetune/t2i"), DRAWN, machine=machine).profile == "CPU"
 
 
 def test_steps_of_an_epoch_follow_from_the_rows_of_the_data(images: Path) -> None:

@@ -14,6 +14,8 @@ from PIL import Image
 
 from bagel_mot.checkpoint.side_files import REPLAY_FILE
 from bagel_mot.config import parse
+from bagel_mot.data.documents import Document, ImagePart, TextPart
+from bagel_mot.data.sources.base import IndexedSource
 from bagel_mot.data.sources.folder import FolderConfig
 from bagel_mot.data.sources.mini import MiniConfig, MiniSource
 from bagel_mot.data.sources.mixed import MixedSource
@@ -22,7 +24,7 @@ from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.parallel.launch import Launch
 from bagel_mot.training import replay
 from bagel_mot.training.recipe import BagelRecipe
-from bagel_mot.training.replay import ReplayConfig, draw_images
+from bagel_mot.training.replay import LatentsOnly, ReplayConfig, draw_images, has_latents
 from bagel_mot.training.tasks.bagel import BagelTask
 
 
@@ -57,6 +59,49 @@ def test_the_checkpoint_names_what_is_trained_in_between(tmp_path: Path, images:
     assert [group.weight for group in task.groups] == [1.0, 3.0]
     assert task.groups[0].name == str(images)
     assert task.notes() == []
+    task.close()
+
+
+class _Alternating(IndexedSource):
+    """Texts alone at even indices."""
+
+    def __call__(self, index: int) -> Document:
+        parts: Document = [TextPart(f"document {index}")]
+        return parts if index % 2 == 0 else [*parts, ImagePart(Image.new("RGB", (8, 8)), target=True)]
+
+
+def test_what_has_no_latents_is_left_out() -> None:
+    class Shifted(_Alternating):
+        def __call__(self, index: int) -> Document:  # a further try is an odd number on
+            return super().__call__(index % 1000 + index // (1 << 40))
+
+    source = LatentsOnly(Shifted())
+    assert source.name == Shifted.name
+    for index in range(6):
+        document = source(index)
+        assert isinstance(document[-1], ImagePart)
+        assert document == source(index)
+    assert source(3) == Shifted()(3)
+    assert isinstance(LatentsOnly(_Alternating())(2)[-1], TextPart)  # there is none: the last that was tried
+
+
+@pytest.mark.parametrize(
+    ("trained", "left_out"),
+    [
+        ({"lora": {"experts": ["gen"]}}, True),
+        ({"lora": {"experts": ["und", "gen"]}}, False),
+        ({"trainable": "gen"}, True),
+    ],
+    ids=["adapters of gen", "adapters of both", "gen"],
+)
+def test_where_the_gen_expert_trains_alone_all_replay_has_latents(
+    tmp_path: Path, images: Path, trained: dict[str, Any], left_out: bool
+) -> None:
+    task = BagelTask(_recipe(tmp_path, images, replay={}, **trained))
+    assert isinstance(task.source, MixedSource)
+    replayed = task.source.parts[1].source
+    assert isinstance(replayed, LatentsOnly if left_out else MiniSource)
+    assert all(has_latents(replayed(index)) for index in range(40)) == left_out
     task.close()
 
 

@@ -22,6 +22,7 @@ from bagel_mot.data.layout import TrainingPack
 from bagel_mot.data.loader import Prefetcher, StreamGroup
 from bagel_mot.data.rows import SkipRow
 from bagel_mot.data.skips import SkipList
+from bagel_mot.data.sources.base import IndexedSource
 from bagel_mot.data.sources.mixed import MixedPart, MixedSource
 from bagel_mot.data.streams import PackStream, StreamRotation, pack_gauges
 from bagel_mot.data.supply import RowSupply, check_groups
@@ -56,9 +57,10 @@ from bagel_mot.training.objective import (
     loss_counts,
 )
 from bagel_mot.training.recipe import BagelRecipe
+from bagel_mot.training.replay import LatentsOnly
 from bagel_mot.training.sizes import encoded_together, pack_config, slots_to_share
 from bagel_mot.training.task import DTYPES, TrainingTask
-from bagel_mot.training.trainable import select_trainable
+from bagel_mot.training.trainable import select_trainable, trains_gen_alone
 from bagel_mot.training.validation import validation_packs
 
 
@@ -84,11 +86,6 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.source = recipe.data.open(recipe.seed)
         beginning = begin(recipe, self.source, current())
         start, self._settings_files, self._parts = beginning.checkpoint, beginning.settings_files, beginning.parts
-        if recipe.replay is not None:
-            init = find(str(recipe.init), recipe.output)
-            replay = recipe.replay.source(self._settings_files, init, recipe.output, recipe.seed)
-            if replay is not None:
-                self.source = MixedSource([MixedPart(self.source), MixedPart(replay, recipe.replay.weight)])
         self._share: SequenceShare | None = None
         self._partial: list[nn.Parameter] = []
         self.module, self.autoencoder, self.tokenizer = start.model, start.autoencoder, start.tokenizer
@@ -102,6 +99,13 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
                 if not parameter.requires_grad:
                     parameter.data.copy_(_as_written(parameter.data))
         self._frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
+        if recipe.replay is not None:
+            init = find(str(recipe.init), recipe.output)
+            replay = recipe.replay.source(self._settings_files, init, recipe.output, recipe.seed)
+            if replay is not None:
+                if isinstance(replay, IndexedSource) and trains_gen_alone(self.module):
+                    replay = LatentsOnly(replay)
+                self.source = MixedSource([MixedPart(self.source), MixedPart(replay, recipe.replay.weight)])
         self.autoencoder.to(self.device).eval().requires_grad_(False)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
         defaults = settle_defaults(self._settings_files, recipe.defaults, self.config)
