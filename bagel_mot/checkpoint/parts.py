@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +46,15 @@ class ModelParts:
         stored = self._whole(name)
         part = stored[tuple(slice(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))]
         return part.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+    def blocks(self, name: str, rows: int) -> Iterator[Tensor]:
+        """Yields a tensor, by our name, in blocks of at most `rows` rows, float32, each in memory of its own.
+
+        Raises:
+            CheckpointError: as `read` does.
+        """
+        for block in self._whole(name).split(rows):
+            yield block.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
     def _whole(self, name: str) -> Tensor:
         """A whole tensor, where it can be as a view of its file."""

@@ -9,7 +9,7 @@ precision of the activations.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,7 +30,8 @@ from peft.tuners import lora  # noqa: E402
 
 logging.disable(_level)
 
-_ROWS = 1 << 10  # rows of a plain weight that are widened at a time
+ROWS = 1 << 10
+"""The rows of a plain weight that are widened at a time."""
 
 
 class MatrixShape(NamedTuple):
@@ -89,8 +90,9 @@ class AdaptedLinear(lora.Linear):
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # peft would cast to the type of the base's weight, too.
         place = device or next(iter((*self.base_layer.buffers(), *self.base_layer.parameters())), torch.empty(0)).device
-        for part in (self.lora_A, self.lora_B):
-            part[adapter_name].to(place)
+        if place.type != "meta":  # where values are still to come; the adapter's are here
+            for part in (self.lora_A, self.lora_B):
+                part[adapter_name].to(place)
 
     def factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
         """A (rank, in) and B (out, rank) of an adapter."""
@@ -111,10 +113,9 @@ class AdaptedLinear(lora.Linear):
 
     def _change(self, name: str, x: Tensor, base: Tensor) -> Tensor:
         """The change that an adapter makes to `base` (T, out), the products of x (T, in) with the matrix."""
-        down, up = self.factors(name)
         dropped = self.lora_dropout[name](x)
         strength = self.strengths.get(name, 1.0)
-        low = F.linear(F.linear(dropped, down.to(x.dtype)), up.to(x.dtype)) * (self.scaling[name] * strength)
+        low = _multiply(self.lora_B[name], _multiply(self.lora_A[name], dropped)) * (self.scaling[name] * strength)
         if name not in self.lora_magnitude_vector:
             return low.to(base.dtype)
         gain = self._gain(name)
@@ -128,9 +129,9 @@ class AdaptedLinear(lora.Linear):
         """
         if self.training or torch.is_grad_enabled():
             self._gains.clear()
-            return self.magnitude(name).float() / self._row_norms(name)
+            return own_part(self.magnitude(name)).float() / self._row_norms(name)
         if name not in self._gains:
-            self._gains[name] = self.magnitude(name).float() / self._row_norms(name)
+            self._gains[name] = own_part(self.magnitude(name)).float() / self._row_norms(name)
         return self._gains[name]
 
     @torch.no_grad()
@@ -139,9 +140,12 @@ class AdaptedLinear(lora.Linear):
         down, up = (factor.float() for factor in self.factors(name))
         scale = self.scaling[name]
         with torch.autocast(down.device.type, enabled=False):
+            inner = down @ down.T
+            inner = inner.full_tensor() if hasattr(inner, "full_tensor") else inner  # A may be divided by its inputs
+            down, up = own_part(down), own_part(up)
             crossed = self._products(down.to(_input_type(self.base_layer))).float().T  # W·Aᵀ, (out, rank)
-            squares = self.row_squares + 2 * scale * (crossed * up).sum(1)
-            return (squares + scale**2 * ((up @ (down @ down.T)) * up).sum(1)).clamp_(min=0).sqrt()
+            squares = own_part(self.row_squares) + 2 * scale * (crossed * up).sum(1)
+            return (squares + scale**2 * ((up @ inner) * up).sum(1)).clamp_(min=0).sqrt()
 
     def _products(self, x: Tensor) -> Tensor:
         """x with the matrix alone."""
@@ -149,7 +153,21 @@ class AdaptedLinear(lora.Linear):
 
     def _without_bias(self, products: Tensor) -> Tensor:
         bias = getattr(self.base_layer, "bias", None)
-        return products if bias is None else products - bias
+        return products if bias is None else products - own_part(bias)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor of any shape that is divided among several, and its gradient; the tensor itself
+    elsewhere.
+    """
+    return cast(Tensor, tensor.to_local()) if hasattr(tensor, "to_local") else tensor
+
+
+def _multiply(factor: Any, x: Tensor) -> Tensor:
+    """A factor of an adapter, whose master may be float32, applied in the type of the activations x."""
+    if factor.weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+        return cast(Tensor, factor(x))  # the module itself, which several processes may share
+    return F.linear(x, factor.weight.to(x.dtype))
 
 
 def _input_type(base: nn.Module) -> torch.dtype:
@@ -159,13 +177,15 @@ def _input_type(base: nn.Module) -> torch.dtype:
 
 @torch.no_grad()
 def row_squares(base: nn.Module) -> Tensor:
-    """The squared norms of the rows of a linear map's matrix, (out,) float32."""
+    """The squared norms of the rows of a linear map's matrix, (out,) float32; without values where that has none."""
     if isinstance(base, QuantisedLinear):
         blocks = (base.matrix.dequantise(torch.float32, start, stop) for start, stop in base.matrix.blocks())
         return torch.cat([block.square().sum(1) for block in blocks])
     weight = cast(Tensor, base.weight)
+    if weight.is_meta:
+        return weight.new_empty(weight.shape[0], dtype=torch.float32)
     weight = weight.to_dense() if isinstance(base, PrepackedLinear) else weight.detach()
-    return torch.cat([rows.float().square().sum(1) for rows in weight.split(_ROWS)])
+    return torch.cat([rows.float().square().sum(1) for rows in weight.split(ROWS)])
 
 
 def add_new_adapter(
@@ -199,6 +219,21 @@ def add_new_adapter(
         adapted.train(found.training)
         parent, _, leaf = place.rpartition(".")
         setattr(model.get_submodule(parent), leaf, adapted)
+
+
+@torch.no_grad()
+def measure_rows(model: BagelModel, name: str, blocks: Callable[[str], Iterable[Tensor]]) -> None:
+    """Gives DoRA what it needs of matrices that are still without values.
+
+    Args:
+        model: the model with a new adapter.
+        name: the adapter's name.
+        blocks: gives a matrix (out, in), by our name of its linear map, in blocks (some of its rows, in).
+    """
+    for place, layer in adapted_layers(model, name):
+        if name in layer.lora_magnitude_vector:
+            layer.row_squares = torch.cat([rows.float().square().sum(1) for rows in blocks(place)])
+            layer.lora_magnitude_vector[name] = _Magnitude(layer.row_squares.sqrt())
 
 
 def add_adapter(model: BagelModel, name: str, adapter: Adapter) -> None:

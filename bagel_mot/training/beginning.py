@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bagel_mot.checkpoint.official import Checkpoint, folder_of, load_autoencoder, load_checkpoint, open_parts
 from bagel_mot.checkpoint.parts import ModelParts
@@ -21,10 +20,10 @@ from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference.defaults import Defaults, read_defaults, save_defaults
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
-from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.parallel.launch import Launch
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
+from bagel_mot.training.initial import InitialValues, initialise
 from bagel_mot.training.lora import base_precision
 from bagel_mot.training.recipe import BagelRecipe, NewModel
 from bagel_mot.training.task import DTYPES
@@ -37,33 +36,37 @@ class Beginning:
     Attributes:
         checkpoint: the model, the autoencoder and the tokenizer.
         settings_files: the contents of the files with the model's default settings, by name.
-        parts: the parts of the model's values that each process reads, where there are several; the model is on the
-            meta device then. None where the model has values, or the first process's are given to the others.
+        parts: the parts of the model's values that each process reads, or makes, where there are several; the model is
+            on the meta device then. None where it has its values.
     """
 
     checkpoint: Checkpoint
     settings_files: dict[str, bytes]
-    parts: ModelParts | None = None
+    parts: ModelParts | InitialValues | None = None
 
 
 def begin(recipe: BagelRecipe, source: Source, launch: Launch) -> Beginning:
     """The run's own newest checkpoint, else the checkpoint `init`, else a new model.
 
-    In a launch of several processes none of them holds all values of a checkpoint, and of a new model the first one
-    alone. The base of adapters, which may be quantised, is whole in each.
+    In a launch of several processes none of them holds all values. A quantised base of adapters alone is whole in
+    each: it is small, and worked out tensor by tensor.
     """
+    parts: ModelParts | None = None
     begun = checkpoint_folders(recipe.output)
     if not begun and recipe.model is not None:
-        return _new(recipe, recipe.model, source, has_values=launch.rank == 0)
+        return _new(recipe, recipe.model, source, divided=launch.world > 1)
     # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.
     # One that trains adapters has nothing else of its own.
     if recipe.adapters is not None:
         where = find(str(recipe.init), recipe.output)
+        if launch.world > 1 and recipe.adapters.base is None:
+            loaded, parts = open_parts(where)
+            loaded.model.to(DTYPES[recipe.precision])
+            return Beginning(loaded, _settings_files(folder_of(where)), parts)
         precision = base_precision(recipe.adapters, DTYPES[recipe.precision])
         loaded = load_checkpoint(where, precision=precision, device=choose_device(recipe.device))
         return Beginning(loaded, _settings_files(folder_of(where)))
     where = begun[-1] if begun else find(str(recipe.init), recipe.output)
-    parts: ModelParts | None = None
     if launch.world > 1:
         loaded, parts = open_parts(where)
     else:
@@ -85,9 +88,9 @@ def begin(recipe: BagelRecipe, source: Source, launch: Launch) -> Beginning:
     return Beginning(loaded, files, parts)
 
 
-def _new(recipe: BagelRecipe, shape: NewModel, source: Source, *, has_values: bool) -> Beginning:
-    """An untrained model on a trained autoencoder, with a tokenizer trained on the source's texts; without values it is
-    on the meta device.
+def _new(recipe: BagelRecipe, shape: NewModel, source: Source, *, divided: bool) -> Beginning:
+    """An untrained model on a trained autoencoder, with a tokenizer trained on the source's texts; where it is to be
+    divided it has no values yet.
     """
     autoencoder = load_autoencoder(find(str(recipe.autoencoder), recipe.output))
     tokenizer = Tokenizer.train(source.texts(), shape.decoder.vocab_size)
@@ -98,15 +101,16 @@ def _new(recipe: BagelRecipe, shape: NewModel, source: Source, *, has_values: bo
         max_latent_size=shape.max_latent_size,
         vit_max_num_patch_per_side=shape.vit.side,
     )
-    with torch.device("cpu" if has_values else "meta"):
+    with torch.device("meta" if divided else "cpu"):
         model = BagelModel(config)
-    if has_values:
-        initialise(model, torch.Generator().manual_seed(recipe.seed))
+    if not divided:
+        initialise(model, recipe.seed)
     files: dict[str, bytes] = {}
     if (sheet := source.preview_images(config.vae.downsample * 8)) is not None:
         sheet.save(png := io.BytesIO(), "PNG", optimize=True)
         files[PREVIEW_FILE] = png.getvalue()
-    return Beginning(Checkpoint(config, model, autoencoder, tokenizer), files | _scope_file(source))
+    parts = InitialValues(config, recipe.seed) if divided else None
+    return Beginning(Checkpoint(config, model, autoencoder, tokenizer), files | _scope_file(source), parts)
 
 
 def _scope_file(source: Source) -> dict[str, bytes]:
@@ -144,31 +148,3 @@ def settle_defaults(files: dict[str, bytes], changes: dict[str, dict[str, Any]],
 
 def _settings_files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in SETTINGS_FILES if (folder / name).exists()}
-
-
-@torch.no_grad()
-def initialise(model: BagelModel, generator: torch.Generator) -> None:
-    """Normal weights of deviation 1/√fan_in, zero biases, unit norms; the gen expert starts as a copy of the und
-    expert.
-
-    What writes into the residual stream (o, down) starts smaller by √(2·layers), and both output heads start at zero,
-    so that the first predictions are uniform text and zero velocity.
-    """
-    residual = (2 * model.config.decoder.num_layers) ** -0.5
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            scale = module.in_features**-0.5
-            if name.endswith((".o", ".down")):
-                scale *= residual
-            module.weight.normal_(0.0, scale, generator=generator)
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
-            # As large as the fixed sin-cos tables (unit scale), so that neither drowns the other.
-            module.weight.normal_(0.0, 0.5, generator=generator)
-    model.decoder.lm_head.weight.zero_()
-    model.latent_out.weight.zero_()
-    for layer in model.decoder.layers:
-        assert isinstance(layer, DecoderLayer)
-        layer.gen.load_state_dict(layer.und.state_dict())
-    model.decoder.norm_gen.load_state_dict(model.decoder.norm.state_dict())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from bagel_mot.checkpoint.adapters import read_adapter
+from bagel_mot.checkpoint.parts import ModelParts
 from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.config import Count, Decay, Flag, Positive, Section, must_be
 from bagel_mot.errors import RecipeError
@@ -77,15 +78,20 @@ def base_precision(config: AdapterConfig, activations: torch.dtype) -> Precision
     return Precision(activations, MappingProxyType(parts))
 
 
-def add_adapters(model: BagelModel, config: AdapterConfig) -> None:
+def add_adapters(model: BagelModel, config: AdapterConfig, parts: ModelParts | None = None) -> None:
     """Freezes a model and gives it the adapters of a recipe, which train.
+
+    Args:
+        model: the model.
+        config: the adapters.
+        parts: the parts of the model's values, where it has none yet. The adapters have theirs all the same.
 
     Raises:
         RecipeError: the package peft is missing, or the adapter to go on from is of other ranks or matrices.
         CheckpointError: that adapter cannot be read, or is of another model.
     """
     try:
-        from bagel_mot.model.lora import MatrixShape, add_new_adapter, fill_adapter
+        from bagel_mot.model.lora import ROWS, MatrixShape, add_new_adapter, fill_adapter, measure_rows
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "bagel_mot":
             raise
@@ -100,6 +106,13 @@ def add_adapters(model: BagelModel, config: AdapterConfig) -> None:
     add_new_adapter(
         model, NAME, shapes, dropout=config.dropout, rslora=config.use_rslora, dora=config.use_dora
     )  # fmt: skip
+    if parts is not None and config.use_dora:
+        dtype = model.dtype
+
+        def blocks(place: str) -> Iterator[Tensor]:
+            return (block.to(dtype) for block in parts.blocks(f"{place}.weight", ROWS))
+
+        measure_rows(model, NAME, blocks)
     if config.init is not None:
         begun = read_adapter(find_adapter(config.init), model.config)
         try:

@@ -1,4 +1,4 @@
-"""One process of several that begins runs with a checkpoint, divided in several ways, and keeps what it has loaded.
+"""One process of several that begins runs, divided in several ways, and keeps what it has loaded or made.
 
 Arguments: the recipe as JSON, the cases as JSON (name -> changes of the recipe), and the folder of results.
 """
@@ -11,31 +11,38 @@ from typing import Any
 
 import torch
 
-from bagel_mot.checkpoint import parts
+from bagel_mot.checkpoint.parts import ModelParts
 from bagel_mot.config import parse
+from bagel_mot.data.sources import mini
 from bagel_mot.parallel.launch import launched
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.shards import local, whole
+from bagel_mot.training.initial import InitialValues
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.tasks.bagel import BagelTask
 
-read = parts.ModelParts.read
 read_bytes = 0
 
 
-def counted(self: parts.ModelParts, name: str, offsets: Any, sizes: Any) -> torch.Tensor:
-    """`ModelParts.read`, whose bytes are added up."""
-    global read_bytes
-    found = read(self, name, offsets, sizes)
-    assert found.untyped_storage().nbytes() == found.nbytes  # no more than the part
-    read_bytes += found.nbytes
-    return found
+def counting(read: Any) -> Any:
+    """The `read` of parts, whose bytes are added up."""
+
+    def counted(self: Any, name: str, offsets: Any, sizes: Any) -> torch.Tensor:
+        global read_bytes
+        found: torch.Tensor = read(self, name, offsets, sizes)
+        assert found.untyped_storage().nbytes() == found.nbytes  # no more than the part
+        read_bytes += found.nbytes
+        return found
+
+    return counted
 
 
 def main(recipe: dict[str, Any], cases: dict[str, dict[str, Any]], folder: str) -> None:
     """Begins all cases."""
     global read_bytes
-    parts.ModelParts.read = counted  # type: ignore[method-assign]
+    mini._TOKENIZER_TEXTS = 1000
+    for kind in (ModelParts, InitialValues):
+        kind.read = counting(kind.read)  # type: ignore[method-assign]
     torch.set_num_threads(1)
     with launched() as launch:
         for name, changes in cases.items():

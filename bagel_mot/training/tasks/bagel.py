@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bagel_mot.checkpoint.adapters import write_adapter
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import save_checkpoint
+from bagel_mot.checkpoint.parts import ModelParts
 from bagel_mot.checkpoint.side_files import REPLAY_FILE
 from bagel_mot.data.documents import IndexedSample, SampleBuilder
 from bagel_mot.data.feed import GroupItem, SampleFeed, SampleMaker
@@ -86,19 +87,25 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.source = recipe.data.open(recipe.seed)
         beginning = begin(recipe, self.source, current())
         start, self._settings_files, self._parts = beginning.checkpoint, beginning.settings_files, beginning.parts
+        self._adapter_values: dict[str, Tensor] = {}  # where the base has no values yet
         self._share: SequenceShare | None = None
         self._partial: list[nn.Parameter] = []
         self.module, self.autoencoder, self.tokenizer = start.model, start.autoencoder, start.tokenizer
         self.config = replace(start.config, timestep_shift=recipe.timestep_shift or start.config.timestep_shift)
         self.module.train()
         if recipe.adapters is not None:
-            add_adapters(self.module, recipe.adapters)
+            divided = self._parts if isinstance(self._parts, ModelParts) else None
+            add_adapters(self.module, recipe.adapters, divided)
+            if divided is not None:
+                self._adapter_values = {name: t for name, t in self.module.state_dict().items() if not t.is_meta}
+                self.module.to("meta")
         else:
             select_trainable(self.module, recipe.trainable, official_name)
             for parameter in self.module.parameters():
                 if not parameter.requires_grad:
                     parameter.data.copy_(_as_written(parameter.data))
-        self._frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
+        frozen = (name for name, p in self.module.named_parameters() if not p.requires_grad)
+        self._rounded = set(frozen if recipe.adapters is None else ())
         if recipe.replay is not None:
             init = find(str(recipe.init), recipe.output)
             replay = recipe.replay.source(self._settings_files, init, recipe.output, recipe.seed)
@@ -172,6 +179,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         )
         if self._parts is not None:
             self._parts.close()
+            self._adapter_values.clear()
         self._lists_skips = ranks.leads_data
         if ranks.context_mesh is not None:
             self._share = SequenceShare(ranks)
@@ -181,8 +189,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
     def _read(self, name: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """A part of a tensor of the model, as it is when the training begins."""
         assert self._parts is not None
-        part = self._parts.read(name, offsets, sizes)
-        return _as_written(part) if name in self._frozen else part
+        if name in self._adapter_values:
+            inside = (slice(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))
+            return self._adapter_values[name][tuple(inside)]
+        part = self._parts.read(name.replace(".base_layer.", "."), offsets, sizes)
+        return _as_written(part) if name in self._rounded else part
 
     def partial_parameters(self) -> list[nn.Parameter]:
         return self._partial
