@@ -100,7 +100,8 @@ def main(
             for _ in mine:
                 with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bfloat16"):
                     losses = compute_losses(model, noised, attend(noised.layout), own)
-                (losses.ce.sum() / (samples * text * packs) + losses.mse.mean(-1).sum() / (samples * image * packs)).backward()
+                texts, images = samples * text * packs, samples * image * packs
+                (losses.ce.sum() / texts + losses.mse.mean(-1).sum() / images).backward()
             optimizers.step(1.0)
             ema.update()
             if place.type == "cuda":
