@@ -167,6 +167,8 @@ class BenchmarkInfo:
         paper: the publication of the benchmark.
         published: scores of the published system and of those who tried to reproduce them.
         variants: names of splits or languages that `--variant` takes, the default first.
+        scale: the factor by which pages and tables show the rows of a summary, and the published numbers, so that they
+            read as the published table does: 100 where rows are shares and that table has per cent.
         vlmevalkit: the names of VLMEvalKit's data sets with the same items, by variant; by "" where there are none.
     """
 
@@ -181,6 +183,7 @@ class BenchmarkInfo:
     paper: str = ""
     published: tuple[PublishedScore, ...] = ()
     variants: tuple[str, ...] = ()
+    scale: float = 1.0
     vlmevalkit: Mapping[str, str] = field(default_factory=dict)
 
 

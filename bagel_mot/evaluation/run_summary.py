@@ -21,7 +21,8 @@ def summarize(runner: ItemRunner, items: Sequence[Item], of: int) -> dict[str, A
         items: the items that were run.
         of: the number of items in the benchmark.
 
-    Returns: the head of the records; "judge"; "items" (run), "of" (in the set), "scored"; "rows" {name: {"value",
+    Returns: the head of the records; "title" and "scale" of the benchmark; "judge"; "items" (run), "of" (in the
+        set), "scored"; "rows" {name: {"value",
         "count", "interval"}}; "headline"; "extra"; "failed" {item: sentence}; "unscored" [item]; "unparsable" and
         "truncated" counts; "seconds"; "settings" of each kind of item; "published".
     """
@@ -58,6 +59,7 @@ def _summary(
         settings.setdefault(item.kind, dict(item.settings))
     return {
         "title": benchmark.info.title,
+        "scale": benchmark.info.scale,
         **head,
         "judge": dict(judge),
         "items": len(items),

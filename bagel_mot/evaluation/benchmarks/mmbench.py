@@ -71,6 +71,7 @@ class MMBench(Benchmark):
         ability="perception and reasoning, by questions with options",
         items=_DEV_QUESTIONS,
         needs="",
+        scale=100,
         source="https://github.com/open-compass/MMBench (TSV files)",
         licence="Apache-2.0 (not certain)",
         paper="arXiv 2307.06281",

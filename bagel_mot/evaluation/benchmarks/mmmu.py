@@ -83,6 +83,7 @@ class Mmmu(Benchmark):
         ability="college-level knowledge and reasoning",
         items=900,
         needs="",
+        scale=100,
         source="https://huggingface.co/datasets/MMMU/MMMU",
         licence="Apache-2.0",
         hub="MMMU/MMMU",

@@ -42,6 +42,7 @@ class Mmvp(Benchmark):
         ability="visual patterns, by pairs of similar images",
         items=_ITEMS,
         needs="",
+        scale=100,
         source="https://huggingface.co/datasets/MMVP/MMVP",
         licence="MIT (not certain)",
         hub="MMVP/MMVP",

@@ -37,6 +37,7 @@ class Pope(Benchmark):
         ability="hallucinated objects",
         items=sum(_CATEGORIES.values()) - 3000 + _FEWER_RANDOM,
         needs="",
+        scale=100,
         source="https://github.com/AoiDragon/POPE; images of COCO 2014 (val); llava_pope_test.jsonl of LLaVA",
         licence="MIT (not certain); the images by COCO's terms",
         paper="arXiv 2305.10355",

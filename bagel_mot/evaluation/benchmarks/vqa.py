@@ -206,7 +206,7 @@ def _info(
 ) -> BenchmarkInfo:
     sets = {} if vlmevalkit is None else {"": vlmevalkit}
     return BenchmarkInfo(
-        name, title, ability, items, "", source, f"{licence} (not certain)", paper=paper, vlmevalkit=sets
+        name, title, ability, items, "", source, f"{licence} (not certain)", paper=paper, scale=100, vlmevalkit=sets
     )
 
 

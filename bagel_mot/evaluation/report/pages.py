@@ -159,7 +159,10 @@ def _add_run(page: Page, run: ReportedRun, folder: Path) -> None:
     page.table(("row", "score", "95% interval", "items", "published"), _score_rows(summary))
     page.table(
         ("published row", "value", "model", "source", "note"),
-        [(p["row"], f"{p['value']:g}", p["model"], p["source"], p["note"]) for p in summary["published"]],
+        [
+            (p["row"], f"{_scale(summary) * p['value']:g}", p["model"], p["source"], p["note"])
+            for p in summary["published"]
+        ],
     )
     facts = [(name, str(summary[name])) for name in _FACTS if summary.get(name) not in (None, "")]
     judge = summary["judge"] or {"judge": "none: rules alone"}
@@ -172,16 +175,23 @@ def _add_run(page: Page, run: ReportedRun, folder: Path) -> None:
         page.item(item, folder)
 
 
+def _scale(summary: Mapping[str, Any]) -> float:
+    """The factor by which rows are shown; earlier versions did not write it."""
+    return float(summary.get("scale", 1.0))
+
+
 def _score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
     published: dict[str, list[str]] = {}
+    scale = _scale(summary)
     for one in summary["published"]:
-        published.setdefault(one["row"], []).append(f"{one['value']:g} ({one['model']})")
+        published.setdefault(one["row"], []).append(f"{scale * one['value']:g} ({one['model']})")
     rows: list[tuple[str, ...]] = []
     for name, row in summary["rows"].items():
         interval = row["interval"]
-        between = f"{interval[0]:.4g} – {interval[1]:.4g}" if interval else ""
+        between = f"{scale * interval[0]:.4g} – {scale * interval[1]:.4g}" if interval else ""
         shown = f"{name} ★" if name in summary["headline"] and len(summary["headline"]) < len(summary["rows"]) else name
-        rows.append((shown, _number(row["value"]), between, str(row["count"]), "; ".join(published.get(name, []))))
+        value = None if row["value"] is None else scale * row["value"]
+        rows.append((shown, _number(value), between, str(row["count"]), "; ".join(published.get(name, []))))
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,6 +59,19 @@ def one_by_one(answer: Callable[[Sequence[Item]], Sequence[ItemResult]], items: 
         if len(items) == 1:
             return [error]
         return [outcome for item in items for outcome in one_by_one(answer, [item])]
+
+
+def fitting(item: Item, longest: int | None) -> Item:
+    """The item without `vit_min_size` where the model never looks at so many pixels, as small models do not.
+
+    Args:
+        item: the item.
+        longest: the longest side, in pixels, at which the model looks at an image; None leaves the item as it is.
+    """
+    least = item.settings.get("vit_min_size")
+    if least is None or longest is None or least <= longest:
+        return item
+    return replace(item, settings={name: v for name, v in item.settings.items() if name != "vit_min_size"})
 
 
 def drawn_paths(item: Item) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +14,7 @@ from PIL import Image
 
 from bagel_mot.errors import BagelError
 from bagel_mot.evaluation.base import Item, ItemResult
-from bagel_mot.evaluation.respondents.base import Answered, drawn_paths, one_by_one, opened
+from bagel_mot.evaluation.respondents.base import Answered, drawn_paths, fitting, one_by_one, opened
 from bagel_mot.files import writing
 from bagel_mot.images import open_image, to_pixels, to_uint8
 from bagel_mot.inference.result import Result, save_image
@@ -37,14 +36,8 @@ class LocalRespondent:
         self.bagel, self.facts = bagel, facts
 
     def answer(self, items: Sequence[Item], folder: Path) -> list[Answered]:
-        return one_by_one(partial(self._answer, folder=folder), [self._fitting(item) for item in items])
-
-    def _fitting(self, item: Item) -> Item:
-        """The item without `vit_min_size` where the model never looks at so many pixels, as small models do not."""
-        least = item.settings.get("vit_min_size")
-        if least is None or least <= self.bagel.defaults.vit_transform.max_size:
-            return item
-        return replace(item, settings={name: v for name, v in item.settings.items() if name != "vit_min_size"})
+        longest = self.bagel.defaults.vit_transform.max_size
+        return one_by_one(partial(self._answer, folder=folder), [fitting(item, longest) for item in items])
 
     def _answer(self, items: Sequence[Item], folder: Path) -> list[ItemResult]:
         results: list[ItemResult] = []

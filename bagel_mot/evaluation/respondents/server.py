@@ -12,7 +12,7 @@ from typing import Any
 from bagel_mot.errors import EvaluationError, ImageError, PromptError
 from bagel_mot.evaluation.base import Item, ItemResult
 from bagel_mot.evaluation.http import ModelServer, Refused
-from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, StoppedError, content, drawn_paths
+from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, StoppedError, content, drawn_paths, fitting
 from bagel_mot.files import write_atomically, writing
 from bagel_mot.images import open_image
 
@@ -35,12 +35,16 @@ class ServerRespondent:
 
     def __init__(self, server: ModelServer, model: str) -> None:
         self.server, self.model = server, model
-        self.is_ours = _is_ours(server, model)
+        self._longest: int | None = None  # the longest side at which the model looks; of our server alone it is known
+        entry = _listed(server, model)
+        self.is_ours = entry.get("owned_by") == _OURS
+        if self.is_ours and isinstance(entry.get("vit_max_size"), int):
+            self._longest = entry["vit_max_size"]
         self.facts: Mapping[str, Any] = {"server": server.url, "model": model}
 
     def answer(self, items: Sequence[Item], folder: Path) -> list[Answered]:
         with ThreadPoolExecutor(max(len(items), 1)) as pool:
-            futures = [pool.submit(self._answer, item, folder) for item in items]
+            futures = [pool.submit(self._answer, fitting(item, self._longest), folder) for item in items]
             try:
                 return [future.result() for future in futures]
             except EvaluationError as error:
@@ -125,17 +129,18 @@ def _had(future: Future[Answered]) -> Answered | None:
     return None if future.cancelled() or future.exception() is not None else future.result()
 
 
-def _is_ours(server: ModelServer, model: str) -> bool:
+def _listed(server: ModelServer, model: str) -> dict[str, Any]:
+    """What a server's list of models says of one; empty for a server that does not list its models."""
     try:
         listed = server.get("/models").get("data") or []
     except (Refused, EvaluationError) as error:
         if isinstance(error, EvaluationError) and "status 404" not in str(error):
             raise
-        return False  # a server need not list its models
-    names = [str(one.get("id")) for one in listed if isinstance(one, dict)]
-    if names and model not in names:
-        raise EvaluationError(f"{server.url} has no model {model!r}: it has {', '.join(names[:5])}.")
-    return any(isinstance(one, dict) and one.get("owned_by") == _OURS for one in listed)
+        return {}
+    entries = {str(one.get("id")): one for one in listed if isinstance(one, dict)}
+    if entries and model not in entries:
+        raise EvaluationError(f"{server.url} has no model {model!r}: it has {', '.join(list(entries)[:5])}.")
+    return entries.get(model, {})
 
 
 def _mime(data: bytes) -> str:

@@ -139,12 +139,16 @@ async def favicon() -> Response:
 @router.get("/v1/models", tags=["models"], summary="What models there are")
 async def models(state: CurrentState) -> ModelList:
     """The model under each of its names."""
-    return ModelList(data=[Model(id=name, created=_STARTED) for name in state.options.names])
+    return ModelList(data=[_model(state, name) for name in state.options.names])
 
 
 @router.get("/v1/models/{model:path}", tags=["models"], summary="One model")
 async def model(model: str, state: CurrentState) -> Model:
-    return Model(id=state.model(model), created=_STARTED)
+    return _model(state, state.model(model))
+
+
+def _model(state: AppState, name: str) -> Model:
+    return Model(id=name, created=_STARTED, vit_max_size=state.service.bagel.defaults.vit_transform.max_size)
 
 
 @router.get("/health", tags=["state"], summary="Whether the process lives")

@@ -37,6 +37,9 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "bagel"
+    vit_max_size: int = Field(
+        description="The longest side, in pixels, at which the model looks at an image; `vit_min_size` is at most this."
+    )
 
 
 class ModelList(BaseModel):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bagel_mot.cli.evaluation.tables import print_report
 from bagel_mot.errors import EvaluationError
 from bagel_mot.evaluation.curves import TrainingPoint, ability_curves
 from bagel_mot.evaluation.report.pages import write_report
 from bagel_mot.evaluation.run_summary import summarize, write_summary
 from bagel_mot.evaluation.runner import ItemRunner
-from tests.evaluation.scripted import Knowing, sums
+from tests.evaluation.scripted import Knowing, Sums, sums
 
 
 def evaluated(folder: Path, respondent: Knowing) -> Path:
@@ -57,6 +59,27 @@ def test_two_runs_are_compared_on_the_items_of_both(tmp_path: Path) -> None:
     assert row["difference"] == pytest.approx(-2 / 11)
     assert {id for id, *_ in row["most"]} == {"0+1", "5+1", "6+1", "7+1"}
     assert "McNemar, exact" in page.read_text(encoding="utf-8")
+
+
+def test_shares_are_shown_on_the_scale_of_the_published_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Sums, "info", replace(Sums.info, scale=100))
+    folder = evaluated(tmp_path, Knowing(wrong=("1+1", "2+1"), broken=("3+1",)))
+    files, content = write_report(folder)
+    page, markdown = (path.read_text(encoding="utf-8") for path in files)
+    for text in ("81.82", "50 (BAGEL)", "52.3"):
+        assert text in page, text
+        assert text in markdown, text
+    summary = content["runs"][0]
+    assert summary["rows"]["all"]["value"] == pytest.approx(9 / 11)  # what is stored stays a share
+    print_report(summary)
+    shown = capsys.readouterr().out
+    assert "81.82" in shown
+    assert "50 (BAGEL)" in shown
+    earlier = {name: value for name, value in summary.items() if name != "scale"}
+    (folder / "sums" / "summary.json").write_text(json.dumps(earlier))
+    assert "0.8182" in write_report(folder)[0][0].read_text(encoding="utf-8")
 
 
 def test_folders_without_runs_are_refused(tmp_path: Path) -> None:

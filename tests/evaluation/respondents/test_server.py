@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_our_own_server_answers_as_the_local_model(tmp_path: Path) -> None:
             assert isinstance(here, ItemResult)
             assert there.texts == here.texts, item.id
             assert len(there.images) == len(here.images) == (item.kind != "ask")
+        # A size that mini never looks at is left out, as it is for the local model; one that it does is sent.
+        [question] = Mini(rows=["ask/count"], count=1).items()
+        most = bagel.defaults.vit_transform.max_size
+        for least in (378, most):
+            item = replace(question, settings={**question.settings, "vit_min_size": least})
+            assert asks.answer([item], tmp_path) == LocalRespondent(bagel, {}).answer([item], tmp_path)
+        sent = list[dict[str, object]]()
+        post = asks.server.post
+        asks.server.post = lambda path, **body: (sent.append(body["json"]), post(path, **body))[1]  # type: ignore
+        for least in (most, most + 1):
+            asks.answer([replace(question, settings={**question.settings, "vit_min_size": least})], tmp_path)
+        assert [body.get("vit_min_size") for body in sent] == [most, None]
         [chain] = Mini(rows=["edit/chain of 3"], count=1).items()
         with pytest.raises(EvaluationError, match="asks for a chain of edits, which a server does not offer"):
             asks.answer([chain], tmp_path)
