@@ -1,19 +1,31 @@
-"""Requests to a server of models: with retries while it may still answer, and one sentence when it will not."""
+"""Requests to a server of models, be it one that answers items or one that judges: with retries while it may still
+answer, and one sentence when it will not. The key is neither shown nor stored.
+"""
 
 from __future__ import annotations
 
+import email.utils
+import json
+import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx2
+from bagel_mot.errors import EvaluationError, SettingError
+from bagel_mot.installation import install_command
 
-from bagel_mot.errors import EvaluationError
+if TYPE_CHECKING:
+    import httpx2
 
-_PATIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # statuses after which another try may succeed
-_TRIES = 6
-_LONGEST_PAUSE = 60.0  # seconds
-_SHOWN = 200  # characters of a server's message
+CHAT = "/chat/completions"
+_MAX_BYTES = 64 << 20  # the longest answer that is read
+_SHOWN = 200  # characters of what a server says about itself
+_AGAIN = (408, 409, 425, 429)  # statuses below 500 after which the same may be asked
+_NEVER = (501, 505)  # statuses of a server that does not know such requests
+_NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded")
+_KEPT = "what is done is kept, and the same command goes on from there"
+
+Read = TypeVar("Read")
 
 
 class Refused(Exception):
@@ -24,105 +36,229 @@ class Refused(Exception):
         self.status, self.said = status, said
 
 
+class CallFailed(Exception):
+    """A call that failed, after which the same may be asked again: with the reason in words.
+
+    Attributes:
+        wait: the seconds that the server asks to be left alone; None where it does not say.
+        unreachable: whether there was no server.
+    """
+
+    def __init__(self, reason: str, *, wait: float | None = None, unreachable: bool = False) -> None:
+        super().__init__(reason)
+        self.wait, self.unreachable = wait, unreachable
+
+
+class UnansweredError(EvaluationError):
+    """Every try of a request failed.
+
+    Attributes:
+        reason: the last failure in words.
+        unreachable: whether there was no server.
+    """
+
+    def __init__(self, sentence: str, failure: CallFailed) -> None:
+        super().__init__(sentence)
+        self.reason, self.unreachable = str(failure), failure.unreachable
+
+
+class NotServedError(EvaluationError):
+    """The server knows no such route or model."""
+
+
 class ModelServer:
-    """A server that speaks OpenAI's interface.
+    """A server that speaks OpenAI's interface. It may be used by several threads at once.
 
     Args:
-        url: the base address, such as http://127.0.0.1:8000/v1.
+        url: the address: `http://HOST:PORT`, one that ends in `/v1`, or the whole address of the chat completions.
         key: the key, sent as a bearer token; None sends none.
-        timeout: seconds that an answer may take.
-        sleep: waits between tries.
+        role: the word for the server in sentences, such as "judge".
+        key_name: the variable of the environment that a valid key is asked for in.
+        timeout: seconds that one call may take in all.
+        tries: calls of one request, at most.
+        longest_wait: seconds between two tries, at most; a server that asks for more ends the run.
+        sleep: waits a number of seconds.
+        on_call: is called before each call.
 
-    Raises: EvaluationError if the address cannot be one.
+    Attributes:
+        url: the address below which the routes are.
+
+    Raises: SettingError if the address cannot be one; EvaluationError if httpx2 is not installed.
     """
 
     def __init__(
-        self, url: str, key: str | None = None, *, timeout: float = 600.0, sleep: Callable[[float], None] = time.sleep
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        role: str = "server",
+        key_name: str = "BAGEL_SERVER_KEY",
+        timeout: float = 600.0,
+        tries: int = 6,
+        longest_wait: float = 120.0,
+        sleep: Callable[[float], None] = time.sleep,
+        on_call: Callable[[], None] = lambda: None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise EvaluationError(f"{url!r} is not the address of a server: write it as http://HOST:PORT/v1.")
-        self.url, self._sleep = url.rstrip("/"), sleep
+        try:
+            import httpx2
+        except ImportError as error:
+            raise EvaluationError(f"a {role} at an address needs httpx2: {install_command('eval')}") from error
+        self._http = httpx2
+        self._base = _base_url(httpx2, url, role, key_name)
+        self.url = str(self._base.copy_with(query=None))
+        self._who, self._key, self._key_name = f"the {role} at {self.url}", key, key_name
+        self._timeout, self._tries, self._longest_wait = timeout, tries, longest_wait
+        self._sleep, self._on_call = sleep, on_call
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(timeout, connect=20.0))
+        limits = httpx2.Timeout(timeout, connect=min(30.0, timeout), pool=None)
+        self._client = httpx2.Client(headers=headers, timeout=limits, follow_redirects=False)
 
-    def post(self, path: str, **body: Any) -> dict[str, Any]:
-        """The JSON object that the server answers to a POST.
+    def post(self, path: str, read: Callable[[Mapping[str, Any]], Read], **body: Any) -> Read:
+        """The part of the JSON object that the server answers to a POST, as `read` finds it.
 
         Args:
-            path: the path below the base address, such as /chat/completions.
-            **body: arguments of `httpx2.Client.post`: `json`, or `data` and `files`.
+            path: the path below the address, such as /chat/completions.
+            read: takes what is wanted from the object; it raises CallFailed if that is not in it.
+            **body: arguments of `httpx2.Client.stream`: `json`, or `data` and `files`.
 
         Raises:
             Refused: the server refuses this request for what it asks.
-            EvaluationError: the server is not reached, refuses the key, has no quota left, lacks the route or the
-                model, or its answers are no JSON objects, after several tries.
+            UnansweredError: every try of this request failed.
+            EvaluationError: no request will be answered: the server refuses the key, has no quota left, lacks the
+                route or the model, or asks to be left alone for long.
         """
-        return self._send("POST", path, **body)
+        return self._send("POST", path, read, body)
 
-    def get(self, path: str) -> dict[str, Any]:
+    def get(self, path: str) -> Mapping[str, Any]:
         """The JSON object that the server answers to a GET; errors as `post`."""
-        return self._send("GET", path)
+        return self._send("GET", path, lambda found: found, {})
 
     def close(self) -> None:
         """Closes the connections."""
         self._client.close()
 
-    def _send(self, method: str, path: str, **body: Any) -> dict[str, Any]:
-        last = ""
-        for attempt in range(_TRIES):
-            pause = min(2.0**attempt, _LONGEST_PAUSE)
+    def _send(self, method: str, path: str, read: Callable[[Mapping[str, Any]], Read], body: Mapping[str, Any]) -> Read:
+        for tried in range(1, self._tries + 1):
             try:
-                answer = self._client.request(method, self.url + path, **body)
-            except httpx2.InvalidURL as error:
-                raise EvaluationError(f"{self.url!r} is not the address of a server ({error}).") from error
-            except httpx2.TransportError as error:
-                last = f"it is not reached ({str(error) or type(error).__name__})"
-            else:
-                if answer.is_success:
-                    found = _object(answer)
-                    if found is not None:
-                        return found
-                    last = "its answer is not a JSON object"
-                else:
-                    said = _message(answer)
-                    self._give_up(answer.status_code, said)
-                    last = f"it answers with status {answer.status_code}: {said}"
-                    pause = _pause(answer.headers, pause)
-            if attempt + 1 < _TRIES:
-                self._sleep(pause)
-        raise EvaluationError(f"{self.url}{path} does not answer after {_TRIES} tries: {last}.")
+                return read(self._object(*self._call(method, path, body)))
+            except CallFailed as failure:
+                if tried == self._tries:
+                    tries = f"{tried} tries" if tried > 1 else "1 try"
+                    sentence = f"{self.url}{path} does not answer after {tries}: {failure}."
+                    raise UnansweredError(sentence, failure) from failure
+                self._sleep(self._pause(failure, tried))
+        raise AssertionError("there is at least one try")
 
-    def _give_up(self, status: int, said: str) -> None:
-        spent = "quota" in said.lower() or "billing" in said.lower()
-        if status in (401, 402, 403) or (status == 429 and spent):
-            reason = "has no quota left" if status == 402 or spent else "refuses the key"
-            raise EvaluationError(f"{self.url} {reason} (status {status}: {said}).")
-        if status == 404:
-            raise EvaluationError(f"{self.url} has no such route or model (status 404: {said}).")
-        if status not in _PATIENT:
-            raise Refused(status, said)
+    def _pause(self, failure: CallFailed, tried: int) -> float:
+        """Seconds until the next try: as the server asks, else twice as many as before the last one."""
+        if failure.wait is None:
+            return min(2.0 ** (tried - 1), self._longest_wait)
+        if failure.wait > self._longest_wait:
+            raise EvaluationError(
+                f"{self._who} asks to be left alone for {failure.wait:.0f} seconds: come back then; {_KEPT}."
+            )
+        return failure.wait
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and content of one call, which ends at its time limit however slowly it drips."""
+        http, end = self._http, time.monotonic() + self._timeout
+        self._on_call()
+        late = f"it did not answer within {self._timeout:g} seconds"
+        url = self._base.copy_with(path=self._base.path + path)
+        try:
+            with self._client.stream(method, url, **body) as response:
+                content = bytearray()
+                for piece in response.iter_bytes():
+                    content += piece
+                    if time.monotonic() > end:
+                        raise CallFailed(late)
+                    if len(content) > _MAX_BYTES:
+                        raise CallFailed(f"its answer is longer than {_MAX_BYTES >> 20} MiB")
+                return response.status_code, response.headers, bytes(content)
+        except http.ConnectError as error:
+            raise CallFailed(f"it is not reached ({self._shown(str(error))})", unreachable=True) from error
+        except http.TimeoutException as error:
+            raise CallFailed(late, unreachable=isinstance(error, http.ConnectTimeout)) from error
+        except (http.HTTPError, http.InvalidURL) as error:
+            raise CallFailed(f"the connection broke ({self._shown(str(error) or type(error).__name__)})") from error
+
+    def _object(self, status: int, headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
+        """The JSON object of an answer; errors as `post`."""
+        try:
+            found = json.loads(content)
+        except (ValueError, RecursionError):
+            found = None
+        error = found.get("error", found.get("detail")) if isinstance(found, dict) else None
+        if 200 <= status < 300 and error:  # some gateways answer so
+            code = error.get("code") if isinstance(error, dict) else None
+            status = code if isinstance(code, int) and 400 <= code < 600 else 502
+        if not 200 <= status < 300:
+            self._refuse(status, headers, error, content)
+        if not isinstance(found, dict):
+            text = self._shown(content.decode("utf-8", "replace"))
+            raise CallFailed(f"its answer is not a JSON object but {text!r}")
+        return found
+
+    def _refuse(self, status: int, headers: Mapping[str, str], error: Any, content: bytes) -> None:
+        """Turns a refusal of the server into the error that it means, and raises it."""
+        fields = error if isinstance(error, dict) else {"message": error}
+        says = fields.get("message") if isinstance(fields.get("message"), str) else None
+        said = self._shown(says or content.decode("utf-8", "replace"))
+        reason = f"status {status}: {said}"
+        spent = bool({fields.get("code"), fields.get("type")} & set(_NO_QUOTA))
+        spent = spent or (status in (403, 429) and ("quota" in said.lower() or "billing" in said.lower()))
+        if status == 402 or spent:
+            raise EvaluationError(f"{self._who} is out of quota ({reason}): add to it, or use another; {_KEPT}.")
+        if status in (401, 403):
+            key = "its key" if self._key else "a request without a key"
+            raise EvaluationError(
+                f"{self._who} refuses {key} ({reason}): set {self._key_name} to a valid one; {_KEPT}."
+            )
+        if status in (404, 405):
+            raise NotServedError(
+                f"{self._who} does not know the model or the address ({reason}): give the address that ends in /v1, "
+                f"and a model that it serves; {_KEPT}."
+            )
+        if 300 <= status < 400:
+            raise EvaluationError(f"{self._who} sends elsewhere ({status}): give its own address; {_KEPT}.")
+        if status in _AGAIN or (status >= 500 and status not in _NEVER):
+            raise CallFailed(f"it answers with {reason}", wait=_retry_after(headers))
+        raise Refused(status, said)
+
+    def _shown(self, text: str) -> str:
+        """The beginning of what a server says, on one line and without the key, should it be in there."""
+        if self._key:
+            text = text.replace(self._key, "…")
+        line = " ".join(text.split())
+        return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
 
 
-def _object(answer: httpx2.Response) -> dict[str, Any] | None:
+def _base_url(http: Any, url: str, role: str, key_name: str) -> httpx2.URL:
+    """The address below which a server's routes are.
+
+    Raises: SettingError if it cannot be one.
+    """
+    wrong = f"the {role}'s address is {url!r}: write http://HOST:PORT/v1."
     try:
-        found = answer.json()
+        parsed = http.URL(url.strip())
+    except (http.InvalidURL, ValueError, TypeError) as error:
+        raise SettingError(wrong) from error
+    if parsed.userinfo:
+        raise SettingError(f"the {role}'s address holds a user or key: set {key_name} instead.")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise SettingError(wrong)
+    return parsed.copy_with(path=parsed.path.rstrip("/").removesuffix(CHAT) or "/v1")
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds in the header Retry-After, which are given as such or as a date; None where there is none to be read."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
     except ValueError:
+        pass
+    try:
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
         return None
-    return found if isinstance(found, dict) else None
-
-
-def _message(answer: httpx2.Response) -> str:
-    """The message in an error's body, shortened."""
-    found = _object(answer) or {}
-    error = found.get("error", found.get("detail"))
-    said = error.get("message") if isinstance(error, dict) else error
-    text = " ".join(str(said or answer.text or answer.reason_phrase).split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-
-
-def _pause(headers: Mapping[str, str], otherwise: float) -> float:
-    """The seconds that a server wants its client to wait."""
-    try:
-        return min(max(float(headers.get("retry-after", "")), 0.0), _LONGEST_PAUSE)
-    except ValueError:
-        return otherwise

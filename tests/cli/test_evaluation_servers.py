@@ -132,7 +132,7 @@ def test_what_a_server_answered_before_its_quota_ended_is_kept(monkeypatch: pyte
         with serving("1", "1", "1", "1", "1", last) as script:
             command = ("sums", "--data", ".", "--out", out, "--batch", 4, "--server-model", "m", "--json", "r.json")
             first = run(*command, "--server", script.url)
-            assert "has no quota left" in one_sentence(first)
+            assert "is out of quota" in one_sentence(first)
             had = texts(script)[:5]
             lines = (Path(out) / "sums" / "items.jsonl").read_text().splitlines()[1:]
             assert len(lines) == 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from bagel_mot.errors import EvaluationError, ImageError, PromptError
 from bagel_mot.evaluation.base import Item, ItemResult
-from bagel_mot.evaluation.http import ModelServer, Refused
+from bagel_mot.evaluation.http import CHAT, CallFailed, ModelServer, NotServedError, Refused
 from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, StoppedError, content, drawn_paths, fitting
 from bagel_mot.files import write_atomically, writing
 from bagel_mot.images import open_image
@@ -86,13 +85,7 @@ class ServerRespondent:
             body["max_tokens"] = settings.pop("max_new_tokens")
         sampled = settings.pop("do_sample", False)
         body["temperature"] = settings.pop("temperature", 0.3) if sampled else 0
-        reply = self.server.post("/chat/completions", json={**body, **(settings if self.is_ours else {})})
-        try:
-            choice = reply["choices"][0]
-            text = choice["message"]["content"]
-            return str(text or ""), choice.get("finish_reason") == "length"
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise EvaluationError(f"{self.server.url}/chat/completions sent a reply without an answer.") from error
+        return self.server.post(CHAT, _text_in, json={**body, **(settings if self.is_ours else {})})
 
     def _draw(self, item: Item, seed: int, path: Path) -> str:
         """Writes the drawn image; returns its thinking."""
@@ -103,17 +96,12 @@ class ServerRespondent:
         if self.is_ours:
             body |= settings
         if item.kind == "generate":
-            reply = self.server.post("/images/generations", json=body)
+            data, thinking = self.server.post("/images/generations", _image_in, json=body)
         else:
             images = [content(image) for image in item.images]
-            files = [("image[]", (f"image-{i}.png", data, _mime(data))) for i, data in enumerate(images)]
-            reply = self.server.post("/images/edits", data={name: _field(value) for name, value in body.items()},
-                                     files=files)  # fmt: skip
-        try:
-            found = reply["data"][0]
-            data = base64.b64decode(found["b64_json"], validate=True)
-        except (KeyError, IndexError, TypeError, ValueError, binascii.Error) as error:
-            raise EvaluationError(f"{self.server.url} sent a reply without an image in data[0].b64_json.") from error
+            files = [("image[]", (f"image-{i}.png", image, _mime(image))) for i, image in enumerate(images)]
+            fields = {name: _field(value) for name, value in body.items()}
+            data, thinking = self.server.post("/images/edits", _image_in, data=fields, files=files)
         try:
             image = open_image(data)
         except ImageError as error:
@@ -121,7 +109,7 @@ class ServerRespondent:
         with writing(path, "free some room or give another folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda file: image.save(file, format="PNG"))
-        return str(found.get("thinking") or "")
+        return thinking
 
 
 def _had(future: Future[Answered]) -> Answered | None:
@@ -129,13 +117,29 @@ def _had(future: Future[Answered]) -> Answered | None:
     return None if future.cancelled() or future.exception() is not None else future.result()
 
 
+def _text_in(reply: Mapping[str, Any]) -> tuple[str, bool]:
+    """The answer in a reply, and whether it ended by the limit."""
+    try:
+        choice = reply["choices"][0]
+        return str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length"
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CallFailed("it sent a reply without an answer") from error
+
+
+def _image_in(reply: Mapping[str, Any]) -> tuple[bytes, str]:
+    """The file of the image in a reply, and its thinking."""
+    try:
+        found = reply["data"][0]
+        return base64.b64decode(found["b64_json"], validate=True), str(found.get("thinking") or "")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CallFailed("it sent a reply without an image in data[0].b64_json") from error
+
+
 def _listed(server: ModelServer, model: str) -> dict[str, Any]:
     """What a server's list of models says of one; empty for a server that does not list its models."""
     try:
         listed = server.get("/models").get("data") or []
-    except (Refused, EvaluationError) as error:
-        if isinstance(error, EvaluationError) and "status 404" not in str(error):
-            raise
+    except (Refused, NotServedError):
         return {}
     entries = {str(one.get("id")): one for one in listed if isinstance(one, dict)}
     if entries and model not in entries:

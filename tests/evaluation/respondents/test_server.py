@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bagel_mot.errors import EvaluationError, PromptError
+from bagel_mot.errors import EvaluationError, PromptError, SettingError
 from bagel_mot.evaluation.base import Item, ItemResult
 from bagel_mot.evaluation.benchmarks.mini import Mini
 from bagel_mot.evaluation.http import ModelServer
@@ -50,7 +50,7 @@ def test_our_own_server_answers_as_the_local_model(tmp_path: Path) -> None:
             assert asks.answer([item], tmp_path) == LocalRespondent(bagel, {}).answer([item], tmp_path)
         sent = list[dict[str, object]]()
         post = asks.server.post
-        asks.server.post = lambda path, **body: (sent.append(body["json"]), post(path, **body))[1]  # type: ignore
+        asks.server.post = lambda path, read, **body: (sent.append(body["json"]), post(path, read, **body))[1]  # type: ignore
         for least in (most, most + 1):
             asks.answer([replace(question, settings={**question.settings, "vit_min_size": least})], tmp_path)
         assert [body.get("vit_min_size") for body in sent] == [most, None]
@@ -91,9 +91,9 @@ def test_a_busy_server_is_asked_again_and_a_refused_item_named(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (error(401, "bad key"), "refuses the key"),
-        (error(429, "You exceeded your current quota"), "has no quota left"),
-        (error(404, "no such model"), "has no such route or model"),
+        (error(401, "bad key"), "refuses its key"),
+        (error(429, "You exceeded your current quota"), "is out of quota"),
+        (error(404, "no such model"), "does not know the model or the address"),
         (error(500, "oh"), "does not answer after 6 tries: it answers with status 500: oh"),
         ((200, {}, b"<html>"), "its answer is not a JSON object"),
         ((200, {}, b"{}"), "a reply without an answer"),
@@ -113,5 +113,5 @@ def test_a_server_that_is_down_or_draws_nothing(tmp_path: Path) -> None:
             asks.answer([Item("a", "generate", "a car")], tmp_path)
     with pytest.raises(EvaluationError, match="does not answer after 6 tries: it is not reached"):
         asks.answer([Item("a", "ask", "What?")], tmp_path)
-    with pytest.raises(EvaluationError, match="'here' is not the address of a server"):
+    with pytest.raises(SettingError, match="the server's address is 'here': write http://HOST:PORT/v1"):
         ModelServer("here")
