@@ -23,7 +23,8 @@ __all__ = ["CHECKS", "is_golden_eval", "verify_benchmark", "verify_golden_eval"]
 CHECKS = {
     **{name: ("understanding", f"check_{name}") for name in BENCHMARKS[:7]},
     "geneval": ("geneval", "check_geneval"),
-    **{name: ("judged", f"check_{name}") for name in BENCHMARKS[8:]},
+    **{name: ("wise", f"check_{name}") for name in BENCHMARKS[8:10]},
+    **{name: ("edits", f"check_{name}") for name in BENCHMARKS[10:]},
 }
 
 

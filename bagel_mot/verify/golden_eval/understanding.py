@@ -21,7 +21,7 @@ _MMBENCH = {
     "mmbench_dev_cn_20231003": "dev-cn",
     "mmbench_test_en_20231003": "test-en",
 }
-_HEAD = "HEAD"  # in place of the head of MM-Vet's judge, which may not be shipped
+_HEAD = "HEAD\n"  # in place of the head of MM-Vet's judge, which may not be shipped
 _NO_HEAD = "the head of the judge's text may not be shipped, so that the hash of the whole is not compared"
 _PLAIN, _THINKING = "plain", "cot"
 
@@ -223,7 +223,7 @@ def _check_mmvet_requests(check: Check, asked: Mapping[str, Sequence[JudgeReques
     for id, [wanted] in recorded.items():
         for request in asked[id]:
             [message] = request.messages
-            check.same(f"{id}.text", message.content, [f"{_HEAD}\n{wanted['last_row']}"])
+            check.same(f"{id}.text", message.content, [f"{_HEAD}{wanted['last_row']}"])
             check.same(f"{id}.role", message.role, wanted["role"])
             check.same(f"{id}.max_tokens", request.max_tokens, wanted["max_tokens"])
         check.unknown(f"{id}.text_sha256", _NO_HEAD)
