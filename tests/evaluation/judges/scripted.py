@@ -63,7 +63,7 @@ def serving(*answers: Answer, port: int = 0) -> Iterator[Script]:
                     server.socket.shutdown(socket.SHUT_RDWR)  # from here on connections are refused
                 status, headers, content = script.next()
             if script.meeting is not None:
-                script.meeting.wait(30)
+                script.meeting.wait(600)  # a guard alone: the others come when they come
             with script.lock:
                 script.together -= 1
             self.send_response(status)
