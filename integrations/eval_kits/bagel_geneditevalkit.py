@@ -1,5 +1,11 @@
-"""GenEditEvalKit has `bagel serve` draw and edit: the two calls that its script of a model makes, and a command that
-fills a folder.
+"""GenEditEvalKit has `bagel serve` draw and edit: its two kinds of models, and a command that fills a folder.
+
+In `infer/custom_models/load_model.py` of the kit, two lines behind its table `MODEL_SETTINGS` make them known:
+
+    from bagel_geneditevalkit import MODELS
+    [MODEL_SETTINGS[task].update(models) for task, models in MODELS.items()]
+
+The command needs no kit:
 
     python bagel_geneditevalkit.py requests.jsonl images --workers 4
 
@@ -83,6 +89,62 @@ class BagelImages:
             Path(temporary).unlink(missing_ok=True)
             raise
         return True
+
+
+class BagelServeT2I:
+    """A model of the kit that draws.
+
+    Attributes:
+        model_name: its name.
+        width, height: the size of the blank image that the kit saves where it is told to go on after a failure.
+
+    Args:
+        model_path: the server's address, which ends in /v1; see `BagelClient` for None.
+        **settings: settings of every request; what `--custom_model_kwargses` names comes here, too.
+    """
+
+    model_name = "bagel-serve"
+
+    def __init__(self, model_path: str | None = None, **settings: Any) -> None:
+        self._images = BagelImages(model_path, **settings)
+        width, _, height = str(settings.get("size", "1024x1024")).partition("x")
+        self.width, self.height = int(width), int(height)
+
+    def generate(self, prompt: str, seed: int = 42) -> Image.Image:
+        """The image that is drawn from a text.
+
+        Raises: ServerError.
+        """
+        return self._images.generate(prompt, seed).convert("RGB")
+
+
+class BagelServeEdit:
+    """A model of the kit that edits; see `BagelServeT2I`."""
+
+    model_name = "bagel-serve"
+
+    def __init__(self, model_path: str | None = None, **settings: Any) -> None:
+        self._images = BagelImages(model_path, **settings)
+
+    def generate(self, input_list: Sequence[Image.Image | str], seed: int = 42) -> Image.Image:
+        """The image that is made from the images of a list by its texts, which are joined by blanks.
+
+        Raises: ServerError.
+        """
+        images = [part for part in input_list if isinstance(part, Image.Image)]
+        texts = [part for part in input_list if isinstance(part, str)]
+        return self._images.edit(images, " ".join(texts), seed).convert("RGB")
+
+
+def _settings(name: str, **settings: Any) -> dict[str, Any]:
+    return {"model_path": None, "module": "bagel_geneditevalkit", "class": name, "model_kwargs": settings}
+
+
+MODELS = {
+    task: {"bagel-serve": _settings(name), "bagel-serve-think": _settings(name, think=True)}
+    for task, name in (("t2i", "BagelServeT2I"), ("edit", "BagelServeEdit"))
+}
+"""The models for the kit's table `MODEL_SETTINGS`, by task and name."""
 
 
 def _data(image: Image.Image | Path | str) -> bytes:

@@ -2,12 +2,13 @@
 
     PYTHONPATH=integrations/eval_kits python -m bagel_vlmevalkit --model bagel --data MME
 
-runs VLMEvalKit with these models; its own options follow. In a checkout whose `vlmeval` has no `run`, two lines at the
-end of `vlmeval/config.py` do the same: `from bagel_vlmevalkit import MODELS` and `supported_VLM.update(MODELS)`.
+runs VLMEvalKit with these models; its own options follow. Two lines at the end of `vlmeval/config.py` do the same for
+every way to start it: `from bagel_vlmevalkit import MODELS` and `supported_VLM.update(MODELS)`.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -67,17 +68,30 @@ def _parts(values: Sequence[Mapping[str, Any]]) -> list[Part]:
     return [Path(part["value"]) if part["type"] == "image" else str(part["value"]) for part in values]
 
 
-MODELS = {"bagel": partial(BagelServe), "bagel-think": partial(BagelServe, settings={"think": True})}
+MODELS = {
+    # VLMEvalKit's options --retry and --verbose reach a model that has these keywords.
+    "bagel": partial(BagelServe, retry=5, verbose=False),
+    "bagel-think": partial(BagelServe, retry=5, verbose=False, settings={"think": True}),
+}
 """The models by the name that `--model` takes."""
 
 
 def main() -> None:
-    """Runs VLMEvalKit with these models."""
+    """Runs VLMEvalKit with these models: the module `vlmeval.run`, or `run.py` of a checkout, from whose folder this
+    is started.
+    """
     from vlmeval.config import supported_VLM
-    from vlmeval.run import main as run
+    from vlmeval.smp import load_env
 
+    try:
+        run = importlib.import_module("vlmeval.run")
+    except ModuleNotFoundError as error:
+        if error.name != "vlmeval.run":
+            raise
+        run = importlib.import_module("run")
     supported_VLM.update(MODELS)
-    run()
+    load_env()  # the judge's key, from VLMEvalKit's own file
+    run.main()
 
 
 if __name__ == "__main__":

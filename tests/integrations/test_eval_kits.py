@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import sys
@@ -43,11 +44,14 @@ class FakeBase:
 @pytest.fixture
 def kit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The adapter of VLMEvalKit, in which a fake of the kit stands."""
-    names = ("vlmeval", "vlmeval.api", "vlmeval.api.base", "vlmeval.config", "vlmeval.run")
+    names = ("vlmeval", "vlmeval.api", "vlmeval.api.base", "vlmeval.config", "vlmeval.smp", "vlmeval.run", "run")
     modules: dict[str, Any] = {name: ModuleType(name) for name in names}
     modules["vlmeval.api.base"].BaseAPI = FakeBase
     modules["vlmeval.config"].supported_VLM = {"another": None}
-    modules["vlmeval.run"].main = lambda: None
+    modules["vlmeval"].started = []
+    modules["vlmeval.smp"].load_env = lambda: modules["vlmeval"].started.append("load_env")
+    for name in ("vlmeval.run", "run"):
+        modules[name].main = functools.partial(modules["vlmeval"].started.append, name)
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -97,8 +101,18 @@ def test_vlmevalkit_gets_the_answers_of_the_model(
     assert model.generate(message, dataset="MME") == expected
     talk = [{"role": "user", "content": message}]
     assert model.generate_inner(talk, dataset="MME") == (0, expected, "answered")
+
+
+def test_vlmevalkit_is_started_with_the_models(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kit.main()
-    assert set(sys.modules["vlmeval.config"].supported_VLM) == {"another", "bagel", "bagel-think"}
+    models = sys.modules["vlmeval.config"].supported_VLM  # type: ignore[attr-defined]
+    assert set(models) == {"another", "bagel", "bagel-think"}
+    # It sets the options of its command line in the keywords that a model has.
+    assert {"retry", "verbose"} <= models["bagel"].keywords.keys() & models["bagel-think"].keywords.keys()
+    assert models["bagel-think"]().settings == {"think": True}
+    monkeypatch.delitem(sys.modules, "vlmeval.run")  # a checkout has run.py beside its package
+    kit.main()
+    assert sys.modules["vlmeval"].started == ["load_env", "vlmeval.run", "load_env", "run"]  # type: ignore[attr-defined]
 
 
 def test_order_settings_and_failures_of_vlmevalkit(kit: Any, square: Path) -> None:
@@ -163,6 +177,29 @@ def test_geneditevalkit_has_images_drawn_and_edited(
     file = BytesIO()
     expected.save(file, "PNG")
     assert Image.open(BytesIO(file.getvalue())).size == model.generate("a red car", seed=3).size
+
+
+def test_geneditevalkit_has_two_kinds_of_models(
+    images: Any, live: Live, square: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAGEL_SERVER_URL", f"{live.url}/v1")
+    monkeypatch.setenv("BAGEL_SERVER_KEY", "secret")
+    loaded = {}
+    for task, models in images.MODELS.items():  # as the kit loads a model, with settings of its command line
+        for name, told in models.items():
+            kind = getattr(importlib.import_module(told["module"], package="custom_models"), told["class"])
+            given = {**told["model_kwargs"], "num_timesteps": 4, "max_think_tokens": 4}
+            loaded[task, name] = kind(model_path=told["model_path"], **given)
+    assert set(loaded) == {(task, name) for task in ("t2i", "edit") for name in ("bagel-serve", "bagel-serve-think")}
+    draws, edits = loaded["t2i", "bagel-serve"], loaded["edit", "bagel-serve"]
+    first, again, other = (draws.generate("a red car", seed=seed) for seed in (45, 45, 46))
+    assert (first.mode, first.size) == ("RGB", (64, 64))
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+    assert (draws.width, draws.height) == (1024, 1024)
+    assert loaded["t2i", "bagel-serve-think"].generate("a red car").size == (64, 64)
+    parts = [Image.open(square), "make it", "blue"]
+    whole = edits.generate([Image.open(square), "make it blue"], seed=42)
+    assert edits.generate(parts).tobytes() == whole.tobytes()
 
 
 def test_what_cannot_be_made_is_named(
