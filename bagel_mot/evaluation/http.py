@@ -208,7 +208,7 @@ class ModelServer:
         spent = bool({fields.get("code"), fields.get("type")} & set(_NO_QUOTA))
         spent = spent or (status in (403, 429) and ("quota" in said.lower() or "billing" in said.lower()))
         if status == 402 or spent:
-            raise EvaluationError(f"{self._who} is out of quota ({reason}): add to it, or use another; {_KEPT}.")
+            raise EvaluationError(f"{self._who} is out of quota ({reason}): add to it; {_KEPT}.")
         if status in (401, 403):
             key = "its key" if self._key else "a request without a key"
             raise EvaluationError(

@@ -40,4 +40,4 @@ def open_judges(info: BenchmarkInfo, url: str | None, model: str | None, cache: 
 
     judge = ChatJudge(url, model, cache=cache)
     about = {key: value for key, value in judge.about().items() if key not in _COUNTS}
-    return Judges(chat=judge), {"model": model or "as the benchmark names it", **about}
+    return Judges(chat=judge), {**about, "model": model or "as the benchmark names it"}

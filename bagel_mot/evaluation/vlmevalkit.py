@@ -56,6 +56,15 @@ def kit_table(info: BenchmarkInfo, options: BenchmarkOptions) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def kit_indices(info: BenchmarkInfo, options: BenchmarkOptions) -> set[str]:
+    """The indices of all rows of VLMEvalKit's TSV file of a benchmark, those of other splits too; none without it.
+
+    Raises: DataError if it cannot be read.
+    """
+    path = kit_table(info, options)
+    return set() if path is None else {row[_INDEX] for row in read_table(path, columns=(_INDEX,))}
+
+
 def read_kit_table(path: Path, *, columns: Sequence[str] = ()) -> list[KitRow]:
     """The rows of a data set. An image is decoded when its item runs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,17 @@ import pytest
 from PIL import Image
 
 from bagel_mot.errors import DataError, ImageError, SettingError
-from bagel_mot.evaluation.base import Benchmark, BenchmarkOptions, Item, ItemResult
+from bagel_mot.evaluation.base import Benchmark, BenchmarkOptions, Item, ItemImage, ItemResult
 from bagel_mot.evaluation.benchmarks import vqa
 from bagel_mot.evaluation.benchmarks.geneval import GenEval
+from bagel_mot.evaluation.benchmarks.mathvista import MathVista
 from bagel_mot.evaluation.benchmarks.mmbench import MMBench
 from bagel_mot.evaluation.benchmarks.mme import Mme
+from bagel_mot.evaluation.benchmarks.mmmu import Mmmu
+from bagel_mot.evaluation.benchmarks.mmvet import MMVet
 from bagel_mot.evaluation.benchmarks.mmvp import Mmvp
 from bagel_mot.evaluation.benchmarks.pope import Pope
-from bagel_mot.evaluation.data import open_input, read_xlsx, write_xlsx
+from bagel_mot.evaluation.data import open_input, read_parquet, read_xlsx, write_xlsx
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.respondents.base import content
 from bagel_mot.evaluation.respondents.predictions import PredictionsRespondent
@@ -34,6 +38,7 @@ from tests.evaluation.benchmarks import golden
 from tests.evaluation.benchmarks.test_vqa import write as write_vqa
 
 pytest.importorskip("openpyxl")
+pytest.importorskip("pyarrow")
 
 BLUE, RED = Image.new("RGB", (9, 7), "blue"), Image.new("RGB", (5, 4), "red")
 
@@ -130,11 +135,14 @@ def same_but_for_ids(theirs: Sequence[Item], ours: Sequence[Item]) -> None:
         assert open_input(there.images[0]).size == open_input(here.images[0]).size
 
 
-def rescored(theirs: Benchmark, ours: Benchmark, answers: dict[str, str]) -> None:
-    """The same answers have the same summary in both layouts."""
-    by_place = [answers[item.id] for item in ours.items()]
-    renamed = dict(zip((item.id for item in theirs.items()), by_place, strict=True))
-    assert golden.scored(theirs, renamed)[2] == golden.scored(ours, answers)[2]
+def rescored(
+    theirs: Benchmark, ours: Benchmark, answers: dict[str, str], replies: dict[str, list[str | None]] | None = None
+) -> None:
+    """The same answers, and replies of the judge, have the same summary in both layouts."""
+    names = {there.id: here.id for there, here in zip(theirs.items(), ours.items(), strict=True)}
+    told = {id: (replies or {}).get(name, []) for id, name in names.items()}
+    renamed = {id: answers[name] for id, name in names.items()}
+    assert golden.scored(theirs, renamed, told)[2] == golden.scored(ours, answers, replies)[2]
 
 
 def test_mme(tmp_path: Path) -> None:
@@ -181,6 +189,180 @@ def test_mmvp(tmp_path: Path) -> None:
     table(tmp_path / "MMVP.tsv", rows)
     with pytest.raises(DataError, match="the answer 'E' is not one of the options"):
         Mmvp(BenchmarkOptions(tmp_path, partial=True)).items()
+
+
+def in_table(images: Sequence[ItemImage]) -> str:
+    texts = [encoded(open_input(image)) for image in images]
+    return texts[0] if len(texts) == 1 else str(texts)
+
+
+MMMU_GAP = "validation_Computer_Science_1"
+
+
+def mmmu_rows() -> list[dict[str, Any]]:
+    """The recorded questions of MMMU as VLMEvalKit has them, after one of another split."""
+    rows = []
+    for row in read_parquet(
+        sorted((golden.ROOT / "mmmu" / "data" / "MMMU").glob("*/validation-*.parquet")),
+        columns=("id", "question", "options", "answer", "question_type"),
+        images=[f"image_{n}" for n in range(1, 8)],
+    ):
+        images = [row[f"image_{n}"] for n in range(1, 8) if row[f"image_{n}"] is not None]
+        options = dict.fromkeys("ABCDEFGHI", "")
+        if row["question_type"] == "multiple-choice":
+            options.update(zip("ABCDEFGHI", python_list(row["options"]), strict=False))
+        told = {"id": row["id"], "question": row["question"], **options, "answer": row["answer"]}
+        rows.append({"index": len(rows) + 2, "image": in_table(images), **told, "split": "validation"})
+    dev = {**rows[0], "index": 1, "id": "dev_Music_3", "split": "dev"}
+    return [dev, *rows]
+
+
+@pytest.mark.parametrize("think", [False, True])
+@pytest.mark.parametrize("mode", golden.MODES)
+def test_mmmu(tmp_path: Path, mode: Any, think: bool) -> None:
+    more = {"protocol": mode, "think": think}
+    rows = mmmu_rows()
+    table(tmp_path / "MMMU_DEV_VAL.tsv", rows)
+    ours = Mmmu(golden.options("mmmu", **more))
+    theirs = Mmmu(BenchmarkOptions(tmp_path, partial=True, **more))
+    assert any(len(item.images) > 1 for item in theirs.items())
+    assert any(not item.facts["options"] for item in theirs.items())
+    # The release lets one question begin with the second image, which is not doubled; a table has no such gap.
+    pairs = [pair for pair in zip(theirs.items(), ours.items(), strict=True) if pair[1].id != MMMU_GAP]
+    assert len(pairs) == len(ours.items()) - 1
+    same_but_for_ids([there for there, _ in pairs], [here for _, here in pairs])
+    assert [item.id for item in theirs.items()] == [str(n) for n in range(2, 2 + len(ours.items()))]
+    rescored(theirs, ours, golden.load("mmmu", "answers")["runs"]["cot" if think else "main"])
+    [dev] = Mmmu(BenchmarkOptions(tmp_path, partial=True, variant="dev")).items()
+    assert (dev.id, dev.facts["subject"]) == ("1", "Music")
+
+
+def test_mmmu_that_is_not_whole_or_not_as_it_was(tmp_path: Path) -> None:
+    rows = mmmu_rows()
+    path = table(tmp_path / "MMMU_DEV_VAL.tsv", rows)
+    with pytest.raises(DataError, match=r"MMMU \(validation\) is not complete.*Accounting 2 of 30"):
+        Mmmu(BenchmarkOptions(tmp_path)).items()
+    chosen = next(row for row in rows[1:] if row["A"])
+    # A program that takes the text "None" for a missing cell spoils the options of one question.
+    lost = {**chosen, "answer": "D", "D": "", "E": ""}
+    for cells, sentence in (
+        (lost, f"index {chosen['index']}: the options A, B, C have a gap, or lack the answer 'D'"),
+        ({**chosen, "B": ""}, f"index {chosen['index']}: the options A, C, D have a gap"),
+        ({**chosen, "id": "validation_Astrology_1"}, "the id 'validation_Astrology_1' does not name a split and a sub"),
+        ({**chosen, "id": "train_Art_1"}, "the id 'train_Art_1' does not name a split"),
+    ):
+        table(path, [cells])
+        with pytest.raises(DataError, match=sentence):
+            Mmmu(BenchmarkOptions(tmp_path, partial=True)).items()
+    table(path, [{**chosen, "D": "None", "answer": "D"}])  # a text like any other
+    [item] = Mmmu(BenchmarkOptions(tmp_path, partial=True)).items()
+    assert item.facts["options"]["D"] == "None"
+
+
+def test_mmmu_is_submitted_under_its_own_ids(tmp_path: Path) -> None:
+    table(tmp_path / "MMMU_DEV_VAL.tsv", mmmu_rows())
+    bench = Mmmu(BenchmarkOptions(tmp_path, partial=True))
+    answers = {item.id: "B" for item in bench.items()}
+    scores, _, _ = golden.scored(bench, answers)
+    [path] = bench.write_submission(tmp_path, {id: ItemResult((text,)) for id, text in answers.items()}, scores)
+    assert set(json.loads(path.read_text())) == {item.id for item in Mmmu(golden.options("mmmu")).items()}
+
+
+@pytest.mark.parametrize("mode", golden.MODES)
+def test_mmvet(tmp_path: Path, mode: Any) -> None:
+    ours = MMVet(golden.options("mmvet", protocol=mode), head="The head.\n")
+    rows = [
+        {
+            "index": 100 + n,
+            "image": in_table(item.images),
+            **item.row,
+            "category": ",".join(item.facts["abilities"]),
+        }
+        for n, item in enumerate(ours.items())
+    ]
+    path = table(tmp_path / "MMVet.tsv", rows)
+    theirs = MMVet(BenchmarkOptions(tmp_path, partial=True, protocol=mode), head="The head.\n")
+    same_but_for_ids(theirs.items(), ours.items())
+    recorded = golden.load("mmvet", "answers")
+    rescored(theirs, ours, recorded["runs"]["main"], recorded["judge"]["main"])
+    assert theirs.write_submission(tmp_path, {}, {}) == []  # the table does not tell the ids of the service
+    with pytest.raises(DataError, match=f"MM-Vet is not complete.*questions {len(rows)} of 218"):
+        MMVet(BenchmarkOptions(tmp_path)).items()
+    table(path, [{**rows[0], "category": "rec,smell"}])
+    with pytest.raises(DataError, match="index 100: 'smell' is no ability of MM-Vet, which has rec, ocr, know"):
+        MMVet(BenchmarkOptions(tmp_path, partial=True)).items()
+
+
+def mathvista_rows(*names: str) -> list[dict[str, Any]]:
+    """The recorded questions of MathVista as VLMEvalKit has them; beside its columns those facts that are named."""
+    rows = []
+    for n, item in enumerate(MathVista(golden.options("mathvista")).items()):
+        facts = item.facts
+        choices = facts["choices"] or []
+        chosen = facts["question_type"] == "multi_choice"
+        told = {name: facts[name] for name in ("answer", "question_type", "answer_type")}
+        rows.append(
+            {
+                "index": 100 + n,
+                "image": in_table(item.images),
+                "question": facts["query"],
+                "choices": str(choices),
+                "answer_option": "ABCDEFGH"[choices.index(facts["answer"])] if chosen else "",
+                "task": facts["metadata"]["task"],
+                "skills": str(facts["metadata"]["skills"]),
+                **told,
+                **{name: facts.get(name, facts["metadata"].get(name)) for name in names},
+            }
+        )
+    return rows
+
+
+@pytest.mark.parametrize("mode", golden.MODES)
+@pytest.mark.parametrize("run", ["main", "quick"])
+def test_mathvista(tmp_path: Path, mode: Any, run: str) -> None:
+    variant = "testmini-quick" if run == "quick" else "testmini"
+    ours = MathVista(golden.options("mathvista", protocol=mode, variant=variant))
+    options = BenchmarkOptions(tmp_path, partial=True, protocol=mode, variant=variant)
+    recorded = golden.load("mathvista", "answers")
+    replies = {} if run == "quick" else recorded["judge"]["main"]
+    path = table(
+        tmp_path / "MathVista_MINI.tsv", mathvista_rows("pid", "language", "source", "category", "context", "grade")
+    )
+    theirs = MathVista(options)
+    for there, here in zip(theirs.items(), ours.items(), strict=True):
+        assert (there.prompt, there.settings) == (here.prompt, here.settings)
+        facts = {name: value for name, value in here.facts.items() if name != "metadata"}
+        assert {name: there.facts[name] for name in facts} == facts
+        assert open_input(there.images[0]).size == open_input(here.images[0]).size
+    rescored(theirs, ours, recorded["runs"][run], replies)
+    # With no more than the columns that VLMEvalKit itself reads the numbers are the same, and some rows are missing.
+    table(path, mathvista_rows())
+    fewer = MathVista(options)
+    answers = dict(zip((item.id for item in fewer.items()), recorded["runs"][run].values(), strict=True))
+    renamed = dict(zip(recorded["runs"][run], answers, strict=True))
+    found = golden.scored(fewer, answers, {renamed[id]: said for id, said in replies.items()})[2]
+    whole = golden.scored(ours, recorded["runs"][run], replies)[2]
+    assert found.rows == {name: row for name, row in whole.rows.items() if name in found.rows}
+    assert {name.partition("/")[0] for name in found.rows} == {
+        *("average", "question_type", "answer_type", "task", "skills"),
+    }
+    assert fewer.write_submission(tmp_path, {}, {}) == []
+
+
+def test_mathvista_that_is_not_whole_or_not_as_it_was(tmp_path: Path) -> None:
+    rows = mathvista_rows()
+    path = table(tmp_path / "MathVista_MINI.tsv", rows)
+    with pytest.raises(DataError, match=rf"MathVista \(testmini\) is not complete.*questions {len(rows)} of 1000"):
+        MathVista(BenchmarkOptions(tmp_path)).items()
+    with pytest.raises(DataError, match=r"lacks MathVista/data|lacks test-"):  # the table has no test split
+        MathVista(BenchmarkOptions(tmp_path, variant="test")).items()
+    for cells, sentence in (
+        ({"choices": "['red' 'green']", "answer_option": "B"}, "index 100: the answer 'green' is not one of the choi"),
+        ({"question": "What is shown?"}, "index 100: the question is no query of MathVista"),
+    ):
+        table(path, [{**rows[0], **cells}])
+        with pytest.raises(DataError, match=sentence):
+            MathVista(BenchmarkOptions(tmp_path, partial=True)).items()
 
 
 def test_pope_has_a_question_of_several_categories_once(tmp_path: Path) -> None:
@@ -317,6 +499,20 @@ def test_tables_that_hold_no_predictions(
         path.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=sentence):
         read_predictions(path)
+
+
+def test_predictions_of_all_splits_of_a_table_are_taken(tmp_path: Path) -> None:
+    rows = mmmu_rows()
+    table(tmp_path / "MMMU_DEV_VAL.tsv", rows)
+    both = [{"index": row["index"], "prediction": "A"} for row in rows]
+    path = table(tmp_path / "model_MMMU_DEV_VAL.tsv", both)
+    for variant, asked in (("dev", 1), ("val", len(rows) - 1)):
+        mmmu = Mmmu(BenchmarkOptions(tmp_path, partial=True, variant=variant))
+        results = PredictionsRespondent(path, mmmu).answer(mmmu.items(), tmp_path)
+        assert [result.texts for result in results if isinstance(result, ItemResult)] == [("A",)] * asked
+    table(path, [*both, {"index": 999, "prediction": "A"}])
+    with pytest.raises(DataError, match=r"holds 1 rows that are not in MMMU \(index 999\)"):
+        PredictionsRespondent(path, Mmmu(BenchmarkOptions(tmp_path, partial=True)))
 
 
 def test_predictions_of_another_set_are_refused(tmp_path: Path) -> None:

@@ -15,23 +15,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bagel_mot.errors import EvaluationError
+from bagel_mot.errors import DataError, EvaluationError
 from bagel_mot.evaluation.answers import STEP_BY_STEP, ask_settings, edit_distance, final_answer, variant_of
 from bagel_mot.evaluation.base import (
     Benchmark,
     BenchmarkInfo,
     BenchmarkOptions,
     Item,
+    ItemImage,
     ItemResult,
     Protocol,
     PublishedScore,
     Score,
     Summary,
 )
-from bagel_mot.evaluation.data import files_like, locate, read_parquet, require_complete
+from bagel_mot.evaluation.data import MISSING_TEXTS, files_like, locate, read_parquet, require_complete
 from bagel_mot.evaluation.judges.base import Judge, JudgeMessage, JudgeRequest, Judges
 from bagel_mot.evaluation.judges.texts import shipped_texts
 from bagel_mot.evaluation.rows import share_row
+from bagel_mot.evaluation.vlmevalkit import kit_table, python_list, read_kit_table
 from bagel_mot.files import write_text
 
 _COUNTS = {"testmini": 1000, "test": 5141}
@@ -41,11 +43,18 @@ _JUDGE = "gpt-4o-2024-11-20"
 _COLUMNS = ("pid", "query", "choices", "precision", "answer", "question_type", "answer_type", "metadata")
 _SHOWN = ("question_type", "answer_type", "choices", "answer")
 _GROUPS = ("language", "source", "category", "task", "context", "grade", "skills")
+_KIT_COLUMNS = ("question", "answer", "question_type", "answer_type", "choices")
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
+_DECIMALS = re.compile(rf"with ({'|'.join(_NUMBERS)}) decimal place")
 _LETTER = re.compile(r"\(([a-zA-Z])\)")
 
 
 class MathVista(Benchmark):
-    """MathVista as its Parquet files."""
+    """MathVista as its Parquet files; or VLMEvalKit's `MathVista_MINI.tsv`, whose questions are the queries.
+
+    What the table does not hold, such as the grades, makes no rows of its own.
+    """
 
     info = BenchmarkInfo(
         name="mathvista",
@@ -62,6 +71,7 @@ class MathVista(Benchmark):
             PublishedScore("average", 63.4, "BAGEL, 1.5B", "BAGEL paper, table 4"),
         ),
         variants=("testmini", "testmini-quick", "test", "test-quick"),
+        vlmevalkit={"testmini": "MathVista_MINI", "testmini-quick": "MathVista_MINI"},
     )
 
     def __init__(self, options: BenchmarkOptions) -> None:
@@ -71,21 +81,56 @@ class MathVista(Benchmark):
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
-        folder = locate(self.options.data, "MathVista/data", "data", ".")
-        rows = read_parquet(files_like(folder, f"{self._split}-*.parquet"), columns=_COLUMNS, images=("decoded_image",))
+        table = kit_table(self.info, self.options)
+        items = self._released() if table is None else self._tabled(table)
         count = _COUNTS[self._split]
         require_complete(
-            f"MathVista ({self._split})", {"questions": len(rows)}, {"questions": count}, partial=self.options.partial
+            f"MathVista ({self._split})", {"questions": len(items)}, {"questions": count}, partial=self.options.partial
         )
-        return tuple(self._item(row) for row in rows)
+        return tuple(items)
 
-    def _item(self, row: Mapping[str, Any]) -> Item:
+    def _released(self) -> list[Item]:
+        """The items of the Parquet files."""
+        folder = locate(self.options.data, "MathVista/data", "data", ".")
+        rows = read_parquet(files_like(folder, f"{self._split}-*.parquet"), columns=_COLUMNS, images=("decoded_image",))
+        return [self._item(str(row["pid"]), row, row["decoded_image"]) for row in rows]
+
+    def _tabled(self, path: Path) -> list[Item]:
+        """The items of VLMEvalKit's table."""
+        items = []
+        for row in read_kit_table(path, columns=_KIT_COLUMNS):
+            place, cells = f"{path}, index {row.index}", row.cells
+            choices = [] if cells["choices"] in MISSING_TEXTS else python_list(cells["choices"])
+            answer = cells["answer"]
+            if cells["question_type"] == "multi_choice":
+                answer = dict(zip(_LETTERS, choices, strict=False)).get(cells.get("answer_option") or "", answer)
+                if answer not in choices:
+                    raise DataError(f"{place}: the answer {answer[:40]!r} is not one of the choices.")
+            if "Question:" not in cells["question"]:
+                raise DataError(f"{place}: the question is no query of MathVista, which has a 'Question:' in it.")
+            metadata: dict[str, Any] = {name: cells[name] for name in _GROUPS if cells.get(name)}
+            if "skills" in metadata:
+                metadata["skills"] = python_list(metadata["skills"])
+            facts = {
+                "pid": cells.get("pid"),
+                "query": cells["question"],
+                "choices": choices or None,
+                "precision": _places(cells["question"], answer) if cells["answer_type"] == "float" else None,
+                "answer": answer,
+                "question_type": cells["question_type"],
+                "answer_type": cells["answer_type"],
+                "metadata": metadata,
+            }
+            items.append(self._item(row.index, facts, row.images[0]))
+        return items
+
+    def _item(self, id: str, row: Mapping[str, Any], image: ItemImage) -> Item:
         facts = {name: row[name] for name in _COLUMNS if name != "query"}
         return Item(
-            str(row["pid"]),
+            id,
             "ask",
             STEP_BY_STEP + row["query"] if self.options.think else row["query"],
-            (row["decoded_image"],),
+            (image,),
             ask_settings(_CAP),
             facts={**facts, "query": row["query"], "answer": row["answer"] or None},
             row={"question": row["query"], **{name: row[name] for name in _SHOWN}},
@@ -123,9 +168,13 @@ class MathVista(Benchmark):
     def write_submission(
         self, folder: Path, results: Mapping[str, ItemResult], scores: Mapping[str, Score]
     ) -> list[Path]:
-        """Writes `results.json`: for each question its response, extraction and prediction."""
+        """Writes `results.json`: for each question its response, extraction and prediction; nothing where VLMEvalKit's
+        table does not tell the benchmark's own ids.
+        """
+        if any(item.facts["pid"] is None for item in self._items):
+            return []
         answers = {
-            item.id: {
+            item.facts["pid"]: {
                 "response": results[item.id].texts[0],
                 "extraction": scores[item.id].detail["extraction"],
                 "prediction": scores[item.id].detail["prediction"],
@@ -189,10 +238,17 @@ def _extracted(judge: Judge, query: str, response: str) -> tuple[str, list[str |
     return replies[-1] or "", replies
 
 
+def _places(query: str, answer: str) -> float:
+    """The decimal places that a query asks for; those of the answer if it does not say."""
+    found = _DECIMALS.search(query)
+    return float(_NUMBERS[found[1]] if found else len(answer.partition(".")[2]))
+
+
 def _groups_of(facts: Mapping[str, Any]) -> list[str]:
     """The names of the rows that an item counts in."""
     names = ["average", f"question_type/{facts['question_type']}", f"answer_type/{facts['answer_type']}"]
     for group in _GROUPS:
-        value = facts["metadata"][group]
+        if (value := facts["metadata"].get(group)) is None:
+            continue
         names += [f"{group}/{one}" for one in (value if isinstance(value, list) else [value])]
     return names

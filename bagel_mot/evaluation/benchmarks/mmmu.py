@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +48,7 @@ from bagel_mot.evaluation.data import files_like, locate, open_input, read_parqu
 from bagel_mot.evaluation.judges.base import Judges
 from bagel_mot.evaluation.open_answers import is_right, parse_open
 from bagel_mot.evaluation.rows import share_row
+from bagel_mot.evaluation.vlmevalkit import kit_table, read_kit_table
 from bagel_mot.files import write_text
 from bagel_mot.prompts import SYSTEM_PROMPT_UNDERSTAND
 
@@ -65,7 +67,10 @@ DOMAINS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The subjects of each domain."""
+_SUBJECTS = tuple(sorted(subject for subjects in DOMAINS.values() for subject in subjects))
 _COUNTS = {"val": ("validation", 900), "dev": ("dev", 150), "test": ("test", 10_500)}
+_SPLITS = tuple(split for split, _ in _COUNTS.values())
+_SECRET = ("", "?")  # answers that are not published
 _IMAGES = tuple(f"image_{n}" for n in range(1, 8))
 _LETTERS = "ABCDEFGHI"
 _CAP, _CAP_THINKING = 10, 16_384
@@ -75,7 +80,9 @@ _MANY_WORDS = 5
 
 
 class Mmmu(Benchmark):
-    """MMMU as its Parquet files: one folder a subject, or all in one."""
+    """MMMU as its Parquet files, a folder a subject; or VLMEvalKit's `MMMU_DEV_VAL.tsv` (or `MMMU_TEST.tsv`), in which
+    a question without options is open, and the id tells the split and the subject.
+    """
 
     info = BenchmarkInfo(
         name="mmmu",
@@ -96,6 +103,7 @@ class Mmmu(Benchmark):
             PublishedScore("Overall", 0.432, "BAGEL, 1.5B", "BAGEL paper, table 4"),
         ),
         variants=tuple(_COUNTS),
+        vlmevalkit={"val": "MMMU_DEV_VAL", "dev": "MMMU_DEV_VAL", "test": "MMMU_TEST"},
     )
 
     def __init__(self, options: BenchmarkOptions) -> None:
@@ -104,43 +112,81 @@ class Mmmu(Benchmark):
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
-        items: list[Item] = []
-        found = {}
-        for subject in sorted(subject for subjects in DOMAINS.values() for subject in subjects):
-            folder = locate(self.options.data, f"MMMU/{subject}", subject)
-            files = files_like(folder, f"{self._split}-*.parquet")
-            rows = read_parquet(files, columns=("id", "question", "options", "answer", "question_type"), images=_IMAGES)
-            found[subject] = len(rows)
-            items += [self._item(row, subject) for row in rows]
-        expected = dict.fromkeys(found, self._count // 30)
+        table = kit_table(self.info, self.options)
+        items = self._released() if table is None else self._tabled(table)
         if self._split == "test":  # its subjects differ in size; the whole is known
             found, expected = {"questions": len(items)}, {"questions": self._count}
+        else:
+            found = dict(Counter(str(item.facts["subject"]) for item in items))
+            expected = {subject: self._count // len(_SUBJECTS) for subject in _SUBJECTS}
         require_complete(f"MMMU ({self._split})", found, expected, partial=self.options.partial)
         return tuple(items)
 
-    def _item(self, row: Mapping[str, Any], subject: str) -> Item:
-        question = row["question"].strip()
-        is_open = row["question_type"] == "open"
-        texts = [] if is_open else _python_list(row["options"], row["id"])
-        options = {letter: text.strip() for letter, text in zip(_LETTERS, texts, strict=False)}
-        if is_open:
+    def _released(self) -> list[Item]:
+        """The items of the Parquet files."""
+        items = []
+        for subject in _SUBJECTS:
+            folder = locate(self.options.data, f"MMMU/{subject}", subject)
+            files = files_like(folder, f"{self._split}-*.parquet")
+            rows = read_parquet(files, columns=("id", "question", "options", "answer", "question_type"), images=_IMAGES)
+            for row in rows:
+                texts = [] if row["question_type"] == "open" else _python_list(row["options"], row["id"])
+                options = dict(zip(_LETTERS, texts, strict=False))
+                images = [
+                    _Doubled(row[name]) if name == _IMAGES[0] else row[name]
+                    for name in _IMAGES
+                    if row[name] is not None
+                ]
+                items.append(self._item(row["id"], row["id"], subject, row["question"], options, row["answer"], images))
+        return items
+
+    def _tabled(self, path: Path) -> list[Item]:
+        """The items of VLMEvalKit's table that are of this split."""
+        items = []
+        for row in read_kit_table(path, columns=("id", "question", "answer")):
+            place, name, answer = f"{path}, index {row.index}", row.cells["id"], row.cells["answer"]
+            split, _, rest = name.partition("_")
+            subject = rest.rpartition("_")[0]
+            if subject not in _SUBJECTS or split not in _SPLITS:
+                raise DataError(f"{place}: the id {name[:40]!r} does not name a split and a subject of MMMU.")
+            options = {letter: row.cells[letter] for letter in _LETTERS if row.cells.get(letter)}
+            if list(options) != list(_LETTERS[: len(options)]) or (
+                options and answer not in options and answer not in _SECRET
+            ):
+                there = ", ".join(options)
+                raise DataError(f"{place}: the options {there} have a gap, or lack the answer {answer[:20]!r}.")
+            if split == self._split:
+                question, images = row.cells["question"], (_Doubled(row.images[0]), *row.images[1:])
+                items.append(self._item(row.index, name, subject, question, options, answer, images))
+        return items
+
+    def _item(
+        self,
+        id: str,
+        name: str,
+        subject: str,
+        question: str,
+        options: Mapping[str, str],
+        answer: str,
+        images: Sequence[ItemImage],
+    ) -> Item:
+        """An item; its name is the id that the benchmark has for it. An open question has no options."""
+        question = question.strip()
+        options = {letter: text.strip() for letter, text in options.items()}
+        if not options:
             prompt = f"{question}\n{SHORT_SENTENCE}"
         elif self.options.think:
             prompt = f"Question: {question} Options: {option_lines(options)} \n{LETTER_SENTENCE}"
         else:
             prompt = f"{question}\n{option_lines(options)}\n{LETTER_SENTENCE}"
-        images: list[ItemImage] = []
-        for name in _IMAGES:
-            if row[name] is not None:
-                images.append(_Doubled(row[name]) if name == _IMAGES[0] else row[name])
         return Item(
-            row["id"],
+            id,
             "ask",
             _THINK_PROMPT + prompt if self.options.think else prompt,
             tuple(images),
             ask_settings(_CAP_THINKING if self.options.think else _CAP),
-            facts={"subject": subject, "options": options, "truth": _truth(row["answer"], is_open)},
-            row={"question": question, **options, "answer": row["answer"], "category": subject},
+            facts={"subject": subject, "options": options, "truth": _truth(answer, not options)},
+            row={"id": name, "question": question, **options, "answer": answer, "category": subject},
         )
 
     def items(self) -> Sequence[Item]:
@@ -182,9 +228,9 @@ class Mmmu(Benchmark):
         """Writes `answers.json`, {id: answer}: a letter, or the text of an open answer."""
         answers = {}
         for item in self._items:
-            if item.id in scores:
+            if item.id in scores and item.row:
                 detail = scores[item.id].detail
-                answers[item.id] = detail["parsed"] if item.facts["options"] else detail["answer_part"]
+                answers[item.row["id"]] = detail["parsed"] if item.facts["options"] else detail["answer_part"]
         write_text(folder / "answers.json", json.dumps(answers, ensure_ascii=False, indent=1))
         return [folder / "answers.json"]
 
@@ -239,7 +285,7 @@ def _python_list(text: str, id: str) -> list[str]:
 
 def _truth(answer: str, is_open: bool) -> str | list[str] | None:
     """The right answer; several for some open questions; None where it is kept secret."""
-    if answer in ("", "?"):
+    if answer in _SECRET:
         return None
     if is_open and answer.startswith("["):
         try:

@@ -23,6 +23,7 @@ from bagel_mot.evaluation.base import (
     BenchmarkInfo,
     BenchmarkOptions,
     Item,
+    ItemImage,
     ItemResult,
     Protocol,
     PublishedScore,
@@ -33,10 +34,11 @@ from bagel_mot.evaluation.data import locate, read_json_file, read_json_lines, r
 from bagel_mot.evaluation.judges.base import JudgeMessage, JudgeRequest, Judges
 from bagel_mot.evaluation.judges.texts import find_texts
 from bagel_mot.evaluation.rows import mean_row
+from bagel_mot.evaluation.vlmevalkit import kit_table, read_kit_table
 from bagel_mot.files import write_text
 
 HEAD_SHA256 = "3fc869bc48066b81267edb8aabcc8e2697f166393312a5202cbc6483e052f5d4"
-"""The hash of the text that begins each request: the rule, and seven rated rows."""
+"""The hash of the text that begins each request: the rule, seven rated rows, and an empty line."""
 ABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 _ITEMS = 218
 _CAP = 1000
@@ -46,11 +48,13 @@ _WHERE = "vlmeval/dataset/utils/mmvet.py of VLMEvalKit (commit e8e78f0)"
 
 
 class MMVet(Benchmark):
-    """MM-Vet: `llava-mm-vet.jsonl` with the questions, `mm-vet.json` with answers and abilities, and `images`.
+    """MM-Vet: `llava-mm-vet.jsonl` with the questions, `mm-vet.json` with answers and abilities, and `images`; or
+    VLMEvalKit's `MMVet.tsv`, which has all of it.
 
     Args:
         options: the data and the protocol.
-        head: the beginning of the judge's text; None finds it, by its hash, in the folder of such texts.
+        head: the beginning of the judge's text, with its last line end; None finds it, by its hash, in the folder of
+            such texts.
     """
 
     info = BenchmarkInfo(
@@ -68,6 +72,7 @@ class MMVet(Benchmark):
             ),
             PublishedScore("Overall", 48.2, "BAGEL, 1.5B", "BAGEL paper, table 4"),
         ),
+        vlmevalkit={"": "MMVet"},
     )
 
     def __init__(self, options: BenchmarkOptions, head: str | None = None) -> None:
@@ -79,12 +84,24 @@ class MMVet(Benchmark):
         if self._given_head is not None:
             return self._given_head
         folder = self.options.judge_texts or self.options.data
-        return find_texts(folder, {"head": HEAD_SHA256}, _WHERE, lambda text: (text, text.strip("\n"), text.strip()))[
-            "head"
-        ]
+        # VLMEvalKit's file has the text without the empty line, which is added to it at each call.
+        return find_texts(folder, {"head": HEAD_SHA256}, _WHERE, lambda text: (text, f"{text}\n"))["head"]
 
     @cached_property
     def _items(self) -> tuple[Item, ...]:
+        items = self._released() if self._table is None else self._tabled(self._table)
+        files = (image for item in items for image in item.images if isinstance(image, Path))
+        require_complete(
+            "MM-Vet", {"questions": len(items)}, {"questions": _ITEMS}, files=files, partial=self.options.partial
+        )
+        return tuple(items)
+
+    @cached_property
+    def _table(self) -> Path | None:
+        return kit_table(self.info, self.options)
+
+    def _released(self) -> list[Item]:
+        """The items of the release."""
         path = locate(self.options.data, "llava-mm-vet.jsonl", "mm-vet/llava-mm-vet.jsonl")
         rows = read_json_lines(path, columns=("question_id", "image", "text"))
         truths = read_json_file(locate(path.parent, "mm-vet.json"))
@@ -93,22 +110,36 @@ class MMVet(Benchmark):
             truth = truths.get(f"v1_{row['question_id']}") if isinstance(truths, dict) else None
             if not isinstance(truth, dict) or not {"answer", "capability"} <= set(truth):
                 raise DataError(f"{path.parent / 'mm-vet.json'} has no answer for v1_{row['question_id']}.")
-            items.append(
-                Item(
-                    str(row["question_id"]),
-                    "ask",
-                    f"{row['text']} ",
-                    (path.parent / "images" / row["image"],),
-                    ask_settings(_CAP, self.options.think),
-                    facts={"question": row["text"], "truth": truth["answer"], "abilities": truth["capability"]},
-                    row={"question": row["text"], "answer": truth["answer"], "category": truth["capability"]},
+            images = (path.parent / "images" / row["image"],)
+            items.append(self._item(str(row["question_id"]), row["text"], truth["answer"], truth["capability"], images))
+        return items
+
+    def _tabled(self, path: Path) -> list[Item]:
+        """The items of VLMEvalKit's table, whose categories are abilities with commas between them."""
+        items = []
+        for row in read_kit_table(path, columns=("question", "answer", "category")):
+            question, answer, category = (row.cells[name] for name in ("question", "answer", "category"))
+            abilities = [ability.strip() for ability in category.split(",")]
+            if strange := [ability for ability in abilities if ability not in ABILITIES]:
+                raise DataError(
+                    f"{path}, index {row.index}: {strange[0][:20]!r} is no ability of MM-Vet, which has "
+                    f"{', '.join(ABILITIES)}."
                 )
-            )
-        files = (image for item in items for image in item.images if isinstance(image, Path))
-        require_complete(
-            "MM-Vet", {"questions": len(items)}, {"questions": _ITEMS}, files=files, partial=self.options.partial
+            items.append(self._item(row.index, question, answer, abilities, row.images))
+        return items
+
+    def _item(
+        self, id: str, question: str, answer: str, abilities: Sequence[str], images: tuple[ItemImage, ...]
+    ) -> Item:
+        return Item(
+            id,
+            "ask",
+            f"{question} ",
+            images,
+            ask_settings(_CAP, self.options.think),
+            facts={"question": question, "truth": answer, "abilities": abilities},
+            row={"question": question, "answer": answer, "category": abilities},
         )
-        return tuple(items)
 
     def items(self) -> Sequence[Item]:
         return self._items
@@ -154,7 +185,11 @@ class MMVet(Benchmark):
     def write_submission(
         self, folder: Path, results: Mapping[str, ItemResult], scores: Mapping[str, Score]
     ) -> list[Path]:
-        """Writes `results.json`, {"v1_ID": answer}, which the benchmark's own service rates."""
+        """Writes `results.json`, {"v1_ID": answer}, which the benchmark's own service rates; nothing for VLMEvalKit's
+        table, which does not tell the ids.
+        """
+        if self._table is not None:
+            return []
         answers = {f"v1_{item.id}": results[item.id].texts[0] for item in self._items if item.id in results}
         write_text(folder / "results.json", json.dumps(answers, ensure_ascii=False, indent=1))
         return [folder / "results.json"]
@@ -168,7 +203,7 @@ def judge_request(head: str, question: str, truth: str, prediction: str, attempt
     """The request that rates an answer: the rule and examples, then a row of the table that lacks its last cell."""
     for mark in ("<AND>", "<OR>"):
         truth = truth.replace(mark, f" {mark} ")
-    text = f"{head}\n" + " | ".join((question, truth, prediction, ""))
+    text = head + " | ".join((question, truth, prediction, ""))
     message = JudgeMessage("user", (text,), plain=True)
     return JudgeRequest((message,), _JUDGE, temperature=0.5 * attempt, attempt=attempt)
 

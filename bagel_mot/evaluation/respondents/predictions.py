@@ -11,7 +11,7 @@ from bagel_mot.errors import DataError, SettingError
 from bagel_mot.evaluation.base import Benchmark, Item, ItemResult
 from bagel_mot.evaluation.data import named
 from bagel_mot.evaluation.respondents.base import Answered
-from bagel_mot.evaluation.vlmevalkit import kit_name, read_predictions
+from bagel_mot.evaluation.vlmevalkit import kit_indices, kit_name, read_predictions
 
 
 class PredictionsRespondent:
@@ -33,6 +33,10 @@ class PredictionsRespondent:
         self._answers = read_predictions(path)
         known = {item.id for item in items}
         if strange := [index for index in self._answers if index not in known]:
+            # VLMEvalKit has several splits of a set in one table, and answers all of them.
+            known |= kit_indices(benchmark.info, benchmark.options)
+            strange = [index for index in strange if index not in known]
+        if strange:
             raise DataError(
                 f"{path} holds {len(strange)} rows that are not in {title} (index {named(strange)}): give the data "
                 "that its predictions were made from."

@@ -136,7 +136,7 @@ def _image_in(reply: Mapping[str, Any]) -> tuple[bytes, str]:
 
 
 def _listed(server: ModelServer, model: str) -> dict[str, Any]:
-    """What a server's list of models says of one; empty for a server that does not list its models."""
+    """The entry of a model in the server's list of models; empty for a server that does not list them."""
     try:
         listed = server.get("/models").get("data") or []
     except (Refused, NotServedError):

@@ -10,8 +10,10 @@ import pytest
 
 from bagel_mot.errors import DataError, EvaluationError
 from bagel_mot.evaluation.base import BenchmarkOptions, ItemResult, Protocol
+from bagel_mot.evaluation.benchmarks import mmvet
 from bagel_mot.evaluation.benchmarks.mmvet import ABILITIES, HEAD_SHA256, MMVet, rating
 from bagel_mot.evaluation.judges.base import Judges
+from bagel_mot.evaluation.judges.texts import sha256_of
 from tests.evaluation.benchmarks import golden
 
 EXPECTED = golden.load("mmvet", "expected")["runs"]["main"]
@@ -25,7 +27,7 @@ def test_prompts() -> None:
 
 @pytest.mark.parametrize("mode", golden.MODES)
 def test_scores_and_requests(mode: Protocol) -> None:
-    bench = MMVet(golden.options("mmvet", protocol=mode), head="HEAD")
+    bench = MMVet(golden.options("mmvet", protocol=mode), head="HEAD\n")
     scores, asked, summary = golden.scored(bench, ANSWERS["runs"]["main"], ANSWERS["judge"]["main"])
     for id, wanted in EXPECTED["items"].items():
         assert scores[id].values["score"] == wanted["score"], id
@@ -47,7 +49,7 @@ def test_the_word_nan_is_taken_as_published_alone() -> None:
     assert rating("nan", fixed=True) is None
     assert [rating(reply, fixed=True) for reply in ("1", " .5\n", "1.1", "x", None)] == [1, 0.5, None, None, None]
     answers, replies = ANSWERS["runs"]["main"], {id: ["nan"] for id in ANSWERS["runs"]["main"]}
-    scores, _, summary = golden.scored(MMVet(golden.options("mmvet"), head="HEAD"), answers, replies)
+    scores, _, summary = golden.scored(MMVet(golden.options("mmvet"), head="HEAD\n"), answers, replies)
     assert scores["0"].values["score"] is None
     assert math.isnan(summary.rows["Overall"].value or 0)
 
@@ -63,8 +65,20 @@ def test_what_the_judge_needs(tmp_path: Path) -> None:
         bench.score(item, ItemResult(("x",)), Judges(chat=golden.ScriptedJudge(["1"])))
 
 
+def test_the_judges_text_is_found_in_vlmevalkits_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text stands there without the empty line that a call adds to it, and that its hash is recorded with."""
+    text = "\nCompare the two.\n\nQuestion | Correctness\n--- | ---\n1 + 1? | 1.0\n"
+    monkeypatch.setattr(mmvet, "HEAD_SHA256", sha256_of(f"{text}\n"))
+    (tmp_path / "mmvet.py").write_text(f'def prompt_of(line):\n    prompt = """{text}"""\n    return prompt + "\\n"\n')
+    bench = MMVet(golden.options("mmvet", judge_texts=tmp_path))
+    judge = golden.ScriptedJudge(["1"])
+    bench.score(bench.items()[0], ItemResult(("It shows seven.",)), Judges(chat=judge))
+    [message] = judge.requests[0].messages
+    assert message.content == (f"{text}\n{REQUESTS['items']['0'][0]['last_row']}",)
+
+
 def test_the_file_for_its_service_and_the_complete_set(tmp_path: Path) -> None:
-    bench = MMVet(golden.options("mmvet"), head="HEAD")
+    bench = MMVet(golden.options("mmvet"), head="HEAD\n")
     results = {id: ItemResult((answer,)) for id, answer in ANSWERS["runs"]["main"].items()}
     (path,) = bench.write_submission(tmp_path, results, {})
     assert json.loads(path.read_text()) == EXPECTED["results_file"]
