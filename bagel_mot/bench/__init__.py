@@ -110,6 +110,7 @@ def _bench(
     others = OtherProcesses()
     model = random_model(shallow, dtype, where)
     weights = sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
+    model.decoder.prepare(prepack=True)
     prepack_weights(model)
     reference = random_model(shallow, dtype, where) if settings.compare else None
     stub = VaeConfig(ch=32, ch_mult=(1,), num_res_blocks=1, z_channels=config.vae.z_channels)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer, Expert
+from bagel_mot.model.joined import JoinedLinear
 from bagel_mot.model.prepacked import PrepackedLinear
 
-Linear = nn.Linear | PrepackedLinear
+Linear = nn.Linear | PrepackedLinear | JoinedLinear
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class ForwardTokens:
 
 
 def _linears(expert: Expert) -> tuple[Linear, ...]:
-    return expert.q, expert.k, expert.v, expert.o, expert.gate, expert.up, expert.down
+    qkv = (expert.q, expert.k, expert.v) if expert.qkv is None else (expert.qkv,)
+    gate_up = (expert.gate, expert.up) if expert.gate_up is None else (expert.gate_up,)
+    return *qkv, expert.o, *gate_up, expert.down
 
 
 def matmuls(model: BagelModel, work: ForwardTokens) -> list[tuple[int, Linear]]:
@@ -89,6 +92,7 @@ def roofline(model: BagelModel, work: ForwardTokens) -> Callable[[], None]:
             x = inputs[tokens, linear.in_features]
             linear(x)
             if work.backward:
+                assert isinstance(linear, nn.Linear), "only plain weights are trained"
                 gradient = outputs[tokens, linear.out_features]
                 gradient @ linear.weight
                 gradient.T @ x

@@ -21,6 +21,7 @@ from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor, chec
 from bagel_mot.checkpoint.write import Advance
 from bagel_mot.errors import CheckpointError, DeviceError
 from bagel_mot.model.bagel import sincos_table
+from bagel_mot.model.joined import join
 from bagel_mot.model.prepacked import prepack_linear
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix, RowScaledMatrix
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
@@ -148,7 +149,7 @@ def _install(
     if stored is None:
         _assign(module, name, as_tensor(found, precision.activations).to(device))
         if prepack and leaf == "weight":
-            prepack_linear(module, parent_name)
+            _prepack(module, parent_name)
         return
     kind = FORMATS[format_of(stored)]
     if not isinstance(found, kind):
@@ -174,6 +175,17 @@ def _install(
         bias = getattr(plain_module, "bias", None)
         quantised = QuantisedLinear(matrix, bias, precision.activations, dynamic=stored.endswith(DYNAMIC))
     setattr(module.get_submodule(place), last, quantised)
+
+
+def _prepack(module: nn.Module, name: str) -> None:
+    """Prepacks a linear map that has its values: with those that it is joined with, as soon as all have theirs."""
+    place, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(place)
+    for joined, parts in getattr(owner, "JOINED", {}).items():
+        if leaf in parts:
+            setattr(owner, joined, join(owner, parts, prepack=True))
+            return
+    prepack_linear(module, name)
 
 
 def check_tensors(source: TensorSource, wanted: Mapping[str, tuple[int, ...]], known: Collection[str] = ()) -> None:

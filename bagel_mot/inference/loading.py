@@ -25,6 +25,7 @@ from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.files import parse_size, user_path
 from bagel_mot.model.adapters import Adapter
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.decoder import Expert
 from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.placement.offload import apply
 from bagel_mot.placement.oom import MemoryGuard
@@ -259,6 +260,8 @@ def load(
             )
         if plan is not None and (plan.offload != "none" or len(plan.devices) > 1):
             apply(checkpoint.model, plan.placement)
+        if plan is None or plan.offload == "none":  # all weights stay where they are
+            checkpoint.model.decoder.prepare(prepack=prepack and computes.type == "cpu")
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)  # which hold what has been loaded
         shortage = guard.explain(error) if isinstance(error, Exception) else error
@@ -371,7 +374,7 @@ def automatic_precisions(stored: StoredWeights, devices: Sequence[torch.device],
 def compile_experts(model: BagelModel) -> None:
     """Runs `torch.compile` on everything in a layer but the softmax; the number of tokens stays free."""
     prepare_compiling()
-    for layer in model.decoder.layers:
-        for expert in filter(None, (layer.und, layer.gen)):
-            for method in ("project", "finish"):
-                setattr(expert, method, torch.compile(getattr(expert, method), dynamic=True))
+    for expert in [part for part in model.decoder.layers.modules() if isinstance(part, Expert)]:
+        expert.passes = None  # PyTorch's compiler makes its own, and cannot look into others
+        for method in ("project", "finish"):
+            setattr(expert, method, torch.compile(getattr(expert, method), dynamic=True))

@@ -12,7 +12,7 @@ fork, a finished answer or a cancelled request had appended is free again withou
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakSet, finalize
@@ -25,6 +25,10 @@ from bagel_mot.sequence import Segment, segment_length
 _SMALLEST_CHUNK = 64
 SLAB_TOKENS = 8192
 """Tokens of cache that small chunks take from an accelerator at a time."""
+
+
+Stretches = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of some tokens, a pair for each layer, or one for each piece of memory."""
 
 
 class CacheSpec(NamedTuple):
@@ -53,12 +57,46 @@ class Slab:
 
     def __init__(self, spec: CacheSpec, capacity: int) -> None:
         shape = (2, spec.kv_heads, capacity, spec.head_dim)
+        self.spec, self.capacity = spec, capacity
         blocks = {
-            device: iter(torch.empty(count, *shape, dtype=spec.dtype, device=device).unbind())
+            device: torch.empty(count, *shape, dtype=spec.dtype, device=device)
             for device, count in Counter(spec.devices).items()
         }
-        self.layers: tuple[Tensor, ...] = tuple(next(blocks[device]) for device in spec.devices)
+        self.layers: tuple[Tensor, ...] = self._by_layer({place: block.unbind() for place, block in blocks.items()})
+        self.nbytes = sum(block.nbytes for block in blocks.values())
+        self._blocks = blocks  # (layers, 2, kv_heads, capacity, head_dim) each
+        # With the batch of one that attention wants, (layers, 1, kv_heads, capacity, head_dim) each.
+        self._keys = {place: block[:, :1] for place, block in blocks.items()}
+        self._values = {place: block[:, 1:] for place, block in blocks.items()}
+        # With the tokens first, (layers, capacity, kv_heads, head_dim) each.
+        self._new_keys = {place: block[:, 0].transpose(1, 2) for place, block in blocks.items()}
+        self._new_values = {place: block[:, 1].transpose(1, 2) for place, block in blocks.items()}
         self._free = [(0, capacity)]  # ranges of slots, in order
+
+    def _by_layer(self, parts: Mapping[torch.device, Sequence[Tensor]]) -> tuple[Tensor, ...]:
+        """The tensors of each device's layers in the order of all layers."""
+        following = {device: iter(own) for device, own in parts.items()}
+        return tuple(next(following[device]) for device in self.spec.devices)
+
+    def _stretch(self, blocks: Mapping[torch.device, Tensor], axis: int, start: int, stop: int) -> tuple[Tensor, ...]:
+        """Slots of such blocks, an axis of theirs, for each layer: views, by two operations for all layers together."""
+        return self._by_layer(
+            {place: block.narrow(axis, start, stop - start).unbind() for place, block in blocks.items()}
+        )
+
+    def stretch(self, start: int, stop: int) -> Stretches:
+        """Keys and values of a range of slots, (1, kv_heads, n, head_dim) each, for each layer."""
+        keys, values = (self._stretch(blocks, 3, start, stop) for blocks in (self._keys, self._values))
+        return tuple(zip(keys, values, strict=True))
+
+    def both(self, start: int, stop: int) -> tuple[Tensor, ...]:
+        """The same in one tensor, keys first: (2, kv_heads, n, head_dim) for each layer."""
+        return self._stretch(self._blocks, 3, start, stop)
+
+    def room(self, start: int, stop: int) -> Stretches:
+        """The same with the tokens first, to be written to: (n, kv_heads, head_dim) each."""
+        keys, values = (self._stretch(blocks, 1, start, stop) for blocks in (self._new_keys, self._new_values))
+        return tuple(zip(keys, values, strict=True))
 
     def take(self, tokens: int) -> int | None:
         """The first of `tokens` neighbouring slots, which are in use from now on; None where there are none."""
@@ -97,21 +135,15 @@ class CachePool:
 
 
 class Chunk:
-    """Room for `capacity` tokens in a slab, from slot `first` on. `layers` are (2, kv_heads, capacity, head_dim) each,
-    keys first.
-    """
+    """Room for `capacity` tokens in a slab, from slot `first` on."""
 
     def __init__(self, spec: CacheSpec, capacity: int) -> None:
         self.capacity, self.pooled = capacity, spec.pool is not None
         self.views: WeakSet[View] = WeakSet()
         self.slab, self.first = spec.pool.place(spec, capacity) if spec.pool else (Slab(spec, capacity), 0)
-        self.layers = tuple(layer[:, :, self.first : self.first + capacity] for layer in self.slab.layers)
+        self.nbytes = self.slab.nbytes * capacity // self.slab.capacity
         if self.pooled:
             finalize(self, self.slab.release, self.first, self.first + capacity)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(layer.nbytes for layer in self.layers)
 
     @property
     def used(self) -> int:
@@ -151,18 +183,33 @@ class KVReservation:
         extends_last = bool(views) and views[-1].chunk is chunk
         self.views_before = views
         self.views_after = (*(views[:-1] if extends_last else views), View(chunk, stop))
+        # Scratch is written and read in every denoising step.
+        self._rooms: dict[tuple[int, int], Stretches] = {}
+        self._visible: dict[int, tuple[Stretches, ...]] = {}
+        self._both: dict[int, tuple[tuple[Tensor, ...], ...]] = {}
 
-    def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
-        """Writes keys and values, each (n, kv_heads, head_dim), `offset` tokens into the reservation."""
-        start = self.start + offset
-        target = self.chunk.layers[layer][:, :, start : start + keys.shape[0]]
-        target[0].copy_(keys.transpose(0, 1))
-        target[1].copy_(values.transpose(0, 1))
+    def room(self, start: int, stop: int) -> Stretches:
+        """The places of the reservation's tokens from `start` to `stop` in each layer: (n, kv_heads, head_dim) each."""
+        if (start, stop) not in self._rooms:
+            first = self.chunk.first + self.start
+            self._rooms[start, stop] = self.chunk.slab.room(first + start, first + stop)
+        return self._rooms[start, stop]
 
-    def visible(self, layer: int, stop: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values, (kv_heads, n, head_dim) each, of the context and the reservation's first `stop` tokens."""
-        layers = ((chunk.layers[layer], end) for chunk, end in self.parts(stop))
-        return [(pair[0, :, :end], pair[1, :, :end]) for pair, end in layers]
+    def visible(self, stop: int) -> tuple[Stretches, ...]:
+        """The pieces of the context and the reservation's first `stop` tokens, for each layer: keys and values, (1,
+        kv_heads, n, head_dim) each.
+        """
+        if stop not in self._visible:
+            pieces = [chunk.slab.stretch(chunk.first, chunk.first + end) for chunk, end in self.parts(stop)]
+            self._visible[stop] = tuple(zip(*pieces, strict=True))
+        return self._visible[stop]
+
+    def both(self, stop: int) -> tuple[tuple[Tensor, ...], ...]:
+        """The same pieces for each layer, each in one tensor, keys first: (2, kv_heads, n, head_dim)."""
+        if stop not in self._both:
+            pieces = [chunk.slab.both(chunk.first, chunk.first + end) for chunk, end in self.parts(stop)]
+            self._both[stop] = tuple(zip(*pieces, strict=True))
+        return self._both[stop]
 
     def parts(self, stop: int) -> list[tuple[Chunk, int]]:
         """The chunks with the context and the reservation's first `stop` tokens, and how many tokens of each."""

@@ -9,7 +9,7 @@ What is unusual about it:
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,12 @@ from bagel_mot.config import DecoderConfig
 from bagel_mot.model.attention import Attend, Attention
 from bagel_mot.model.cache import CachePool, CacheSpec
 from bagel_mot.model.embedding import new_embedding
+from bagel_mot.model.joined import JoinedLinear, PrepackedRows, join, prepare
+from bagel_mot.model.passes import LEAST_WIDTH, Passes, passes_for
+from bagel_mot.model.prepacked import PrepackedLinear
 
-Rope = tuple[Tensor, Tensor]  # cosines and sines, (T, 1, head_dim) float32 each
+Rope = tuple[Tensor, Tensor]
+"""Cosines, and sines that are negative in their first half, (T, 1, head_dim) float32 each."""
 
 
 class RMSNorm(nn.Module):
@@ -33,6 +37,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, size) -> (…, size), in the precision of x."""
+        if x.dtype == self.weight.dtype:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         dtype = torch.promote_types(x.dtype, self.weight.dtype)  # the fused kernel takes one type alone
         return F.rms_norm(x.to(dtype), self.weight.shape, self.weight.to(dtype), self.eps).to(x.dtype)
 
@@ -48,21 +54,37 @@ def for_matmuls(x: Tensor) -> Tensor:
 def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
     """Rotary embedding in the "rotate half" form for positions (T,)."""
     exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions.float()[:, None] * (1.0 / theta**exponent)  # (T, head_dim/2)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos(), angles.sin()
+    angles = positions.float()[:, None, None] * (1.0 / theta**exponent)  # (T, 1, head_dim/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos_sin: Rope) -> Tensor:
     """Applies a rotary embedding to (T, heads, head_dim), in float32."""
     cos, sin = cos_sin
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+
+
+def _added(residual: Tensor, linear: nn.Module, x: Tensor) -> Tensor:
+    """residual (T, out) + what a linear map makes of x (T, in)."""
+    if isinstance(linear, PrepackedLinear):
+        return linear.added_to(residual, x)
+    return residual + cast(Tensor, linear(x))
 
 
 class Expert(nn.Module):
-    """One expert's weights in one layer: everything but the softmax."""
+    """One expert's weights in one layer: everything but the softmax.
+
+    Attributes:
+        qkv, gate_up: maps of the same input as one, for inference (`bagel_mot.model.joined`); None where each is alone.
+        passes: compiled passes for inference on the CPU; without them PyTorch's operations serve.
+    """
+
+    passes: Passes | None = None
+
+    JOINED: ClassVar[dict[str, tuple[str, ...]]] = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+    qkv: JoinedLinear | None
+    gate_up: JoinedLinear | None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -80,6 +102,19 @@ class Expert(nn.Module):
         self.up = nn.Linear(hidden, config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, hidden, bias=False)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        for joined, parts in self.JOINED.items():
+            if name in parts:  # they were joined before it was replaced
+                self.__dict__[joined] = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        for name, parts in self.JOINED.items():  # plain weights were moved one by one
+            if getattr(self, name) is not None and not isinstance(getattr(self, parts[0]), PrepackedRows):
+                setattr(self, name, join(self, parts, prepack=False))
+        return self
+
     @property
     def kv_heads(self) -> int:
         """The number of KV heads computed in this process: under tensor parallelism a share of them."""
@@ -89,15 +124,43 @@ class Expert(nn.Module):
 
     def project(self, x: Tensor, cos_sin: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """(T, hidden) -> queries (T, heads, head_dim), keys and values (T, kv_heads, head_dim)."""
-        normed = for_matmuls(self.input_norm(x))
-        q, k, v = (projection(normed).unflatten(-1, (-1, self.head_dim)) for projection in (self.q, self.k, self.v))
-        return rotate(self.q_norm(q), cos_sin), rotate(self.k_norm(k), cos_sin), v
+        normed, passes = self._normed(self.input_norm, x), self._passes_for(x)
+        if self.qkv is None:
+            q, k, v = (linear(normed).unflatten(-1, (-1, self.head_dim)) for linear in (self.q, self.k, self.v))
+            return rotate(self.q_norm(q), cos_sin), rotate(self.k_norm(k), cos_sin), v
+        heads = [size // self.head_dim for size in self.qkv.sizes]
+        if passes is not None:
+            weights, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps
+            return passes.heads(self.qkv(normed), *weights, eps, cos_sin, heads[0])
+        q, k, v = self.qkv(normed).unflatten(-1, (-1, self.head_dim)).split_with_sizes(heads, 1)
+        both = rotate(torch.cat([self.q_norm(q), self.k_norm(k)], 1), cos_sin)
+        return (*both.split_with_sizes(heads[:2], 1), v)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """Residual stream (T, hidden) and attention output (T, heads, head_dim) -> residual stream."""
-        x = x + self.o(attended.flatten(-2))
-        normed = for_matmuls(self.mlp_norm(x))
-        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        x = _added(x, self.o, attended.flatten(-2))
+        return _added(x, self.down, self._activated(self._normed(self.mlp_norm, x)))
+
+    def _activated(self, normed: Tensor) -> Tensor:
+        """SiLU(gate) · up of (T, hidden) -> (T, intermediate). No more than three tensors of its size are alive."""
+        if self.gate_up is None:
+            return F.silu(self.gate(normed)) * self.up(normed)
+        both = self.gate_up(normed)
+        if (passes := self._passes_for(both)) is not None:
+            return passes.gated(both)
+        gate, up = both.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    def _passes_for(self, x: Tensor) -> Passes | None:
+        """The compiled passes, if they take such activations (T, hidden)."""
+        found = self.passes
+        return found if found is not None and x.dtype == found.dtype and x.device.type == "cpu" else None
+
+    def _normed(self, norm: RMSNorm, x: Tensor) -> Tensor:
+        """A norm of the residual stream (T, hidden), as matmuls take it."""
+        if (passes := self._passes_for(x)) is not None and x.is_contiguous():
+            return passes.norm(x, norm.weight, norm.eps)
+        return for_matmuls(norm(x))
 
     def nothing(self, like: Tensor) -> Tensor:
         """Zero (scalar), computed through all weights.
@@ -134,14 +197,12 @@ class DecoderLayer(nn.Module):
 
         Returns: the residual streams behind the layer, as `und` and `gen`.
         """
-        und_q, und_k, und_v = self.und.project(und, und_rope)
+        # Queries, keys and values are gone before the MLPs take their memory.
         if gen.shape[0] == 0:  # text is being read or written: the other expert is idle
-            nothing = und_q[:0], und_k[:0], und_v[:0]
-            und_out, _ = attend((und_q, nothing[0]), (und_k, nothing[1]), (und_v, nothing[2]))
+            und_out, _ = attend(*((found, found[:0]) for found in self.und.project(und, und_rope)))
             und = self.und.finish(und, und_out)
             return (und + self.gen.nothing(und), gen) if torch.is_grad_enabled() else (und, gen)
-        gen_q, gen_k, gen_v = self.gen.project(gen, gen_rope)
-        und_out, gen_out = attend((und_q, gen_q), (und_k, gen_k), (und_v, gen_v))
+        und_out, gen_out = attend(*zip(self.und.project(und, und_rope), self.gen.project(gen, gen_rope), strict=True))
         return self.und.finish(und, und_out), self.gen.finish(gen, gen_out)
 
 
@@ -157,6 +218,22 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def prepare(self, *, prepack: bool) -> None:
+        """Joins what is multiplied with one input, and takes compiled passes where they are faster: for inference with
+        weights that stay where they are.
+
+        Args:
+            prepack: prepack all linear maps where that pays.
+        """
+        prepare(self, prepack=prepack)
+        config, dtype = self.config, self.norm.weight.dtype
+        if self.devices[0].type != "cpu" or config.hidden_size < LEAST_WIDTH:
+            return
+        passes = passes_for(dtype, config.hidden_size, config.intermediate_size, config.head_dim)
+        for layer in cast("list[DecoderLayer]", list(self.layers)):
+            for expert in filter(None, (layer.und, layer.gen)):
+                expert.passes = passes
 
     @property
     def devices(self) -> tuple[torch.device, ...]:

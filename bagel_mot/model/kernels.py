@@ -45,6 +45,12 @@ def prepacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return products
 
 
+def prepacked_linear_added(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor) -> Tensor:
+    """other (T, out) + (T, in) by a weight of `prepack` -> (T, out)."""
+    sums: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
+    return sums
+
+
 @cache
 def can_prepack(dtype: torch.dtype) -> bool:
     """Whether this processor and this PyTorch multiply prepacked weights of a precision, and do it right."""
@@ -56,7 +62,10 @@ def can_prepack(dtype: torch.dtype) -> bool:
         return False
     x, weight, bias = _example(4, 48).to(dtype), _example(80, 48).to(dtype), _example(80).to(dtype)
     with torch.no_grad():
-        return _works(lambda: prepacked_linear(x, prepack(weight), bias), F.linear(x, weight, bias), 0.02)
+        expected = F.linear(x, weight, bias)
+        return _works(lambda: prepacked_linear(x, prepack(weight), bias), expected, 0.02) and _works(
+            lambda: prepacked_linear_added(x, prepack(weight), bias, expected), 2 * expected, 0.04
+        )
 
 
 # -------------------------------------------------------------------------------------------------- oneDNN convolutions

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bagel_mot.model.adapters import Adapter, MatrixAdapter
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer
+from bagel_mot.model.joined import separate
 from bagel_mot.model.prepacked import PrepackedLinear
 from bagel_mot.model.quant.linear import QuantisedLinear
 
@@ -215,10 +216,12 @@ def add_new_adapter(
         if isinstance(found, AdaptedLinear):
             found.update_layer(name, shape.rank, lora_alpha=config.lora_alpha, config=config)
             continue
-        adapted = AdaptedLinear(found, name, config, shape)
-        adapted.train(found.training)
         parent, _, leaf = place.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, adapted)
+        owner = model.get_submodule(parent)
+        separate(owner, leaf)
+        adapted = AdaptedLinear(getattr(owner, leaf), name, config, shape)
+        adapted.train(found.training)
+        setattr(owner, leaf, adapted)
 
 
 @torch.no_grad()

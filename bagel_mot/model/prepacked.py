@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from bagel_mot.model import kernels
 
-# oneDNN takes longer for one to three rows than for four: 10 to 15% for one, a third for two.
-_FEWEST_ROWS = 4
+FEWEST_ROWS = 4
+"""oneDNN takes longer for one to three rows than for four: 10 to 15% for one, a third for two."""
 # In float32 small weights cost more to hand to oneDNN than to multiply in the plain way: those of `mini`, for example.
 _SMALLEST_FLOAT32 = 1 << 18
 
@@ -27,12 +27,12 @@ class PrepackedLinear(nn.Module):
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.out_features, self.in_features = linear.weight.shape
+        self.out_features, self.in_features = weight.shape
         # Opaque to all operations but a few, thus neither parameter nor buffer, which would be moved and cast.
-        self.weight = kernels.prepack(linear.weight.detach())
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+        self.weight = kernels.prepack(weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, in_features) -> (T, out_features)
@@ -42,10 +42,16 @@ class PrepackedLinear(nn.Module):
         """
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError("prepacked weights are for inference: load the model anew to train it")
-        tokens = x.shape[0]
-        if tokens < _FEWEST_ROWS:
-            x = F.pad(x, (0, 0, 0, _FEWEST_ROWS - tokens))
+        if (tokens := x.shape[0]) >= FEWEST_ROWS:
+            return kernels.prepacked_linear(x, self.weight, self.bias)
+        x = F.pad(x, (0, 0, 0, FEWEST_ROWS - tokens))
         return kernels.prepacked_linear(x, self.weight, self.bias)[:tokens]
+
+    def added_to(self, other: Tensor, x: Tensor) -> Tensor:
+        """other (T, out_features) + the products of x (T, in_features), rounded once: (T, out_features)."""
+        if x.shape[0] < FEWEST_ROWS:
+            return other + self(x)
+        return kernels.prepacked_linear_added(x, self.weight, self.bias, other)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[prefix + "weight"] = self.weight.to_dense()
@@ -79,13 +85,14 @@ def prepack_weights(module: nn.Module) -> int:
 def prepack_linear(module: nn.Module, name: str) -> bool:
     """Prepacks one linear map inside a module, if it is one and that pays. Its weights are not tied to others."""
     child = module.get_submodule(name)
-    if type(child) is not nn.Linear or not _pays(child.weight) or not kernels.can_prepack(child.weight.dtype):
+    if type(child) is not nn.Linear or not can_be_prepacked(child.weight):
         return False
     parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, PrepackedLinear(child))
+    setattr(module.get_submodule(parent), leaf, PrepackedLinear(child.weight, child.bias))
     return True
 
 
-def _pays(weight: Tensor) -> bool:
+def can_be_prepacked(weight: Tensor) -> bool:
+    """Whether a weight (out, in) can be prepacked, and that pays."""
     small = weight.dtype == torch.float32 and weight.numel() < _SMALLEST_FLOAT32
-    return weight.device.type == "cpu" and not small
+    return weight.device.type == "cpu" and not small and kernels.can_prepack(weight.dtype)

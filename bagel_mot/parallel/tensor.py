@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.errors import RecipeError
+from bagel_mot.model.joined import separate
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.shards import local
 
@@ -42,6 +43,7 @@ def divide_experts(layers: Iterable[Any], ranks: Ranks) -> None:
                         f"{type(base).__name__}, which every process has whole, for its numbers share scales: set it "
                         "to 1, so that the processes share the packs, or leave the matrices as they are"
                     )
+                separate(expert, name)
                 place = name if base is matrix else f"{name}.base_layer"
                 plan[place] = ColwiseParallel() if name in _INTO else RowwiseParallel()
                 for adapter in adapters:

@@ -50,15 +50,19 @@ _DRAWN_EVALUATIONS, _EDITED_EVALUATIONS = 90, 147  # of 49 steps: guidance is of
 
 def forward_bytes(config: DecoderConfig, und_tokens: int, gen_tokens: int, dtype: torch.dtype) -> int:
     """Bytes alive in one forward pass, its largest moment being the feed-forward network: gate, up, the activated gate
-    and the product of one expert after the other, beside the hidden states of all tokens.
+    (in which the product is made), their input and its residual stream of one expert, beside what all tokens have
+    until the layer ends: embeddings, the residual stream before the layer, what attention found, cosines and sines.
 
     Args:
         config: the decoder's configuration.
         und_tokens, gen_tokens: tokens of all rows together, by the expert that works on them.
         dtype: the type of activations.
     """
-    widest = 4 * config.intermediate_size * max(und_tokens, gen_tokens)
-    return (widest + config.hidden_size * (und_tokens + gen_tokens)) * dtype.itemsize
+    widest = (3 * config.intermediate_size + 2 * config.hidden_size) * max(und_tokens, gen_tokens)
+    streams = (2 * config.hidden_size + config.num_heads * config.head_dim) * (und_tokens + gen_tokens)
+    done = config.hidden_size * min(und_tokens, gen_tokens)  # by the other expert
+    rotations = 2 * config.head_dim * torch.float32.itemsize * (und_tokens + gen_tokens)
+    return (widest + streams + done) * dtype.itemsize + rotations
 
 
 def cache_bytes(config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:

@@ -37,13 +37,19 @@ def table_index(rows: int, columns: int, side: int, interpolate: bool = False) -
     return (row[:, None] * side + column[None, :]).flatten()
 
 
-def pack_cached(samples: Sequence[Sample], spec: PackSpec) -> Layout:
+def pack_cached(samples: Sequence[Sample], spec: PackSpec, least_und: int = 0) -> Layout:
     """Lays samples out in one row for `CachedAttention`, whose cache knows who sees whom.
+
+    Args:
+        samples: the samples.
+        spec: the model's packing facts.
+        least_und: und slots that there are at the least; those behind the last token are padding.
 
     Raises:
         SizeError: an image does not fit its position table.
     """
-    return _Packing([samples], spec, sum(s.und_len for s in samples), sum(s.gen_len for s in samples)).layout()
+    und_len = max(least_und, sum(s.und_len for s in samples))
+    return _Packing([samples], spec, und_len, sum(s.gen_len for s in samples)).layout()
 
 
 def pack(

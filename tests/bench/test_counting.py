@@ -82,9 +82,9 @@ def a_layer(engines: tuple[Engine, Engine], path: Callable[[Engine], Callable[[]
 @pytest.mark.parametrize(
     ("path", "bound"),
     [
-        (denoising, CallCounts(operators=180, allocations=58, allocated_bytes=1_050_000, peak_bytes=550_000)),
-        (decoding, CallCounts(operators=84, allocations=28, allocated_bytes=7_600, peak_bytes=4_200)),
-        (prefill, CallCounts(operators=80, allocations=28, allocated_bytes=500_000, peak_bytes=330_000)),
+        (denoising, CallCounts(operators=64, allocations=44, allocated_bytes=870_000, peak_bytes=515_000)),
+        (decoding, CallCounts(operators=34, allocations=23, allocated_bytes=6_600, peak_bytes=3_800)),
+        (prefill, CallCounts(operators=37, allocations=23, allocated_bytes=440_000, peak_bytes=310_000)),
     ],
 )
 def test_a_layer_takes_no_more_than_recorded(

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
 from bagel_mot.model import attention
-from bagel_mot.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_parts
+from bagel_mot.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_over
 from bagel_mot.model.cache import CacheSpec, Context
 from bagel_mot.model.flex import FlexMaskedAttention, block_mask
 from bagel_mot.sequence import (
@@ -56,6 +56,12 @@ def split(x: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
         buffer[:, : piece.shape[1]] = piece
         pieces.append(buffer[:, : piece.shape[1]])
     return pieces
+
+
+def attend_parts(query: Tensor, parts: list[tuple[Tensor, Tensor]], causal: bool) -> Tensor:
+    """`attend_over` for queries (n, heads, dim) over keys and values (kv_heads, length, dim)."""
+    pieces = [(keys[None], values[None]) for keys, values in parts]
+    return attend_over(query.transpose(0, 1)[None], pieces, causal=causal)[0].transpose(0, 1)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -27,7 +27,8 @@ def fill(tail: KVReservation, values: Tensor) -> None:
     """Writes (n,) values as keys, and their negatives as values, with the layer added."""
     for layer in range(CONFIG.num_layers):
         keys = (values + layer)[:, None, None].expand(-1, CONFIG.num_kv_heads, CONFIG.head_dim)
-        tail.write(layer, 0, keys, -keys)
+        for place, new in zip(tail.room(0, len(values))[layer], (keys, -keys), strict=True):
+            place.copy_(new)
 
 
 def contents(context: Context) -> list[float]:
@@ -37,9 +38,9 @@ def contents(context: Context) -> list[float]:
     probe = context.fork().allocate(1, scratch=True)
     found = []
     for layer in range(CONFIG.num_layers):
-        parts = probe.visible(layer, 0)
-        keys = torch.cat([k for k, _ in parts], dim=1)
-        assert torch.equal(keys, -torch.cat([v for _, v in parts], dim=1))
+        parts = probe.visible(0)[layer]
+        keys = torch.cat([k[0] for k, _ in parts], dim=1)
+        assert torch.equal(keys, -torch.cat([v[0] for _, v in parts], dim=1))
         assert torch.equal(keys, keys[:1, :, :1].expand_as(keys))
         found.append(keys[0, :, 0] - layer)
     assert torch.equal(found[0], found[1])

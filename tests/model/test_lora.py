@@ -42,7 +42,7 @@ def _base(kind: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Ten
     if kind == "prepacked":
         if not kernels.can_prepack(dtype):
             pytest.skip("this processor multiplies no prepacked weights")
-        return PrepackedLinear(linear), linear.weight.float()
+        return PrepackedLinear(linear.weight, linear.bias), linear.weight.float()
     matrix = FORMATS[kind].quantise(linear.weight)
     return QuantisedLinear(matrix, linear.bias, dtype), matrix.dequantise(torch.float32)
 

@@ -14,15 +14,16 @@ import bagel_mot
 
 WORKER = """
 import copy, os, sys
+from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
 from bagel_mot.model.attention import CachedAttention, CachedSample, MaskedAttention
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
+from bagel_mot.parallel.tensor import divide_experts
 from bagel_mot.sequence import *
 from bagel_mot.tokenizer import SpecialTokens
 
@@ -81,14 +82,13 @@ def read(model):
     return torch.cat(found), context
 
 expected, _ = read(model)
-plan = {name: ColwiseParallel() for name in ("q", "k", "v", "gate", "up")}
-plan |= {name: RowwiseParallel() for name in ("o", "down")}
-for layer in model.decoder.layers:
-    for expert in (layer.und, layer.gen):
-        parallelize_module(expert, mesh, plan)
+model.decoder.prepare(prepack=False)  # what was joined is divided, too
+assert all(layer.und.qkv is not None for layer in model.decoder.layers)
+divide_experts(model.decoder.layers, SimpleNamespace(tensor_mesh=mesh))
+assert all(layer.und.qkv is None for layer in model.decoder.layers)
 found, context = read(model)
 assert model.decoder.cache_spec.kv_heads == 1
-assert next(iter(context.chunks)).layers[0].shape[1] == 1
+assert next(iter(context.chunks)).slab.layers[0].shape[1] == 1
 assert torch.allclose(found, expected, atol=1e-4), (found - expected).abs().max()
 dist.destroy_process_group()
 print("done")

@@ -118,7 +118,7 @@ def alive_in_forward(config: BagelConfig, dtype: torch.dtype, rows: list[Sample]
             tokens = sum(segment.und_len + segment.gen_len for segment in row.segments)
             samples.append(CachedSample(spans, context.allocate(tokens, scratch=True)))
             chunks = [samples[-1].reservation.chunk, *(view.chunk for view in samples[-1].reservation.views_before)]
-            caches += [layer for chunk in chunks for layer in chunk.layers]
+            caches += [layer for chunk in chunks for layer in chunk.slab.layers]
 
         def compute() -> None:
             und, gen = model(*(replace(part, **made) for part, made in empty.items()), CachedAttention(samples))
@@ -148,7 +148,9 @@ def noised(config: BagelConfig) -> Segment:
 def test_a_denoising_step(config: BagelConfig, dtype: torch.dtype, rows: int) -> None:
     alive = alive_in_forward(config, dtype, [Sample((noised(config),), 0)] * rows, 100)
     latents = rows * (side(config) // config.latent_stride) ** 2
-    assert 0.75 < forward_bytes(config.decoder, 2 * rows, latents, dtype) / alive < 1.25
+    # Small rows that one call of attention computes are copied side by side: a quarter of a megabyte each at the most.
+    least = 0.93 if rows == 1 or config.decoder.hidden_size > 256 else 0.79
+    assert least < forward_bytes(config.decoder, 2 * rows, latents, dtype) / alive < 1.05
 
 
 def test_images_that_both_experts_read(config: BagelConfig) -> None:
@@ -159,12 +161,12 @@ def test_images_that_both_experts_read(config: BagelConfig) -> None:
     )
     alive = alive_in_forward(config, torch.bfloat16, [Sample((*image, *image, TextSegment((5,) * 66)), 0)], 0)
     estimated = forward_bytes(config.decoder, 2 * (patches**2 + 4) + 66, 2 * cells**2, torch.bfloat16)
-    assert 0.6 < estimated / alive < 1.25
+    assert 0.95 < estimated / alive < 1.05
 
 
 def test_a_text(config: BagelConfig) -> None:
     alive = alive_in_forward(config, torch.bfloat16, [Sample((TextSegment((5,) * 1000),), 0)], 0)
-    assert 0.75 < forward_bytes(config.decoder, 1000, 0, torch.bfloat16) / alive < 1.25
+    assert 0.9 < forward_bytes(config.decoder, 1000, 0, torch.bfloat16) / alive < 1.05
 
 
 @pytest.mark.parametrize("decode", [True, False])

@@ -318,10 +318,10 @@ def test_the_cache_of_each_layer_stands_with_its_layer() -> None:
     devices = (CPU, CPU, torch.device("meta"), torch.device("meta"), CPU)
     context = Context(CacheSpec(2, 16, torch.float32, devices))
     tail = context.allocate(7)
-    assert [block.device.type for block in tail.chunk.layers] == [device.type for device in devices]
+    assert [block.device.type for block in tail.chunk.slab.layers] == [device.type for device in devices]
     shape = 2, 2, tail.chunk.capacity, 16
-    assert all(block.shape == shape for block in tail.chunk.layers)
-    blocks = [block.untyped_storage().data_ptr() for block in tail.chunk.layers if block.device == CPU]
+    assert all(block.shape == shape for block in tail.chunk.slab.layers)
+    blocks = [block.untyped_storage().data_ptr() for block in tail.chunk.slab.layers if block.device == CPU]
     assert len(set(blocks)) == 1
     assert tail.chunk.nbytes == 5 * 2 * 2 * tail.chunk.capacity * 16 * 4
 

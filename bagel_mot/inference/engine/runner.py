@@ -14,6 +14,7 @@ from bagel_mot.inference.engine.overflow import OverflowReport
 from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.finite import finite_rows, is_finite
+from bagel_mot.model.prepacked import FEWEST_ROWS, PrepackedLinear
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel_mot.sequence import Layout, PackSpec, Sample, VaeSegment, Values, pack_cached
@@ -54,6 +55,8 @@ class Runner:
         self.overflow = OverflowReport(model, autoencoder)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self.spec = PackSpec.of(model.config, special)
+        prepacked = any(isinstance(part, PrepackedLinear) for part in model.decoder.layers[0].modules())
+        self._least_und = FEWEST_ROWS if prepacked else 0
 
     def forward(self, batch: Sequence[ForwardOp]) -> None:
         """One forward pass over the parts of all ops; the heads, too, run once for all.
@@ -113,9 +116,9 @@ class Runner:
             if isinstance(segment, VaeSegment) and segment.noised
         )
         if len(shapes) < len(samples):  # texts differ from step to step
-            return pack_cached(samples, self.spec).to(self.model.device)
+            return pack_cached(samples, self.spec, self._least_und).to(self.model.device)
         if shapes not in self._layouts:
-            self._layouts[shapes] = pack_cached(samples, self.spec).to(self.model.device)
+            self._layouts[shapes] = pack_cached(samples, self.spec, self._least_und).to(self.model.device)
         self._layouts.move_to_end(shapes)
         if len(self._layouts) > _MAX_LAYOUTS:
             self._layouts.popitem(last=False)

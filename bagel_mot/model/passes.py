@@ -1,0 +1,177 @@
+"""Elementwise work between matmuls on the CPU, each piece of it in one pass over memory.
+
+PyTorch's own operations read and write whole tensors for every step of a norm, a rotation or a gate: at 0.5b widths in
+bfloat16 that was more than a third of a denoising step. The passes here are C++ (`passes.cpp`, no library but the C++
+one), compiled in a second or two when the first large model is loaded, and kept in the user's cache. (`torch.compile`
+makes as good ones, but took 26 seconds the first time and five in every process.) Where there is no compiler, or the
+passes do not compute what they should, or are no faster, PyTorch's operations serve.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_name("passes.cpp")
+_FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp"),
+    # Sums may take any order; infinities and NaN stay what they are.
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+)
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_PATIENCE = 60  # seconds that a compiler may take
+_ROWS = 256  # that passes are tried with
+LEAST_WIDTH = 512
+"""Models of narrower hidden states are not worth a compiler's second."""
+
+
+class Passes:
+    """The compiled passes for activations of one type on the CPU, for inference alone."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        pointer, count, number, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+
+        def function(name: str, *arguments: Any) -> Any:
+            found = getattr(library, f"{name}_{_TYPES[dtype]}")
+            found.argtypes, found.restype = arguments, None
+            return found
+
+        self._norm = function("norm", *[pointer] * 3, count, count, number, whole)
+        self._heads = function("heads", *[pointer] * 7, *[count] * 5, number, whole)
+        self._gated = function("gated", pointer, pointer, count, count, whole)
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """RMSNorm of (T, size), contiguous -> (T, size)"""
+        out = torch.empty_like(x)
+        rows, size = x.shape
+        threads = torch.get_num_threads()
+        self._norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, size, eps, threads)
+        return out
+
+    def heads(
+        self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float, rope: tuple[Tensor, Tensor], q_heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised and rotated queries and keys, and values as they are.
+
+        Args:
+            qkv: (T, width), contiguous: heads of queries, then as many of keys as of values.
+            q_weight, k_weight: (head_dim,) weights of the norms.
+            eps: ε of the norms.
+            rope: see `bagel_mot.model.decoder.rope`.
+            q_heads: the number of heads of queries.
+
+        Returns: (T, heads, head_dim) each.
+        """
+        (rows, width), dim = qkv.shape, q_weight.shape[0]
+        k_heads = (width // dim - q_heads) // 2
+        q, k = qkv.new_empty(rows, q_heads, dim), qkv.new_empty(rows, k_heads, dim)
+        places = (part.data_ptr() for part in (qkv, q_weight, k_weight, *rope, q, k))
+        self._heads(*places, rows, q_heads, k_heads, dim, width, eps, torch.get_num_threads())
+        return q, k, qkv.as_strided((rows, k_heads, dim), (width, dim, 1), (q_heads + k_heads) * dim)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """SiLU of the first half of (T, 2·size), contiguous, times the second -> (T, size)"""
+        rows, width = gate_up.shape
+        out = gate_up.new_empty(rows, width // 2)
+        self._gated(gate_up.data_ptr(), out.data_ptr(), rows, width // 2, torch.get_num_threads())
+        return out
+
+
+@cache
+def compiled() -> ctypes.CDLL | None:
+    """The library of passes, compiled unless this user's cache has it; None where that cannot be done."""
+    if not sys.platform.startswith("linux"):  # elsewhere compilers come without the OpenMP that PyTorch has
+        return None
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return None
+    try:
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+        kept = {line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features"))}
+        facts = "\n".join([*_FLAGS, torch.__version__, compiler, *sorted(kept)]).encode()
+        name = hashlib.sha256(_SOURCE.read_bytes() + facts).hexdigest()[:16]
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        place = Path(base) / "bagel_mot" / f"passes-{name}.so"
+        if not place.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, place)
+        # Its threads are those of the library that PyTorch has loaded for all.
+        return ctypes.CDLL(str(place), mode=os.RTLD_NOW)
+    except (OSError, RuntimeError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, place: Path) -> None:
+    """Compiles the passes into a library. It is linked apart: linked as it is compiled, it would bring another OpenMP
+    with threads of its own, and the compiler's start-up code, which changes how small numbers are computed.
+    """
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        made, library = Path(folder) / "passes.o", Path(folder) / "passes.so"
+        for arguments in (
+            [*_FLAGS, "-c", str(_SOURCE), "-o", str(made)],
+            ["-shared", str(made), "-o", str(library)],
+        ):
+            subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=_PATIENCE)
+        library.replace(place)
+
+
+@cache
+def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int) -> Passes | None:
+    """The passes for such activations, where they are to be had here, are right, and are faster than PyTorch's
+    operations at these widths; else None.
+    """
+    if dtype not in _TYPES or head_dim % 2 or (library := compiled()) is None:
+        return None
+    found = Passes(library, dtype)
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(0)
+
+        def example(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        x, weight, eps = example(_ROWS, hidden), example(hidden), 1e-6
+        qkv, small = example(_ROWS, 4 * head_dim), example(head_dim)
+        rope = torch.randn(_ROWS, 1, head_dim), torch.randn(_ROWS, 1, head_dim)
+        both = example(_ROWS, 2 * intermediate)
+        heads = qkv.view(_ROWS, 4, head_dim)
+
+        def plain_heads() -> Tensor:
+            normed = torch.rms_norm(heads[:, :3], (head_dim,), small, eps)
+            rotated = torch.addcmul(normed * rope[0], normed.roll(head_dim // 2, -1), rope[1]).to(dtype)
+            return torch.cat([rotated, heads[:, 3:]], 1)
+
+        for mine, plain in (
+            (lambda: found.norm(x, weight, eps), lambda: torch.rms_norm(x, (hidden,), weight, eps)),
+            (lambda: torch.cat(found.heads(qkv, small, small, eps, rope, 2), 1), plain_heads),
+            (
+                lambda: found.gated(both),
+                lambda: torch.nn.functional.silu(both[:, :intermediate]) * both[:, intermediate:],
+            ),
+        ):
+            if not torch.allclose(mine().float(), plain().float(), rtol=0.02, atol=0.02) or _time(mine) > _time(plain):
+                return None
+    return found
+
+
+def _time(call: Callable[[], object]) -> float:
+    """The shortest of a few calls, in seconds."""
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - start)
+    return min(took)
