@@ -15,6 +15,7 @@ import torch
 
 from bagel_mot.config import VaeConfig
 from bagel_mot.errors import DeviceError
+from bagel_mot.model.kernels import has_float8_matmul
 from bagel_mot.model.quant import FORMATS
 from bagel_mot.model.vae_precision import bfloat16_pays
 
@@ -132,15 +133,14 @@ def check_hardware(precision: Precision, device: torch.device) -> None:
         DeviceError: it cannot.
     """
     for stored in precision.parts.values():
-        if stored == "fp8-dynamic":
+        if stored == "fp8-dynamic" and not has_float8_matmul(device):
             there = device.type == "cuda" and torch.cuda.is_available()
-            capability = torch.cuda.get_device_capability(device) if there else (0, 0)
-            if capability < (8, 9):
-                here = f"compute capability {capability[0]}.{capability[1]}" if there else str(device)
-                raise DeviceError(
-                    f"precision 'fp8-dynamic' multiplies in FP8, which takes a CUDA device of compute capability 8.9 "
-                    f"or later, but this is {here}: use 'fp8', which only stores weights so."
-                )
+            here = torch.cuda.get_device_name(device) if there else str(device)
+            raise DeviceError(
+                "precision 'fp8-dynamic' multiplies in FP8, which takes an NVIDIA GPU of compute capability 8.9 or "
+                f"later, or one of AMD's with the same FP8, but this is {here}: use 'fp8', which only stores "
+                "weights so."
+            )
         if stored == "int8-dynamic" and device.type == "mps":
             raise DeviceError("precision 'int8-dynamic' is not to be had on 'mps': use 'int8'.")
         if stored.startswith("fp8") and device.type == "mps":

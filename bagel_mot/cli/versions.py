@@ -26,12 +26,16 @@ def versions() -> dict[str, Any]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda or "not in this build of PyTorch",
+        "cuda": torch.version.cuda or _rocm() or "not in this build of PyTorch",
         "devices": _devices(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "packages": _packages(),
     }
+
+
+def _rocm() -> str | None:
+    return f"ROCm {torch.version.hip}" if torch.version.hip else None
 
 
 def _devices() -> list[str]:

@@ -153,8 +153,9 @@ def choose_precision(precision: str | torch.dtype, device: torch.device, stored:
     """The precision of a model's parts. "auto" is as the weights are stored, if that is quantised; else bfloat16 on
     accelerators and for large checkpoints, and float32.
 
-    CUDA devices that only emulate bfloat16 (before compute capability 8) get float32, or float16 for large checkpoints:
-    in float32 these would not fit. Activations beyond 65504 overflow in float16, so bfloat16 is the first choice.
+    Devices without bfloat16 of their own (CUDA before compute capability 8, MPS before macOS 14) get float32, or
+    float16 for large checkpoints: in float32 these would not fit. Activations beyond 65504 overflow in float16, so
+    bfloat16 is the first choice.
 
     Args:
         precision: "auto", a name as `parse_precision` takes, or a type.
@@ -164,7 +165,7 @@ def choose_precision(precision: str | torch.dtype, device: torch.device, stored:
     Raises:
         DeviceError: the precision is unknown, or the device cannot compute in it.
     """
-    emulated = device.type == "cuda" and not _has_bfloat16(device)
+    emulated = not _has_bfloat16(device)
     half = torch.float16 if emulated else torch.bfloat16
     if precision != "auto":
         text = dtype_name(precision) if isinstance(precision, torch.dtype) else precision
@@ -179,8 +180,12 @@ def choose_precision(precision: str | torch.dtype, device: torch.device, stored:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    return True
 
 
 @dataclass(frozen=True)
@@ -357,7 +362,7 @@ def automatic_precisions(stored: StoredWeights, devices: Sequence[torch.device],
     all for large checkpoints. For small ones there is nothing to choose by quality; by speed bfloat16 is there too,
     since quantising makes them no faster, and by memory all.
     """
-    emulated = any(device.type == "cuda" and not _has_bfloat16(device) for device in devices)
+    emulated = any(not _has_bfloat16(device) for device in devices)
     if stored.format is None and stored.nbytes <= _LARGE and prefer != "memory":
         usual = choose_precision("auto", devices[0], stored).name
         return list(dict.fromkeys((usual, *(("bfloat16",) if prefer == "speed" and not emulated else ()))))

@@ -211,6 +211,26 @@ def float8_matmul(x: Tensor, weight: Tensor, x_scale: Tensor, weight_scale: Tens
     return torch._scaled_mm(x, weight, scale_a=x_scale, scale_b=weight_scale, out_dtype=dtype)
 
 
+@cache
+def has_float8_matmul(device: torch.device) -> bool:
+    """Whether a device multiplies in float8 as it is stored here (e4m3fn): NVIDIA's from compute capability 8.9 on, and
+    some of AMD's; others of AMD's have another float8.
+    """
+    return device.type == "cuda" and torch.cuda.is_available() and multiplies_in_float8(device)
+
+
+def multiplies_in_float8(device: torch.device) -> bool:
+    """Whether a product in float8 comes out right on a device."""
+    x, weight = _example(16, 32), _example(48, 32)
+
+    def multiply() -> Tensor:
+        left, right = (part.to(torch.float8_e4m3fn).to(device) for part in (x, weight))
+        scales = torch.ones(16, 1).to(device), torch.ones(1, 48).to(device)
+        return float8_matmul(left, right.t(), *scales, torch.bfloat16).cpu()
+
+    return _works(multiply, x @ weight.t(), 1.0)
+
+
 def join_nibbles(q: Tensor) -> Tensor:
     """Whole numbers 0..15, uint8 (out, in), as the INT4 kernel for AVX-512 reads them: (out/64, in, 32).
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from bagel_mot.errors import DeviceError
 from bagel_mot.installation import install_command
+from bagel_mot.model.kernels import has_float8_matmul
 
 _NAMES = frozenset({"q", "k", "v", "o", "gate", "up", "down"})
 _MULTIPLE = 16  # the kernels take sides of multiples of this
@@ -20,11 +21,11 @@ def check_float8(device: torch.device) -> None:
     Raises:
         DeviceError: it does not.
     """
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+    if not has_float8_matmul(device):
         what = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise DeviceError(
             f"parallel.enable_float8 is true, but {what} does not multiply in float8: an NVIDIA GPU of the generations "
-            "Ada, Hopper or newer does; set it to false"
+            "Ada, Hopper or newer does, and some of AMD's; set it to false"
         )
     try:
         import torchao.float8  # noqa: F401
