@@ -97,7 +97,7 @@ def test_every_fence_is_of_a_block(page: str) -> None:
 @pytest.mark.parametrize("page", LESSONS)
 def test_a_lesson_trains_once_and_uses_what_came_out(page: str) -> None:
     commands = [block.code for block in blocks(page) if block.language == "sh"]
-    assert sum("bagel train" in command for command in commands) == 1
+    assert sum("train finetune/" in command for command in commands) == 1
     (folder,) = set(re.findall(r"output=(runs/[\w-]+)", " ".join(commands)))
     assert sum(f"--adapter {folder}" in command for command in commands) > 0
 
@@ -140,9 +140,9 @@ def test_the_commands_of_a_lesson_run_in_miniature(page: str, tmp_path: Path, mo
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     commands = [block.code.strip() for block in blocks(page) if block.language == "sh"]
-    assert sum("bagel train" in command for command in commands) == 1
+    assert sum("train finetune/" in command for command in commands) == 1
     for command in commands:
-        small = command + MINIATURE if "bagel train" in command else command
+        small = command + MINIATURE if "train finetune/" in command else command
         done = subprocess.run(["bash", "-euo", "pipefail", "-c", small], capture_output=True, text=True)
         assert done.returncode == 0, f"{page}.md:\n{small}\n{done.stderr}"
     assert list((tmp_path / "runs").glob("*/step-00000002/adapter_model.safetensors"))
