@@ -74,9 +74,11 @@ def check(
     """Walk over a recipe's data: rows, images, tokens, and what would be left out and why.
 
     Every image is opened and every text tokenized, as in training. Ctrl-C ends the walk and prints what is known.
+    Data of which nothing can be used end it with status 2.
     """
     loaded = _loaded(recipe, overrides, checkpoint)
-    from bagel_mot.training.data_check import DataCheck, open_data
+    from bagel_mot.training.data_check import DataCheck
+    from bagel_mot.training.open_data import open_data
 
     walk = DataCheck(open_data(loaded), loaded.seed, workers, limit)
     interrupted = False
@@ -92,6 +94,7 @@ def check(
     if interrupted:
         notes().print("The walk was interrupted: these are the rows up to there.")
         raise typer.Exit(INTERRUPTED)
+    walk.check_usable()
 
 
 def _number(value: float | None) -> str:
@@ -148,8 +151,8 @@ def show(
     with writing(out, _ANOTHER):  # before the data are read
         check_writable(out)
     loaded = _loaded(recipe, overrides, checkpoint)
-    from bagel_mot.training.data_check import open_data
     from bagel_mot.training.data_sheet import sample_page
+    from bagel_mot.training.open_data import open_data
 
     page, shown = sample_page(open_data(loaded), loaded.seed, n)
     with writing(out, _ANOTHER):

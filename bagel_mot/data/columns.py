@@ -108,6 +108,9 @@ def missing_columns(rows: Sequence[Row], wanted: Mapping[str, Sequence[str]]) ->
     for role, names in wanted.items():
         if not any(values_of(row, name) for row in rows for name in names):
             given = " or ".join(names)
+            if empty := next((name for name in names if name in there), None):
+                where = f"is empty in the first {len(rows)} rows (data.{role} names another)"
+                return f"the column {empty}, which is to hold the {role}, {where}"
             hint = did_you_mean(names[0], there) if there else "there are no columns at all"
             if hint.startswith("did you mean"):
                 hint = f"{hint} There are {', '.join(there)}"

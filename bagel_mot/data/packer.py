@@ -164,8 +164,9 @@ class RowPacker(Packer):
         if und <= shape.und and gen <= shape.gen:
             return None
         return (
-            f"it needs {und} und and {gen} gen slots, and an empty row has {shape.und} and {shape.gen}: enlarge "
-            "pack.und or pack.gen, or lower the limits of the image transforms"
+            f"it needs {und} und and {gen} gen slots, and an empty row has {shape.und} and {shape.gen}: enlarge the "
+            "pack (pack.und and pack.gen, or pack.text, pack.seen and pack.latents where these are given), shorten the "
+            "texts, or lower the limits of the image transforms"
         )
 
 

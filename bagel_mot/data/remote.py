@@ -11,12 +11,14 @@ import glob
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast
+from threading import Thread
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 from PIL import Image
 
@@ -24,9 +26,13 @@ from bagel_mot.data.documents import LazyImage, Opener
 from bagel_mot.errors import DataError, ImageError
 from bagel_mot.installation import install_command
 
+_Answer = TypeVar("_Answer")
 _ADDRESS = re.compile(r"([a-z][a-z0-9+]+)://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
 _HOSTS = ("hdfs", "viewfs")
 _ARROW = {name: name for name in (*_HOSTS, "s3", "gs", "abfs", "abfss")} | {"s3a": "s3", "gcs": "gs"}
+_PATIENCE = 60.0  # seconds for one question, which a store that is there answers in less than one
+_SHOWN = 200  # characters of what a store says
+_GOOGLE_RETRIES = 15  # seconds in which PyArrow asks again; by itself it goes on for minutes
 _WEB = ("http", "https", "ftp", "file", "data")
 _HADOOP = (
     "HDFS needs Java and Hadoop's library libhdfs: set JAVA_HOME, HADOOP_HOME and CLASSPATH, which is what "
@@ -55,6 +61,12 @@ def is_remote(name: str) -> bool:
     """Whether a name is the address of a file in another file system, and not one of the web."""
     found = _ADDRESS.match(name)
     return found is not None and found[1].lower() not in _WEB
+
+
+def is_on_the_web(name: str) -> bool:
+    """Whether a name is the address of something on the web, where there are no folders."""
+    found = _ADDRESS.match(name)
+    return found is not None and found[1].lower() in ("http", "https", "ftp")
 
 
 @dataclass(frozen=True, order=True)
@@ -119,13 +131,15 @@ class RemotePath(LazyImage):
         """The answer to a question about the path, by the name that fsspec has for it.
 
         Raises:
-            DataError: the file system cannot be reached.
+            DataError: the file system cannot be reached, or does not answer.
         """
         try:
             with _as_oserror():
-                return bool(getattr(self._system, question)(self._inner))
+                return _soon(lambda: bool(getattr(self._system, question)(self._inner)), self.url)
         except OSError as error:
-            raise DataError(f"{self} cannot be reached: {error.strerror}") from error
+            scheme = _ARROW.get(self._address.scheme.lower())
+            advice = f"; {_ADVICE[scheme]}" if scheme else ""
+            raise DataError(f"{self} cannot be reached: {str(error.strerror)[:_SHOWN]}{advice}") from error
 
     def iterdir(self) -> Iterator[RemotePath]:
         with _as_oserror():
@@ -249,12 +263,34 @@ def _file_system(scheme: str, host: str, process: int) -> Any:
         if scheme in _HOSTS:
             return ArrowFSWrapper(pyarrow.fs.HadoopFileSystem.from_uri(f"{url}/" if host else f"{scheme}://default/"))
         if scheme in _ARROW:
-            return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{_ARROW[scheme]}://{host}")[0])
+            limit = f"?retry_limit_seconds={_GOOGLE_RETRIES}" if _ARROW[scheme] == "gs" else ""
+            return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{_ARROW[scheme]}://{host}{limit}")[0])
         return fsspec.url_to_fs(url)[0]
     except (ImportError, OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
         advice = f"; {_ADVICE[_ARROW[scheme]]}" if scheme in _ARROW else ""
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{url} cannot be reached ({reason}){advice}; or mount it, or copy it to a folder") from error
+
+
+def _soon(ask: Callable[[], _Answer], url: str) -> _Answer:
+    """Asks a store about an address: the result of `ask`, or its error.
+
+    Raises:
+        DataError: it takes longer than `_PATIENCE`. It is left to itself then: clients of stores retry for minutes, not
+            all can be told how long, and none can be interrupted.
+    """
+    answer: Future[_Answer] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    if not wait([answer], _PATIENCE).done:
+        raise DataError(f"{url} cannot be reached: there is no answer within {_PATIENCE:g} seconds")
+    return answer.result()
 
 
 @contextmanager

@@ -23,9 +23,12 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.parallel.launch import Launch
 from bagel_mot.tokenizer import Tokenizer
 from bagel_mot.training.checkpoints import checkpoint_folders, find
+from bagel_mot.training.first_rows import check_first_rows
 from bagel_mot.training.initial import InitialValues, initialise
 from bagel_mot.training.lora import base_precision
+from bagel_mot.training.open_data import open_data
 from bagel_mot.training.recipe import BagelRecipe, NewModel
+from bagel_mot.training.sizes import slots_to_share
 from bagel_mot.training.task import DTYPES
 
 
@@ -48,11 +51,19 @@ class Beginning:
 def begin(recipe: BagelRecipe, source: Source, launch: Launch) -> Beginning:
     """The run's own newest checkpoint, else the checkpoint `init`, else a new model.
 
+    Before a checkpoint is loaded for the first time, data that cannot train it and a division that does not fit it are
+    refused.
+
     In a launch of several processes none of them holds all values. A quantised base of adapters alone is whole in
     each: it is small, and worked out tensor by tensor.
     """
     parts: ModelParts | None = None
     begun = checkpoint_folders(recipe.output)
+    if not begun and recipe.model is None:
+        data = open_data(recipe, source)
+        degrees = recipe.parallel.degrees(launch.world)
+        degrees.check_decoder(data.config.decoder, slots_to_share(data.pack, degrees.context))
+        check_first_rows(data, recipe.seed)
     if not begun and recipe.model is not None:
         return _new(recipe, recipe.model, source, divided=launch.world > 1)
     # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.

@@ -11,23 +11,16 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from bagel_mot.checkpoint.official import folder_of
 from bagel_mot.data.dataset import Dataset
 from bagel_mot.data.documents import Dropout, Opener, SampleBuilder
 from bagel_mot.data.feed import GroupItem, GroupSample, check_fits_tables
 from bagel_mot.data.packer import AnyPackConfig
 from bagel_mot.data.rows import RowKey, SkipRow
-from bagel_mot.data.sources.base import Source
-from bagel_mot.data.supply import KeyedItem, RowSupply, SampleGroup, Supply, check_groups
+from bagel_mot.data.supply import KeyedItem, RowSupply, Supply
 from bagel_mot.data.workers import Workers
-from bagel_mot.errors import DataError, RecipeError
-from bagel_mot.inference.describe import described
+from bagel_mot.errors import DataError
 from bagel_mot.sequence import NOISED, FramesSegment, PackSpec, Sample, Segment, TextSegment, VitSegment
-from bagel_mot.tokenizer import Tokenizer
-from bagel_mot.training.checkpoints import checkpoint_folders, find
-from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
-from bagel_mot.training.sizes import pack_config
-from bagel_mot.training.start import start_shape
+from bagel_mot.training.open_data import OpenData
 
 _LISTED = 20  # rows that are listed of each reason
 _DRAWN = 1000  # documents that are looked at of a source that never ends
@@ -36,56 +29,18 @@ _TOO_LARGE = "larger than a pack"
 _opened: list[tuple[int, int]] = []  # the sizes of the images that this process has opened for the row at hand
 
 
-@dataclass(frozen=True)
-class OpenData:
-    """The data of a recipe, as a run would read them, without the weights of a model.
+def nothing_usable(group: str, rows: int, first: tuple[str, str] | None) -> DataError:
+    """The error of data of which not one row can be used.
 
-    Attributes:
-        source: the source.
-        groups: its groups.
-        builder: makes samples of documents.
-        spec: the packing facts of the model.
-        pack: the size of a pack.
-        tokenizer: the model's tokenizer.
+    Args:
+        group: the name of the group.
+        rows: the number of its rows.
+        first: the place of the first of them, and the sentence about it.
     """
-
-    source: Source
-    groups: Sequence[SampleGroup]
-    builder: SampleBuilder
-    spec: PackSpec
-    pack: AnyPackConfig
-    tokenizer: Tokenizer
-
-
-def open_data(recipe: BagelRecipe | AutoencoderRecipe) -> OpenData:
-    """Opens the data of a recipe.
-
-    Raises:
-        RecipeError: the recipe trains an autoencoder.
-        DataError: there are no data, or a file cannot be used.
-        CheckpointError, TokenizerError: the checkpoint lacks what is needed.
-    """
-    if isinstance(recipe, AutoencoderRecipe):
-        raise RecipeError("the recipe trains an autoencoder, whose data are images alone: give one of the model itself")
-    source = recipe.data.open(recipe.seed)
-    groups = source.groups()
-    check_groups(groups)
-    shape = start_shape(recipe)
-    if recipe.model is not None:
-        tokenizer = Tokenizer.train(source.texts(), recipe.model.decoder.vocab_size)
-    else:
-        begun = checkpoint_folders(recipe.output)
-        init = begun[-1] if begun and recipe.adapters is None else recipe.init
-        local = Path(str(init)).expanduser()
-        folder = described(str(find(str(init), recipe.output)) if local.is_dir() else str(init))[2]
-        tokenizer = Tokenizer.from_folder(folder_of(folder))
-    builder = SampleBuilder(
-        tokenizer, shape.vae, shape.vit, shape.config.latent_stride, shape.config.vit.patch_size, recipe.dropout
-    )
-    spec = PackSpec.of(shape.config, tokenizer.special)
-    for group in groups:
-        group.supply.check_sizes(builder, spec)
-    return OpenData(source, groups, builder, spec, pack_config(recipe.pack, shape.vae, shape.vit), tokenizer)
+    if first is None:
+        return DataError(f"the data of {group} have no rows, so there is nothing to train on")
+    rest = f"none of the {rows} rows of {group} can be used" if rows > 1 else f"the only row of {group} cannot be used"
+    return DataError(f"{rest}, so there is nothing to train on; {first[0].removeprefix(f'{group}: ')}: {first[1]}")
 
 
 class RowFacts(NamedTuple):
@@ -154,6 +109,12 @@ class RowChecker:
     spec: PackSpec
     pack: AnyPackConfig
     seed: int
+
+    @classmethod
+    def of(cls, data: OpenData, supplies: Sequence[Supply], seed: int) -> RowChecker:
+        """The checker of the data of a recipe."""
+        builder = replace(data.builder, dropout=Dropout(0.0, 0.0, 0.0, 0.0))
+        return cls(tuple(supplies), builder, data.spec, data.pack, seed)
 
     def __call__(self, task: GroupItem) -> RowFacts | SkipRow:
         _opened.clear()
@@ -279,8 +240,7 @@ class DataCheck:
             else group.supply
             for group in data.groups
         ]
-        builder = replace(data.builder, dropout=Dropout(0.0, 0.0, 0.0, 0.0))
-        checker = RowChecker(tuple(supplies), builder, data.spec, data.pack, seed)
+        checker = RowChecker.of(data, supplies, seed)
         self.data, self._supplies, self.limit = data, supplies, limit
         self._workers: Workers[GroupItem, RowFacts | SkipRow] = Workers(checker, workers)
         self.datasets: dict[tuple[int, str], DatasetFacts] = {}
@@ -348,6 +308,24 @@ class DataCheck:
                     yield facts, GroupItem(group, KeyedItem([0, *RowKey(*key)], row))
             except DataError as error:
                 facts.unreadable.append(str(error))
+
+    def check_usable(self) -> None:
+        """Checks what is known so far.
+
+        Raises:
+            DataError: all rows of a group have been looked at, and not one can be used.
+        """
+        for group in self.data.groups:
+            parts = [facts for facts in self.datasets.values() if facts.group == group.name]
+            if all(not facts.tokens and self._is_over(facts) for facts in parts):
+                listed = [row for facts in parts for row in facts.listed]
+                raise nothing_usable(group.name, sum(facts.rows for facts in parts), listed[0][1:] if listed else None)
+
+    def _is_over(self, facts: DatasetFacts) -> bool:
+        """Whether all rows of a data set have been looked at."""
+        if facts.total is not None:
+            return facts.rows >= facts.total
+        return self.limit is None or facts.rows < self.limit
 
     def report(self) -> dict[str, Any]:
         """All that is known so far, as JSON."""

@@ -27,7 +27,7 @@ from bagel_mot.sequence import (
     VitSegment,
     segment_length,
 )
-from bagel_mot.training.data_check import OpenData
+from bagel_mot.training.open_data import OpenData
 
 _SHOWN = 220  # pixels of the long side of an image on the page
 _STYLE = """

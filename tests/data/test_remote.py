@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,33 @@ def test_hadoop_without_its_library_says_what_is_missing(tmp_path: Path, monkeyp
     assert "\n" not in str(caught.value)
     with pytest.raises(DataError, match="no://where cannot be reached"):
         found_places("no://where/it/is")
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.fs
+
+    asked, answers = [], threading.Event()
+
+    class Silent(pyarrow.fs.LocalFileSystem):  # type: ignore[misc]
+        def get_file_info(self, paths: Any) -> Any:
+            answers.wait()
+            raise OSError("too late")
+
+    class Stores:
+        @staticmethod
+        def from_uri(uri: str) -> Any:
+            asked.append(uri)
+            return Silent(), ""
+
+    monkeypatch.setattr(pyarrow.fs, "FileSystem", Stores)
+    monkeypatch.setattr(remote, "_PATIENCE", 0.2)
+    with pytest.raises(DataError, match=r"^gs://bucket/rows cannot be reached: there is no answer within 0.2 seconds$"):
+        found_places("gs://bucket/rows")
+    assert asked == ["gs://bucket?retry_limit_seconds=15"]
+    answers.set()
+    monkeypatch.setattr(remote, "_PATIENCE", 60.0)
+    with pytest.raises(DataError, match="^gs://bucket/rows cannot be reached: too late; Google's store needs its"):
+        found_places("gs://bucket/rows")
 
 
 def test_addresses_are_told_from_names(tmp_path: Path) -> None:

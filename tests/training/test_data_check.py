@@ -13,7 +13,11 @@ from typer.testing import CliRunner
 
 from bagel_mot.cli import app
 from bagel_mot.data.public import PUBLIC_DATA
-from bagel_mot.training.data_check import DataCheck, open_data
+from bagel_mot.errors import DataError
+from bagel_mot.training import first_rows
+from bagel_mot.training.data_check import DataCheck
+from bagel_mot.training.first_rows import check_first_rows
+from bagel_mot.training.open_data import open_data
 from bagel_mot.training.profiles import load_recipe
 from bagel_mot.training.recipe import BagelRecipe
 from tests.data.miniatures import MINIATURES, image_bytes, image_file, jsonl, tar
@@ -205,6 +209,80 @@ def test_bad_data_end_in_one_sentence(data: dict[str, str], said: str, tmp_path:
         assert re.search(said, result.stderr)
         assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "sheet.html").exists()
+
+
+NOTHING: dict[str, tuple[dict[str, Any], str]] = {
+    "no captions": (
+        {"kind": "folder", "task": "t2i", "path": "{tmp}/bare"},
+        r"none of the 2 rows of .*/bare can be used, so there is nothing to train on; .*/0\.png: there is no 0\.txt",
+    ),
+    "broken images": (
+        {"kind": "folder", "path": "{tmp}/broken"},
+        r"the only row of .*/broken cannot be used, .*/a\.png: the picture .* is truncated or damaged",
+    ),
+    "long captions": (
+        {"kind": "folder", "path": "{tmp}/long"},
+        r"/long cannot be used, .*it needs \d+ und and \d+ gen slots, and an empty row has 512 and 64: enlarge the ",
+    ),
+    "URLs": (
+        {"kind": "jsonl", "task": "t2i", "path": "{tmp}/urls.jsonl"},
+        r"none of the 2 rows of urls can be used.*line 1: the image http://nowhere/a\.png is a URL",
+    ),
+    "no rows": ({"kind": "parquet", "task": "t2i", "path": "{tmp}/none.parquet"}, "the data of none have no rows"),
+    "nulls": (
+        {"kind": "jsonl", "task": "t2i", "path": "{tmp}/nulls.jsonl"},
+        r"the column caption, which is to hold the caption, is empty in the first 2 rows \(data\.caption names",
+    ),
+    "the web": (
+        {"kind": "jsonl", "task": "t2i", "path": "https://nowhere/a.jsonl"},
+        r"data\.path is https://nowhere/a\.jsonl; files are read from this machine and from stores",
+    ),
+    "a store's folder": (
+        {"kind": "folder", "path": "s3://bucket/images"},
+        "s3://bucket/images is an address; a folder of this machine is expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_data_that_train_nothing_are_refused_before_the_model_is_loaded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for image in ("bare/0", "bare/1", "broken/a", "long/a"):
+        image_file(tmp_path / f"{image}.png", 1)
+    (tmp_path / "broken" / "a.png").write_bytes((tmp_path / "broken" / "a.png").read_bytes()[:60])
+    (tmp_path / "broken" / "a.txt").write_text("a cat")
+    (tmp_path / "long" / "a.txt").write_text("word " * 600)
+    jsonl(tmp_path / "urls.jsonl", [{"image": "http://nowhere/a.png", "caption": "a cat"}] * 2)
+    jsonl(tmp_path / "nulls.jsonl", [{"image": "bare/0.png", "caption": None}] * 2)
+    schema = pa.schema([("image", pa.binary()), ("caption", pa.string())])
+    parquet.write_table(schema.empty_table(), tmp_path / "none.parquet")
+    data, said = NOTHING[name]
+    content = {key: value.replace("{tmp}", str(tmp_path)) for key, value in data.items()}
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE.replace("DATA", json.dumps(content)).replace("output: run", f"output: {tmp_path / 'run'}"))
+    monkeypatch.setattr("bagel_mot.training.beginning.load_checkpoint", None)  # which would be called
+    for command in (["train", str(file)], ["data", "check", str(file)]):
+        result = runner.invoke(app, command)
+        assert result.exit_code == 2
+        assert re.search(said, result.stderr)
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_group_is_refused_only_where_all_of_its_rows_were_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"image": f"{number}.png", "caption": "a cat"} for number in range(5)]
+    data = {"kind": "jsonl", "task": "t2i", "path": str(jsonl(tmp_path / "rows.jsonl", rows))}
+    loaded = recipe(tmp_path, data)
+    with pytest.raises(DataError, match=r"none of the 5 rows of rows can be used.*line 1: the picture .*0\.png"):
+        check_first_rows(open_data(loaded), 0)
+    monkeypatch.setattr(first_rows, "_ROWS", 4)
+    check_first_rows(open_data(loaded), 0)
+    monkeypatch.undo()
+    image_file(tmp_path / "3.png", 1)
+    check_first_rows(open_data(loaded), 0)
 
 
 def test_a_recipe_of_an_autoencoder_has_no_samples() -> None:

@@ -61,7 +61,7 @@ class FolderReader(Reader):
         raise NotImplementedError
 
     def units(self) -> Sequence[Unit]:
-        return [Unit(str(self.folder), len(self.rows))]
+        return [Unit(str(self.folder), len(self.names))]
 
     def read(self, unit: int, start: int = 0) -> Iterator[Row]:
         return iter(self.rows[start:])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from bagel_mot.config import Count, must_be
@@ -13,6 +13,7 @@ from bagel_mot.data.dataset import DataGroup, Dataset
 from bagel_mot.data.documents import OPENERS, ImageRules
 from bagel_mot.data.readers.folder import CaptionedImages, ImagePairs, image_files
 from bagel_mot.data.readers.jsonl import JsonlReader
+from bagel_mot.data.remote import is_on_the_web, is_remote
 from bagel_mot.data.sources.base import FileSource, Source, SourceConfig
 from bagel_mot.data.tasks.chat import Conversation
 from bagel_mot.data.tasks.edit import Compose
@@ -37,7 +38,12 @@ class FolderConfig(SourceConfig):
     """
 
     kind: Literal["folder"] = "folder"
-    path: Annotated[Path, must_be("the name of a folder"), AfterValidator(lambda path: user_path(path, DataError))]
+    path: Annotated[
+        Path,
+        must_be("the name of a folder"),
+        AfterValidator(lambda path: user_path(path, DataError)),
+        BeforeValidator(lambda given: _on_this_machine(given)),
+    ]
     task: FolderTask | None = None
     target_copies: Count = 1
     images: Literal["upright", "published"] = "upright"
@@ -57,6 +63,15 @@ class FolderConfig(SourceConfig):
             return Dataset(name, ImagePairs(self.path), Compose("before", "instruction", "after"), rules)
         mapper = TextToImage("image", "captions", plain_captions, copies=self.target_copies)
         return Dataset(name, CaptionedImages(self.path), mapper, rules)
+
+
+def _on_this_machine(given: Any) -> Any:
+    if isinstance(given, str) and (is_remote(given) or is_on_the_web(given)):
+        raise DataError(
+            f"{given} is an address; a folder of this machine is expected: download it, or mount it, or read rows by "
+            "data.kind: parquet or jsonl, whose files may lie in stores"
+        )
+    return given
 
 
 def found_task(path: Path) -> FolderTask:

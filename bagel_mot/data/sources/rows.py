@@ -27,7 +27,7 @@ from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.readers.parquet import ParquetReader
 from bagel_mot.data.readers.turns import TurnsReader
 from bagel_mot.data.readers.webdataset import WebDatasetReader
-from bagel_mot.data.remote import AnyPath, found_places, is_remote
+from bagel_mot.data.remote import AnyPath, found_places, is_on_the_web, is_remote
 from bagel_mot.data.sources.base import FileSource, Source, SourceConfig
 from bagel_mot.errors import DataError, did_you_mean
 from bagel_mot.files import user_path
@@ -285,6 +285,11 @@ def _named(name: str, kind: str) -> list[AnyPath]:
         if not places:
             raise DataError(f"data.path is {name}, but there is no such file or folder")
         return places
+    if is_on_the_web(name):
+        raise DataError(
+            f"data.path is {name}; files are read from this machine and from stores (s3://, gs://, abfs://, hdfs://), "
+            "not from the web: download them"
+        )
     path = user_path(name, DataError)
     found = _glob(path)
     if not found and (kind != "hf" or path.is_absolute() or name.startswith(".")):

@@ -60,7 +60,8 @@ def image_of(value: Any, folder: AnyPath | None = None) -> AnyImage:
         return _of_text(value, folder)
     raise SkipRow(
         "an image is of another type",
-        f"an image is a {type(value).__name__}; bytes, the path of a file, or an object with bytes or path is expected",
+        f"an image is of the type {type(value).__name__}; bytes, the path of a file, or an object with bytes or path "
+        "is expected",
     )
 
 

@@ -113,6 +113,12 @@ def test_what_a_folder_must_hold(tmp_path: Path, make: object, message: str) -> 
         FolderConfig(path=folder).open(0)
 
 
+def test_a_folder_without_pairs_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    _image(tmp_path / "a.before.jpg.png")
+    with pytest.raises(DataError, match=r"has no pair of images: NAME\.before\.png, NAME\.after\.png"):
+        FolderConfig(path=tmp_path, task="edit").open(0)
+
+
 def test_a_folder_of_two_kinds_asks_for_the_task(tmp_path: Path) -> None:
     _image(tmp_path / "a.png")
     _text(tmp_path / "a.txt", "a car")

@@ -72,7 +72,7 @@ def test_a_caption_is_one_of_the_texts() -> None:
         ({"image": b"i", "captions": "3"}, "a JSON object with texts is expected"),
         ({"image": b"i", "captions": "[]"}, "has no wording"),
         ({"image": b"i", "captions": '{"a": 3}'}, "a caption is 3, which is a int"),
-        ({"image": 3.0, "captions": "{}"}, "an image is a float"),
+        ({"image": 3.0, "captions": "{}"}, "an image is of the type float"),
         ({"image": "https://x.org/a.png", "captions": "{}"}, "URLs are not fetched"),
         ({"image": "data:image/png;base64,%%", "captions": "{}"}, "no valid base64"),
         ({"image": {"bytes": None, "path": None}, "captions": "{}"}, "an image is null"),
