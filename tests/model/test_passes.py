@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,22 @@ def test_passes_that_compute_something_else_are_not_taken(monkeypatch: pytest.Mo
     monkeypatch.setattr(passes.Passes, "gated", lambda self, both: both[:, : both.shape[1] // 2])
     assert passes.passes_for.__wrapped__(torch.float32, 64, 96, 16) is None
     assert passes.passes_for.__wrapped__(torch.float16, 64, 96, 16) is None
+
+
+@pytest.mark.parametrize(("factor", "slower"), [(0.5, False), (1.0, False), (1.4, False), (3.0, True)])
+def test_only_what_is_clearly_slower_is_not_taken(monkeypatch: pytest.MonkeyPatch, factor: float, slower: bool) -> None:
+    clock = [0.0]
+
+    def takes(seconds: float) -> Callable[[], None]:
+        moments = iter(range(100))
+
+        def call() -> None:  # every second call is disturbed by other work
+            clock[0] += seconds * (1 + next(moments) % 2)
+
+        return call
+
+    monkeypatch.setattr(passes.time, "perf_counter", lambda: clock[0])
+    assert passes._slower(takes(factor), takes(1.0)) == slower
 
 
 def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
