@@ -22,7 +22,7 @@ from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.parallel.launch import Launch
 from bagel_mot.tokenizer import Tokenizer
-from bagel_mot.training.checkpoints import checkpoint_folders, find
+from bagel_mot.training.checkpoints import checkpoint_folders, find, refuse_untrained
 from bagel_mot.training.first_rows import check_first_rows
 from bagel_mot.training.initial import InitialValues, initialise
 from bagel_mot.training.lora import base_precision
@@ -60,6 +60,7 @@ def begin(recipe: BagelRecipe, source: Source, launch: Launch) -> Beginning:
     parts: ModelParts | None = None
     begun = checkpoint_folders(recipe.output)
     if not begun and recipe.model is None:
+        refuse_untrained(str(recipe.init), recipe.output)
         data = open_data(recipe, source)
         degrees = recipe.parallel.degrees(launch.world)
         degrees.check_decoder(data.config.decoder, slots_to_share(data.pack, degrees.context))

@@ -91,6 +91,17 @@ def find(name: str, output: Path) -> Path:
     Raises:
         CheckpointError: there is none, or it cannot be downloaded.
     """
+    refuse_untrained(name, output)
+    return latest(find_checkpoint(name))
+
+
+def refuse_untrained(name: str, output: Path) -> None:
+    """Checks that a checkpoint is not one that is still to be trained; the hub is not asked. The arguments are those of
+    `find`.
+
+    Raises:
+        CheckpointError: it is.
+    """
     place = user_path(name, CheckpointError)
     is_there = place.exists() and not (place.is_dir() and not any(place.iterdir()))
     if not is_there and name != MINI:
@@ -99,7 +110,6 @@ def find(name: str, output: Path) -> Path:
             raise CheckpointError(f"there is no checkpoint in {name} yet: train it first, with `bagel train {maker}`.")
         if not place.is_absolute() and len(place.parts) > 1 and place.parts[0] == output.parts[0]:
             raise CheckpointError(f"there is no checkpoint in {name}: train it first, or give another.")
-    return latest(find_checkpoint(name))
 
 
 class Saver:

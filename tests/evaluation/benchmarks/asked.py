@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from bagel_mot.images import ImageTransform
 from bagel_mot.inference.result import Result
 
 BLANK = Image.new("RGB", (64, 64))
@@ -22,7 +23,7 @@ class Asked:
     """
 
     def __init__(self) -> None:
-        self.defaults = SimpleNamespace(of=lambda task: {"size": (64, 64)})
+        self.defaults = SimpleNamespace(of=lambda task: {"size": (64, 64)}, vit_transform=ImageTransform(980, 224, 14))
         self.hashes: list[str] = []
 
     def _keep(self, kind: str, texts: list[str], images: list[Image.Image], seed: int | None, settings: Any) -> None:

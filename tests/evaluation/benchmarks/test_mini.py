@@ -14,6 +14,7 @@ from bagel_mot.errors import SettingError
 from bagel_mot.evaluation.benchmarks.mini import JUDGE_ROWS, ROWS, Mini, pick_rows, summary
 from bagel_mot.evaluation.benchmarks.mini_report import RowScore, evaluate, rows_of
 from bagel_mot.evaluation.respondents.local import LocalRespondent
+from bagel_mot.images import ImageTransform
 from bagel_mot.inference.result import Result
 from bagel_mot.worlds.mini.draw import draw
 from bagel_mot.worlds.mini.items import ask_items, draw_items, edit_items, riddle_items
@@ -42,7 +43,7 @@ class Oracle:
     """Knows every item's solution."""
 
     def __init__(self) -> None:
-        self.defaults = SimpleNamespace(of=lambda task: {"size": (64, 64)})
+        self.defaults = SimpleNamespace(of=lambda task: {"size": (64, 64)}, vit_transform=ImageTransform(980, 224, 14))
         self.drawings: dict[str, Image.Image] = {}
         self.edits: dict[tuple[bytes, str], Image.Image] = {}
         self.answers: dict[tuple[bytes, str], str] = {}
