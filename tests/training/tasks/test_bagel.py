@@ -32,7 +32,7 @@ from bagel_mot.inference.defaults import read_defaults
 from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.sequence import TextSegment
-from bagel_mot.training import optimizer
+from bagel_mot.training import optimizer, start
 from bagel_mot.training.breakdown import tokens_by_kind
 from bagel_mot.training.checkpoints import STATE_FILE, STATE_FOLDER, load_latest
 from bagel_mot.training.loop import train
@@ -146,10 +146,11 @@ def test_a_sample_gives_the_same_loss_in_any_company(recipe: Make) -> None:
 def test_a_stage_that_was_not_trained_yet_is_named_and_never_looked_for_on_the_hub(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(text: str, **_: object) -> Path:
+    def asked(text: object, *_: object, **__: object) -> Path:
         raise AssertionError(f"the hub was asked for {text}")
 
     monkeypatch.setattr(loading, "download", asked)
+    monkeypatch.setattr(start, "described", asked)
     monkeypatch.chdir(tmp_path)
     first = r"there is no checkpoint in runs/mini-autoencoder-wide yet: train it first, with `bagel train mini-auto"
     with pytest.raises(CheckpointError, match=first):
