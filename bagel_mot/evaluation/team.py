@@ -36,9 +36,18 @@ class Team:
         return self._add("items", count)
 
     def wait(self) -> None:
-        """Waits until all processes have called this."""
-        self._add("waiting", 1)
-        while self.world > 1 and self._add("waiting", 0) < self.world:
+        """Waits until all processes have called this. The first one, which has the store, goes last: without it the
+        others could not see that all are there.
+        """
+        self._gather("waiting")
+        if self.rank == 0:
+            self._gather("seen")
+        else:
+            self._add("seen", 1)
+
+    def _gather(self, what: str) -> None:
+        self._add(what, 1)
+        while self.world > 1 and self._add(what, 0) < self.world:
             time.sleep(_POLL)
 
     def _add(self, what: str, count: int) -> int:
