@@ -296,7 +296,7 @@ def matmul_rate(config: BagelConfig, rows: int) -> float:
     flops = seconds = 0.0
     for out, inner in shapes(config):
         linear: Any = torch.nn.Linear(inner, out, bias=False, dtype=torch.bfloat16)
-        linear = PrepackedLinear(linear) if can_prepack(torch.bfloat16) else linear
+        linear = PrepackedLinear(linear.weight, linear.bias) if can_prepack(torch.bfloat16) else linear
         x = torch.randn(rows, inner, dtype=torch.bfloat16)
         with torch.inference_mode():
             linear(x)

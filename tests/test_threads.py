@@ -198,7 +198,9 @@ def test_it_holds_in_every_thread_that_drives_the_engine(mini: Bagel) -> None:
 def test_mini_draws_and_writes_the_same_with_one_and_with_two_threads(mini: Bagel) -> None:
     two = Bagel.from_pretrained("mini", threads=2)
     images = [bagel.generate("a red car below a yellow sun", seed=3, num_timesteps=8) for bagel in (mini, two)]
+    assert images[0].tobytes() == images[1].tobytes()
     edits = [bagel.edit(images[0], "make the car blue", seed=3, num_timesteps=8) for bagel in (mini, two)]
-    for one, other in (images, edits):  # sums over pixels are made in another order: the last digit of one may differ
-        assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1
+    # oneDNN divides the convolutions of small maps by threads, so what the encoder says of an image differs in its last
+    # digits, and a pixel by one level.
+    assert np.abs(np.asarray(edits[0], np.int16) - np.asarray(edits[1], np.int16)).max() <= 1
     assert len({bagel.ask(images[0], "Describe the picture.", max_new_tokens=24) for bagel in (mini, two)}) == 1

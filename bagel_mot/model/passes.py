@@ -4,7 +4,7 @@ PyTorch's own operations read and write whole tensors for every step of a norm, 
 bfloat16 that was more than a third of a denoising step. The passes here are C++ (`passes.cpp`, no library but the C++
 one), compiled in a second or two when the first large model is loaded, and kept in the user's cache. (`torch.compile`
 makes as good ones, but took 26 seconds the first time and five in every process.) Where there is no compiler, or the
-passes do not compute what they should, or are no faster, PyTorch's operations serve.
+passes do not compute what they should, or are clearly slower, PyTorch's operations serve.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _compile(compiler: str, place: Path) -> None:
 
 @cache
 def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int) -> Passes | None:
-    """The passes for such activations, where they are to be had here, are right, and are faster than PyTorch's
-    operations at these widths; else None.
+    """The passes for such activations, where they are to be had here, are right, and are not clearly slower than
+    PyTorch's operations at these widths; else None.
     """
     if dtype not in _TYPES or head_dim % 2 or (library := compiled()) is None:
         return None

@@ -13,6 +13,7 @@ from bagel_mot.data.packer import AnyPackConfig
 from bagel_mot.data.sources.base import Source
 from bagel_mot.data.supply import SampleGroup, check_groups
 from bagel_mot.errors import RecipeError
+from bagel_mot.images import ImageTransform
 from bagel_mot.inference.describe import described
 from bagel_mot.sequence import PackSpec
 from bagel_mot.tokenizer import Tokenizer
@@ -60,8 +61,6 @@ def open_data(recipe: BagelRecipe | AutoencoderRecipe, source: Source | None = N
     if isinstance(recipe, AutoencoderRecipe):
         raise RecipeError("the recipe trains an autoencoder, whose data are images alone: give one of the model itself")
     source = source or recipe.data.open(recipe.seed)
-    groups = source.groups()
-    check_groups(groups)
     shape = start_shape(recipe)
     if recipe.model is not None:
         tokenizer = Tokenizer.train(source.texts(), recipe.model.decoder.vocab_size)
@@ -71,11 +70,33 @@ def open_data(recipe: BagelRecipe | AutoencoderRecipe, source: Source | None = N
         local = Path(str(init)).expanduser()
         folder = described(str(find(str(init), recipe.output)) if local.is_dir() else str(init))[2]
         tokenizer = Tokenizer.from_folder(folder_of(folder))
-    builder = SampleBuilder(
-        tokenizer, shape.vae, shape.vit, shape.config.latent_stride, shape.config.vit.patch_size, recipe.dropout
-    )
-    spec = PackSpec.of(shape.config, tokenizer.special)
+    return data_for(recipe, source, shape.config, tokenizer, shape.vae, shape.vit)
+
+
+def data_for(
+    recipe: BagelRecipe,
+    source: Source,
+    config: BagelConfig,
+    tokenizer: Tokenizer,
+    vae: ImageTransform,
+    vit: ImageTransform,
+) -> OpenData:
+    """The data of an open source for a model.
+
+    Args:
+        recipe: the recipe.
+        source: the source.
+        config: the model's configuration.
+        tokenizer: its tokenizer.
+        vae, vit: the transforms of its images, within the recipe's limits.
+
+    Raises:
+        DataError: there are no data, or an image size does not fit the model.
+    """
+    groups = source.groups()
+    check_groups(groups)
+    builder = SampleBuilder(tokenizer, vae, vit, config.latent_stride, config.vit.patch_size, recipe.dropout)
+    spec = PackSpec.of(config, tokenizer.special)
     for group in groups:
         group.supply.check_sizes(builder, spec)
-    pack = pack_config(recipe.pack, shape.vae, shape.vit)
-    return OpenData(source, groups, shape.config, builder, spec, pack, tokenizer)
+    return OpenData(source, groups, config, builder, spec, pack_config(recipe.pack, vae, vit), tokenizer)

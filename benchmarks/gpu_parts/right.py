@@ -15,7 +15,7 @@ from bagel_mot.bench.machine import machine
 from bagel_mot.checkpoint.precision import QUANTISED
 from bagel_mot.errors import BagelError
 from bagel_mot.inference.request import Recorder
-from bagel_mot.model import attention
+from bagel_mot.model.attend_over import attend_over
 from bagel_mot.verify import verify
 from gpu_parts.common import failure
 
@@ -99,9 +99,9 @@ def attention_errors(device: torch.device) -> dict[str, float]:
             total = keys.shape[1]
             mask = torch.ones(n, total, dtype=torch.bool).tril(total - n) if causal else None
             wanted = F.scaled_dot_product_attention(query.double().transpose(0, 1), keys, values, attn_mask=mask)
-            moved = [(k.to(device, dtype), v.to(device, dtype)) for k, v in parts]
-            got = attention.attend_parts(query.to(device, dtype), moved, causal=causal)
-            found[f"{name}, {str(dtype).removeprefix('torch.')}"] = relative(got.cpu(), wanted.transpose(0, 1))
+            moved = [(k[None].to(device, dtype), v[None].to(device, dtype)) for k, v in parts]
+            got = attend_over(query.transpose(0, 1)[None].to(device, dtype), moved, causal=causal)
+            found[f"{name}, {str(dtype).removeprefix('torch.')}"] = relative(got[0].cpu(), wanted)
     return found
 
 

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
-from bagel_mot.model import attention
-from bagel_mot.model.attention import CachedAttention, CachedSample, MaskedAttention, attend_over
+from bagel_mot.model import attend_over as merging
+from bagel_mot.model.attend_over import attend_over
+from bagel_mot.model.attention import MaskedAttention
 from bagel_mot.model.cache import CacheSpec, Context
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.flex import FlexMaskedAttention, block_mask
 from bagel_mot.sequence import (
     PackSpec,
@@ -95,8 +97,8 @@ def test_extreme_scores_stay_finite() -> None:
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_parts_by_matmul_in_blocks(largest: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What devices without a fitting kernel run, whatever the size of a block."""
-    monkeypatch.setattr(attention, "_LARGEST_SCORES", largest)
-    monkeypatch.setattr(attention, "_partial", attention._partial_by_matmul)
+    monkeypatch.setattr(merging, "_LARGEST_SCORES", largest)
+    monkeypatch.setattr(merging, "_partial", merging._partial_by_matmul)
     query, keys, values = torch.randn(7, 4, 8), torch.randn(2, 24, 8), torch.randn(2, 24, 8)
     parts = list(zip(split(keys, (13, 11)), split(values, (13, 11)), strict=True))
     got = attend_parts(query, parts, causal=causal)
@@ -110,7 +112,7 @@ def test_parts_by_matmul_against_the_concatenation(
     causal: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a device that only has matmuls."""
-    monkeypatch.setattr(attention, "_partial", attention._partial_by_matmul)
+    monkeypatch.setattr(merging, "_partial", merging._partial_by_matmul)
     query, keys, values = (torch.randn(shape).to(dtype) for shape in ((6, 4, 8), (2, 21, 8), (2, 21, 8)))
     parts = list(zip(split(keys, (3, 10, 8)), split(values, (3, 10, 8)), strict=True))
     mask = torch.ones(6, 21, dtype=torch.bool).tril(15) if causal else None
@@ -129,8 +131,8 @@ def test_no_device_joins_keys_and_values(causal: bool, monkeypatch: pytest.Monke
         lengths.append(key.shape[2])
         return original(query, key, value, mask)
 
-    original = attention._partial_by_matmul
-    monkeypatch.setattr(attention, "_partial_by_matmul", by_matmul)
+    original = merging._partial_by_matmul
+    monkeypatch.setattr(merging, "_partial_by_matmul", by_matmul)
     keys = torch.empty(2, 24, 8, device="meta")
     parts = [(part, part) for part in keys.split((13, 11), dim=1)]
     assert attend_parts(torch.empty(7, 4, 8, device="meta"), parts, causal=causal).shape == (7, 4, 8)

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bagel_mot.config import DecoderConfig
 from bagel_mot.model import cache
-from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.cache import CachePool, Context
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.decoder import Decoder
 from bagel_mot.sequence import CAUSAL, FULL, SegmentSpan, TextSegment
 

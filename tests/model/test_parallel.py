@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
-from bagel_mot.model.attention import CachedAttention, CachedSample, MaskedAttention
+from bagel_mot.model.attention import MaskedAttention
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
 from bagel_mot.parallel.tensor import divide_experts

@@ -11,8 +11,8 @@ from torch import nn
 from bagel_mot import Bagel
 from bagel_mot.config import DecoderConfig
 from bagel_mot.model import prepacked as prepacked_module
-from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.cache import Context
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.decoder import Decoder
 from bagel_mot.model.kernels import can_prepack
 from bagel_mot.model.prepacked import PrepackedLinear, prepack_weights

@@ -11,9 +11,9 @@ from torch import Tensor
 from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
 from bagel_mot.inference.loading import compile_experts
 from bagel_mot.model import decoder, passes
-from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.decoder import LEAST_WIDTH
 from bagel_mot.sequence import PackSpec, Sample, TextSegment, VaeSegment, Values, pack_cached, segment_length
 from bagel_mot.tokenizer import SpecialTokens

@@ -21,9 +21,9 @@ from bagel_mot.checkpoint.precision import Precision
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model import kernels, vae_strips
-from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import CachePool, CacheSpec, Context
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import (
     PROCESS_BYTES,

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from bagel_mot.bench import random_model
 from bagel_mot.config import BagelConfig, DecoderConfig
-from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import CacheSpec, Context
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.decoder import DecoderLayer
 from bagel_mot.model.quant import Int4Matrix, Int8Matrix
 from bagel_mot.model.quant.linear import QuantisedLinear

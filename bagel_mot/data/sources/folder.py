@@ -24,6 +24,15 @@ from bagel_mot.files import user_path
 FolderTask = Literal["t2i", "edit", "chat"]
 
 
+def _on_this_machine(given: Any) -> Any:
+    if isinstance(given, str) and (is_remote(given) or is_on_the_web(given)):
+        raise DataError(
+            f"{given} is an address; a folder of this machine is expected: download it, or mount it, or read rows by "
+            "data.kind: parquet or jsonl, whose files may lie in stores"
+        )
+    return given
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig(SourceConfig):
     """A folder of images with captions, of pairs of images with instructions, or of conversations.
@@ -42,7 +51,7 @@ class FolderConfig(SourceConfig):
         Path,
         must_be("the name of a folder"),
         AfterValidator(lambda path: user_path(path, DataError)),
-        BeforeValidator(lambda given: _on_this_machine(given)),
+        BeforeValidator(_on_this_machine),
     ]
     task: FolderTask | None = None
     target_copies: Count = 1
@@ -63,15 +72,6 @@ class FolderConfig(SourceConfig):
             return Dataset(name, ImagePairs(self.path), Compose("before", "instruction", "after"), rules)
         mapper = TextToImage("image", "captions", plain_captions, copies=self.target_copies)
         return Dataset(name, CaptionedImages(self.path), mapper, rules)
-
-
-def _on_this_machine(given: Any) -> Any:
-    if isinstance(given, str) and (is_remote(given) or is_on_the_web(given)):
-        raise DataError(
-            f"{given} is an address; a folder of this machine is expected: download it, or mount it, or read rows by "
-            "data.kind: parquet or jsonl, whose files may lie in stores"
-        )
-    return given
 
 
 def found_task(path: Path) -> FolderTask:

@@ -11,8 +11,8 @@ import torch
 from bagel_mot.inference.decode import NOT_FINITE, choose_tokens
 from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Op, Output, VelocityOp
 from bagel_mot.inference.engine.overflow import OverflowReport
-from bagel_mot.model.attention import CachedAttention, CachedSample
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.finite import finite_rows, is_finite
 from bagel_mot.model.prepacked import FEWEST_ROWS, PrepackedLinear
 from bagel_mot.model.vae import Autoencoder

@@ -17,7 +17,7 @@ from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import save_checkpoint
 from bagel_mot.checkpoint.parts import ModelParts
 from bagel_mot.checkpoint.side_files import REPLAY_FILE
-from bagel_mot.data.documents import IndexedSample, SampleBuilder
+from bagel_mot.data.documents import IndexedSample
 from bagel_mot.data.feed import GroupItem, SampleFeed, SampleMaker
 from bagel_mot.data.layout import TrainingPack
 from bagel_mot.data.loader import Prefetcher, StreamGroup
@@ -26,7 +26,7 @@ from bagel_mot.data.skips import SkipList
 from bagel_mot.data.sources.base import IndexedSource
 from bagel_mot.data.sources.mixed import MixedPart, MixedSource
 from bagel_mot.data.streams import PackStream, StreamRotation, pack_gauges
-from bagel_mot.data.supply import RowSupply, check_groups
+from bagel_mot.data.supply import RowSupply
 from bagel_mot.data.workers import Workers
 from bagel_mot.errors import RecipeError
 from bagel_mot.images import patchify, scale_levels
@@ -39,7 +39,7 @@ from bagel_mot.parallel.launch import current
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.parallel.tensor import partial_parameters
 from bagel_mot.parallel.ulysses import SequenceShare
-from bagel_mot.sequence import PackSpec, TrainingLayout, Values
+from bagel_mot.sequence import TrainingLayout, Values
 from bagel_mot.training.beginning import begin, settle_defaults
 from bagel_mot.training.breakdown import PARTS, sums_by_dataset, sums_by_timestep, tokens_by_kind
 from bagel_mot.training.checkpoints import find
@@ -57,9 +57,10 @@ from bagel_mot.training.objective import (
     draw_timesteps,
     loss_counts,
 )
+from bagel_mot.training.open_data import data_for
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.replay import LatentsOnly
-from bagel_mot.training.sizes import encoded_together, pack_config, slots_to_share
+from bagel_mot.training.sizes import encoded_together, slots_to_share
 from bagel_mot.training.task import DTYPES, TrainingTask
 from bagel_mot.training.trainable import select_trainable, trains_gen_alone
 from bagel_mot.training.validation import validation_packs
@@ -117,20 +118,8 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
         defaults = settle_defaults(self._settings_files, recipe.defaults, self.config)
         vae, vit = recipe.max_sides.limited(defaults.vae_transform, defaults.vit_transform)
-        self.pack = pack_config(recipe.pack, vae, vit)
-        self.builder = SampleBuilder(
-            self.tokenizer,
-            vae,
-            vit,
-            self.config.latent_stride,
-            self.config.vit.patch_size,
-            recipe.dropout,
-        )
-        self.spec = PackSpec.of(self.config, self.tokenizer.special)
-        self.groups = self.source.groups()
-        check_groups(self.groups)
-        for group in self.groups:
-            group.supply.check_sizes(self.builder, self.spec)
+        data = data_for(recipe, self.source, self.config, self.tokenizer, vae, vit)
+        self.pack, self.builder, self.spec, self.groups = data.pack, data.builder, data.spec, data.groups
         maker = SampleMaker(tuple(group.supply for group in self.groups), self.builder, self.spec, recipe.seed)
         self.workers: Workers[GroupItem, IndexedSample | SkipRow] = Workers(maker, recipe.data.workers)
         self._skips, self._lists_skips = SkipList(recipe.output), True

@@ -43,11 +43,15 @@ def check_gedit(check: Check) -> None:
                 if run == "main" and mode == "as_published":
                     with check.at("requests"):
                         check_requests(check, asked, has_texts=True)
-                        for name in ("SC", "PQ"):
-                            template = check.recorded.take("requests", "templates", name)
-                            check.same(f"template.{name}", hash_of(shipped_texts("gedit")[name]), template["sha256"])
-                            text = (check.recorded.folder / template["file"]).read_text(encoding="utf-8")
-                            check.same(f"file.{name}", hash_of(text), template["sha256"])
+                        _check_templates(check, "gedit")
+
+
+def _check_templates(check: Check, benchmark: str) -> None:
+    """The templates of a benchmark's judge, as they are shipped and in the record's own files."""
+    for name, template in check.recorded.take("requests", "templates").items():
+        check.same(f"template.{name}", hash_of(shipped_texts(benchmark)[name]), template["sha256"])
+        text = (check.recorded.folder / template["file"]).read_text(encoding="utf-8")
+        check.same(f"file.{name}", hash_of(text), template["sha256"])
 
 
 def _in_turn(calls: Mapping[str, Sequence[str | None]]) -> list[str | None]:
@@ -192,10 +196,7 @@ def check_kris(check: Check) -> None:
             if mode == "as_published":
                 with check.at("requests"):
                     check_requests(check, asked, has_texts=True)
-                    for name, template in check.recorded.take("requests", "templates").items():
-                        check.same(f"template.{name}", hash_of(shipped_texts("kris")[name]), template["sha256"])
-                        text = (check.recorded.folder / template["file"]).read_text(encoding="utf-8")
-                        check.same(f"file.{name}", hash_of(text), template["sha256"])
+                    _check_templates(check, "kris")
 
 
 def check_rise(check: Check) -> None:
