@@ -5,13 +5,15 @@
     torchrun --nproc_per_node 8 benchmarks/parallel.py --device cuda --config 7b-mot --packs 8
 
 A step has as many packs as `--packs` says, whatever the number of processes, so that the tokens per second can be
-compared: two processes of one thread each are meant to be within 15% of one process of two. The first process writes
-`benchmarks/results/parallel-N.json`.
+compared: two processes of one thread each are meant to be within 15% of one process of two. With fewer layers than
+the configuration has, `--vocabulary` cuts the vocabulary too, or its optimiser step and its exchange weigh more than
+they do in the whole model. The first process writes `benchmarks/results/parallel-N.json`.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -50,9 +52,17 @@ def _pack(model: BagelModel, samples: int, text: int, image: int) -> NoisedPack:
     return add_noise(pack([row], spec), values, torch.full((samples,), 0.5), torch.ones_like(values.latents))
 
 
+def _peak(place: torch.device) -> int:
+    """Bytes at the most so far: of the device's memory, or resident ones of this process."""
+    if place.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main(
     config: Annotated[str, typer.Option(help="The widths: 0.5b or 7b-mot.")] = "0.5b",
     layers: Annotated[int, typer.Option(help="Layers of the decoder, at most.", min=1)] = 4,
+    vocabulary: Annotated[int | None, typer.Option(help="Words of the vocabulary, at most.", min=1024)] = None,
     samples: Annotated[int, typer.Option(help="Samples of a pack, each a text and an image.", min=1)] = 4,
     text: Annotated[int, typer.Option(help="Und slots of a sample.", min=8)] = 256,
     image: Annotated[int, typer.Option(help="Gen slots of a sample.", min=4)] = 1024,
@@ -72,7 +82,8 @@ def main(
         ranks = Ranks(section, place, launch)
         mine = ranks.streams(packs)
         whole = NAMED_CONFIGS[config]
-        decoder = replace(whole.decoder, num_layers=min(layers, whole.decoder.num_layers))
+        words = min(vocabulary or whole.decoder.vocab_size, whole.decoder.vocab_size)
+        decoder = replace(whole.decoder, num_layers=min(layers, whole.decoder.num_layers), vocab_size=words)
         with torch.device("meta" if launch.rank else "cpu"):
             model = BagelModel(replace(whole, decoder=decoder, vit=replace(whole.vit, num_layers=1))).train()
         noised = _pack(model, samples, text, image)
@@ -122,12 +133,13 @@ def main(
             "device": torch.cuda.get_device_name() if place.type == "cuda" else "cpu",
             "config": config,
             "layers": decoder.num_layers,
+            "vocabulary": words,
             "packs": packs,
             "tokens": packs * samples * (text + image),
             "parallel": given,
             "seconds": best,
             "tokens_per_second": packs * samples * (text + image) / best,
-            "peak_memory_bytes": ranks.gather(torch.cuda.max_memory_allocated() if place.type == "cuda" else None),
+            "peak_memory_bytes": ranks.gather(_peak(place)),
         }
     if launch.rank == 0:
         RESULTS.mkdir(exist_ok=True)
