@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bagel_mot.errors import RecipeError
@@ -41,6 +41,7 @@ def _choose(file: RecipeFile, machine: MachineShape) -> AnyRecipe:
         return recipes[begun]
     suited = [recipe for recipe in recipes.values() if machine.suits(recipe)]
     if not suited:
+        _check_degrees(recipes.values(), machine)
         raise RecipeError(
             f"{file.path}: no profile is made for {machine.words}; there are {', '.join(recipes)}: choose one "
             "with --profile"
@@ -53,6 +54,26 @@ def _choose(file: RecipeFile, machine: MachineShape) -> AnyRecipe:
         if plans[-1].fits:
             return recipe
     return min(plans, key=lambda found: found.memory.total).recipe
+
+
+def _check_degrees(recipes: Iterable[AnyRecipe], machine: MachineShape) -> None:
+    """Checks that the parallel degrees of any profile fit the processes: where none do, the degrees are at fault.
+
+    Raises:
+        RecipeError: none do.
+    """
+    refusals = []
+    for recipe in recipes:
+        if (recipe.device == "cpu") == machine.gpus:
+            continue
+        try:
+            recipe.parallel.degrees(machine.processes)
+        except RecipeError as error:
+            refusals.append(error)
+        else:
+            return
+    if refusals:
+        raise refusals[0]
 
 
 def _begun(output: Path) -> str | None:

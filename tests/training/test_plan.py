@@ -87,6 +87,9 @@ def test_what_does_not_fit_is_refused_with_the_nearest_profile_that_does() -> No
         check_fits(path, DRAWN, plan(_recipe(profile="80GB"), small), small)
     with pytest.raises(RecipeError, match=r"no profile is made for 3 processes with a GPU each"):
         load_recipe(path, DRAWN, machine=MachineShape(True, 3, 80 * GB))
+    degrees = [*DRAWN, "parallel.data_parallel_shard_degree=3"]
+    with pytest.raises(RecipeError, match=r"^this run has 2 processes, but its parallel section needs 3 "):
+        load_recipe(path, degrees, machine=MachineShape(False, 2, 80 * GB))
 
 
 def test_without_gpus_several_processes_take_the_profile_of_one() -> None:
