@@ -7,8 +7,8 @@ prompt's parts by GM. The published system has no score here; all protocols are 
 A server names only the likeliest tokens. An answer that is not among them counts as 0, which lowers GM: the report also
 says how high GM can be at most, with the least named probability in its place.
 
-The sentence that follows a question, "Answer in one word.", and the forms of words that count as the answer were
-written from public descriptions of the benchmark; its script was not at hand.
+The sentence that follows a question, "Answer in one word.", and the forms of words that count as the answer are those
+of a public port of the benchmark's script, the `geneval2` environment of gym_v.
 """
 
 from __future__ import annotations
