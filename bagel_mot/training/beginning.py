@@ -29,7 +29,6 @@ from bagel_mot.training.lora import base_precision
 from bagel_mot.training.open_data import open_data
 from bagel_mot.training.recipe import BagelRecipe, NewModel
 from bagel_mot.training.sizes import slots_to_share
-from bagel_mot.training.task import DTYPES
 
 
 @dataclass
@@ -73,9 +72,9 @@ def begin(recipe: BagelRecipe, source: Source, launch: Launch) -> Beginning:
         where = find(str(recipe.init), recipe.output)
         if launch.world > 1 and recipe.adapters.base is None:
             loaded, parts = open_parts(where)
-            loaded.model.to(DTYPES[recipe.precision])
+            loaded.model.to(recipe.dtype)
             return Beginning(loaded, _settings_files(folder_of(where)), parts)
-        precision = base_precision(recipe.adapters, DTYPES[recipe.precision])
+        precision = base_precision(recipe.adapters, recipe.dtype)
         loaded = load_checkpoint(where, precision=precision, device=choose_device(recipe.device))
         return Beginning(loaded, _settings_files(folder_of(where)))
     where = begun[-1] if begun else find(str(recipe.init), recipe.output)

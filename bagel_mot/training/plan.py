@@ -32,10 +32,9 @@ from bagel_mot.placement.training_memory import TrainingMemory, TrainingWeights,
 from bagel_mot.training.lora import base_precision
 from bagel_mot.training.metrics import METRICS_FILE
 from bagel_mot.training.objective import CE_CHUNK, takes_whole_mask
-from bagel_mot.training.recipe import AnyRecipe, BagelRecipe
+from bagel_mot.training.recipe import AnyRecipe, BagelRecipe, compute_dtype
 from bagel_mot.training.sizes import encoded_together, most_tokens, pack_config
 from bagel_mot.training.start import StartShape, start_shape
-from bagel_mot.training.task import DTYPES
 from bagel_mot.training.trainable import matching
 
 _COUNTED_ROWS = 16  # rows of each data set whose tokens say how many samples a pack has
@@ -169,7 +168,7 @@ def plan(recipe: BagelRecipe, machine: MachineShape) -> TrainingPlan:
     trained = trained_parameters(recipe, start.config)
     total = sum(shape.numel() for name, shape in model_shapes(start.config).items() if _is_parameter(name))
     work = _work(recipe, start, pack, degrees, packs, on_cpu)
-    weights = _weights(recipe, start.config, trained, degrees)
+    weights = _weights(recipe, start.config, trained, degrees, on_cpu)
     return TrainingPlan(
         recipe,
         sum(trained.values()),
@@ -218,7 +217,7 @@ def _work(
     recipe: BagelRecipe, start: StartShape, pack: AnyPackConfig, degrees: Degrees, packs: int, on_cpu: bool
 ) -> TrainingWork:
     """The work of one process: context parallelism divides the slots, tensor parallelism is left out of account."""
-    dtype, share = DTYPES[recipe.precision], degrees.context
+    dtype, share = compute_dtype(recipe.precision, on_cpu=on_cpu), degrees.context
     if isinstance(pack, PackConfig):
         rows, und, gen = pack.rows, pack.rows * pack.und, pack.rows * pack.gen
         image = most_tokens(start.vit)
@@ -248,9 +247,11 @@ def _work(
     )
 
 
-def _weights(recipe: BagelRecipe, config: BagelConfig, trained: Mapping[str, int], degrees: Degrees) -> TrainingWeights:
+def _weights(
+    recipe: BagelRecipe, config: BagelConfig, trained: Mapping[str, int], degrees: Degrees, on_cpu: bool
+) -> TrainingWeights:
     """The weights that one process holds."""
-    dtype = DTYPES[recipe.precision]
+    dtype = compute_dtype(recipe.precision, on_cpu=on_cpu)
     shapes = {name: shape for name, shape in model_shapes(config).items() if _is_parameter(name)}
     autoencoder = sum(shape.numel() for shape in autoencoder_shapes(config.vae).values())
     shared = degrees.shard * degrees.tensor

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SerializeAsAny, TypeAdapter
 from pydantic.dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from bagel_mot.config import (
 from bagel_mot.data.documents import Dropout
 from bagel_mot.errors import RecipeError
 from bagel_mot.files import user_path
+from bagel_mot.inference.loading import choose_device
+from bagel_mot.model.kernels import multiplies_bfloat16
 from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.lora import AdapterConfig
@@ -53,6 +56,18 @@ _ThreadCount = Annotated[
 _Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False), must_be("a number of 1 or more")]
 
 
+def compute_dtype(precision: str, *, on_cpu: bool) -> torch.dtype:
+    """The type in which a network computes.
+
+    Args:
+        precision: the recipe's; "auto" is bfloat16, but float32 on processors that have no instructions for bfloat16.
+        on_cpu: whether the processor computes.
+    """
+    if precision == "auto":
+        return torch.float32 if on_cpu and not multiplies_bfloat16() else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Section):
     """The keys of every run."""
@@ -68,7 +83,7 @@ class Recipe(Section):
     seed: _Seed = 0
     steps: Count
     packs_per_step: Count | None = None  # streams of data; by default one for each data-parallel process
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     compile: Flag = False
     threads: _ThreadCount | None = None
@@ -85,6 +100,15 @@ class Recipe(Section):
     validation: ValidationConfig | None = None
     wandb: WandbConfig | None = None
     peak_tflops: Positive | None = None  # 10¹² operations a second of a device; by default as its name tells
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type in which the network computes on this machine.
+
+        Raises:
+            DeviceError: there is no such device.
+        """
+        return compute_dtype(self.precision, on_cpu=choose_device(self.device).type == "cpu")
 
     def stored(self) -> dict[str, Any]:
         """The recipe as JSON, for a checkpoint to keep; without the folder, which may be moved."""

@@ -26,7 +26,7 @@ from bagel_mot.training.breakdown import with_ratios
 from bagel_mot.training.metrics import Averages
 from bagel_mot.training.optimizer import Ema, Optimizers
 from bagel_mot.training.recipe import Recipe
-from bagel_mot.training.task import DTYPES, TrainingTask
+from bagel_mot.training.task import TrainingTask
 
 Batch = TypeVar("Batch")
 Kind = TypeVar("Kind", bound=Recipe)
@@ -188,7 +188,7 @@ class Run:
         own = {name: sum(count[name] for count in counts) for name in counts[0]}
         total = self.ranks.sum_over_data({**own, _TOKENS: sum(task.tokens(batch) for batch in batches)})
         tokens = int(total.pop(_TOKENS))
-        shares = backward(task, batches, seeds, total, self.generator, DTYPES[recipe.precision])
+        shares = backward(task, batches, seeds, total, self.generator, recipe.dtype)
         details = task.take_details()
         factor = recipe.schedule.factor(self.step, recipe.steps)
         norm = self.optimizers.step(factor)

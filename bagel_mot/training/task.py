@@ -21,8 +21,6 @@ from bagel_mot.parallel.ranks import Ranks
 Batch = TypeVar("Batch")
 Network = TypeVar("Network", bound=nn.Module)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 class TrainingTask(ABC, Generic[Network, Batch]):
     """The network that is trained, its data and its losses.

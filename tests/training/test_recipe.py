@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bagel_mot.errors import RecipeError
 from bagel_mot.training.packaged import find_recipe, packaged_recipes
 from bagel_mot.training.profiles import load_recipe
-from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe
+from bagel_mot.training.recipe import AutoencoderRecipe, BagelRecipe, compute_dtype
 from bagel_mot.training.recipe_files import RecipeFile
 
 RECIPES = [recipe.path for recipe in packaged_recipes().values()]
@@ -306,3 +307,14 @@ def test_what_cannot_be_extended_or_chosen_is_refused_in_a_sentence(tmp_path: Pa
     path = _files(tmp_path, own=_BASE)
     with pytest.raises(RecipeError, match="profile is '24GB'; it has no profiles$"):
         load_recipe(path, ["profile=24GB"])
+
+
+def test_the_type_to_compute_in_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("bagel_mot.training.recipe.multiplies_bfloat16", lambda native=native: native)
+        assert compute_dtype("auto", on_cpu=True) == expected
+        assert compute_dtype("auto", on_cpu=False) == torch.bfloat16
+        assert compute_dtype("bfloat16", on_cpu=True) == torch.bfloat16
+        assert compute_dtype("float32", on_cpu=False) == torch.float32
+        recipe = load_recipe(find_recipe("finetune/t2i"), ["profile=CPU", "data.path=my_data"])
+        assert recipe.dtype == expected, "the profile for processors leaves it to the processor"

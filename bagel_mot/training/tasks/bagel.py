@@ -16,6 +16,7 @@ from bagel_mot.checkpoint.adapters import write_adapter
 from bagel_mot.checkpoint.names import official_name
 from bagel_mot.checkpoint.official import save_checkpoint
 from bagel_mot.checkpoint.parts import ModelParts
+from bagel_mot.checkpoint.precision import dtype_name
 from bagel_mot.checkpoint.side_files import REPLAY_FILE
 from bagel_mot.data.documents import IndexedSample
 from bagel_mot.data.feed import GroupItem, SampleFeed, SampleMaker
@@ -61,7 +62,7 @@ from bagel_mot.training.open_data import data_for
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.replay import LatentsOnly
 from bagel_mot.training.sizes import encoded_together, slots_to_share
-from bagel_mot.training.task import DTYPES, TrainingTask
+from bagel_mot.training.task import TrainingTask
 from bagel_mot.training.trainable import select_trainable, trains_gen_alone
 from bagel_mot.training.validation import validation_packs
 
@@ -131,11 +132,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self._validated: Sequence[int] = range(recipe.validation.packs) if recipe.validation else ()
         self._counts_packs = True  # one of the processes that compute the same pack
         # The frozen encoder runs in the run's precision; what is saved keeps its own.
-        self._encoder = copy.deepcopy(self.autoencoder).to(DTYPES[recipe.precision])
+        self._encoder = copy.deepcopy(self.autoencoder).to(recipe.dtype)
         self._encode = self._encoder.encode
         self._compile_note = note_on_compiling(recipe.compile, self.device)
         self._compiles = recipe.compile and self._compile_note is None
-        self._attention = attention_of(recipe.attention, self.device, DTYPES[recipe.precision], compiled=self._compiles)
+        self._attention = attention_of(recipe.attention, self.device, recipe.dtype, compiled=self._compiles)
         if self._compiles:
             prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
@@ -160,7 +161,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             self.module,
             ranks,
             recipe.parallel,
-            precision=recipe.precision,
+            precision=dtype_name(recipe.dtype),
             device=self.device,
             compiled=compiled,
             draws=recipe.drops_out,
@@ -258,7 +259,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             missing = batch - len(some) if self._compiles else 0
             filled = torch.cat([some, some[:1].expand(missing, -1, -1, -1)])
             pixels = scale_levels(self._moved(filled).permute(0, 3, 1, 2))
-            latents = self._encode(pixels.to(DTYPES[self.recipe.precision]))[: len(some)].float()
+            latents = self._encode(pixels.to(self.recipe.dtype))[: len(some)].float()
             tokens += [patchify(latent, self.config.latent_patch_size) for latent in latents]
         return torch.cat(tokens)
 
@@ -360,7 +361,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self.module.eval()
         for number, batch in zip(self._validated, self._validation, strict=True):
             generator.manual_seed(number)
-            dtype = DTYPES[self.recipe.precision]
+            dtype = self.recipe.dtype
             with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
                 losses, _ = self._losses(batch, generator)
             for name, value in (("ce", losses.ce_sum(self.recipe.ce_reweight)), ("mse", losses.mse_sum())):
