@@ -32,7 +32,12 @@ from bagel_mot.training.recipe_files import RecipeFile
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = RESULTS / "eval-mini.json"
-BENCHES = {dtype: RESULTS / f"bench-0.5b-cpu-{dtype}.json" for dtype in ("float32", "bfloat16")}
+BENCHES = {
+    "AVX2, float32": RESULTS / "bench-0.5b-cpu-float32-avx2.json",
+    "AVX-512, float32": RESULTS / "bench-0.5b-cpu-float32.json",
+    "AVX-512, bfloat16": RESULTS / "bench-0.5b-cpu-bfloat16.json",
+    "AMX, bfloat16": RESULTS / "bench-0.5b-cpu-bfloat16-amx.json",
+}
 FULL = RESULTS / "full-7b-mot-cpu.json"
 TEACH = RESULTS / "teach.json"
 LESSONS = {"new_thing": "teach-a-thing", "new_edit": "teach-an-edit", "new_question": "teach-a-question"}
@@ -99,31 +104,32 @@ def _line(label: str, rows: Sequence[dict[str, Any]], aim: str) -> str:
 
 
 def speed(reports: dict[str, dict[str, Any]]) -> str:
-    """The benchmarks side by side as a Markdown table."""
-    lines = [
-        "| quantity | " + " | ".join(f"{dtype}: seconds | of the matmul rate | plain loop" for dtype in reports) + " |",
-        "|---|" + "---|---|---|" * len(reports),
-    ]
+    """The benchmarks of several kinds of processors side by side as a Markdown table."""
+    lines = ["| quantity | " + " | ".join(reports) + " |", "|---|" + "---|" * len(reports)]
     columns = [{_quantity(r["name"]): r for r in report["results"]} for report in reports.values()]
     for name in dict.fromkeys(name for column in columns for name in column):
-        cells = [cell for column in columns for cell in (_cells(column[name]) if name in column else ("", "", ""))]
+        cells = [_cell(column[name]) if name in column else "" for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for dtype, report in reports.items():
-        lines += [
-            "",
-            f"{dtype}: " + "; ".join(f"{name}: {value:.2f}" for name, value in report["summary"].items()) + ".",
-        ]
+    lines.append("")
+    for kind, report in reports.items():
+        summary = "; ".join(f"{name}: {value:.2f}" for name, value in report["summary"].items())
+        lines.append(f"- {kind}: {_ran_on(report)}{'; ' * bool(summary)}{summary}.")
     return "\n".join(lines)
+
+
+def _ran_on(report: dict[str, Any]) -> str:
+    ran, depth = report["layers"], report["of_layers"]
+    return f"{report['machine']['threads']} threads, " + ("all layers" if ran == depth else f"{ran} of {depth} layers")
 
 
 def _quantity(name: str) -> str:
     return name.rpartition(",")[0] if name.startswith("training") else name  # without the number of layers
 
 
-def _cells(result: dict[str, Any]) -> tuple[str, str, str]:
-    speedup = f"{result['speedup']:.2f}×" if "speedup" in result else ""
+def _cell(result: dict[str, Any]) -> str:
+    speedup = f" · {result['speedup']:.2f}×" if "speedup" in result else ""
     seconds = result.get("full_depth_seconds", result["seconds"]["ours"])
-    return f"{seconds:.3g}", f"{result['share']:.0%}", speedup
+    return f"{seconds:.3g} s · {result['share']:.0%}{speedup}"
 
 
 def official_size(report: dict[str, Any]) -> str:

@@ -123,7 +123,9 @@ def _bench(
     del reference
     tasks = _tasks(shallow, settings, dtype, where, depth / ran, say)
     if not measured and not tasks:
-        raise SettingError(f"no row has {settings.only!r} in its name: run without --only to see them all.")
+        raise SettingError(
+            f"no row has {' or '.join(map(repr, settings.only))} in its name: run without --only to see them all."
+        )
     numbers = [quantity.to_json() for quantity in measured]
     if ran < depth:
         for entry in numbers:

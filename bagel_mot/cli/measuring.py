@@ -108,7 +108,8 @@ def bench(
         int | None, typer.Option(help="How often each call is timed; the shortest time counts.", min=1)
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="Measure only the rows with this text in their names, such as edit.")
+        list[str] | None,
+        typer.Option(help="Measure only the rows with this text in their names, such as edit; may be given again."),
     ] = None,
     allow_busy: Annotated[
         bool,
@@ -145,7 +146,7 @@ def bench(
     from bagel_mot.inference.loading import choose_device
 
     chosen = dtype_named(dtype)
-    settings = dataclasses.replace(QUICK if quick else BenchSettings(), compare=plain, only=only)
+    settings = dataclasses.replace(QUICK if quick else BenchSettings(), compare=plain, only=tuple(only or ()))
     if rounds is not None:
         settings = dataclasses.replace(settings, rounds=rounds, task_rounds=rounds)
     shape = config_named(config)
