@@ -7,8 +7,7 @@ is quantised at once: memory never holds the whole model as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Mapping
 from math import isqrt
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from bagel_mot.checkpoint.names import POSITION_TABLES
 from bagel_mot.checkpoint.precision import DYNAMIC, PARTS, Precision, format_of
+from bagel_mot.checkpoint.read_ahead import LARGEST_AHEAD, read_ahead
 from bagel_mot.checkpoint.source import TensorSource, as_stored, as_tensor, check_finite
 from bagel_mot.checkpoint.write import Advance
 from bagel_mot.errors import CheckpointError, DeviceError
@@ -26,9 +26,8 @@ from bagel_mot.model.prepacked import prepack_linear
 from bagel_mot.model.quant import FORMATS, QuantisedMatrix, RowScaledMatrix
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
 
-_AHEAD = 1 << 28  # bytes: the next tensor is read ahead if it is no larger
-# Bytes of the largest tensors that are always checked. Larger ones are where they are quantised, which passes over them
-# in any case; elsewhere numbers that are not finite are found at work.
+# Bytes of the largest tensors that are always checked. Larger ones are where they are quantised, by their scales;
+# elsewhere numbers that are not finite are found at work.
 _ALWAYS_CHECKED = 1 << 24
 _TABLE_TOLERANCE = 8e-3  # error of a table in bfloat16, which the type does not tell: others are made from such files
 _COARSE_TABLE_TOLERANCE = 0.15  # error of a table in 4 to 8 bits
@@ -82,39 +81,37 @@ def load_tensors(
     # Tensors that take most memory beside themselves come first: tables, whose formula is in float64, and large ones.
     names = sorted(
         (n for n in wanted if n in present),
-        key=lambda n: (n not in optional, -source.stored_bytes(n) // _AHEAD, n),
+        key=lambda n: (n not in optional, -source.stored_bytes(n) // LARGEST_AHEAD, n),
     )
     mapped = [n for n in names if device_of(wanted[n]) is None]
     for theirs in mapped:
         _assign(module, wanted[theirs], _left_in_file(source, theirs, precision.activations))
         if advance is not None:
             advance(source.stored_bytes(theirs))
-    for theirs, found in _read_ahead(source, [n for n in names if n not in set(mapped)]):
+
+    def passes(theirs: str) -> bool:
+        """Whether nothing stays of a tensor as it is read, be it rounded or copied to another device."""
+        stored, place = precision.stored_as(wanted[theirs]), device_of(wanted[theirs])
+        if stored is None or place is None or place.type != "cpu":
+            return place is not None and place.type != "cpu"
+        shape = source.shape(theirs)
+        return source.format(theirs) is None and FORMATS[format_of(stored)].fits((shape[0], shape[1]))
+
+    for theirs, found in read_ahead(source, [n for n in names if n not in set(mapped)], passes):
         ours = wanted[theirs]
         if ours in POSITION_TABLES:
             found = checked_table(source, theirs, found)
-        elif source.stored_bytes(theirs) <= _ALWAYS_CHECKED or precision.stored_as(ours) is not None:
+        elif source.stored_bytes(theirs) <= _ALWAYS_CHECKED:
             check_finite(source.where, theirs, found)
         target = device_of(ours)
         assert target is not None
-        _install(module, ours, found, precision, target, prepack)
+        found = _in_precision(ours, found, precision, target)
+        if precision.stored_as(ours) is not None:
+            check_finite(source.where, theirs, found)  # a value that is not finite makes its scale so
+        _install(module, ours, found, precision, prepack)
         del found
         if advance is not None:
             advance(source.stored_bytes(theirs))
-
-
-def _read_ahead(source: TensorSource, names: list[str]) -> Iterator[tuple[str, Tensor | QuantisedMatrix]]:
-    """Tensors in the order given; while one is worked on the next is read, unless it is large."""
-    with ThreadPoolExecutor(1, thread_name_prefix="bagel-read") as reader:
-        ahead: Future[Tensor | QuantisedMatrix] | None = None
-        for index, name in enumerate(names):
-            found = source.read(name) if ahead is None else ahead.result()
-            ahead = None
-            if index + 1 < len(names) and source.stored_bytes(names[index + 1]) <= _AHEAD:
-                ahead = reader.submit(source.read, names[index + 1])
-            yield name, found
-            del found
-    source.close()
 
 
 def _left_in_file(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor:
@@ -135,22 +132,13 @@ def _left_in_file(source: TensorSource, name: str, dtype: torch.dtype) -> Tensor
     return tensor
 
 
-def _install(
-    module: nn.Module,
-    name: str,
-    found: Tensor | QuantisedMatrix,
-    precision: Precision,
-    device: torch.device,
-    prepack: bool,
-) -> None:
-    """Puts one tensor in its place, in its precision; a quantised matrix brings its own module."""
-    parent_name, _, leaf = name.rpartition(".")
+def _in_precision(
+    name: str, found: Tensor | QuantisedMatrix, precision: Precision, device: torch.device
+) -> Tensor | QuantisedMatrix:
+    """A tensor (our name) in its precision on a device."""
     stored = precision.stored_as(name)
     if stored is None:
-        _assign(module, name, as_tensor(found, precision.activations).to(device))
-        if prepack and leaf == "weight":
-            _prepack(module, parent_name)
-        return
+        return as_tensor(found, precision.activations).to(device)
     kind = FORMATS[format_of(stored)]
     if not isinstance(found, kind):
         # Where rounding is slow on the CPU an accelerator does it, one matrix at a time.
@@ -161,19 +149,32 @@ def _install(
                     f"precision is {precision.name!r}, but {name} of {plain.shape[0]}×{plain.shape[1]} cannot be "
                     f"stored so: name int8 or fp8 for this part, which take any size."
                 )
-            _assign(module, name, plain.to(precision.activations))
-            return
+            return plain.to(precision.activations)
         found = kind.quantise(plain)
-    matrix = kind(found.shape, {key: tensor.to(device) for key, tensor in found.tensors.items()})
+    return kind(found.shape, {key: tensor.to(device) for key, tensor in found.tensors.items()})
+
+
+def _install(
+    module: nn.Module, name: str, found: Tensor | QuantisedMatrix, precision: Precision, prepack: bool
+) -> None:
+    """Puts one tensor, as `_in_precision` makes it, in its place; a quantised matrix brings its own module."""
+    parent_name, _, leaf = name.rpartition(".")
+    stored = precision.stored_as(name)
+    if isinstance(found, Tensor):
+        _assign(module, name, found)
+        if prepack and leaf == "weight" and stored is None:
+            _prepack(module, parent_name)
+        return
+    assert stored is not None
     place, _, last = parent_name.rpartition(".")
     plain_module = module.get_submodule(parent_name)
     quantised: nn.Module
     if isinstance(plain_module, nn.Embedding):
-        assert isinstance(matrix, RowScaledMatrix)
-        quantised = QuantisedEmbedding(matrix, precision.activations)
+        assert isinstance(found, RowScaledMatrix)
+        quantised = QuantisedEmbedding(found, precision.activations)
     else:
         bias = getattr(plain_module, "bias", None)
-        quantised = QuantisedLinear(matrix, bias, precision.activations, dynamic=stored.endswith(DYNAMIC))
+        quantised = QuantisedLinear(found, bias, precision.activations, dynamic=stored.endswith(DYNAMIC))
     setattr(module.get_submodule(place), last, quantised)
 
 
@@ -249,4 +250,5 @@ def quantise(model: nn.Module, precision: Precision) -> None:
     """Quantises the matrices of a model in memory as a precision says."""
     for name, parameter in list(model.named_parameters()):
         if precision.stored_as(name) is not None:
-            _install(model, name, parameter.detach(), precision, parameter.device, False)
+            found = _in_precision(name, parameter.detach(), precision, parameter.device)
+            _install(model, name, found, precision, False)

@@ -33,7 +33,8 @@ from bagel_mot.errors import CheckpointError
 from bagel_mot.files import check_free_space, write_atomically, write_text
 from bagel_mot.model.quant import QuantisedMatrix
 from bagel_mot.model.quant.int4 import group_of
-from bagel_mot.model.quant.nf4 import BLOCK, LEVELS, SCALE_BLOCK
+from bagel_mot.model.quant.nf4 import LEVELS
+from bagel_mot.model.quant.rounding import BLOCK, SCALE_BLOCK
 
 INDEX_FILE = "model.safetensors.index.json"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

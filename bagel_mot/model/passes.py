@@ -1,10 +1,11 @@
 """Elementwise work between matmuls on the CPU, each piece of it in one pass over memory.
 
 PyTorch's own operations read and write whole tensors for every step of a norm, a rotation or a gate: at 0.5b widths in
-bfloat16 that was more than a third of a denoising step. The passes here are C++ (`passes.cpp`, no library but the C++
-one), compiled in a second or two when the first large model is loaded, and kept in the user's cache. (`torch.compile`
-makes as good ones, but took 26 seconds the first time and five in every process.) Where there is no compiler, or the
-passes do not compute what they should, or are clearly slower, PyTorch's operations serve.
+bfloat16 that was more than a third of a denoising step. The passes here are C++ (`passes.cpp`, and for rounding weights
+`quant/rounding.cpp`; no library but the C++ one), compiled in a second or two when the first large model is loaded, and
+kept in the user's cache. (`torch.compile` makes as good ones, but took 26 seconds the first time and five in every
+process.) Where there is no compiler, or the passes do not compute what they should, or are clearly slower, PyTorch's
+operations serve.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,13 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("passes.cpp")
-_FLAGS = (
-    *("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp"),
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_SOURCES = {
     # Sums may take any order; infinities and NaN stay what they are.
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
-)
-_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    Path(__file__).with_name("passes.cpp"): (*_FLAGS, "-fno-signed-zeros", "-fassociative-math"),
+    # Every operation is as it is written, to the bit.
+    Path(__file__).parent / "quant" / "rounding.cpp": (*_FLAGS, "-ffp-contract=off"),
+}
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _PATIENCE = 60  # seconds that a compiler may take
 _ROWS = 256  # that passes are tried with
 _CLEARLY = 1.5  # times as long as PyTorch's operations: too slow
@@ -48,7 +51,7 @@ class Passes:
         pointer, count, number, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
 
         def function(name: str, *arguments: Any) -> Any:
-            found = getattr(library, f"{name}_{_TYPES[dtype]}")
+            found = getattr(library, f"{name}_{TYPES[dtype]}")
             found.argtypes, found.restype = arguments, None
             return found
 
@@ -104,8 +107,10 @@ def compiled() -> ctypes.CDLL | None:
     try:
         processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
         kept = {line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features"))}
-        facts = "\n".join([*_FLAGS, torch.__version__, compiler, *sorted(kept)]).encode()
-        name = hashlib.sha256(_SOURCE.read_bytes() + facts).hexdigest()[:16]
+        facts = [torch.__version__, compiler, *sorted(kept)]
+        for source, flags in _SOURCES.items():
+            facts += [*flags, source.read_text(encoding="utf-8")]
+        name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         place = Path(base) / "bagel_mot" / f"passes-{name}.so"
         if not place.is_file():
@@ -121,13 +126,17 @@ def _compile(compiler: str, place: Path) -> None:
     """Compiles the passes into a library. It is linked apart: linked as it is compiled, it would bring another OpenMP
     with threads of its own, and the compiler's start-up code, which changes how small numbers are computed.
     """
-    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-        made, library = Path(folder) / "passes.o", Path(folder) / "passes.so"
-        for arguments in (
-            [*_FLAGS, "-c", str(_SOURCE), "-o", str(made)],
-            ["-shared", str(made), "-o", str(library)],
-        ):
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder, ThreadPoolExecutor(len(_SOURCES)) as together:
+
+        def run(arguments: Sequence[str]) -> None:
             subprocess.run([compiler, *arguments], check=True, capture_output=True, timeout=_PATIENCE)
+
+        made = {
+            str(Path(folder) / f"{source.stem}.o"): [*flags, "-c", str(source)] for source, flags in _SOURCES.items()
+        }
+        list(together.map(lambda item: run([*item[1], "-o", item[0]]), made.items()))
+        library = Path(folder) / "passes.so"
+        run(["-shared", *made, "-o", str(library)])
         library.replace(place)
 
 
@@ -136,7 +145,7 @@ def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int
     """The passes for such activations, where they are to be had here, are right, and are not clearly slower than
     PyTorch's operations at these widths; else None.
     """
-    if dtype not in _TYPES or head_dim % 2 or (library := compiled()) is None:
+    if dtype not in TYPES or head_dim % 2 or (library := compiled()) is None:
         return None
     found = Passes(library, dtype)
     with torch.inference_mode():
@@ -164,12 +173,12 @@ def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int
                 lambda: torch.nn.functional.silu(both[:, :intermediate]) * both[:, intermediate:],
             ),
         ):
-            if not torch.allclose(mine().float(), plain().float(), rtol=0.02, atol=0.02) or _slower(mine, plain):
+            if not torch.allclose(mine().float(), plain().float(), rtol=0.02, atol=0.02) or clearly_slower(mine, plain):
                 return None
     return found
 
 
-def _slower(mine: Callable[[], object], plain: Callable[[], object]) -> bool:
+def clearly_slower(mine: Callable[[], object], plain: Callable[[], object]) -> bool:
     """Whether a call clearly takes longer than another, by the shortest of a few in turn. What passes are chosen is to
     depend on the machine, and not on what else it does at the moment: results differ in their last digits.
     """

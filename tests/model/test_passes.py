@@ -87,7 +87,7 @@ def test_only_what_is_clearly_slower_is_not_taken(monkeypatch: pytest.MonkeyPatc
         return call
 
     monkeypatch.setattr(passes.time, "perf_counter", lambda: clock[0])
-    assert passes._slower(takes(factor), takes(1.0)) == slower
+    assert passes.clearly_slower(takes(factor), takes(1.0)) == slower
 
 
 def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

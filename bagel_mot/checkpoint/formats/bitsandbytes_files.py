@@ -24,7 +24,8 @@ from bagel_mot.checkpoint.formats.quantised_layouts import StoredTensor, unknown
 from bagel_mot.checkpoint.source import SafetensorsFiles
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant import Int8Matrix, Nf4Matrix, QuantisedMatrix
-from bagel_mot.model.quant.nf4 import LEVELS, SCALE_BLOCK
+from bagel_mot.model.quant.nf4 import LEVELS
+from bagel_mot.model.quant.rounding import SCALE_BLOCK
 
 _SCALE_LEVELS = 256
 _STATE = ".quant_state.bitsandbytes__"

@@ -103,7 +103,7 @@ class GgufFile(TensorSource):
     def stored_bytes(self, name: str) -> int:
         return self._stored[name].size
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, buffer: Tensor | None = None) -> Tensor:
         import gguf
 
         stored = self._stored[name]

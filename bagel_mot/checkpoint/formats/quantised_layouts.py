@@ -83,9 +83,9 @@ class GroupedTensors(TensorSource):
             return entry.nbytes
         return sum(self._files.stored_bytes(part) for part in ([name] if entry is None else entry.parts))
 
-    def read(self, name: str) -> Tensor | QuantisedMatrix:
+    def read(self, name: str, buffer: Tensor | None = None) -> Tensor | QuantisedMatrix:
         entry = self._stored.get(name)
-        return self._files.read(name) if entry is None else entry.load(self._files)
+        return self._files.read(name, buffer) if entry is None else entry.load(self._files)
 
     def format(self, name: str) -> str | None:
         entry = self._stored.get(name)

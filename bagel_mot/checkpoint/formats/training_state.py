@@ -80,7 +80,7 @@ class TrainingState(TensorSource):
         assert self._beside is not None
         return self._beside.stored_bytes(name)
 
-    def read(self, name: str) -> Tensor | QuantisedMatrix:
+    def read(self, name: str, buffer: Tensor | None = None) -> Tensor | QuantisedMatrix:
         """A tensor of its own on the CPU, in float32 where it trained.
 
         Raises:
@@ -88,7 +88,7 @@ class TrainingState(TensorSource):
         """
         if name not in self._keys:
             assert self._beside is not None
-            return self._beside.read(name)
+            return self._beside.read(name, buffer)
         from torch.distributed.checkpoint import state_dict_loader
         from torch.distributed.checkpoint.api import CheckpointException
 

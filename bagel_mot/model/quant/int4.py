@@ -9,6 +9,7 @@ from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.kernels import INT4_ROWS, has_int4_kernel, int4_weight_matmul, join_nibbles, split_nibbles
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
+from bagel_mot.model.quant.rounding import BLOCK, Rounded, Rounding, rounded
 
 _GROUPS = (64, 32)
 
@@ -41,6 +42,16 @@ class Int4Matrix(QuantisedMatrix):
             raise CheckpointError(
                 f"a matrix of {out}×{inner} cannot be INT4: it takes multiples of {INT4_ROWS} and of 32"
             )
+        plain = cls._rounded
+        values, numbers = rounded(weight, Rounding.int4, plain) if group == BLOCK else plain(weight)
+        return cls((out, inner), {"values": values, "scale_and_middle": numbers})
+
+    @classmethod
+    def _rounded(cls, weight: Tensor) -> Rounded:
+        """A weight (out, in) as values and numbers, by PyTorch's operations."""
+        out, inner = weight.shape
+        group = group_of(inner)
+        assert group is not None
         values = on_own_pages((out // INT4_ROWS, inner, INT4_ROWS // 2), torch.uint8, weight.device)
         numbers = on_own_pages((inner // group, out, 2), torch.bfloat16, weight.device)
         for start, stop, wide in wide_pieces(weight, INT4_ROWS):
@@ -59,7 +70,7 @@ class Int4Matrix(QuantisedMatrix):
             middle = mean - (grouped.mean(-1) - 8) * scale
             values[start // INT4_ROWS : stop // INT4_ROWS] = join_nibbles(wide.to(torch.uint8))
             numbers[:, start:stop] = torch.stack([scale, middle], -1).to(torch.bfloat16).transpose(0, 1)
-        return cls((out, inner), {"values": values, "scale_and_middle": numbers})
+        return values, numbers
 
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop, (stop − start, in)."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant.base import QuantisedMatrix, pieces, wide_pieces
+from bagel_mot.model.quant.rounding import BLOCK, SCALE_BLOCK, Rounded, Rounding, rounded
 
 # QLoRA, appendix E: quantiles of a normal distribution, zero among them, scaled to [−1, 1].
 LEVELS = (
@@ -24,8 +25,6 @@ LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-BLOCK = 64
-SCALE_BLOCK = 256
 _SCALE_BLOCKS = 256  # that are worked on at a time
 _CELLS = 2048  # cells of the table for each unit; no border is so near the end of a cell that rounding would miss it
 # When bitsandbytes is imported, here or by peft, it says what it does without; that is its own affair, not the user's.
@@ -56,6 +55,15 @@ class Nf4Matrix(QuantisedMatrix):
         out, inner = weight.shape
         if not cls.fits((out, inner)):
             raise CheckpointError(f"a matrix of {out}×{inner} cannot be NF4: it takes rows of a multiple of {BLOCK}")
+        values, scale, outer, offset = rounded(weight, _by_pass, cls._rounded)
+        levels = dynamic_levels().to(weight.device)
+        scales = {"scale": scale, "scale_levels": levels, "scale_scale": outer, "scale_offset": offset}
+        return cls((out, inner), {"values": values, **scales})
+
+    @classmethod
+    def _rounded(cls, weight: Tensor) -> Rounded:
+        """A weight (out, in) as values, scales, their scales and offset, by PyTorch's operations."""
+        out, inner = weight.shape
         values = on_own_pages((out * inner // 2,), torch.uint8, weight.device)
         scale = on_own_pages((out * inner // BLOCK,), torch.float32, weight.device)
         for start, stop, wide in wide_pieces(weight):
@@ -65,7 +73,7 @@ class Nf4Matrix(QuantisedMatrix):
             blocks /= torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
             level = nearest_level(wide.view(-1)).view(-1, 2)
             values[start * inner // 2 : stop * inner // 2] = level[:, 0] << 4 | level[:, 1]
-        return cls((out, inner), {"values": values, **_in_8_bits(scale)})
+        return values, *_in_8_bits(scale)
 
     @property
     def block(self) -> int:
@@ -116,6 +124,24 @@ class Nf4Matrix(QuantisedMatrix):
         return self.multiply_by_blocks(x, lambda start, stop: self._dequantise(scales, x.dtype, start, stop))
 
 
+def _by_pass(passes: Rounding, weight: Tensor) -> Rounded | None:
+    return passes.nf4(weight, _borders(), _scale_borders())
+
+
+@cache
+def _borders() -> Tensor:
+    """The borders between the levels, float32 (15,) on the CPU."""
+    levels = torch.tensor(LEVELS)
+    return (levels[1:] + levels[:-1]) / 2
+
+
+@cache
+def _scale_borders() -> Tensor:
+    """The borders between the levels of scales, float32 (255,) on the CPU."""
+    levels = dynamic_levels()
+    return (levels[1:] + levels[:-1]) / 2
+
+
 def nearest_level(x: Tensor) -> Tensor:
     """The nearest of `LEVELS` to float32 (n,) within [−1, 1], of two equally near the lower: uint8 (n,).
 
@@ -130,17 +156,17 @@ def nearest_level(x: Tensor) -> Tensor:
 @cache
 def _cells(device: torch.device) -> tuple[Tensor, Tensor]:
     """The level at the lower end of each cell of [−1, 1], and the border above that: (cells,) each."""
-    levels = torch.tensor(LEVELS)
-    borders = (levels[1:] + levels[:-1]) / 2
+    borders = _borders()
     lower = torch.bucketize(torch.arange(2 * _CELLS + 1) / _CELLS - 1, borders)
     border = F.pad(borders, (0, 1), value=math.inf)[lower]
     return lower.to(device, torch.uint8), border.to(device)
 
 
-def _in_8_bits(scale: Tensor) -> dict[str, Tensor]:
-    """Scales of blocks, which are overwritten: what they are more or less than their mean, in 8 bits."""
-    levels = dynamic_levels().to(scale.device)
-    borders = (levels[1:] + levels[:-1]) / 2
+def _in_8_bits(scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scales of blocks, which are overwritten: what they are more or less than their mean, in 8 bits; with the scales
+    of those, and the mean.
+    """
+    borders = _scale_borders().to(scale.device)
     offset = scale.mean()
     scale -= offset
     fine = on_own_pages(scale.shape, torch.uint8, scale.device)
@@ -152,7 +178,7 @@ def _in_8_bits(scale: Tensor) -> dict[str, Tensor]:
         rest /= torch.where(largest == 0, torch.ones_like(largest), largest)[:, None]
         outer[start : start + _SCALE_BLOCKS] = largest
         fine[part] = torch.bucketize(rest, borders, out_int32=True).flatten()[: scale[part].numel()]
-    return {"scale": fine, "scale_levels": levels, "scale_scale": outer, "scale_offset": offset}
+    return fine, outer, offset
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import Tensor
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.model import kernels
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
+from bagel_mot.model.quant.rounding import Rounded, Rounding, rounded
 
 _KERNEL_WIDTH = 16
 
@@ -32,6 +33,12 @@ class RowScaledMatrix(QuantisedMatrix):
     @classmethod
     def quantise(cls, weight: Tensor) -> RowScaledMatrix:
         """The nearest matrix to a weight (out, in)."""
+        values, scale = cls._rounded(weight)
+        return cls((weight.shape[0], weight.shape[1]), {"values": values, "scale": scale})
+
+    @classmethod
+    def _rounded(cls, weight: Tensor) -> Rounded:
+        """A weight (out, in) as values (out, in) and scales (out,), by PyTorch's operations."""
         out, inner = weight.shape
         values = on_own_pages((out, inner), cls.dtype, weight.device)
         scale = torch.empty(out, dtype=torch.float32, device=weight.device)
@@ -39,7 +46,7 @@ class RowScaledMatrix(QuantisedMatrix):
             scale[start:stop] = bfloat16_scale(torch.maximum(-wide.amin(1), wide.amax(1)) / cls.largest)
             wide /= scale[start:stop, None]
             values[start:stop] = wide if cls.dtype.is_floating_point else wide.round_()
-        return cls((out, inner), {"values": values, "scale": scale})
+        return values, scale
 
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
@@ -85,6 +92,12 @@ class Int8Matrix(RowScaledMatrix):
     few_rows = 16
     dtype = torch.int8
     largest = 127.0
+
+    @classmethod
+    def quantise(cls, weight: Tensor) -> Int8Matrix:
+        """The nearest matrix to a weight (out, in)."""
+        values, scale = rounded(weight, Rounding.int8, cls._rounded)
+        return cls((weight.shape[0], weight.shape[1]), {"values": values, "scale": scale})
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
         """(T, in) -> (T, out), or None where there is no kernel."""
