@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import DecoderLayer
+from bagel_mot.model.transfer import pinned, to_device
 from bagel_mot.placement.estimate import MAX_GRAPHS
 
 Outputs = tuple[Tensor, ...]
@@ -172,7 +173,7 @@ class Graphs:
         if (graph := self._graphs.get(key)) is not None:
             self._graphs.move_to_end(key)
             for mine, given in zip(graph.inputs, wanted.inputs, strict=True):
-                mine.copy_(_pinned(given, self._device), non_blocking=True)
+                mine.copy_(pinned(given, self._device), non_blocking=True)
             graph.replay()
             self.replayed += 1
             return tuple(output.clone() for output in graph.outputs)
@@ -215,12 +216,7 @@ class Graphs:
             del self._graphs[key]
 
     def _moved(self, inputs: Sequence[Tensor]) -> Outputs:
-        return tuple(_pinned(given, self._device).to(self._device, non_blocking=True) for given in inputs)
-
-
-def _pinned(given: Tensor, device: torch.device) -> Tensor:
-    """A tensor from which a copy to a device does not make the host wait."""
-    return given.pin_memory() if given.device.type == "cpu" and device.type == "cuda" else given
+        return tuple(to_device(given, self._device) for given in inputs)
 
 
 def _agree(found: Tensor, expected: Tensor) -> bool:

@@ -18,6 +18,7 @@ from bagel_mot.model.cache import KVReservation
 from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.finite import finite_rows, is_finite
 from bagel_mot.model.prepacked import FEWEST_ROWS, PrepackedLinear
+from bagel_mot.model.transfer import to_device
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel_mot.sequence import Layout, PackSpec, Sample, TextSegment, Values, pack_cached
@@ -117,10 +118,10 @@ class Runner:
         results: dict[Op, object] = {}
         ops, slots = last(Output.LOGITS, Output.TOKEN)
         if ops:
-            results |= self._text_results(ops, self.model.logits(und[on_device(slots, device)]).float())
+            results |= self._text_results(ops, self.model.logits(und[to_device(slots, device)]).float())
         ops, slots = last(Output.NONE)
         if ops:  # the last token has attended to all before it
-            results |= dict(zip(ops, finite_rows(und[on_device(slots, device)]), strict=True))
+            results |= dict(zip(ops, finite_rows(und[to_device(slots, device)]), strict=True))
         images = [
             (op, gen[slice(*own[-1].gen)])
             for op, own in zip(batch, layout.spans, strict=True)
@@ -195,7 +196,8 @@ class Runner:
     def encode(self, batch: Sequence[EncodeOp]) -> None:
         """Images of one size through the encoder."""
         pixels = torch.stack([op.pixels for op in batch])
-        latents = self.autoencoder.encode(pixels.to(self.model.device, self.autoencoder.dtype)).float()
+        pixels = to_device(pixels, self.model.device).to(self.autoencoder.dtype)
+        latents = self.autoencoder.encode(pixels).float()
         for op, latent in zip(batch, latents, strict=True):
             op.settle(latent)
         self.stats.encoded += len(batch)
@@ -238,12 +240,6 @@ def _writes(op: ForwardOp, reservation: KVReservation) -> bool:
     """Whether an op is the next token of a text whose context lies in slabs."""
     alone = op.output is Output.TOKEN and not op.record and op.tokens == 1
     return alone and isinstance(op.part[0], TextSegment) and reservation.chunk.pooled
-
-
-def on_device(numbers: list[int], device: torch.device) -> torch.Tensor:
-    """Whole numbers (n,) int64 on a device, for which the host does not wait."""
-    found = torch.tensor(numbers, pin_memory=device.type == "cuda")
-    return found.to(device, non_blocking=True)
 
 
 def shape_of(op: EncodeOp | DecodeOp) -> tuple[int, ...]:
