@@ -65,10 +65,16 @@ def test_fast(tmp_path: Path) -> None:
     found = run(tmp_path, "fast")
     assert found["complete"] is True
     assert not [row for row in found["rows"] if "error" in row]
-    cells = {(row["task"], row["precision"], row["compiled"], row["batch"]) for row in found["rows"]}
-    assert {("generate", "bfloat16", True, 2), ("edit", "int8", False, 1), ("ask", "nf4", True, 2)} <= cells
-    drawn = [row for row in found["rows"] if row["task"] in ("generate", "edit")]
-    assert all(row["seconds"] > 0 and row["share_of_matmul_rate"] > 0 for row in drawn)
+    cells = {(row["task"], row["precision"], row["way"], row["batch"]) for row in found["rows"]}
+    wanted = {("generate", "bfloat16", "graphs", 2), ("edit", "int8", "eager", 1), ("ask", "nf4", "compiled", 2)}
+    assert wanted | {("small", "bfloat16", "compiled", 1), ("write", "int8", "graphs", 4)} <= cells
+    drawn = [row for row in found["rows"] if row["task"] in ("generate", "small", "edit")]
+    assert all(row["seconds"] > 0 for row in drawn)
+    assert all(row["share_of_matmul_rate"] > 0 for row in drawn if row["task"] != "small")
+    assert not any(row["graphs_on"] for row in found["rows"]), "there are none on the CPU"
+    assert found["targets"]["generate, bfloat16, batch 1"]["met"] in (True, False)
+    assert found["targets"]["generate, fp8-dynamic, batch 1"]["met"] is None, "nor is there float8"
+    assert found["summary"]["met: generate, fp8-dynamic, batch 1"] is None
     assert all(row["tokens_per_second"] > 0 for row in found["rows"] if row not in drawn)
     assert found["plain"]["branches"] == 3
     assert found["summary"]["text to image: plain loop / ours, bfloat16, compiled"] > 0
@@ -90,7 +96,7 @@ class Pretended:
         monkeypatch.setattr(fast, "time", SimpleNamespace(perf_counter=lambda: self.now))
         monkeypatch.setattr(fast, "PRECISIONS", ("bfloat16", "int8"))
         for name in fast.TASKS:
-            monkeypatch.setitem(fast.TASKS, name, self._task(name == fails, name in ("generate", "edit")))
+            monkeypatch.setitem(fast.TASKS, name, self._task(name == fails, name in ("generate", "small", "edit")))
 
     def _task(self, fails: bool, draws: bool) -> Callable[..., dict[str, Any]]:
         def run(bagel: object, scale: object, device: torch.device, batch: int) -> dict[str, Any]:
@@ -99,7 +105,9 @@ class Pretended:
             self.calls += 1
             if fails:
                 raise RuntimeError("no such kernel\nfor this device")
-            return {"seconds_per_step": {"2": 1.0}} if draws else {"seconds_per_token": 1.0}
+            if not draws:
+                return {"seconds_per_token": 1.0 / batch, "tokens_per_second": 100.0 * batch}
+            return {"seconds_per_step": {"2": 1.0}, "seconds": 7.0, "side": 64}
 
         return lambda *given: {**run(*given), "measured_seconds": 10.0 * given[-1]}
 
@@ -112,14 +120,11 @@ def measured(fast: ModuleType, budget: float) -> dict[str, Any]:
 
 
 def named(rows: list[dict[str, Any]], precision: str) -> list[str]:
-    return [
-        f"{row['task']} {'compiled' if row['compiled'] else 'eager'} {row['batch']}"
-        for row in rows
-        if row["precision"] == precision
-    ]
+    return [f"{row['task']} {row['way']} {row['batch']}" for row in rows if row["precision"] == precision]
 
 
-ALONE = [f"{task} {way} 1" for task in ("generate", "edit", "ask", "write") for way in ("eager", "compiled")]
+ORDER = ("generate", "small", "write", "edit", "ask")
+ALONE = [f"{task} {way} 1" for task in ORDER for way in ("graphs", "compiled", "eager")]
 
 
 def test_fast_measures_the_most_important_first(
@@ -127,12 +132,12 @@ def test_fast_measures_the_most_important_first(
 ) -> None:
     fast = parts("gpu_parts.fast")
     Pretended(fast, monkeypatch)
-    found = measured(fast, 200)
+    found = measured(fast, 340)
     assert named(found["rows"], "bfloat16") == ALONE, "in its half of the time a batch of two would not end"
-    assert named(found["rows"], "int8") == [*ALONE, "generate compiled 2"], "what the first left over is its own"
+    assert named(found["rows"], "int8") == [*ALONE, "write graphs 2"], "what the first left over is its own"
     assert "generate, bfloat16, compiled, batch 2: no time left" in found["left_out"]
-    assert "edit, int8, compiled, batch 2: no time left" in found["left_out"]
-    assert len(found["rows"]) + len(found["left_out"]) == 2 * 16
+    assert "write, int8, graphs, batch 4: no time left" in found["left_out"]
+    assert len(found["rows"]) + len(found["left_out"]) == 2 * (2 * 15 + 1)
     assert found["summary"]["text to image: plain loop / ours, int8, compiled"] > 0
 
 
@@ -141,8 +146,8 @@ def test_fast_has_the_headline_of_every_precision_however_little_time_there_is(
 ) -> None:
     fast = parts("gpu_parts.fast")
     Pretended(fast, monkeypatch)
-    found = measured(fast, 30)
-    assert named(found["rows"], "bfloat16") == named(found["rows"], "int8") == ALONE[:2]
+    found = measured(fast, 50)
+    assert named(found["rows"], "bfloat16") == named(found["rows"], "int8") == ALONE[:3]
 
 
 def test_fast_goes_on_after_a_failure_and_writes_after_each_measurement(
@@ -162,8 +167,8 @@ def test_fast_goes_on_after_a_failure_and_writes_after_each_measurement(
     found = json.loads(target.read_text())
     assert found["complete"] is True
     failed = [row for row in found["rows"] if "error" in row]
-    assert [(row["task"], row["error"]) for row in failed] == [("edit", "RuntimeError: no such kernel")] * 4
-    assert {row["batch"] for row in found["rows"] if row["task"] != "edit"} == {1, 2}
+    assert [(row["task"], row["error"]) for row in failed] == [("edit", "RuntimeError: no such kernel")] * 6
+    assert {row["batch"] for row in found["rows"] if row["task"] not in ("edit", "write")} == {1, 2}
     assert "edit, int8, eager, batch 2: batch 1 was not measured" in found["left_out"]
     assert "text to image: plain loop / ours, int8, eager" in found["summary"]
 
@@ -185,6 +190,36 @@ def test_what_ends_fast_early_leaves_what_it_had(
     assert named(found["rows"], "bfloat16") == ALONE[:3]
     assert found["complete"] is False
     assert "text to image: plain loop / ours, bfloat16, compiled" in found["summary"]
+
+
+def test_targets_are_beside_what_is_measured(
+    parts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = parts("gpu_parts.fast")
+    Pretended(fast, monkeypatch)
+    found = measured(fast, 10_000)
+    rows = {(row["task"], row["precision"], row["way"], row["batch"]): row for row in found["rows"]}
+    drawn = rows["generate", "bfloat16", "graphs", 1]
+    assert (drawn["target"], drawn["met"]) == ("seconds ≤ 8", True)
+    small = rows["small", "int8", "eager", 1]
+    assert (small["target"], small["met"]) == ("seconds ≤ 0.95", False)
+    assert "target" not in rows["generate", "bfloat16", "graphs", 2]
+    assert "target" not in rows["generate", "int8", "graphs", 1], "its target is that of FP8"
+    text = rows["write", "bfloat16", "graphs", 1]
+    assert (text["target"], text["met"]) == ("tokens_per_second ≥ 130", False)
+    assert found["targets"]["generate, fp8-dynamic, batch 1"] == {"target": "seconds ≤ 4.8", "met": None}
+    assert found["summary"]["met: generate, bfloat16, batch 1"] is True
+
+
+def test_the_best_of_several_rows_decides_on_a_target(parts: Callable[[str], ModuleType]) -> None:
+    targets = parts("gpu_parts.targets")
+    row = {"task": "write", "batch": 32, "precision": "int8"}
+    rows = [{**row, "way": way, "tokens_per_second": rate} for way, rate in (("eager", 900.0), ("graphs", 2600.0))]
+    found = next(entry for name, entry in targets.reached(rows).items() if name.startswith("write") and "32" in name)
+    best = {"best": 2600.0, "precision": "int8", "way": "graphs"}
+    assert found == {"target": "tokens_per_second ≥ 2500", "met": True, **best}
+    failed = targets.reached([{**row, "way": "graphs", "error": "RuntimeError: none"}])
+    assert {entry["met"] for entry in failed.values()} == {None}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from bagel_mot.errors import BagelError
 from bagel_mot.inference.adapters import AdapterPlace, Adapters, LoadedAdapters, named
 from bagel_mot.inference.defaults import Defaults, official_defaults, read_defaults
 from bagel_mot.inference.engine.engine import Engine
+from bagel_mot.inference.engine.graphs import recorder_for
 from bagel_mot.inference.loading import OnLoad, compile_experts, find_adapter, load
 from bagel_mot.inference.methods import RequestMethods
 from bagel_mot.inference.runtime import Runtime
@@ -34,6 +35,8 @@ class Bagel(RequestMethods):
         checkpoint: the loaded checkpoint.
         defaults: default settings and image sizes; the official ones if not given.
         compile: runs `torch.compile` on the experts; the first calls then take minutes, the others less.
+        graphs: records denoising steps and decoded tokens as CUDA graphs, on one CUDA device that holds all weights.
+            Where that fails a warning is logged, and each operation is started by itself.
         memory: says what fits into memory; by default everything does.
         threads: the threads that compute; by default chosen by the size of the model.
 
@@ -52,6 +55,7 @@ class Bagel(RequestMethods):
         *,
         defaults: Defaults | None = None,
         compile: bool = False,
+        graphs: bool = True,
         memory: MemoryGuard | None = None,
         threads: Threads | None = None,
     ) -> None:
@@ -70,6 +74,7 @@ class Bagel(RequestMethods):
             vocab_size=checkpoint.tokenizer.vocab_size,
             memory=memory,
             threads=threads,
+            recorder=recorder_for(checkpoint.model) if graphs else None,
         )
         self.runtime = Runtime(
             engine=self.engine,
@@ -94,6 +99,7 @@ class Bagel(RequestMethods):
         prefer: str = "quality",
         threads: int | None = None,
         compile: bool = False,
+        graphs: bool = True,
         progress: OnLoad | None = None,
         adapters: Adapters = (),
     ) -> Bagel:
@@ -119,7 +125,7 @@ class Bagel(RequestMethods):
                 accuracy, "speed" the fastest, "memory" the one that takes the least memory.
             threads: CPU threads that compute; by default chosen by the size of the model and the cores that the process
                 may use (`bagel_mot.threads`).
-            compile: see `Bagel`.
+            compile, graphs: see `Bagel`. Of a plan that was chosen, graphs are part where they find room.
             progress: called with "downloading" or "loading", the bytes done and the bytes in all. What it raises ends
                 the loading; a download is continued the next time.
             adapters: folders of adapters (or of runs that train them) or hub ids, or these by name; all are on. See
@@ -146,7 +152,14 @@ class Bagel(RequestMethods):
             adapters=named(adapters),
         )
         defaults = read_defaults(loaded.folder, loaded.checkpoint.config)
-        bagel = cls(loaded.checkpoint, defaults=defaults, compile=compile, memory=loaded.memory, threads=loaded.threads)
+        bagel = cls(
+            loaded.checkpoint,
+            defaults=defaults,
+            compile=compile,
+            graphs=graphs and (loaded.plan is None or loaded.plan.graphs),
+            memory=loaded.memory,
+            threads=loaded.threads,
+        )
         bagel.name, bagel.plan = os.fspath(name), loaded.plan
         if loaded.adapters:
             bagel._adapters.add(loaded.adapters)

@@ -16,6 +16,7 @@ from bagel_mot.checkpoint.official import needed
 from bagel_mot.checkpoint.precision import Precision, format_of
 from bagel_mot.checkpoint.shapes import autoencoder_shapes, model_shapes
 from bagel_mot.config import BagelConfig, DecoderConfig, VaeConfig
+from bagel_mot.model.buckets import bucket
 from bagel_mot.model.cache import SLAB_TOKENS
 from bagel_mot.model.quant import FORMATS
 from bagel_mot.model.vae_strips import STRIP_BYTES, strips_pay
@@ -30,6 +31,9 @@ PROCESS_BYTES = 560 << 20
 """Memory of a process with its libraries, a vocabulary and compiled kernels, without weights."""
 DEVICE_BYTES = 600 << 20
 """Memory of a CUDA context with its libraries' workspaces."""
+MAX_GRAPHS = 16
+"""Recorded passes that are kept, at most."""
+_GRAPH_BYTES = 64 << 20  # memory that a driver takes for recorded passes: assumed, not measured
 _HEAP_SHARE = 1.5
 """Bytes that a process on the CPU holds for each byte alive in a pass of the model: the C library's heap has gaps
 between blocks. Measured at the official size: 1.39 to 1.56, of whole feature maps of the autoencoder too.
@@ -303,6 +307,29 @@ def memory_estimate(
     # Images are encoded before there is a cache, those of one size together.
     encoding = image_bytes(config.vae, min(pixels, MAX_STEP_PIXELS), autoencoder, decode=False, on_cpu=on_cpu)
     return MemoryEstimate(cache, max(cache + max(passes), encoding))
+
+
+def graph_bytes(config: BagelConfig, workload: Workload, activations: torch.dtype) -> int:
+    """Bytes that recorded passes of a workload take beside what it takes without them: recorded passes share memory for
+    what is alive in one of them, which nothing else may use, and each has its own for its outputs.
+
+    Args:
+        config: the model's configuration.
+        workload: the request.
+        activations: the type of activations.
+    """
+    decoder = config.decoder
+    if workload.drawn is None:
+        row = forward_bytes(decoder, 1, 0, activations) + decoder.vocab_size * torch.float32.itemsize
+        counts = token_counts(config, workload)
+        seen = bucket(counts.und + counts.latents + _ANSWER_TOKENS)
+        return _GRAPH_BYTES + row + cache_bytes(decoder, seen, activations) // decoder.num_layers
+    noised, branches = token_counts(config, workload).noised, workload.branches
+    output = decoder.hidden_size * activations.itemsize + config.latent_dim * torch.float32.itemsize
+    passes = branches + (1 if branches > 1 else 0)  # with guidance and, in the last steps, without
+    return (
+        _GRAPH_BYTES + forward_bytes(decoder, 2 * branches, branches * noised, activations) + passes * noised * output
+    )
 
 
 def _latents(config: BagelConfig, size: tuple[int, int]) -> int:

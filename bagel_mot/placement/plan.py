@@ -21,6 +21,7 @@ from bagel_mot.placement.estimate import (
     DEVICE_BYTES,
     MARGIN,
     PROCESS_BYTES,
+    graph_bytes,
     memory_estimate,
     reference_workloads,
     weight_bytes,
@@ -77,6 +78,7 @@ class Plan:
             model is small, or layers are brought, whose rate was not measured either.
         fits: whether there is memory for every workload.
         fits_some: whether there is memory for the smallest.
+        graphs: whether there is memory for recorded passes as well, which is part of the peaks then.
     """
 
     precision: Precision
@@ -88,6 +90,7 @@ class Plan:
     predicted: Mapping[str, float] | None
     fits: bool
     fits_some: bool
+    graphs: bool = False
 
     @property
     def lossy(self) -> bool:
@@ -255,6 +258,11 @@ class _Setup:
             for workload in reference_workloads(config)
             if workload.task in tasks
         }
+        self.recorded = {
+            workload.name: graph_bytes(config, workload, precision.activations)
+            for workload in reference_workloads(config)
+            if workload.task in tasks
+        }
         self.plain = not precision.parts and precision.activations == stored.layers
         self.embedding_in_file = precision.activations == stored.embedding and "embedding" not in precision.parts
         rates = measured.get(devices[0][0].type) if predictable(self.weights) else None
@@ -286,7 +294,10 @@ class _Setup:
     def _on_devices(self, device: torch.device, offloads: Sequence[str]) -> Iterator[Plan]:
         """On the device with most room alone, on several, and with layers brought to the first."""
         weights, cuda = self.weights, device.type == "cuda"
-        alone = self._on_device(Placement(device, (device,) * weights.layers), (device,), weights.total)
+        everything = Placement(device, (device,) * weights.layers), (device,), weights.total
+        alone = self._on_device(*everything, graphs=cuda)
+        if cuda and not alone.fits:
+            alone = self._on_device(*everything)
         if "none" in offloads:
             yield alone
         if len(self.devices) > 1 and cuda and not alone.fits:
@@ -312,17 +323,19 @@ class _Setup:
         *,
         host: int = 0,
         brought: float = 0.0,
+        graphs: bool = False,
     ) -> Plan:
         """The plan with `held` bytes of weights on the first device, `host` bytes of them in main memory, and `brought`
-        seconds of every pass spent on bringing layers.
+        seconds of every pass spent on bringing layers; with or without recorded passes.
         """
         base = DEVICE_BYTES if placement.device.type == "cuda" else 0
-        on_device = {name: base + held + peak for name, peak in self.work.items()}
+        more = self.recorded if graphs else {}
+        on_device = {name: base + held + peak + more.get(name, 0) for name, peak in self.work.items()}
         on_host = dict.fromkeys(self.work, 2 * PROCESS_BYTES + host)
         seconds = self._seconds(placement.device.type, brought)
         for_host, free = max(on_host.values()) <= self.host, self.devices[0][1] * (1 - MARGIN)
         every, some = (for_host and most(on_device.values()) <= free for most in (max, min))
-        return Plan(self.precision, placement, devices, on_device, on_host, *seconds, every, some)
+        return Plan(self.precision, placement, devices, on_device, on_host, *seconds, every, some, graphs)
 
     def _by_layers(self) -> Iterator[Plan]:
         """Layers in order, on each device as many as find room; the first device also has everything else."""

@@ -31,13 +31,15 @@ class Scale:
     steps: int  # timesteps of the runs that are measured
     tokens: int  # of the answers
     batches: tuple[int, ...]  # each twice the one before
+    texts: tuple[int, ...]  # of texts alone, going on from there
+    whole: bool  # whether a single image is drawn in all its timesteps, too
 
     def image(self) -> Image.Image:
         """What is edited and asked about."""
         return Image.linear_gradient("L").resize((self.image_side, self.image_side)).convert("RGB")
 
 
-FULL = Scale(NAMED_CONFIGS["7b-mot"], 1024, 1024, 8, 32, (1, 2, 4, 8))
+FULL = Scale(NAMED_CONFIGS["7b-mot"], 1024, 1024, 8, 32, (1, 2, 4, 8), (16, 32), True)
 
 
 def smoke_scale() -> Scale:
@@ -48,7 +50,9 @@ def smoke_scale() -> Scale:
         vocab_size=2048,
     )  # fmt: skip
     vit = replace(config.vit, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
-    return Scale(replace(config, decoder=decoder, vit=vit, vae=replace(config.vae, ch=32)), 64, 64, 5, 4, (1, 2))
+    return Scale(
+        replace(config, decoder=decoder, vit=vit, vae=replace(config.vae, ch=32)), 64, 64, 5, 4, (1, 2), (4,), False
+    )
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:

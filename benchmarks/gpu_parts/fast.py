@@ -25,14 +25,22 @@ from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.tokenizer import Tokenizer
-from gpu_parts import beside, tasks
+from gpu_parts import beside, targets, tasks
 from gpu_parts.common import FULL, Keep, Scale, attempt, failure, free, smoke_scale
 
 PRECISIONS = ("bfloat16", "fp8-dynamic", "fp8", "int8", "nf4")
 """The most important first. NF4 last: the code that is compiled for it is longest, if bitsandbytes is not there."""
 Task = Callable[[Bagel, Scale, torch.device, int], dict[str, Any]]
-TASKS: dict[str, Task] = {"generate": tasks.draw, "edit": tasks.edit, "ask": tasks.ask, "write": tasks.write}
+TASKS: dict[str, Task] = {
+    "generate": tasks.draw,
+    "small": tasks.draw_small,
+    "write": tasks.write,
+    "edit": tasks.edit,
+    "ask": tasks.ask,
+}
 """The most important first."""
+WAYS = ("graphs", "compiled", "eager")
+"""With recorded passes, with compiled layers as well, and with neither; the most important first."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +48,26 @@ class Cell:
     """One measurement of a precision."""
 
     task: str
-    compiled: bool
+    way: str
     batch: int
 
     @property
     def headline(self) -> bool:
         return self.task == "generate" and self.batch == 1
 
-    @property
-    def way(self) -> str:
-        return "compiled" if self.compiled else "eager"
 
+def cells(batches: tuple[int, ...], texts: tuple[int, ...]) -> list[Cell]:
+    """The measurements of a precision, the most important first: one request alone, then many texts, then batches,
+    which matter most where they are quickest.
 
-def cells(batches: tuple[int, ...]) -> list[Cell]:
-    """The measurements of a precision, the most important first: one request alone, then batches, which matter most
-    where they are quickest."""
-    alone = [Cell(task, compiled, 1) for task in TASKS for compiled in (False, True)]
-    more = [Cell(task, compiled, n) for compiled in (True, False) for n in batches if n > 1 for task in TASKS]
-    return alone + more
+    Args:
+        batches: numbers of requests of any kind, each twice the one before.
+        texts: further numbers of texts that are written, likewise.
+    """
+    alone = [Cell(task, way, 1) for task in TASKS for way in WAYS]
+    written = [Cell("write", "graphs", n) for n in (*batches, *texts) if n > 1]
+    more = [Cell(task, way, n) for way in ("compiled", "graphs", "eager") for n in batches if n > 1 for task in TASKS]
+    return list(dict.fromkeys(alone + written + more))
 
 
 def measure(
@@ -74,7 +84,7 @@ def measure(
     end = time.perf_counter() + budget
     report: dict[str, Any] = {"machine": machine(device), "config": "miniature" if smoke else "7b-mot"}
     visit = _Visit(smoke_scale() if smoke else FULL, device, end, report, say, keep)
-    report |= {"size": visit.scale.side, "rows": [], "left_out": [], "summary": {}}
+    report |= {"size": visit.scale.side, "rows": [], "left_out": [], "targets": targets.reached(()), "summary": {}}
     for index, precision in enumerate(PRECISIONS):
         now = time.perf_counter()
         if now > end:
@@ -119,23 +129,28 @@ class _Visit:
                 self.report[name] = attempt(partial(run, model, self.scale, self.device), self.device)
                 self.keep(self.report)
         quantise(model, kind)
-        eager, compiled = _eager_and_compiled(model, self.scale, self.device, kind)
+        bagels = _ways(model, self.scale, self.device, kind)
         measured: dict[Cell, float] = {}
-        for cell in cells(self.scale.batches):
+        for cell in cells(self.scale.batches, self.scale.texts):
             name = f"{cell.task}, {precision}, {cell.way}, batch {cell.batch}"
             if reason := self._against(cell, measured, until):
                 self.report["left_out"].append(f"{name}: {reason}")
                 continue
             self.say(name)
             began = time.perf_counter()
-            bagel = compiled if cell.compiled else eager
+            bagel = bagels[cell.way]
+            before = bagel.engine.runner.graphs.recorded
             found = attempt(partial(TASKS[cell.task], bagel, self.scale, self.device, cell.batch), self.device)
             found["took_seconds"] = time.perf_counter() - began  # compiling and all
             if "error" not in found:
                 measured[cell] = found["measured_seconds"]
                 found |= _share(found, cell.batch, self.report)
-            row = {"task": cell.task, "precision": precision, "compiled": cell.compiled, "batch": cell.batch}
-            self.report["rows"].append({**row, **found})
+            graphs = bagel.engine.runner.graphs
+            row = {"task": cell.task, "precision": precision, "way": cell.way, "batch": cell.batch}
+            row |= {"graphs_on": graphs.on, "graphs_recorded": graphs.recorded - before, **found}
+            self.report["rows"].append(row | targets.of_row(row))
+            self.report["targets"] = targets.reached(self.report["rows"])
+            graphs.clear()  # their memory is not the next measurement's
             self.report["summary"] = summary(self.report)
             self.keep(self.report)
 
@@ -156,26 +171,27 @@ class _Visit:
         return ""
 
 
-def _eager_and_compiled(
-    model: BagelModel, scale: Scale, device: torch.device, precision: Precision
-) -> tuple[Bagel, Bagel]:
-    """The same weights twice, since what is compiled stays so."""
+def _ways(model: BagelModel, scale: Scale, device: torch.device, precision: Precision) -> dict[str, Bagel]:
+    """A model for each of `WAYS`. The same weights are there twice, since what is compiled stays so."""
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, weights)
     with torch.device(device):
         autoencoder = Autoencoder(scale.config.vae).eval().requires_grad_(False)
     tokenizer = Tokenizer.from_folder(MINI_FOLDER)
-    eager, compiled = (
-        Bagel(Checkpoint(scale.config, each, autoencoder, tokenizer, precision=precision), compile=each is twin)
-        for each in (model, twin)
-    )
-    return eager, compiled
+    return {
+        way: Bagel(
+            Checkpoint(scale.config, twin if way == "compiled" else model, autoencoder, tokenizer, precision=precision),
+            compile=way == "compiled",
+            graphs=way != "eager",
+        )
+        for way in WAYS
+    }
 
 
 def _share(found: dict[str, Any], batch: int, report: dict[str, Any]) -> dict[str, float]:
     """The rate of arithmetic of a step of drawing as a share of that of the matmuls alone."""
     rate = report.get("matmul", {})
-    if "seconds_per_step" not in found or "flops_per_second" not in rate:
+    if "seconds_per_step" not in found or "flops_per_second" not in rate or found["side"] != report["size"]:
         return {}
     branches, seconds = max((int(branches), seconds) for branches, seconds in found["seconds_per_step"].items())
     flops = rate["flops_per_branch"] * branches * batch
@@ -185,12 +201,14 @@ def _share(found: dict[str, Any], batch: int, report: dict[str, Any]) -> dict[st
 def _alone(report: dict[str, Any], task: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for row in report["rows"]:
         if row["task"] == task and row["batch"] == 1 and "error" not in row:
-            yield f"{row['precision']}, {'compiled' if row['compiled'] else 'eager'}", row
+            yield f"{row['precision']}, {row['way']}", row
 
 
-def summary(report: dict[str, Any]) -> dict[str, float]:
-    """Headline ratios: a guided text-to-image step, and a token, of the plain loop over ours, for one request alone."""
-    found: dict[str, float] = {}
+def summary(report: dict[str, Any]) -> dict[str, Any]:
+    """Targets, met or not, and headline ratios: a guided text-to-image step, and a token, of the plain loop over ours,
+    for one request alone.
+    """
+    found: dict[str, Any] = {f"met: {name}": entry["met"] for name, entry in report["targets"].items()}
     plain = report.get("plain", {})
     for way, row in _alone(report, "generate"):
         if "seconds_per_step" in plain:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from bagel_mot.inference.result import Result
 from bagel_mot.inference.settings import resolve
 from bagel_mot.placement.rates import synchronize
 from bagel_mot.task import Task
-from gpu_parts.common import INSTRUCTION, PROMPT, QUESTION, Scale
+from gpu_parts.common import INSTRUCTION, PROMPT, QUESTION, Scale, seconds_of
 
 # Two steps: by this shift one of them is within the interval of a drawing's guidance, the other beyond it, so that both
 # numbers of branches have been run. (An edit is guided throughout.)
@@ -35,6 +37,11 @@ _TEXT = "Tell me a story about a red car under a yellow sun."  # about as long a
 
 def draw(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
     return _image(bagel, [PROMPT], scale, device, batch)
+
+
+def draw_small(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
+    """An image of half the side in 20 points of time."""
+    return _image(bagel, [PROMPT], replace(scale, side=scale.side // 2), device, batch, {"num_timesteps": 20})
 
 
 def edit(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
@@ -50,8 +57,19 @@ def write(bagel: Bagel, scale: Scale, device: torch.device, batch: int) -> dict[
     return _text(bagel, [_TEXT], scale, device, batch)
 
 
-def _image(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, batch: int) -> dict[str, Any]:
-    """A few timesteps are run; from the time of a step with so many branches follows that of the default's many."""
+def _image(
+    bagel: Bagel,
+    inputs: list[Any],
+    scale: Scale,
+    device: torch.device,
+    batch: int,
+    whole_run: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """A few timesteps are run; from the time of a step with so many branches follows that of a whole run's many.
+
+    Args:
+        whole_run: the settings of a whole run that are not default.
+    """
     size: dict[str, Any] = {"size": (scale.side, scale.side)}
     _finish(bagel, [bagel.submit(inputs, seed=i, **size, **_BRIEF_DRAWING) for i in range(batch)])
     ended: list[float] = []
@@ -68,7 +86,7 @@ def _image(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, 
         synchronize(device)
         seconds = time.perf_counter() - began
     task = Task.EDIT if len(inputs) > 1 else Task.GENERATE
-    settings, default = (resolve(task, values, bagel.defaults.of(task)) for values in (steps, {}))
+    settings, default = (resolve(task, values, bagel.defaults.of(task)) for values in (steps, dict(whole_run)))
     by_branches: dict[int, list[float]] = defaultdict(list)
     times = flow.timesteps(scale.steps, settings.timestep_shift)[1:-1].tolist()  # the first one's start is not noted
     for t, (start, stop) in zip(times, pairwise(ended), strict=True):
@@ -78,9 +96,15 @@ def _image(bagel: Bagel, inputs: list[Any], scale: Scale, device: torch.device, 
     needed = flow.timesteps(default.num_timesteps, default.timestep_shift)[:-1].tolist()
     rest = seconds - sum(stop - start for start, stop in pairwise(ended)) - most
     whole = rest + sum(step.get(len(flow.roles(t, default)), most) for t in needed)
+    if scale.whole and batch == 1:  # nothing is waited for but the image
+        run = {**size, **whole_run}
+        whole = seconds_of(lambda: _finish(bagel, [bagel.submit(inputs, seed=0, **run)]), device)
+        seconds += whole
     return {
         "seconds_per_step": {str(branches): found for branches, found in sorted(step.items())},
         "seconds": whole,
+        "all_timesteps_were_run": scale.whole and batch == 1,
+        "side": scale.side,
         "timesteps": default.num_timesteps,
         "images_per_second": batch / whole,
         "measured_seconds": seconds,

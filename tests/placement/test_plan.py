@@ -13,6 +13,7 @@ from bagel_mot.checkpoint.opening import StoredWeights, open_checkpoint, stored_
 from bagel_mot.config import NAMED_CONFIGS
 from bagel_mot.errors import DeviceError, SettingError
 from bagel_mot.inference import loading
+from bagel_mot.placement.estimate import forward_bytes, graph_bytes, reference_workloads
 from bagel_mot.placement.offload import BroughtLayer
 from bagel_mot.placement.plan import Machine, Plan, choose, plans
 
@@ -57,6 +58,25 @@ def test_small_gpus_have_layers_brought() -> None:
         sum(isinstance(p, torch.device) for p in best(machine(free)).placement.layers) for free in (11.5, 12, 13)
     ]
     assert resident == sorted(resident)
+
+
+def test_recorded_passes_are_part_of_a_plan_where_they_find_room() -> None:
+    wide = best(machine(80))
+    tight = best(machine((wide.peak_device - 1) / 0.95 / GB))
+    assert wide.graphs
+    assert not tight.graphs
+    assert (tight.precision, tight.where) == (wide.precision, wide.where), "it does without them rather than in less"
+    more = {name: wide.device_bytes[name] - bytes_ for name, bytes_ in tight.device_bytes.items()}
+    for name, bytes_ in more.items():
+        workload = next(each for each in reference_workloads(CONFIG) if each.name == name)
+        assert bytes_ == graph_bytes(CONFIG, workload, torch.bfloat16)
+        if workload.drawn:  # what is alive in a denoising step, and a little
+            tokens = workload.branches * 4096
+            alive = forward_bytes(CONFIG.decoder, 2 * workload.branches, tokens, torch.bfloat16)
+            assert alive < bytes_ < 1.3 * alive
+    assert not best(machine(24, 24)).graphs, "not over several devices"
+    assert not best(machine(12)).graphs, "nor where layers are brought"
+    assert not best(machine(host=64)).graphs
 
 
 def test_more_memory_never_fits_less() -> None:

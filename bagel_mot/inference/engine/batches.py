@@ -73,6 +73,8 @@ class BatchRunner:
             if short and len(parts) == 1:
                 parts = [[op] for op in left]
             del explained
+        if short:  # recorded passes hold memory of their own
+            self._runner.graphs.clear()
         # Only here, where the error and with it the failed attempt's tensors are gone: they may be why it failed.
         for part in parts:
             self.attempt(run, part)

@@ -25,6 +25,7 @@ from bagel_mot.allocator import keep_freed_memory, return_freed_memory
 from bagel_mot.checkpoint.shapes import weight_count
 from bagel_mot.errors import BagelError
 from bagel_mot.inference.engine.batches import BatchRunner
+from bagel_mot.inference.engine.graphs import PassRecorder
 from bagel_mot.inference.engine.ops import Steps
 from bagel_mot.inference.engine.runner import EngineStats, Runner
 from bagel_mot.inference.engine.scheduler import Scheduler
@@ -70,6 +71,8 @@ class Engine:
         max_active_cost: requests wait while those at work hold this many tokens of cache.
         max_step_pixels: pixels of one pass of the autoencoder, at most.
         threads: the number of threads that compute; by default chosen by the size of the model.
+        recorder: records denoising steps and decoded tokens, which are replayed then; by default each operation of
+            each pass is started by itself.
 
     Attributes:
         runner: runs batches.
@@ -90,11 +93,13 @@ class Engine:
         max_active_cost: int = 262144,
         max_step_pixels: int = MAX_STEP_PIXELS,
         threads: Threads | None = None,
+        recorder: PassRecorder | None = None,
     ) -> None:
         if model.device.type == "cpu":
             keep_freed_memory()
         self.model, self.autoencoder = model, autoencoder
-        self.runner = Runner(model, autoencoder, special, vocab_size or model.config.decoder.vocab_size)
+        vocab_size = vocab_size or model.config.decoder.vocab_size
+        self.runner = Runner(model, autoencoder, special, vocab_size, recorder)
         self.scheduler = Scheduler()
         self.memory = memory or MemoryGuard()
         self._batches = BatchRunner(self.runner, self.memory)
@@ -164,6 +169,7 @@ class Engine:
                 yield
             finally:
                 self.weights_version += 1
+                self.runner.graphs.clear()
 
     def new_context(self, reserve: int = 0) -> Context:
         """An empty context; `reserve` tokens are expected in all."""

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 import torch
 
 from bagel_mot.inference.decode import NOT_FINITE, choose_tokens
+from bagel_mot.inference.engine.graphs import Graphs, PassRecorder
 from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Op, Output, VelocityOp
 from bagel_mot.inference.engine.overflow import OverflowReport
+from bagel_mot.inference.engine.static import decoding, denoising
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.cache import KVReservation
 from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.finite import finite_rows, is_finite
 from bagel_mot.model.prepacked import FEWEST_ROWS, PrepackedLinear
+from bagel_mot.model.transfer import to_device
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
-from bagel_mot.sequence import Layout, PackSpec, Sample, VaeSegment, Values, pack_cached
+from bagel_mot.sequence import Layout, PackSpec, Sample, TextSegment, Values, pack_cached
 from bagel_mot.tokenizer import SpecialTokens
 
 _MAX_LAYOUTS = 16  # kept for further denoising steps
@@ -47,10 +51,19 @@ class Runner:
         spec: the facts that packing needs to know of the model.
         stats: counts what was done.
         overflow: says why numbers are not finite.
+        graphs: runs denoising steps and decoded tokens, as recorded passes where there is a recorder.
     """
 
-    def __init__(self, model: BagelModel, autoencoder: Autoencoder, special: SpecialTokens, vocab_size: int) -> None:
+    def __init__(
+        self,
+        model: BagelModel,
+        autoencoder: Autoencoder,
+        special: SpecialTokens,
+        vocab_size: int,
+        recorder: PassRecorder | None = None,
+    ) -> None:
         self.model, self.autoencoder, self.vocab_size = model, autoencoder, vocab_size
+        self.graphs = Graphs(recorder, model.device)
         self.stats = EngineStats()
         self.overflow = OverflowReport(model, autoencoder)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
@@ -64,32 +77,13 @@ class Runner:
         Returns: nothing; ops that are complete are settled, with an error where a token or an
             image is not made of finite numbers.
         """
-        samples = [Sample(op.part, op.context.position) for op in batch]
-        layout, values = self._layout(samples), Values.of(samples, self.spec)
         reservations = [op.scratch or op.context.allocate(op.tokens) for op in batch]
-        attend = CachedAttention([CachedSample(s, r) for s, r in zip(layout.spans, reservations, strict=True)])
-        und, gen = self.model(layout, values.to(self.model.device), attend)
-        texts = [
-            (op, spans[-1].und[1] - 1)
-            for op, spans in zip(batch, layout.spans, strict=True)
-            if op.output in (Output.LOGITS, Output.TOKEN) and op.ends
-        ]
-        results = self._text_results([op for op, _ in texts], und[[slot for _, slot in texts]]) if texts else {}
-        reads = [
-            (op, spans[-1].und[1] - 1)
-            for op, spans in zip(batch, layout.spans, strict=True)
-            if op.output is Output.NONE and op.ends
-        ]
-        if reads:  # the last token has attended to all before it
-            finite = finite_rows(und[[slot for _, slot in reads]])
-            results |= dict(zip([op for op, _ in reads], finite, strict=True))
-        images = [
-            (op, slice(*spans[-1].gen))
-            for op, spans in zip(batch, layout.spans, strict=True)
-            if op.output is Output.VELOCITY
-        ]
-        if images:
-            results |= self._velocities([op for op, _ in images], [gen[slots] for _, slots in images])
+        if all(op.output is Output.VELOCITY and op.scratch and len(op.part) == 1 for op in batch):
+            results = self._denoised(batch, reservations)
+        elif self.graphs.on and all(map(_writes, batch, reservations)):
+            results = self._written(batch, reservations)
+        else:
+            results = self._packed(batch, reservations)
         self.stats.forwards += 1
         for op, reservation in zip(batch, reservations, strict=True):
             tokens = op.tokens
@@ -107,26 +101,69 @@ class Runner:
             op.committing = False
             self.stats.forward_ops += 1
 
-    def _layout(self, samples: Sequence[Sample]) -> Layout:
-        """The layout of samples on the model's device. Denoising steps of the same images share one."""
-        shapes = tuple(
-            (sample.position, segment.grid)
-            for sample in samples
-            for segment in sample.segments
-            if isinstance(segment, VaeSegment) and segment.noised
-        )
-        if len(shapes) < len(samples):  # texts differ from step to step
-            return pack_cached(samples, self.spec, self._least_und).to(self.model.device)
+    def _packed(self, batch: Sequence[ForwardOp], reservations: Sequence[KVReservation]) -> dict[Op, object]:
+        """The results of ops of any kinds."""
+        samples = [Sample(op.part, op.context.position) for op in batch]
+        layout, values = pack_cached(samples, self.spec, self._least_und), Values.of(samples, self.spec)
+        attend = CachedAttention([CachedSample(s, r) for s, r in zip(layout.spans, reservations, strict=True)])
+        device = self.model.device
+        und, gen = self.model(layout.to(device), values.to(device), attend)
+
+        def last(*outputs: Output) -> tuple[list[ForwardOp], list[int]]:
+            """The ops that have such an output now, and the slots of their last tokens."""
+            spans = zip(batch, layout.spans, strict=True)
+            found = [(op, own[-1].und[1] - 1) for op, own in spans if op.output in outputs and op.ends]
+            return [op for op, _ in found], [slot for _, slot in found]
+
+        results: dict[Op, object] = {}
+        ops, slots = last(Output.LOGITS, Output.TOKEN)
+        if ops:
+            results |= self._text_results(ops, self.model.logits(und[to_device(slots, device)]).float())
+        ops, slots = last(Output.NONE)
+        if ops:  # the last token has attended to all before it
+            results |= dict(zip(ops, finite_rows(und[to_device(slots, device)]), strict=True))
+        images = [
+            (op, gen[slice(*own[-1].gen)])
+            for op, own in zip(batch, layout.spans, strict=True)
+            if op.output is Output.VELOCITY
+        ]
+        if images:
+            results |= self._velocities([op for op, _ in images], [states for _, states in images])
+        return results
+
+    def _denoised(self, batch: Sequence[ForwardOp], reservations: Sequence[KVReservation]) -> dict[Op, object]:
+        """The velocities of images."""
+        samples = [Sample(op.part, op.context.position) for op in batch]
+        key, layout = self._layout(samples)
+        step = denoising(self.model, layout, Values.of(samples, self.spec), reservations, key)
+        velocities, states = self.graphs.run(step)
+        sizes = [spans[-1].gen[1] - spans[-1].gen[0] for spans in layout.spans]
+        sizes.append(layout.gen_len - sum(sizes))  # padding
+        for op, own in zip(batch, states.split_with_sizes(sizes), strict=False):
+            op.hidden = own
+        return dict(zip(batch, velocities.split_with_sizes(sizes), strict=False))
+
+    def _written(self, batch: Sequence[ForwardOp], reservations: Sequence[KVReservation]) -> dict[Op, object]:
+        """The next tokens of texts."""
+        tokens = [op.part[0].runs[0].ids[0] for op in batch]
+        step = decoding(self.model, tokens, [op.context.position for op in batch], reservations)
+        (logits,) = self.graphs.run(step)
+        return self._text_results(batch, logits[: len(batch)])
+
+    def _layout(self, samples: Sequence[Sample]) -> tuple[tuple[object, ...], Layout]:
+        """The layout of noised images on the model's device, which further steps of the same images share, and its
+        key.
+        """
+        shapes = tuple((sample.position, sample.segments[0].runs[1].grid) for sample in samples)
         if shapes not in self._layouts:
             self._layouts[shapes] = pack_cached(samples, self.spec, self._least_und).to(self.model.device)
         self._layouts.move_to_end(shapes)
         if len(self._layouts) > _MAX_LAYOUTS:
             self._layouts.popitem(last=False)
-        return self._layouts[shapes]
+        return shapes, self._layouts[shapes]
 
-    def _text_results(self, ops: Sequence[ForwardOp], hidden: torch.Tensor) -> dict[Op, object]:
-        """Logits or chosen tokens after `hidden` (R, hidden), the last token of each op."""
-        logits = self.model.logits(hidden).float()
+    def _text_results(self, ops: Sequence[ForwardOp], logits: torch.Tensor) -> dict[Op, object]:
+        """Logits or chosen tokens after `logits` (R, vocab) float32 of the last token of each op."""
         found: dict[Op, object] = dict(zip(ops, logits, strict=True))
         choosing = [(row, op, op.choice) for row, op in enumerate(ops) if op.choice is not None]
         if choosing:
@@ -159,7 +196,8 @@ class Runner:
     def encode(self, batch: Sequence[EncodeOp]) -> None:
         """Images of one size through the encoder."""
         pixels = torch.stack([op.pixels for op in batch])
-        latents = self.autoencoder.encode(pixels.to(self.model.device, self.autoencoder.dtype)).float()
+        pixels = to_device(pixels, self.model.device).to(self.autoencoder.dtype)
+        latents = self.autoencoder.encode(pixels).float()
         for op, latent in zip(batch, latents, strict=True):
             op.settle(latent)
         self.stats.encoded += len(batch)
@@ -196,6 +234,12 @@ class Runner:
         *_, height, width = shape_of(op)
         scale = self.model.config.vae.downsample if isinstance(op, DecodeOp) else 1
         return height * width * scale**2
+
+
+def _writes(op: ForwardOp, reservation: KVReservation) -> bool:
+    """Whether an op is the next token of a text whose context lies in slabs."""
+    alone = op.output is Output.TOKEN and not op.record and op.tokens == 1
+    return alone and isinstance(op.part[0], TextSegment) and reservation.chunk.pooled
 
 
 def shape_of(op: EncodeOp | DecodeOp) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from bagel_mot.inference.steps.read import read_alone
 from bagel_mot.inference.taylorseer import TaylorSeer
 from bagel_mot.model.cache import Context, KVReservation
 from bagel_mot.model.finite import is_finite
+from bagel_mot.model.transfer import to_device
 from bagel_mot.sequence import VaeSegment
 
 
@@ -55,7 +56,7 @@ def draw(runtime: Runtime, history: History, request: Request, listener: Listene
     seers = {role: TaylorSeer() for role in branches} if settings.enable_taylorseer else {}
     noises = noises_of(config, request.size, request.seed, request.noise)
     device, evaluations = runtime.engine.model.device, 0
-    x = next(noises).to(device, torch.float32)
+    x = to_device(next(noises).float(), device)
     for done, (t, following) in enumerate(pairwise(times), start=1):
         noised = VaeSegment(x, grid, noised=True, timestep=t)
         ops = _ops(branches, seers, sampler.roles(t, settings), noised, runtime.engine.model.dtype)
@@ -78,7 +79,7 @@ def draw(runtime: Runtime, history: History, request: Request, listener: Listene
             listener.on_step(done, len(times) - 1)
         fresh = None
         if settings.eta and following and (not seers or done <= TaylorSeer.SMOOTH_AFTER):
-            fresh = next(noises).to(device, torch.float32)
+            fresh = to_device(next(noises).float(), device)
         x = sampler.step(x, v, t, following, settings.eta, fresh)
         if device.type == "cpu" and not is_finite(x):  # on others it would be waited for: they see it in the image
             raise runtime.engine.runner.overflow.error()
