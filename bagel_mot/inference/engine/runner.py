@@ -16,6 +16,8 @@ from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.finite import finite_rows, is_finite
 from bagel_mot.model.prepacked import FEWEST_ROWS, PrepackedLinear
 from bagel_mot.model.vae import Autoencoder
+from bagel_mot.model.widened import FEWEST_ROWS as FEWEST_WIDENED
+from bagel_mot.model.widened import WidenedLinear
 from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
 from bagel_mot.sequence import Layout, PackSpec, Sample, VaeSegment, Values, pack_cached
 from bagel_mot.tokenizer import SpecialTokens
@@ -55,8 +57,10 @@ class Runner:
         self.overflow = OverflowReport(model, autoencoder)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self.spec = PackSpec.of(model.config, special)
-        prepacked = any(isinstance(part, PrepackedLinear) for part in model.decoder.layers[0].modules())
-        self._least_und = FEWEST_ROWS if prepacked else 0
+        linears = {type(part) for part in model.decoder.layers[0].modules()}
+        self._least_und = FEWEST_ROWS if PrepackedLinear in linears else 0
+        # Fewer und tokens, the markers of one image, would be multiplied otherwise than those of several.
+        self._least_with_images = FEWEST_WIDENED if WidenedLinear in linears else self._least_und
 
     def forward(self, batch: Sequence[ForwardOp]) -> None:
         """One forward pass over the parts of all ops; the heads, too, run once for all.
@@ -109,16 +113,18 @@ class Runner:
 
     def _layout(self, samples: Sequence[Sample]) -> Layout:
         """The layout of samples on the model's device. Denoising steps of the same images share one."""
-        shapes = tuple(
-            (sample.position, segment.grid)
+        images = [
+            (sample.position, segment)
             for sample in samples
             for segment in sample.segments
-            if isinstance(segment, VaeSegment) and segment.noised
-        )
+            if isinstance(segment, VaeSegment)
+        ]
+        shapes = tuple((position, image.grid) for position, image in images if image.noised)
+        least = self._least_with_images if images else self._least_und
         if len(shapes) < len(samples):  # texts differ from step to step
-            return pack_cached(samples, self.spec, self._least_und).to(self.model.device)
+            return pack_cached(samples, self.spec, least).to(self.model.device)
         if shapes not in self._layouts:
-            self._layouts[shapes] = pack_cached(samples, self.spec, self._least_und).to(self.model.device)
+            self._layouts[shapes] = pack_cached(samples, self.spec, least).to(self.model.device)
         self._layouts.move_to_end(shapes)
         if len(self._layouts) > _MAX_LAYOUTS:
             self._layouts.popitem(last=False)
