@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel_mot.model import kernels
+from bagel_mot.model.widened import product_dtype
 
 MAX_DECODE_QUERIES = 16
 """Up to so many queries are text that is being written; an image has hundreds."""
@@ -33,6 +34,9 @@ def attend_over(
 
     Returns: (1, heads, n, head_dim)
     """
+    if (wide := product_dtype(query.dtype, query.device.type)) != query.dtype:
+        widened = [(keys.to(wide), values.to(wide)) for keys, values in pieces]
+        return attend_over(query.to(wide), widened, causal=causal, mask=mask).to(query.dtype)
     heads, n, dim = query.shape[1:]
     kv_heads, last = pieces[-1][0].shape[1:3]
     on_cpu, group = query.device.type == "cpu", heads // kv_heads

@@ -16,9 +16,11 @@ from bagel_mot.model.attend_over import MAX_DECODE_QUERIES, attend_over, causal_
 from bagel_mot.model.attention import Attend, Pair
 from bagel_mot.model.cache import KVReservation, Stretches
 from bagel_mot.model.decode_batch import DecodeBatch, DecodeRow
+from bagel_mot.model.widened import product_dtype
 from bagel_mot.sequence import CAUSAL, SegmentSpan
 
 _SMALL_ROW = 1 << 18  # bytes of keys and values: they are copied in the time that a call of attention takes to start
+_STEP = 64  # tokens: what a small image sees is padded to a multiple
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,20 @@ class _SpanRow:
         """The key of the rows that it is computed together with; None where it is computed alone, since copying what it
         sees takes longer than starting a call of attention.
 
-        Images see equally many tokens: with a mask over what is missing their last bits would be others, and no image
-        depends on its neighbours in a batch. Accelerators attend to images one by one.
+        What an image sees is padded to a length that it has by itself, whether there are others or not: how many keys a
+        call is given decides its last bits, and no image depends on its neighbours in a batch. Accelerators attend to
+        images one by one.
         """
         spec = self.reservation.chunk.slab.spec
         size = 2 * sum(self.sees) * spec.kv_heads * spec.head_dim * spec.dtype.itemsize
         if self.causal or spec.devices[0].type != "cpu" or size > _SMALL_ROW:
             return None
-        return self.tokens if self.length == 1 else (*self.tokens, sum(self.sees))
+        return self.tokens if self.length == 1 else (*self.tokens, _padded(sum(self.sees)))
+
+
+def _padded(tokens: int) -> int:
+    """The number of keys that an image is given which sees so many tokens."""
+    return -(-tokens // _STEP) * _STEP
 
 
 class _RowBuffers(NamedTuple):
@@ -111,14 +119,16 @@ class _SpanGroup:
         self.rows, self.tokens = rows, rows[0].tokens
         count, n, heads, dim = together.shape
         kv_heads, sees = rows[0].reservation.chunk.slab.spec.kv_heads, [sum(row.sees) for row in rows]
-        memory = together.new_zeros(2, count, kv_heads, max(sees), dim)
+        length = _padded(max(sees)) if n > 1 else max(sees)
+        memory = together.new_zeros(2, count, kv_heads, length, dim)
         self.keys, self.values = memory.unbind()
         self.grouped = n > 1 and heads > kv_heads
         self.query = together.view(count, kv_heads, heads // kv_heads, dim) if n == 1 else together.transpose(1, 2)
         self.mask: Tensor | None = None
-        if min(sees) < max(sees):
-            seen = torch.arange(max(sees)) < torch.tensor(sees)[:, None]
-            self.mask = seen[:, None, None].expand(-1, 1, self.query.shape[2], -1)
+        if n > 1 or min(sees) < length:
+            unseen = torch.arange(length) >= torch.tensor(sees)[:, None]
+            mask = together.new_zeros(count, length).masked_fill_(unseen, float("-inf"))
+            self.mask = mask[:, None, None].expand(-1, 1, self.query.shape[2], -1)
         self.both = [row.reservation.both(row.stop) for row in rows]
         self.places = []
         for row, room in zip(rows, memory.unbind(1), strict=True):
@@ -134,7 +144,8 @@ class _SpanGroup:
             if not tokens:
                 continue
             if self.evenly:
-                strides = ((own[1] - own[0]) * heads * dim, heads * dim, dim, 1)
+                step = own[1] - own[0] if count > 1 else tokens
+                strides = (step * heads * dim, heads * dim, dim, 1)
                 if n > 1:
                     place = out.as_strided((count, tokens, heads, dim), strides, own[0] * heads * dim).transpose(1, 2)
                 else:
@@ -156,8 +167,8 @@ class _SpanGroup:
 
 
 def _evenly(starts: Sequence[int]) -> bool:
-    """Whether numbers, two or more, grow by the same step."""
-    return len({after - before for before, after in pairwise(starts)}) == 1
+    """Whether numbers grow by the same step."""
+    return len({after - before for before, after in pairwise(starts)}) <= 1
 
 
 class CachedAttention:
@@ -187,7 +198,9 @@ class CachedAttention:
         company: dict[tuple[int, ...] | None, list[_SpanRow]] = {}
         for row in self.rows:
             company.setdefault(row.company, []).append(row)
-        self.groups = [rows for shape, rows in company.items() if shape is not None and len(rows) > 1]
+        self.groups = [
+            rows for shape, rows in company.items() if shape is not None and (len(rows) > 1 or rows[0].length > 1)
+        ]
         self._on: dict[torch.device, tuple[Pair, list[_RowBuffers], list[_SpanGroup]]] = {}
 
     def for_layer(self, layer: int) -> Attend:
@@ -195,7 +208,7 @@ class CachedAttention:
 
     def _attend(self, layer: int, query: Pair, key: Pair, value: Pair) -> Pair:
         whole = query[0].shape[0], query[1].shape[0]
-        if len(self.rows) == 1 and self.rows[0].tokens == whole and sum(whole) > 1:
+        if len(self.rows) == 1 and not self.groups and self.rows[0].tokens == whole and sum(whole) > 1:
             return self._attend_one(layer, self.rows[0], query, key, value)
         if query[0].device not in self._on:
             self._on[query[0].device] = self._buffers(query, key[0].shape[1])
@@ -277,7 +290,8 @@ class CachedAttention:
         groups = []
         together_of: dict[int, Tensor] = {}
         for members in self.groups:
-            memory = query[0].new_empty(len(members), members[0].length, heads, dim)
+            wide = product_dtype(query[0].dtype, query[0].device.type)
+            memory = query[0].new_empty(len(members), members[0].length, heads, dim, dtype=wide)
             groups.append(_SpanGroup(members, memory, (outs[0], outs[1])))
             together_of |= {id(row): own for row, own in zip(members, memory.unbind(), strict=True)}
         for row in self.rows:

@@ -62,7 +62,8 @@ def rope(positions: Tensor, head_dim: int, theta: float) -> Rope:
 def rotate(x: Tensor, cos_sin: Rope) -> Tensor:
     """Applies a rotary embedding to (T, heads, head_dim), in float32."""
     cos, sin = cos_sin
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    rotated = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return rotated if rotated.dtype == x.dtype else rotated.to(x.dtype)
 
 
 def _added(residual: Tensor, linear: nn.Module, x: Tensor) -> Tensor:

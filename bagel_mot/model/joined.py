@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bagel_mot.model.prepacked import PrepackedLinear, can_be_prepacked, prepack_weights
+from bagel_mot.model.widened import WidenedLinear, can_be_widened
 
 
 class JoinedLinear:
@@ -81,7 +82,7 @@ def join(owner: nn.Module, names: Sequence[str], *, prepack: bool) -> JoinedLine
         not all of one kind in one place.
     """
     parts = [getattr(owner, name) for name in names]
-    if any(type(part) is not nn.Linear or any(p.is_meta for p in part.parameters()) for part in parts):
+    if any(type(part) not in (nn.Linear, WidenedLinear) or any(p.is_meta for p in part.parameters()) for part in parts):
         return None
     if len({(p.weight.dtype, p.weight.device, p.in_features, p.bias is None) for p in parts}) > 1:
         return None
@@ -90,21 +91,27 @@ def join(owner: nn.Module, names: Sequence[str], *, prepack: bool) -> JoinedLine
         weight = torch.cat([part.weight for part in parts])
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
     if prepack and can_be_prepacked(weight):
-        whole = PrepackedLinear(weight, bias)
+        prepacked = PrepackedLinear(weight, bias)
         ends = torch.tensor(sizes).cumsum(0).tolist()
         for name, size, end in zip(names, sizes, ends, strict=True):
-            setattr(owner, name, PrepackedRows(whole, end - size, end))
-        return JoinedLinear(whole, sizes)
+            setattr(owner, name, PrepackedRows(prepacked, end - size, end))
+        return JoinedLinear(prepacked, sizes)
+    if type(parts[0]) is WidenedLinear or (prepack and can_be_widened(weight)):
+        for name in names:
+            setattr(owner, name, WidenedLinear.of(getattr(owner, name).weight, getattr(owner, name).bias))
+        parts = [getattr(owner, name) for name in names]
+        whole: nn.Linear = WidenedLinear.of(weight, bias)
+    else:
+        with torch.device("meta"):
+            whole = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        whole.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            whole.bias = nn.Parameter(bias, requires_grad=False)
     for part, rows in zip(parts, weight.split(sizes), strict=True):
         part.weight = nn.Parameter(rows, requires_grad=False)
     for part, numbers in zip(parts, () if bias is None else bias.split(sizes), strict=bias is not None):
         part.bias = nn.Parameter(numbers, requires_grad=False)
-    with torch.device("meta"):
-        plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        plain.bias = nn.Parameter(bias, requires_grad=False)
-    return JoinedLinear(plain, sizes)
+    return JoinedLinear(whole, sizes)
 
 
 def prepare(module: nn.Module, *, prepack: bool) -> None:

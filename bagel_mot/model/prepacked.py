@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.model import kernels
+from bagel_mot.model.widened import WidenedLinear, can_be_widened
 
 FEWEST_ROWS = 4
 """oneDNN takes longer for one to three rows than for four: 10 to 15% for one, a third for two."""
@@ -65,12 +66,12 @@ def prepack_weights(module: nn.Module) -> int:
     """Prepacks every linear map inside a module for inference on the CPU, one after another, so that no more than one
     matrix is held twice.
 
-    Left as they are: weights elsewhere, of a precision this processor does not multiply, small ones in float32, and
-    those tied to other modules; and all of them where PyTorch comes without oneDNN. Afterwards the module cannot be
-    trained, moved or compiled.
+    Left as they are: weights elsewhere, small ones in float32, and those tied to other modules; and all of them where
+    PyTorch comes without oneDNN. Where a processor does not multiply in half precision, products are taken in float32
+    instead (`bagel_mot.model.widened`). Afterwards the module cannot be trained, moved or compiled.
 
     Returns:
-        How many linear maps were prepacked.
+        How many linear maps were changed.
     """
     owners: dict[int, int] = {}
     for part in module.modules():
@@ -83,12 +84,20 @@ def prepack_weights(module: nn.Module) -> int:
 
 
 def prepack_linear(module: nn.Module, name: str) -> bool:
-    """Prepacks one linear map inside a module, if it is one and that pays. Its weights are not tied to others."""
+    """Prepacks one linear map inside a module, or takes its products in float32, if it is one and that pays. Its
+    weights are not tied to others.
+    """
     child = module.get_submodule(name)
-    if type(child) is not nn.Linear or not can_be_prepacked(child.weight):
+    if type(child) is not nn.Linear:
+        return False
+    if can_be_prepacked(child.weight):
+        made: nn.Module = PrepackedLinear(child.weight, child.bias)
+    elif can_be_widened(child.weight):
+        made = WidenedLinear.of(child.weight, child.bias)
+    else:
         return False
     parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, PrepackedLinear(child.weight, child.bias))
+    setattr(module.get_submodule(parent), leaf, made)
     return True
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bagel_mot.config import VitConfig
 from bagel_mot.model.decoder import for_matmuls
 from bagel_mot.model.embedding import new_embedding
+from bagel_mot.model.widened import product_dtype
 
 
 class VitLayer(nn.Module):
@@ -45,12 +46,13 @@ class VitLayer(nn.Module):
 def _within_images(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     """Full attention within each image, (P, heads, head_dim); neighbours of one length run as a batch."""
     outs = []
-    start = 0
+    start, dtype = 0, q.dtype
+    wide = product_dtype(dtype, q.device.type)
     for length, group in groupby(lengths):
         count = len(list(group))
         stop = start + length * count
-        parts = (t[start:stop].unflatten(0, (count, length)).transpose(1, 2) for t in (q, k, v))
-        outs.append(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(0, 1))
+        parts = (t[start:stop].to(wide).unflatten(0, (count, length)).transpose(1, 2) for t in (q, k, v))
+        outs.append(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(0, 1).to(dtype))
         start = stop
     return torch.cat(outs) if outs else torch.zeros_like(q)
 

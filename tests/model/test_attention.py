@@ -182,6 +182,44 @@ def test_cached_equals_masked() -> None:
             contexts[i].commit(tail, (samples[i][step],))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_image_is_the_same_in_any_batch(dtype: torch.dtype) -> None:
+    """Images behind texts of different lengths, some of which see more than is copied: each as alone, to the bit."""
+    spec = PackSpec.of(BagelConfig(), SpecialTokens(1, 2, 3, 4))
+    image = VaeSegment(torch.zeros(12, spec.latent_dim), (3, 4), noised=True, timestep=0.5)
+    lengths = (3, 0, 40, 50, 51, 700, 900)
+    cache = CacheSpec(2, 64, dtype, (torch.device("cpu"),))
+    draws = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draws).to(dtype)
+
+    rooms = []
+    for length in lengths:
+        context = Context(cache)
+        if length:
+            read = context.allocate(length)
+            for room in read.room(0, length)[0]:
+                room.copy_(random(length, 2, 64))
+            context.commit(read, (TextSegment((5,) * length),))
+        rooms.append(context.allocate(segment_length(image), scratch=True))
+    query, key, value = (tuple(random(len(lengths), n, heads, 64) for n in (2, 12)) for heads in (14, 2, 2))
+
+    def attend(chosen: list[int]) -> list[Tensor]:
+        layout = pack([[Sample((image,)) for _ in chosen]], spec)
+        samples = [CachedSample(spans, rooms[i]) for spans, i in zip(layout.spans, chosen, strict=True)]
+        inputs = (tuple(part[chosen].flatten(0, 1) for part in pair) for pair in (query, key, value))
+        und, gen = CachedAttention(samples).for_layer(0)(*inputs)
+        return list(torch.cat([und.view(-1, 2, 14, 64), gen.view(-1, 12, 14, 64)], 1))
+
+    together = attend(list(range(len(lengths))))
+    for i, room in enumerate(rooms):
+        assert torch.equal(attend([i])[0], together[i])
+        seen = [torch.cat(both, 2)[0] for both in zip(*room.visible(14)[0], strict=True)]
+        expected = reference(torch.cat([part[i] for part in query]), *seen, causal=False)
+        assert (together[i] - expected).abs().max() <= 2 * TOLERANCE[dtype]
+
+
 def test_flex_attention_equals_masked() -> None:
     """Several samples in a row, an expert without slots of its own in some, and padding."""
     decoder = DecoderConfig(hidden_size=64, num_layers=1, num_heads=4, num_kv_heads=2, vocab_size=9)

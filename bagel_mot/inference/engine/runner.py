@@ -20,8 +20,10 @@ from bagel_mot.model.finite import finite_rows, is_finite
 from bagel_mot.model.prepacked import FEWEST_ROWS, PrepackedLinear
 from bagel_mot.model.transfer import to_device
 from bagel_mot.model.vae import Autoencoder
+from bagel_mot.model.widened import FEWEST_ROWS as FEWEST_WIDENED
+from bagel_mot.model.widened import WidenedLinear
 from bagel_mot.placement.estimate import cache_bytes, decode_bytes, encode_bytes, forward_bytes
-from bagel_mot.sequence import Layout, PackSpec, Sample, TextSegment, Values, pack_cached
+from bagel_mot.sequence import Layout, PackSpec, Sample, TextSegment, VaeSegment, Values, pack_cached
 from bagel_mot.tokenizer import SpecialTokens
 
 _MAX_LAYOUTS = 16  # kept for further denoising steps
@@ -68,8 +70,10 @@ class Runner:
         self.overflow = OverflowReport(model, autoencoder)
         self._layouts: OrderedDict[tuple[object, ...], Layout] = OrderedDict()
         self.spec = PackSpec.of(model.config, special)
-        prepacked = any(isinstance(part, PrepackedLinear) for part in model.decoder.layers[0].modules())
-        self._least_und = FEWEST_ROWS if prepacked else 0
+        linears = {type(part) for part in model.decoder.layers[0].modules()}
+        self._least_und = FEWEST_ROWS if PrepackedLinear in linears else 0
+        # Fewer und tokens, the markers of one image, would be multiplied otherwise than those of several.
+        self._least_with_images = FEWEST_WIDENED if WidenedLinear in linears else self._least_und
 
     def forward(self, batch: Sequence[ForwardOp]) -> None:
         """One forward pass over the parts of all ops; the heads, too, run once for all.
@@ -104,7 +108,9 @@ class Runner:
     def _packed(self, batch: Sequence[ForwardOp], reservations: Sequence[KVReservation]) -> dict[Op, object]:
         """The results of ops of any kinds."""
         samples = [Sample(op.part, op.context.position) for op in batch]
-        layout, values = pack_cached(samples, self.spec, self._least_und), Values.of(samples, self.spec)
+        with_images = any(isinstance(segment, VaeSegment) for op in batch for segment in op.part)
+        least = self._least_with_images if with_images else self._least_und
+        layout, values = pack_cached(samples, self.spec, least), Values.of(samples, self.spec)
         attend = CachedAttention([CachedSample(s, r) for s, r in zip(layout.spans, reservations, strict=True)])
         device = self.model.device
         und, gen = self.model(layout.to(device), values.to(device), attend)
@@ -156,7 +162,8 @@ class Runner:
         """
         shapes = tuple((sample.position, sample.segments[0].runs[1].grid) for sample in samples)
         if shapes not in self._layouts:
-            self._layouts[shapes] = pack_cached(samples, self.spec, self._least_und).to(self.model.device)
+            packed = pack_cached(samples, self.spec, self._least_with_images)
+            self._layouts[shapes] = packed.to(self.model.device)
         self._layouts.move_to_end(shapes)
         if len(self._layouts) > _MAX_LAYOUTS:
             self._layouts.popitem(last=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bagel_mot.model.quant import Fp8Matrix, Int8Matrix, QuantisedMatrix, RowScaledMatrix
+from bagel_mot.model.widened import product_dtype
 
 
 class QuantisedWeight(nn.Module):
@@ -118,7 +119,8 @@ class QuantisedLinear(QuantisedWeight):
             return matrix.multiply_dynamic(x)
         if x.shape[0] <= matrix.few_rows and (products := matrix.multiply_few(x)) is not None:
             return products
-        return matrix.multiply_many(x)
+        wide = product_dtype(x.dtype, x.device.type)
+        return matrix.multiply_many(x.to(wide)).to(x.dtype)
 
     def _products_apart(self, x: Tensor) -> Tensor:
         return self._products(x)

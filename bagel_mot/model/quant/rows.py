@@ -122,14 +122,14 @@ class Fp8Matrix(RowScaledMatrix):
 
     @staticmethod
     def _widened(values: Tensor, dtype: torch.dtype) -> Tensor:
-        if values.device.type != "cpu" or values.dtype != torch.float8_e4m3fn or dtype != torch.bfloat16:
+        if values.device.type != "cpu" or values.dtype != torch.float8_e4m3fn or dtype == torch.float16:
             return values.to(dtype)
         # A cast takes PyTorch five times as long on the CPU. The bits of e4m3 are those of bfloat16 with four bits of
         # the exponent: put in their place they make the number, too small by the difference of the exponents' offsets.
         bits = values.view(torch.int8).to(torch.int16)
         bits <<= 4
         bits &= -0x7810  # the sign, four bits of exponent, three of mantissa
-        return bits.view(torch.bfloat16).mul_(2.0**120)
+        return bits.view(torch.bfloat16).mul_(2.0**120).to(dtype)
 
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in float8 too, a scale for each row of them."""
