@@ -30,17 +30,6 @@ def _example(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether this processor's matmuls are fast in bfloat16. Without such instructions (most laptops have none) they
-    run a plain loop, several times slower than float32.
-    """
-    try:
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (RuntimeError, AttributeError):
-        return False
-
-
 # ------------------------------------------------------------------------------------------------------- oneDNN weights
 
 
@@ -69,7 +58,7 @@ def can_prepack(dtype: torch.dtype) -> bool:
         return False
     if dtype not in (torch.float32, torch.bfloat16):
         return False
-    if dtype == torch.bfloat16 and not multiplies_bfloat16():
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     x, weight, bias = _example(4, 48).to(dtype), _example(80, 48).to(dtype), _example(80).to(dtype)
     with torch.no_grad():

@@ -217,7 +217,7 @@ def _work(
     recipe: BagelRecipe, start: StartShape, pack: AnyPackConfig, degrees: Degrees, packs: int, on_cpu: bool
 ) -> TrainingWork:
     """The work of one process: context parallelism divides the slots, tensor parallelism is left out of account."""
-    dtype, share = compute_dtype(recipe.precision, on_cpu=on_cpu), degrees.context
+    dtype, share = compute_dtype(recipe.precision, "cpu" if on_cpu else "cuda"), degrees.context
     if isinstance(pack, PackConfig):
         rows, und, gen = pack.rows, pack.rows * pack.und, pack.rows * pack.gen
         image = most_tokens(start.vit)
@@ -251,7 +251,7 @@ def _weights(
     recipe: BagelRecipe, config: BagelConfig, trained: Mapping[str, int], degrees: Degrees, on_cpu: bool
 ) -> TrainingWeights:
     """The weights that one process holds."""
-    dtype = compute_dtype(recipe.precision, on_cpu=on_cpu)
+    dtype = compute_dtype(recipe.precision, "cpu" if on_cpu else "cuda")
     shapes = {name: shape for name, shape in model_shapes(config).items() if _is_parameter(name)}
     autoencoder = sum(shape.numel() for shape in autoencoder_shapes(config.vae).values())
     shared = degrees.shard * degrees.tensor

@@ -30,7 +30,7 @@ from bagel_mot.data.documents import Dropout
 from bagel_mot.errors import RecipeError
 from bagel_mot.files import user_path
 from bagel_mot.inference.loading import choose_device
-from bagel_mot.model.kernels import multiplies_bfloat16
+from bagel_mot.model.widened import product_dtype
 from bagel_mot.parallel.config import ParallelConfig
 from bagel_mot.threads import MOST_THREADS
 from bagel_mot.training.lora import AdapterConfig
@@ -56,15 +56,15 @@ _ThreadCount = Annotated[
 _Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False), must_be("a number of 1 or more")]
 
 
-def compute_dtype(precision: str, *, on_cpu: bool) -> torch.dtype:
+def compute_dtype(precision: str, device: str) -> torch.dtype:
     """The type in which a network computes.
 
     Args:
-        precision: the recipe's; "auto" is bfloat16, but float32 on processors that have no instructions for bfloat16.
-        on_cpu: whether the processor computes.
+        precision: the recipe's; "auto" is bfloat16, but float32 on processors that are clearly slower in bfloat16.
+        device: the kind of device.
     """
     if precision == "auto":
-        return torch.float32 if on_cpu and not multiplies_bfloat16() else torch.bfloat16
+        return product_dtype(torch.bfloat16, device)
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
@@ -108,7 +108,7 @@ class Recipe(Section):
         Raises:
             DeviceError: there is no such device.
         """
-        return compute_dtype(self.precision, on_cpu=choose_device(self.device).type == "cpu")
+        return compute_dtype(self.precision, choose_device(self.device).type)
 
     def stored(self) -> dict[str, Any]:
         """The recipe as JSON, for a checkpoint to keep; without the folder, which may be moved."""

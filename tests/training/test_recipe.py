@@ -310,11 +310,14 @@ def test_what_cannot_be_extended_or_chosen_is_refused_in_a_sentence(tmp_path: Pa
 
 
 def test_the_type_to_compute_in_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("bagel_mot.training.recipe.multiplies_bfloat16", lambda native=native: native)
-        assert compute_dtype("auto", on_cpu=True) == expected
-        assert compute_dtype("auto", on_cpu=False) == torch.bfloat16
-        assert compute_dtype("bfloat16", on_cpu=True) == torch.bfloat16
-        assert compute_dtype("float32", on_cpu=False) == torch.float32
+    for expected in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(
+            "bagel_mot.training.recipe.product_dtype",
+            lambda dtype, device, cpu=expected: cpu if device == "cpu" else dtype,
+        )
+        assert compute_dtype("auto", "cpu") == expected
+        assert compute_dtype("auto", "cuda") == torch.bfloat16
+        assert compute_dtype("bfloat16", "cpu") == torch.bfloat16
+        assert compute_dtype("float32", "cuda") == torch.float32
         recipe = load_recipe(find_recipe("finetune/t2i"), ["profile=CPU", "data.path=my_data"])
         assert recipe.dtype == expected, "the profile for processors leaves it to the processor"
