@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bagel_mot.model.prepacked import PrepackedLinear, can_be_prepacked, prepack_weights
+from bagel_mot.model.without_values import without_values
 
 
 class JoinedLinear:
@@ -99,7 +100,7 @@ def join(owner: nn.Module, names: Sequence[str], *, prepack: bool) -> JoinedLine
         part.weight = nn.Parameter(rows, requires_grad=False)
     for part, numbers in zip(parts, () if bias is None else bias.split(sizes), strict=bias is not None):
         part.bias = nn.Parameter(numbers, requires_grad=False)
-    with torch.device("meta"):
+    with without_values():
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     plain.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
