@@ -39,6 +39,7 @@ from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import Context
 from bagel_mot.model.prepacked import prepack_weights
 from bagel_mot.model.vae import Autoencoder
+from bagel_mot.model.without_values import without_values
 from bagel_mot.placement.rates import seconds
 from bagel_mot.sequence import table_index
 from bagel_mot.threads import choose_threads
@@ -51,7 +52,7 @@ def random_model(config: BagelConfig, dtype: torch.dtype, device: torch.device, 
     if not vision:
         tiny = VitConfig(hidden_size=8, num_layers=1, num_heads=1, intermediate_size=8, patch_size=2, image_size=4)
         config = replace(config, vit=tiny, vit_max_num_patch_per_side=2)
-    with torch.device("meta"):
+    with without_values():
         model = BagelModel(config)
     block = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).to(device, dtype)
     for name, parameter in model.named_parameters():

@@ -37,6 +37,7 @@ from bagel_mot.files import write_text
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.prepacked_conv import prepack_convolutions
 from bagel_mot.model.vae import Autoencoder
+from bagel_mot.model.without_values import without_values
 from bagel_mot.tokenizer import SpecialTokens, Tokenizer
 
 TASKS = ("generate", "edit", "understand")
@@ -168,7 +169,7 @@ def load_checkpoint(
         if prepack:
             prepack_convolutions(autoencoder)
     else:
-        with torch.device("meta"):
+        with without_values():
             autoencoder = Autoencoder(config.vae)
     return Checkpoint(config, model.eval(), autoencoder, tokenizer, tuple(tasks), precision)
 
@@ -200,7 +201,7 @@ def _without_values(source: TensorSource) -> tuple[BagelConfig, Tokenizer, Bagel
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, "
             f"the embedding only {config.decoder.vocab_size} rows"
         )
-    with torch.device("meta"):
+    with without_values():
         return config, tokenizer, BagelModel(config)
 
 
@@ -243,7 +244,7 @@ def _autoencoder_file(folder: Path) -> SafetensorsFiles:
 def _autoencoder(
     source: SafetensorsFiles, dtype: torch.dtype, device: torch.device, advance: Advance | None
 ) -> Autoencoder:
-    with torch.device("meta"):
+    with without_values():
         autoencoder = Autoencoder(load_config(source.where.parent).vae)
     load_tensors(autoencoder, source, Precision(dtype), on_device(device), advance=advance)
     return autoencoder.eval()

@@ -13,6 +13,7 @@ from bagel_mot.checkpoint.shapes import model_shapes
 from bagel_mot.checkpoint.source import TensorSource, as_tensor
 from bagel_mot.config import BagelConfig
 from bagel_mot.model.bagel import BagelModel, sincos_table
+from bagel_mot.model.without_values import without_values
 
 
 class ModelParts:
@@ -24,7 +25,7 @@ class ModelParts:
         Raises:
             CheckpointError: a tensor is missing, extra or misshapen.
         """
-        with torch.device("meta"):
+        with without_values():
             state = BagelModel(config).state_dict()
         self.source, self._shapes = source, {name: tuple(tensor.shape) for name, tensor in state.items()}
         wanted = {official_name(name): shape for name, shape in self._shapes.items()}

@@ -11,6 +11,7 @@ import torch
 from bagel_mot.config import BagelConfig, VaeConfig
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.vae import Autoencoder
+from bagel_mot.model.without_values import without_values
 
 
 @cache
@@ -22,7 +23,7 @@ def model_shapes(config: BagelConfig, *, reads: bool = True, draws: bool = True)
         reads: whether the parts that read images are among them.
         draws: whether the parts that draw images are among them.
     """
-    with torch.device("meta"):
+    with without_values():
         model = BagelModel(config)
     model.drop(image_input=not reads, image_output=not draws)
     return MappingProxyType({name: tensor.shape for name, tensor in model.state_dict().items()})
@@ -31,7 +32,7 @@ def model_shapes(config: BagelConfig, *, reads: bool = True, draws: bool = True)
 @cache
 def autoencoder_shapes(config: VaeConfig) -> Mapping[str, torch.Size]:
     """The shapes of an `Autoencoder`'s tensors by name."""
-    with torch.device("meta"):
+    with without_values():
         autoencoder = Autoencoder(config)
     return MappingProxyType({name: tensor.shape for name, tensor in autoencoder.state_dict().items()})
 

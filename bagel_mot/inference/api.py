@@ -126,8 +126,9 @@ class Bagel(RequestMethods):
             threads: CPU threads that compute; by default chosen by the size of the model and the cores that the process
                 may use (`bagel_mot.threads`).
             compile, graphs: see `Bagel`. Of a plan that was chosen, graphs are part where they find room.
-            progress: called with "downloading" or "loading", the bytes done and the bytes in all. What it raises ends
-                the loading; a download is continued the next time.
+            progress: called with "downloading" or "loading", the bytes done and the bytes in all, and with "compiling"
+                and 0 or 1 of 1 where code is compiled for this machine, once. What it raises ends the loading; a
+                download is continued the next time.
             adapters: folders of adapters (or of runs that train them) or hub ids, or these by name; all are on. See
                 `set_adapters`.
 

@@ -26,6 +26,7 @@ from bagel_mot.files import parse_size, user_path
 from bagel_mot.model.adapters import Adapter
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import Expert
+from bagel_mot.model.passes import LEAST_WIDTH, compiled, to_be_compiled
 from bagel_mot.model.quant.compiling import prepare_compiling
 from bagel_mot.placement.offload import apply
 from bagel_mot.placement.oom import MemoryGuard
@@ -44,8 +45,9 @@ _FILE_ENDINGS = {*_WEIGHT_FILES, ".bin", ".pt", ".pth", ".ckpt", ".zip", ".txt",
 
 
 OnLoad = Callable[[str, int, int], None]
-"""Called with what is done ("downloading" or "loading"), the bytes done and the bytes in all. What it raises ends the
-loading: nothing is kept but what has been downloaded, which is continued the next time."""
+"""Called with what is done ("downloading", "compiling" or "loading"), the bytes done and the bytes in all. Compiling is
+told where it is to be done, with 0 and 1 of 1. What it raises ends the loading: nothing is kept but what has been
+downloaded, which is continued the next time."""
 
 
 def find_checkpoint(name: str | os.PathLike[str], progress: ByteProgress | None = None) -> Path:
@@ -251,6 +253,11 @@ def load(
     else:
         computes = choose_device(device)
         chosen = choose_precision(precision, computes, stored)
+    if progress is not None and config.decoder.hidden_size >= LEAST_WIDTH and to_be_compiled():
+        # Once for this machine. It takes seconds, in which nothing would be seen to move.
+        progress("compiling", 0, 1)
+        compiled()
+        progress("compiling", 1, 1)
     guard = MemoryGuard(computes, plan, alternatives)
     working = choose_threads(weight_count(config), threads)
     try:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bagel_mot.model.prepacked import PrepackedLinear, can_be_prepacked, prepack_weights
 from bagel_mot.model.widened import WidenedLinear, can_be_widened
+from bagel_mot.model.without_values import without_values
 
 
 class JoinedLinear:
@@ -102,7 +103,7 @@ def join(owner: nn.Module, names: Sequence[str], *, prepack: bool) -> JoinedLine
         parts = [getattr(owner, name) for name in names]
         whole: nn.Linear = WidenedLinear.of(weight, bias)
     else:
-        with torch.device("meta"):
+        with without_values():
             whole = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
         whole.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:

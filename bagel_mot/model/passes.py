@@ -99,20 +99,11 @@ class Passes:
 @cache
 def compiled() -> ctypes.CDLL | None:
     """The library of passes, compiled unless this user's cache has it; None where that cannot be done."""
-    if not sys.platform.startswith("linux"):  # elsewhere compilers come without the OpenMP that PyTorch has
-        return None
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        return None
     try:
-        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
-        kept = {line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features"))}
-        facts = [torch.__version__, compiler, *sorted(kept)]
-        for source, flags in _SOURCES.items():
-            facts += [*flags, source.read_text(encoding="utf-8")]
-        name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        place = Path(base) / "bagel_mot" / f"passes-{name}.so"
+        found = _compiler_and_place()
+        if found is None:
+            return None
+        compiler, place = found
         if not place.is_file():
             place.parent.mkdir(parents=True, exist_ok=True)
             _compile(compiler, place)
@@ -120,6 +111,36 @@ def compiled() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(place), mode=os.RTLD_NOW)
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
+
+
+def to_be_compiled() -> bool:
+    """Whether the passes can be compiled here, and this user's cache has none yet: then `compiled` takes seconds."""
+    try:
+        found = _compiler_and_place()
+        return found is not None and not found[1].is_file()
+    except (OSError, RuntimeError):
+        return False
+
+
+def _compiler_and_place() -> tuple[str, Path] | None:
+    """The compiler, and the library's place in this user's cache; None where passes cannot be compiled.
+
+    Raises:
+        OSError, RuntimeError: the processor is not known, or the user has no home.
+    """
+    if not sys.platform.startswith("linux"):  # elsewhere compilers come without the OpenMP that PyTorch has
+        return None
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        return None
+    processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
+    kept = {line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features"))}
+    facts = [torch.__version__, compiler, *sorted(kept)]
+    for source, flags in _SOURCES.items():
+        facts += [*flags, source.read_text(encoding="utf-8")]
+    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return compiler, Path(base) / "bagel_mot" / f"passes-{name}.so"
 
 
 def _compile(compiler: str, place: Path) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.model.kernels import can_prepack
+from bagel_mot.model.without_values import without_values
 from bagel_mot.threads import Threads
 
 FEWEST_ROWS = 4
@@ -59,7 +60,7 @@ class WidenedLinear(nn.Linear):
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None) -> WidenedLinear:
         """The map with such weights (out, in), which are shared with it."""
-        with torch.device("meta"):
+        with without_values():
             made = cls(weight.shape[1], weight.shape[0], bias=bias is not None)
         made.weight = nn.Parameter(weight.detach(), requires_grad=False)
         if bias is not None:

@@ -75,7 +75,8 @@ def cache_bytes(config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:
 
 
 def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: int = 1, on_cpu: bool = False) -> int:
-    """Bytes alive while the autoencoder encodes images.
+    """Bytes alive while the autoencoder encodes images. For one of 1024×1024 on the CPU that is less than 0.65 GB in
+    bfloat16 and 1.2 GB in float32 at the official size, weights aside.
 
     Args:
         config: the autoencoder's configuration.
@@ -92,7 +93,9 @@ def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: 
 
 
 def decode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: int = 1, on_cpu: bool = False) -> int:
-    """Bytes alive while the autoencoder decodes images. Arguments as `encode_bytes`."""
+    """Bytes alive while the autoencoder decodes images. For one of 1024×1024 on the CPU that is less than 1.2 GB in
+    bfloat16 and 2.3 GB in float32 at the official size, weights aside. Arguments as `encode_bytes`.
+    """
     if on_cpu and strips_pay("cpu", dtype, pixels // images * config.ch):
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         drawn = config.out_ch * (pixels + (pixels if images > 1 else 0)) * dtype.itemsize

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bagel_mot.checkpoint.names import POSITION_TABLES
 from bagel_mot.config import BagelConfig
 from bagel_mot.model.bagel import BagelModel, sincos_table
+from bagel_mot.model.without_values import without_values
 
 _ZERO = ("decoder.lm_head.weight", "latent_out.weight")
 
@@ -28,7 +29,7 @@ class InitialValues:
     """
 
     def __init__(self, config: BagelConfig, seed: int) -> None:
-        with torch.device("meta"):
+        with without_values():
             model = BagelModel(config)
         residual = (2 * config.decoder.num_layers) ** -0.5
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -94,6 +94,7 @@ def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "a-compiler-that-is-not-here")
     assert passes.compiled.__wrapped__() is None
+    assert not passes.to_be_compiled()
     broken = tmp_path / "c++"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
@@ -104,7 +105,9 @@ def test_without_a_compiler_there_are_none(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_cache_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert passes.to_be_compiled()
     assert passes.compiled.__wrapped__() is not None
+    assert not passes.to_be_compiled()
     assert [place.suffix for place in (tmp_path / "bagel_mot").iterdir()] == [".so"]
     monkeypatch.setattr(passes, "_compile", lambda *_: pytest.fail("it was compiled again"))
     assert passes.compiled.__wrapped__() is not None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bagel_mot.checkpoint.official import TASKS, read_config
 from bagel_mot.checkpoint.opening import open_checkpoint
-from bagel_mot.checkpoint.precision import Precision
+from bagel_mot.checkpoint.precision import PARTS, Precision
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.loading import MINI_FOLDER
 from bagel_mot.model import kernels, vae_strips
@@ -26,6 +26,8 @@ from bagel_mot.model.cache import CachePool, CacheSpec, Context
 from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.vae import Autoencoder
 from bagel_mot.placement.estimate import (
+    _HEAP_SHARE,
+    _STRIPS_SHARE,
     PROCESS_BYTES,
     Workload,
     cache_bytes,
@@ -137,8 +139,8 @@ def side(config: BagelConfig) -> int:
     return min(256, config.max_latent_size * config.latent_stride)
 
 
-def noised(config: BagelConfig) -> Segment:
-    cells = side(config) // config.latent_stride
+def noised(config: BagelConfig, pixels: int | None = None) -> Segment:
+    cells = (pixels or side(config)) // config.latent_stride
     latents = torch.zeros(1).expand(cells * cells, config.latent_dim)
     return VaeSegment(latents, (cells, cells), noised=True, timestep=0.5)
 
@@ -211,7 +213,67 @@ def test_images_in_strips(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, s
     assert estimated < (decode_bytes if decode else encode_bytes)(config, side * side, dtype), "one image as whole maps"
 
 
+LARGEST = {  # bytes for one image of 1024×1024, as the estimate states them
+    ("decode", torch.bfloat16): 1.2e9,
+    ("decode", torch.float32): 2.3e9,
+    ("encode", torch.bfloat16): 0.65e9,
+    ("encode", torch.float32): 1.2e9,
+}
+
+
+def alive_in_autoencoder(monkeypatch: pytest.MonkeyPatch, what: str, dtype: torch.dtype) -> int:
+    """Bytes alive while the official autoencoder works on one image of 1024×1024 on the CPU."""
+    if not kernels.has_channel_kernels("cpu", dtype):
+        pytest.skip("this PyTorch does not work in strips")
+    config = NAMED_CONFIGS["7b-mot"].vae
+    monkeypatch.setattr(kernels, "scale_channels", lambda out, *_: out.zero_())  # see above
+
+    def prepare() -> tuple[list[Tensor], Callable[[], object]]:
+        autoencoder = without_values(Autoencoder(config), dtype)
+        channels, side = (config.z_channels, 128) if what == "decode" else (config.in_channels, 1024)
+        x = torch.empty(1, channels, side, side, dtype=dtype)
+        return [*autoencoder.parameters(), x], lambda: getattr(autoencoder, what)(x)
+
+    return peak(prepare)
+
+
+@pytest.mark.parametrize(("what", "dtype"), LARGEST)
+def test_a_large_image_takes_no_more_than_is_stated(
+    monkeypatch: pytest.MonkeyPatch, what: str, dtype: torch.dtype
+) -> None:
+    assert 0.9 * LARGEST[what, dtype] < alive_in_autoencoder(monkeypatch, what, dtype) <= LARGEST[what, dtype]
+
+
 # --------------------------------------------------------------------------------------------------------- workloads
+
+
+@pytest.mark.parametrize("images", [torch.float32, torch.bfloat16], ids=str)
+def test_drawing_at_the_official_size_in_int4_fits_13_5_gb(
+    monkeypatch: pytest.MonkeyPatch, images: torch.dtype
+) -> None:
+    """What is alive is counted; what a process holds beside it was measured (`PROCESS_BYTES`, `_HEAP_SHARE`)."""
+    config = NAMED_CONFIGS["7b-mot"]
+    drawing = reference_workloads(config)[0]
+    assert drawing.drawn == (1024, 1024)
+    rows = [Sample((noised(config, 1024),), 0)] * drawing.branches
+    forward = _HEAP_SHARE * alive_in_forward(config, torch.bfloat16, rows, 100)
+    decoding = _STRIPS_SHARE * alive_in_autoencoder(monkeypatch, "decode", images)
+    tokens = drawing.branches * (4096 + 2) + 66
+    cache = tokens * 2 * 28 * 4 * 128 * 2
+    with torch.device("meta"):
+        model, autoencoder = BagelModel(config), Autoencoder(config.vae)
+    weights = sum(t.numel() for t in autoencoder.parameters()) * images.itemsize
+    for name, tensor in model.state_dict().items():
+        if name != "decoder.embed_tokens.weight":  # which stays in its file
+            quantised = PARTS["decoder"].fullmatch(name) is not None
+            weights += int(tensor.numel() * (4.5 / 8 if quantised else 2))
+    counted = PROCESS_BYTES + weights + cache + max(forward, decoding)
+    precision = Precision(parts={"decoder": "int4"}, autoencoder=images)
+    foretold = weight_bytes(config, precision, TASKS)
+    work = memory_estimate(config, drawing, torch.bfloat16, images, on_cpu=True)
+    predicted = PROCESS_BYTES + foretold.total - foretold.embedding + work.peak
+    assert predicted == pytest.approx(counted, rel=0.03)
+    assert max(predicted, counted) < 13.5e9
 
 
 def test_the_cache_of_a_workload(config: BagelConfig) -> None:
