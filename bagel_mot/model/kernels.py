@@ -295,6 +295,12 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | No
     return out, lse
 
 
+def cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention (1, heads, n, head_dim) of queries over keys and values (1, heads, tokens, head_dim) by cuDNN."""
+    out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False, 0.0, False)[0]
+    return out
+
+
 def has_flash_attention(query: Tensor, key: Tensor, value: Tensor, masked: bool) -> bool:
     """Whether `flash_attention` takes such tensors, (1, heads, tokens, head_dim) each.
 

@@ -23,7 +23,7 @@ def fastest(
 
     Args:
         ways: functions of the inputs by name. The first is known to be right, and is taken where it is as fast.
-        inputs: tensors of a usual size.
+        inputs: tensors, of any shape, of a usual size.
         device: the device that computes, for which the host waits here.
         agree: whether what a way found (first argument) is what the first one found (second argument).
     """

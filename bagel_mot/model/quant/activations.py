@@ -11,7 +11,7 @@ from torch import Tensor
 from bagel_mot.model.measuring import fastest
 
 _SMALLEST_SCALE = 1e-12
-_ROWS, _WIDTH = 4096, 3584  # of the activations that ways are tried with: an image of 1024×1024 at the official size
+_ROWS, _WIDTH = 4096, 3584  # an image of 1024×1024 at the official size: what ways are tried with
 Quantiser = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
 
 
@@ -31,7 +31,7 @@ def quantise_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def quantise_rows_plainly(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The same by PyTorch's operations, each a pass of its own."""
+    """Activations (T, in) in 8 bits by PyTorch's operations, each a pass of its own; see `quantise_rows`."""
     wide = x.float()
     scale = (wide.abs().amax(1, keepdim=True) / _largest(dtype)).clamp(min=_SMALLEST_SCALE)
     scaled = wide / scale
@@ -55,7 +55,9 @@ def quantiser(device: torch.device, activations: torch.dtype, dtype: torch.dtype
 
 def _same(found: Sequence[Tensor], expected: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether scales agree, and numbers but for a last digit where a quotient lies between two."""
-    more, least = (0.13, 2.0**-9) if dtype.is_floating_point else (0.0, 1.0)  # of e4m3's three bits; of whole numbers
+    more, least = (
+        (0.13, 2.0**-9) if dtype.is_floating_point else (0.0, 1.0)
+    )  # e4m3 has three bits; whole numbers differ by 1
     close = torch.allclose(found[1], expected[1], rtol=1e-5, atol=0)
     return close and torch.allclose(found[0].float(), expected[0].float(), rtol=more, atol=least)
 
