@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel_mot.model import kernels
+from bagel_mot.model.full_attention import full_attention
 from bagel_mot.model.widened import product_dtype
 
 MAX_DECODE_QUERIES = 16
@@ -66,7 +67,11 @@ def attend_over(
         # PyTorch would take cuDNN's kernel on newer GPUs, which builds a plan for every new length: for each token.
         out = kernels.flash_attention(folded, key, value)[0]
     else:
-        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+        out = (
+            full_attention(folded, key, value)
+            if mask is None and n > MAX_DECODE_QUERIES
+            else F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+        )
     return out.view(1, heads, n, dim)
 
 

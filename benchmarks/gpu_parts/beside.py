@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ import torch
 from bagel_mot.bench.plain import PlainCache, plain_text, plain_velocity
 from bagel_mot.bench.roofline import ForwardTokens, matmul_flops, roofline
 from bagel_mot.model.bagel import BagelModel
-from gpu_parts.common import Scale, seconds_of
+from bagel_mot.model.full_attention import kernels_by_name
+from gpu_parts.common import Scale, attempt, seconds_of
 
 
 def matmul(model: BagelModel, scale: Scale, device: torch.device) -> dict[str, Any]:
@@ -21,6 +24,29 @@ def matmul(model: BagelModel, scale: Scale, device: torch.device) -> dict[str, A
     least = min(seconds_of(run, device) for _ in range(5))
     flops = matmul_flops(model, work)
     return {"tokens": tokens, "flops_per_branch": flops, "seconds": least, "flops_per_second": flops / least}
+
+
+def attention(model: BagelModel, scale: Scale, device: torch.device) -> dict[str, Any]:
+    """Seconds of an image's attention in one layer by each kernel, at the whole side and at half of it; why it is not
+    there, where it is not.
+    """
+    config, found = scale.config.decoder, {}
+    group = config.num_heads // config.num_kv_heads
+    for side in (scale.side, scale.side // 2):
+        tokens = (side // scale.config.latent_stride) ** 2 + 2
+        shapes = (group * tokens, tokens + 20, tokens + 20)
+        inputs = [
+            torch.randn(1, config.num_kv_heads, n, config.head_dim, device=device, dtype=model.dtype) for n in shapes
+        ]
+        for name, way in kernels_by_name().items():
+            run = partial(way, *inputs)
+
+            def least(run: Callable[[], object] = run) -> dict[str, Any]:
+                run()
+                return {"seconds": min(seconds_of(run, device) for _ in range(5))}
+
+            found[f"{name}, {side}×{side}"] = attempt(least, device)
+    return found
 
 
 def plain(model: BagelModel, scale: Scale, device: torch.device) -> dict[str, Any]:

@@ -124,7 +124,11 @@ class _Visit:
         self.say(f"weights, {precision}")
         model = random_model(self.scale.config, torch.bfloat16, self.device, vision=True)
         if precision == "bfloat16":
-            for name, run in (("matmul", beside.matmul), ("plain", beside.plain)):
+            for name, run in (
+                ("matmul", beside.matmul),
+                ("attention", beside.attention),
+                ("plain", beside.plain),
+            ):
                 self.say(name)
                 self.report[name] = attempt(partial(run, model, self.scale, self.device), self.device)
                 self.keep(self.report)

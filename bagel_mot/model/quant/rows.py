@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.model import kernels
+from bagel_mot.model.quant.activations import quantise_rows
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
 from bagel_mot.model.quant.rounding import Rounded, Rounding, rounded
 
@@ -108,8 +109,8 @@ class Int8Matrix(RowScaledMatrix):
 
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in 8 bits too, a scale for each row of them."""
-        scale = (x.float().abs().amax(1, keepdim=True) / self.largest).clamp_(min=torch.finfo(torch.float32).tiny)
-        sums = kernels.int8_matmul((x / scale).round_().to(torch.int8), self.tensors["values"].t())
+        numbers, scale = quantise_rows(x, self.dtype)
+        sums = kernels.int8_matmul(numbers, self.tensors["values"].t())
         return (sums.float() * scale * self.tensors["scale"]).to(x.dtype)
 
 
@@ -133,6 +134,6 @@ class Fp8Matrix(RowScaledMatrix):
 
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in float8 too, a scale for each row of them."""
-        scale = (x.float().abs().amax(1, keepdim=True) / self.largest).clamp_(min=1e-12)
+        numbers, scale = quantise_rows(x, self.dtype)
         values, weight_scale = self.tensors["values"].t(), self.tensors["scale"][None]
-        return kernels.float8_matmul((x / scale).to(self.dtype), values, scale, weight_scale, x.dtype)
+        return kernels.float8_matmul(numbers, values, scale, weight_scale, x.dtype)
