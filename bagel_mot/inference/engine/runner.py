@@ -14,6 +14,7 @@ from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Op, Ou
 from bagel_mot.inference.engine.overflow import OverflowReport
 from bagel_mot.inference.engine.static import decoding, denoising
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.buckets import token_bucket
 from bagel_mot.model.cache import KVReservation
 from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.finite import finite_rows, is_finite
@@ -104,7 +105,7 @@ class Runner:
     def _packed(self, batch: Sequence[ForwardOp], reservations: Sequence[KVReservation]) -> dict[Op, object]:
         """The results of ops of any kinds."""
         samples = [Sample(op.part, op.context.position) for op in batch]
-        layout, values = pack_cached(samples, self.spec, self._least_und), Values.of(samples, self.spec)
+        layout, values = self._pack(samples), Values.of(samples, self.spec)
         attend = CachedAttention([CachedSample(s, r) for s, r in zip(layout.spans, reservations, strict=True)])
         device = self.model.device
         und, gen = self.model(layout.to(device), values.to(device), attend)
@@ -150,13 +151,17 @@ class Runner:
         (logits,) = self.graphs.run(step)
         return self._text_results(batch, logits[: len(batch)])
 
+    def _pack(self, samples: Sequence[Sample]) -> Layout:
+        """The layout of samples. Where layers are compiled for each number of slots, few different ones are used."""
+        return pack_cached(samples, self.spec, self._least_und, token_bucket if self.model.decoder.compiled else None)
+
     def _layout(self, samples: Sequence[Sample]) -> tuple[tuple[object, ...], Layout]:
         """The layout of noised images on the model's device, which further steps of the same images share, and its
         key.
         """
         shapes = tuple((sample.position, sample.segments[0].runs[1].grid) for sample in samples)
         if shapes not in self._layouts:
-            self._layouts[shapes] = pack_cached(samples, self.spec, self._least_und).to(self.model.device)
+            self._layouts[shapes] = self._pack(samples).to(self.model.device)
         self._layouts.move_to_end(shapes)
         if len(self._layouts) > _MAX_LAYOUTS:
             self._layouts.popitem(last=False)
