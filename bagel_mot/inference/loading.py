@@ -23,6 +23,7 @@ from bagel_mot.checkpoint.write import ByteProgress
 from bagel_mot.config import BagelConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.files import parse_size, user_path
+from bagel_mot.model import kernels
 from bagel_mot.model.adapters import Adapter
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.decoder import Expert
@@ -40,6 +41,7 @@ AUTOMATIC = ("bfloat16", "int8", "fp8", "int4", "nf4")
 _FOUR_BITS = ("int4", "nf4")
 OFFLOADS = ("auto", "none", "cpu", "disk")
 _LARGE = 10**9  # bytes
+_MOST_SHAPES = 256  # numbers of slots are rounded up to no more than 48 sizes, but experts may differ in other ways
 _WEIGHT_FILES = (".safetensors", ".json", ".gguf")
 _FILE_ENDINGS = {*_WEIGHT_FILES, ".bin", ".pt", ".pth", ".ckpt", ".zip", ".txt", ".yaml", ".yml", ".png", ".jpg"}
 
@@ -384,9 +386,13 @@ def automatic_precisions(stored: StoredWeights, devices: Sequence[torch.device],
 
 
 def compile_experts(model: BagelModel) -> None:
-    """Runs `torch.compile` on everything in a layer but the softmax; the number of tokens stays free."""
+    """Runs `torch.compile` on everything in a layer but the softmax, for each number of slots anew: layouts round them
+    up, so that there are few (`bagel_mot.model.buckets`).
+    """
     prepare_compiling()
+    kernels.allow_shapes(_MOST_SHAPES)
+    model.decoder.compiled = True
     for expert in [part for part in model.decoder.layers.modules() if isinstance(part, Expert)]:
         expert.passes = None  # PyTorch's compiler makes its own, and cannot look into others
         for method in ("project", "finish"):
-            setattr(expert, method, torch.compile(getattr(expert, method), dynamic=True))
+            setattr(expert, method, torch.compile(getattr(expert, method), dynamic=False))

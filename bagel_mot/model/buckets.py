@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+FEW_TOKENS = 1024
+"""Up to so many tokens a layer mostly reads weights, and twice as many take little longer."""
+
+
+def token_bucket(n: int) -> int:
+    """The number of slots for n tokens in compiled layers, each of whose shapes takes a compiler's time; 0 for none."""
+    return bucket(n, least=8, steps=1 if n <= FEW_TOKENS else 8) if n else 0
+
 
 def bucket(n: int, *, least: int = 1, steps: int = 2) -> int:
     """The smallest of a series of sizes that is not below n: powers of two from `least` on, with `steps` sizes, evenly

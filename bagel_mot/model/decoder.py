@@ -208,7 +208,13 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, and the final norms of both experts."""
+    """Embedding, layers, and the final norms of both experts.
+
+    Attributes:
+        compiled: whether layers are compiled for each number of slots, so that few different ones should come.
+    """
+
+    compiled = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

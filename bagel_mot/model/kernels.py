@@ -30,6 +30,14 @@ def _example(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+def allow_shapes(most: int) -> None:
+    """Lets `torch.compile` compile a function for up to so many shapes, beyond which it would be left as it is."""
+    from torch._dynamo import config  # the whole compiler, which only those load who compile
+
+    config.recompile_limit = max(config.recompile_limit, most)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 4 * most)
+
+
 # ------------------------------------------------------------------------------------------------------- oneDNN weights
 
 

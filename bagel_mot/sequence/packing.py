@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
@@ -37,19 +37,24 @@ def table_index(rows: int, columns: int, side: int, interpolate: bool = False) -
     return (row[:, None] * side + column[None, :]).flatten()
 
 
-def pack_cached(samples: Sequence[Sample], spec: PackSpec, least_und: int = 0) -> Layout:
+def pack_cached(
+    samples: Sequence[Sample], spec: PackSpec, least_und: int = 0, round_up: Callable[[int], int] | None = None
+) -> Layout:
     """Lays samples out in one row for `CachedAttention`, whose cache knows who sees whom.
 
     Args:
         samples: the samples.
         spec: the model's packing facts.
         least_und: und slots that there are at the least; those behind the last token are padding.
+        round_up: rounds a number of tokens up to the number of slots for them; the others are padding, too.
 
     Raises:
         SizeError: an image does not fit its position table.
     """
-    und_len = max(least_und, sum(s.und_len for s in samples))
-    return _Packing([samples], spec, und_len, sum(s.gen_len for s in samples)).layout()
+    und_len, gen_len = max(least_und, sum(s.und_len for s in samples)), sum(s.gen_len for s in samples)
+    if round_up is not None:
+        und_len, gen_len = round_up(und_len), round_up(gen_len)
+    return _Packing([samples], spec, und_len, gen_len).layout()
 
 
 def pack(

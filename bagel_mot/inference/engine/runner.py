@@ -14,6 +14,7 @@ from bagel_mot.inference.engine.ops import DecodeOp, EncodeOp, ForwardOp, Op, Ou
 from bagel_mot.inference.engine.overflow import OverflowReport
 from bagel_mot.inference.engine.static import decoding, denoising
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.model.buckets import token_bucket
 from bagel_mot.model.cache import KVReservation
 from bagel_mot.model.cached_attention import CachedAttention, CachedSample
 from bagel_mot.model.finite import finite_rows, is_finite
@@ -108,9 +109,7 @@ class Runner:
     def _packed(self, batch: Sequence[ForwardOp], reservations: Sequence[KVReservation]) -> dict[Op, object]:
         """The results of ops of any kinds."""
         samples = [Sample(op.part, op.context.position) for op in batch]
-        with_images = any(isinstance(segment, VaeSegment) for op in batch for segment in op.part)
-        least = self._least_with_images if with_images else self._least_und
-        layout, values = pack_cached(samples, self.spec, least), Values.of(samples, self.spec)
+        layout, values = self._pack(samples), Values.of(samples, self.spec)
         attend = CachedAttention([CachedSample(s, r) for s, r in zip(layout.spans, reservations, strict=True)])
         device = self.model.device
         und, gen = self.model(layout.to(device), values.to(device), attend)
@@ -156,14 +155,19 @@ class Runner:
         (logits,) = self.graphs.run(step)
         return self._text_results(batch, logits[: len(batch)])
 
+    def _pack(self, samples: Sequence[Sample]) -> Layout:
+        """The layout of samples. Where layers are compiled for each number of slots, few different ones are used."""
+        with_images = any(isinstance(segment, VaeSegment) for sample in samples for segment in sample.segments)
+        least = self._least_with_images if with_images else self._least_und
+        return pack_cached(samples, self.spec, least, token_bucket if self.model.decoder.compiled else None)
+
     def _layout(self, samples: Sequence[Sample]) -> tuple[tuple[object, ...], Layout]:
         """The layout of noised images on the model's device, which further steps of the same images share, and its
         key.
         """
         shapes = tuple((sample.position, sample.segments[0].runs[1].grid) for sample in samples)
         if shapes not in self._layouts:
-            packed = pack_cached(samples, self.spec, self._least_with_images)
-            self._layouts[shapes] = packed.to(self.model.device)
+            self._layouts[shapes] = self._pack(samples).to(self.model.device)
         self._layouts.move_to_end(shapes)
         if len(self._layouts) > _MAX_LAYOUTS:
             self._layouts.popitem(last=False)
