@@ -76,11 +76,17 @@ def attend_over(
 
 
 def _attend_and_merge(query: Tensor, parts: Sequence[tuple[Tensor, Tensor]], last_mask: Tensor | None) -> Tensor:
-    """Softmax over all parts, from the parts' own softmaxes and their log-sum-exps (as flash decoding does)."""
+    """Softmax over all parts, from the parts' own softmaxes and their log-sum-exps (as flash decoding does): each is
+    mixed with what came before it in one pass.
+    """
     masks = [None] * (len(parts) - 1) + [last_mask]
     pieces = [_partial(query, k, v, m) for (k, v), m in zip(parts, masks, strict=True)]
-    total = torch.logsumexp(torch.stack([lse for _, lse in pieces]), dim=0)
-    out = sum((o * (lse - total).exp()[..., None] for o, lse in pieces), torch.zeros((), device=query.device))
+    out, total = pieces[0]
+    for number, (other, lse) in enumerate(pieces[1:], start=2):
+        share = torch.sigmoid(total - lse)[..., None]  # e^total / (e^total + e^lse)
+        out = torch.lerp(other.to(lse.dtype), out.to(lse.dtype), share)
+        if number < len(pieces):
+            total = torch.logaddexp(total, lse)
     return out.to(query.dtype)
 
 

@@ -116,6 +116,21 @@ void gated(const T* gate_up, T* out, int64_t rows, int64_t size, int threads) {
     }
 }
 
+// SiLU of a feature map whose channels are scaled and shifted, each by numbers of its own. Rows are pixels.
+template <typename T>
+void activated(const T* x, const float* scale, const float* shift, T* out, int64_t rows, int64_t size, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+        const T* from = x + row * size;
+        T* to = out + row * size;
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) {
+            float value = load(from[i]) * scale[i] + shift[i];
+            store(to + i, value / (1.0f + exponential(-value)));
+        }
+    }
+}
+
 }  // namespace
 
 #define EXPORTED(type, suffix)                                                                                        \
@@ -130,6 +145,10 @@ void gated(const T* gate_up, T* out, int64_t rows, int64_t size, int threads) {
     }                                                                                                                 \
     extern "C" void gated_##suffix(const type* gate_up, type* out, int64_t rows, int64_t size, int threads) {         \
         gated(gate_up, out, rows, size, threads);                                                                     \
+    }                                                                                                                 \
+    extern "C" void activated_##suffix(const type* x, const float* scale, const float* shift, type* out,             \
+                                       int64_t rows, int64_t size, int threads) {                                     \
+        activated(x, scale, shift, out, rows, size, threads);                                                         \
     }
 
 EXPORTED(float, float32)

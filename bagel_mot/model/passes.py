@@ -26,7 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from bagel_mot.model.kernels import scale_channels
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _SOURCES = {
@@ -58,13 +61,13 @@ class Passes:
         self._norm = function("norm", *[pointer] * 3, count, count, number, whole)
         self._heads = function("heads", *[pointer] * 7, *[count] * 5, number, whole)
         self._gated = function("gated", pointer, pointer, count, count, whole)
+        self._activated = function("activated", *[pointer] * 4, count, count, whole)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMSNorm of (T, size), contiguous -> (T, size)"""
         out = torch.empty_like(x)
         rows, size = x.shape
-        threads = torch.get_num_threads()
-        self._norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, size, eps, threads)
+        self._norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, size, eps, torch.get_num_threads())
         return out
 
     def heads(
@@ -94,6 +97,17 @@ class Passes:
         out = gate_up.new_empty(rows, width // 2)
         self._gated(gate_up.data_ptr(), out.data_ptr(), rows, width // 2, torch.get_num_threads())
         return out
+
+    def activated(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+        """Writes SiLU(x · scale + shift) to `out`.
+
+        Args:
+            x, out: (1, C, H, W), contiguous in channels_last.
+            scale, shift: float32 (C,).
+        """
+        _, channels, height, width = x.shape
+        places = (part.data_ptr() for part in (x, scale, shift, out))
+        self._activated(*places, height * width, channels, torch.get_num_threads())
 
 
 @cache
@@ -186,16 +200,44 @@ def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int
             rotated = torch.addcmul(normed * rope[0], normed.roll(head_dim // 2, -1), rope[1]).to(dtype)
             return torch.cat([rotated, heads[:, 3:]], 1)
 
-        for mine, plain in (
+        return _taken(
+            found,
             (lambda: found.norm(x, weight, eps), lambda: torch.rms_norm(x, (hidden,), weight, eps)),
             (lambda: torch.cat(found.heads(qkv, small, small, eps, rope, 2), 1), plain_heads),
-            (
-                lambda: found.gated(both),
-                lambda: torch.nn.functional.silu(both[:, :intermediate]) * both[:, intermediate:],
-            ),
-        ):
-            if not torch.allclose(mine().float(), plain().float(), rtol=0.02, atol=0.02) or clearly_slower(mine, plain):
-                return None
+            (lambda: found.gated(both), lambda: F.silu(both[:, :intermediate]) * both[:, intermediate:]),
+        )
+
+
+@cache
+def activation_for(dtype: torch.dtype, channels: int) -> Passes | None:
+    """The passes for feature maps of so many channels, under the same conditions."""
+    if dtype not in TYPES or (library := compiled()) is None:
+        return None
+    found = Passes(library, dtype)
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, channels, 16, _ROWS // 16, generator=generator).to(dtype)
+        x = x.to(memory_format=torch.channels_last)
+        scale = shift = torch.linspace(0.1, 1, channels)
+        mine, plain = torch.empty_like(x), torch.empty_like(x)
+        unmoved = torch.zeros(channels), torch.ones(channels)
+
+        def in_one() -> Tensor:
+            found.activated(x, scale, shift, mine)
+            return mine
+
+        def in_two() -> Tensor:
+            scale_channels(plain, x, *unmoved, scale, shift, 0.0)
+            return F.silu(plain, inplace=True)
+
+        return _taken(found, (in_one, in_two))
+
+
+def _taken(found: Passes, *pairs: tuple[Callable[[], Tensor], Callable[[], Tensor]]) -> Passes | None:
+    """The passes, if each computes what PyTorch's operations do and is not clearly slower; else None."""
+    for mine, plain in pairs:
+        if not torch.allclose(mine().float(), plain().float(), rtol=0.02, atol=0.02) or clearly_slower(mine, plain):
+            return None
     return found
 
 

@@ -10,7 +10,7 @@ A strip is no tile: it gives the rows that the whole map would. Its convolution 
 and the statistics of the normalisation, which are those of the whole image, are gathered before, each column of pixels
 in float32 and all of them in float64. So there is no seam.
 
-    statistics of a map ─► each strip: scale and shift in one pass, SiLU in place, convolution ─► rows of the next map
+    statistics of a map ─► each strip: scale, shift and SiLU in one pass, convolution ─► rows of the next map
 
 All maps are channels_last, the order in which convolutions on the CPU are fastest, from the first to the last one.
 Images of a batch follow one another: each keeps all cores busy.
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.model import kernels
+from bagel_mot.model.passes import activation_for
 from bagel_mot.model.prepacked_conv import PrepackedConv2d
 from bagel_mot.model.vae_parts import (
     AttentionBlock,
@@ -219,9 +220,13 @@ def _strips(height: int, row_bytes: int) -> Iterator[_Strip]:
 class _Normalisation:
     """A group normalisation with the statistics of one image, ready for any of its rows."""
 
-    def __init__(self, mean: Tensor, variance: Tensor, norm: GroupNorm) -> None:
-        self._mean, self._variance, self._eps = mean, variance, norm.eps
+    def __init__(self, mean: Tensor, variance: Tensor, norm: GroupNorm, dtype: torch.dtype) -> None:
+        self._mean, self._variance, self._eps = mean.float(), variance.float(), norm.eps
         self._weight, self._bias = norm.weight.float(), norm.bias.float()
+        self._passes = activation_for(dtype, norm.num_channels)
+        if self._passes is not None:
+            scale = norm.weight.double() / (variance + norm.eps).sqrt()
+            self._scale, self._shift = scale.float(), (norm.bias - mean * scale).float()
 
     @classmethod
     def of(cls, norm: GroupNorm, x: Tensor) -> _Normalisation:
@@ -235,11 +240,19 @@ class _Normalisation:
         mean = (shares * means).sum(0).view(-1, size).mean(1).repeat_interleave(size)
         spread = (shares * (variances + (means - mean).square())).sum(0)
         variance = spread.view(-1, size).mean(1).repeat_interleave(size)
-        return cls(mean.float(), variance.float(), norm)
+        return cls(mean, variance, norm, x.dtype)
 
     def __call__(self, rows: Tensor, out: Tensor) -> None:
         """Writes the normalised rows, (1, C, rows, W), in one pass."""
         kernels.scale_channels(out, rows, self._mean, self._variance, self._weight, self._bias, self._eps)
+
+    def activate(self, rows: Tensor, out: Tensor) -> None:
+        """Writes SiLU of the normalised rows, (1, C, rows, W): in one pass where there is one, else in two."""
+        if self._passes is not None and all(part.is_contiguous(memory_format=_LAST) for part in (rows, out)):
+            self._passes.activated(rows, self._scale, self._shift, out)
+        else:
+            self(rows, out)
+            F.silu(out, inplace=True)
 
 
 def _activated(norm: GroupNorm, x: Tensor) -> Iterator[tuple[_Strip, Tensor]]:
@@ -256,8 +269,7 @@ def _activated(norm: GroupNorm, x: Tensor) -> Iterator[tuple[_Strip, Tensor]]:
             if not there:
                 part[:, :, row] = 0
         inside = part[:, :, 1 - strip.above : part.shape[2] - 1 + strip.below]
-        normalise(x[:, :, strip.start - strip.above : strip.stop + strip.below], inside)
-        F.silu(inside, inplace=True)
+        normalise.activate(x[:, :, strip.start - strip.above : strip.stop + strip.below], inside)
         yield strip, part
 
 

@@ -54,6 +54,14 @@ def test_numbers(rows: int, dtype: torch.dtype) -> None:
     gate, up = both.double().chunk(2, -1)
     assert close(own.gated(both), gate * gate.sigmoid() * up)
 
+    x = 4 * torch.randn(1, 18, rows, 3).to(dtype).to(memory_format=torch.channels_last)
+    scale, shift = torch.randn(2, 18)
+    out = torch.zeros(1, 18, rows + 2, 3).to(dtype).to(memory_format=torch.channels_last)
+    own.activated(x, scale, shift, out[:, :, 1 : rows + 1])
+    wide = x.double() * scale.double()[:, None, None] + shift.double()[:, None, None]
+    assert close(out[:, :, 1 : rows + 1], wide * wide.sigmoid())
+    assert not out[:, :, [0, rows + 1]].any()
+
 
 def test_what_is_not_finite_stays_so() -> None:
     gate = torch.tensor([math.nan, math.inf, -math.inf, 300.0, -300.0, -90.0, 0.0, 88.9])
@@ -72,6 +80,9 @@ def test_passes_that_compute_something_else_are_not_taken(monkeypatch: pytest.Mo
     monkeypatch.setattr(passes.Passes, "gated", lambda self, both: both[:, : both.shape[1] // 2])
     assert passes.passes_for.__wrapped__(torch.float32, 64, 96, 16) is None
     assert passes.passes_for.__wrapped__(torch.float16, 64, 96, 16) is None
+    monkeypatch.setattr(passes.Passes, "activated", lambda self, x, scale, shift, out: out.zero_())
+    assert passes.activation_for.__wrapped__(torch.float32, 32) is None
+    assert passes.activation_for.__wrapped__(torch.float16, 32) is None
 
 
 @pytest.mark.parametrize(("factor", "slower"), [(0.5, False), (1.0, False), (1.4, False), (3.0, True)])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bagel_mot.config import VaeConfig
-from bagel_mot.model import kernels, prepacked_conv, vae_strips
+from bagel_mot.model import kernels, passes, prepacked_conv, vae_strips
 from bagel_mot.model.prepacked_conv import PrepackedConv2d, doubling_weight, prepack_convolutions
 from bagel_mot.model.vae import Autoencoder
 
@@ -69,6 +69,17 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
+@pytest.fixture(params=["one pass", "two passes"])
+def _activation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normalisation and activation in a compiled pass, whether that is faster here or not; or by PyTorch."""
+    library = passes.compiled() if request.param == "one pass" else None
+    if library is None and request.param == "one pass":
+        pytest.skip("no compiler, or another system than Linux")
+    made = None if library is None else lambda dtype: passes.Passes(library, dtype)
+    monkeypatch.setattr(vae_strips, "activation_for", lambda dtype, _: None if made is None else made(dtype))
+
+
+@pytest.mark.usefixtures("_activation")
 @pytest.mark.parametrize("prepacked", [False, True])
 def test_float32_is_that_of_whole_maps(monkeypatch: pytest.MonkeyPatch, prepacked: bool) -> None:
     latents, pixels = whole(monkeypatch, autoencoder(torch.float64), images(torch.float64))
@@ -77,6 +88,7 @@ def test_float32_is_that_of_whole_maps(monkeypatch: pytest.MonkeyPatch, prepacke
     assert error(made.decode(latents.float()), pixels) < 2e-5
 
 
+@pytest.mark.usefixtures("_activation")
 @pytest.mark.parametrize("prepacked", [False, True])
 def test_bfloat16_is_as_near_as_that_of_whole_maps(monkeypatch: pytest.MonkeyPatch, prepacked: bool) -> None:
     exact = whole(monkeypatch, autoencoder(torch.float64), images(torch.float64))
