@@ -20,7 +20,7 @@ from bagel_mot.checkpoint.opening import open_checkpoint
 from bagel_mot.checkpoint.precision import PARTS, Precision
 from bagel_mot.config import NAMED_CONFIGS, BagelConfig
 from bagel_mot.inference.loading import MINI_FOLDER
-from bagel_mot.model import kernels, vae_strips
+from bagel_mot.model import attend_over, cached_attention, kernels, vae_strips
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.cache import CachePool, CacheSpec, Context
 from bagel_mot.model.cached_attention import CachedAttention, CachedSample
@@ -66,6 +66,13 @@ def config(request: pytest.FixtureRequest) -> BagelConfig:
 
 
 # -------------------------------------------------------------------------------------------------------- the tracer
+
+
+@pytest.fixture(autouse=True)
+def _attention_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors without bfloat16 attend in float32, which takes more for a model as small as mini."""
+    for module in (attend_over, cached_attention):
+        monkeypatch.setattr(module, "product_dtype", lambda dtype, device: dtype)
 
 
 def test_what_is_alive_at_once_is_counted() -> None:
@@ -150,9 +157,10 @@ def noised(config: BagelConfig, pixels: int | None = None) -> Segment:
 def test_a_denoising_step(config: BagelConfig, dtype: torch.dtype, rows: int) -> None:
     alive = alive_in_forward(config, dtype, [Sample((noised(config),), 0)] * rows, 100)
     latents = rows * (side(config) // config.latent_stride) ** 2
-    # Small rows that one call of attention computes are copied side by side: a quarter of a megabyte each at the most.
-    least = 0.93 if rows == 1 or config.decoder.hidden_size > 256 else 0.79
-    assert least < forward_bytes(config.decoder, 2 * rows, latents, dtype) / alive < 1.05
+    # What small images see is copied side by side, with a mask: 0.3 MB each at the most, which no estimate counts.
+    copied = rows * 300_000 if config.decoder.hidden_size <= 256 else 0
+    estimated = forward_bytes(config.decoder, 2 * rows, latents, dtype)
+    assert 0.93 * (alive - copied) < estimated < 1.05 * alive
 
 
 def test_images_that_both_experts_read(config: BagelConfig) -> None:
@@ -162,8 +170,9 @@ def test_images_that_both_experts_read(config: BagelConfig) -> None:
         VitSegment(torch.zeros(1).expand(patches * patches, config.vit.patch_dim), (patches, patches)),
     )
     alive = alive_in_forward(config, torch.bfloat16, [Sample((*image, *image, TextSegment((5,) * 66)), 0)], 0)
+    copied = 4 * 300_000 if config.decoder.hidden_size <= 256 else 0  # see above
     estimated = forward_bytes(config.decoder, 2 * (patches**2 + 4) + 66, 2 * cells**2, torch.bfloat16)
-    assert 0.95 < estimated / alive < 1.05
+    assert 0.95 * (alive - copied) < estimated < 1.05 * alive
 
 
 def test_a_text(config: BagelConfig) -> None:
@@ -199,6 +208,7 @@ def test_images_in_strips(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, s
     config = NAMED_CONFIGS["7b-mot"].vae
     # Gone through without values it would make a tensor and copy it; with values it writes where it is told to.
     monkeypatch.setattr(kernels, "scale_channels", lambda out, *_: out.zero_())
+    monkeypatch.setattr(vae_strips, "activation_for", lambda *_: None)  # compiled passes read memory, and here is none
 
     def prepare() -> tuple[list[Tensor], Callable[[], object]]:
         autoencoder = without_values(Autoencoder(config), dtype)
@@ -227,6 +237,7 @@ def alive_in_autoencoder(monkeypatch: pytest.MonkeyPatch, what: str, dtype: torc
         pytest.skip("this PyTorch does not work in strips")
     config = NAMED_CONFIGS["7b-mot"].vae
     monkeypatch.setattr(kernels, "scale_channels", lambda out, *_: out.zero_())  # see above
+    monkeypatch.setattr(vae_strips, "activation_for", lambda *_: None)
 
     def prepare() -> tuple[list[Tensor], Callable[[], object]]:
         autoencoder = without_values(Autoencoder(config), dtype)
