@@ -9,20 +9,26 @@ Both halves are convolutional residual networks with one single-head attention a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from bagel_mot.config import VaeConfig
 from bagel_mot.errors import SettingError, SizeError
 from bagel_mot.model.vae_parts import GROUPS, VaeDecoder, VaeEncoder
-from bagel_mot.model.vae_strips import decode_in_strips, encode_in_strips, works_in_strips
+from bagel_mot.model.vae_strips import decode_in_strips, encode_in_strips, works_alone, works_in_strips
+
+N = TypeVar("N", VaeEncoder, VaeDecoder)
 
 
 class Autoencoder(nn.Module):
     """The frozen image codec of BAGEL.
 
     Runs in float32, bfloat16 or float16, in the dtype of its weights (cast the input to the same). Images of one batch
-    never influence one another. On the CPU large images are worked on strip by strip (`bagel_mot.model.vae_strips`).
+    never influence one another: the CPU works on them one by one, and on large ones strip by strip
+    (`bagel_mot.model.vae_strips`).
 
     Raises:
         SettingError: if a level's number of channels is not a multiple of the 32 groups of the normalisation.
@@ -64,8 +70,7 @@ class Autoencoder(nn.Module):
         height, width = pixels.shape[2:]
         if height == 0 or width == 0 or height % step or width % step:
             raise SizeError(f"the picture is {width}×{height} pixels: both sides must be positive multiples of {step}.")
-        moments = encode_in_strips(self.encoder, pixels) if self._in_strips(pixels, 1) else self.encoder(pixels)
-        mean, logvar = moments.chunk(2, dim=1)
+        mean, logvar = self._by_image(self.encoder, encode_in_strips, pixels, 1).chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -79,12 +84,14 @@ class Autoencoder(nn.Module):
         channels = self.config.z_channels
         if latent.ndim != 4 or latent.shape[1] != channels:
             raise SizeError(f"the latent has shape {tuple(latent.shape)}: the decoder takes (B, {channels}, h, w).")
-        z = self.unscale(latent)
-        return decode_in_strips(self.decoder, z) if self._in_strips(z, self.config.downsample) else self.decoder(z)
+        return self._by_image(self.decoder, decode_in_strips, self.unscale(latent), self.config.downsample)
 
-    def _in_strips(self, x: Tensor, scale: int) -> bool:
-        """Whether images of which x has `scale` × `scale` pixels in one place are worked on strip by strip."""
-        return works_in_strips(x, x.shape[2] * x.shape[3] * scale**2 * self.config.ch)
+    def _by_image(self, network: N, in_strips: Callable[[N, Tensor], Tensor], x: Tensor, scale: int) -> Tensor:
+        """A network's work on x (B, C, H, W), which has `scale` × `scale` pixels in one place."""
+        if works_in_strips(x, x.shape[2] * x.shape[3] * scale**2 * self.config.ch):
+            return in_strips(network, x)
+        parts = x.split(1) if works_alone(x) else (x,)
+        return torch.cat([network(part) for part in parts]) if len(parts) > 1 else network(x)
 
     @property
     def dtype(self) -> torch.dtype:

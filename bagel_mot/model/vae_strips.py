@@ -57,8 +57,15 @@ def works_in_strips(x: Tensor, numbers: int) -> bool:
         x: images or latents, (B, C, H, W).
         numbers: numbers in one image's finest feature map.
     """
+    return works_alone(x) and strips_pay(x.device.type, x.dtype, numbers)
+
+
+def works_alone(x: Tensor) -> bool:
+    """Whether images or latents (B, C, H, W) are worked on one by one: on the CPU, where no gradient is wanted. Its
+    convolutions may round otherwise for several, and images of one batch never influence one another.
+    """
     wanted = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
-    return not wanted and strips_pay(x.device.type, x.dtype, numbers)
+    return x.device.type == "cpu" and not wanted
 
 
 def strips_pay(device: str, dtype: torch.dtype, numbers: int) -> bool:

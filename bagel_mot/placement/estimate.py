@@ -83,11 +83,12 @@ def encode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: 
         pixels: the number of pixels of all images together.
         dtype: the type in which it computes.
         images: the number of images, all of one size.
-        on_cpu: whether the CPU computes, which works on large images one by one, in strips.
+        on_cpu: whether the CPU computes, which works on images one by one, and on large ones in strips.
     """
-    if on_cpu and strips_pay("cpu", dtype, pixels // images * config.ch):
+    pixels = pixels // images if on_cpu else pixels
+    if on_cpu and strips_pay("cpu", dtype, pixels * config.ch):
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
-        return _strip_bytes(zip([config.ch, *widths[:-1]], widths, strict=True), pixels // images, dtype)
+        return _strip_bytes(zip([config.ch, *widths[:-1]], widths, strict=True), pixels, dtype)
     maps = (3 + min(2, config.num_res_blocks)) * config.ch_mult[0]  # the finest level has most
     return pixels * maps * config.ch * dtype.itemsize
 
@@ -100,9 +101,11 @@ def decode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: 
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         drawn = config.out_ch * (pixels + (pixels if images > 1 else 0)) * dtype.itemsize
         return drawn + _strip_bytes(zip([*widths[1:], widths[-1]], widths, strict=True), pixels // images, dtype)
+    before = config.out_ch * (pixels - pixels // images) * dtype.itemsize if on_cpu else 0  # what other images became
+    pixels = pixels // images if on_cpu else pixels
     # The first block of the finest level still has the channels of the level before.
     maps = max(5 * config.ch_mult[0], 3 * max(config.ch_mult[:2]))
-    return pixels * maps * config.ch * dtype.itemsize
+    return before + pixels * maps * config.ch * dtype.itemsize
 
 
 def _strip_bytes(levels: Iterable[tuple[int, int]], pixels: int, dtype: torch.dtype) -> int:
