@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,23 @@ def side(config: BagelConfig) -> int:
     return min(256, config.max_latent_size * config.latent_stride)
 
 
+def copied(config: BagelConfig, dtype: torch.dtype, images: Sequence[tuple[int, int]]) -> int:
+    """Bytes of what small images see, which is copied side by side, and of their queries: no estimate counts them.
+
+    Args:
+        config: the model's configuration.
+        dtype: the type of the cache.
+        images: for each its tokens, and those that it sees.
+    """
+    decoder, total = config.decoder, 0
+    for n, sees in images:
+        a_token = decoder.head_dim * dtype.itemsize
+        if 2 * sees * decoder.num_kv_heads * a_token <= cached_attention._SMALL_ROW:
+            keys = cached_attention._padded(sees) * decoder.num_kv_heads
+            total += (2 * keys + n * decoder.num_heads) * a_token
+    return total
+
+
 def noised(config: BagelConfig, pixels: int | None = None) -> Segment:
     cells = (pixels or side(config)) // config.latent_stride
     latents = torch.zeros(1).expand(cells * cells, config.latent_dim)
@@ -157,10 +175,9 @@ def noised(config: BagelConfig, pixels: int | None = None) -> Segment:
 def test_a_denoising_step(config: BagelConfig, dtype: torch.dtype, rows: int) -> None:
     alive = alive_in_forward(config, dtype, [Sample((noised(config),), 0)] * rows, 100)
     latents = rows * (side(config) // config.latent_stride) ** 2
-    # What small images see is copied side by side, with a mask: 0.3 MB each at the most, which no estimate counts.
-    copied = rows * 300_000 if config.decoder.hidden_size <= 256 else 0
+    n = 2 + latents // rows
     estimated = forward_bytes(config.decoder, 2 * rows, latents, dtype)
-    assert 0.93 * (alive - copied) < estimated < 1.05 * alive
+    assert 0.93 < (estimated + copied(config, dtype, [(n, 100 + n)] * rows)) / alive < 1.05
 
 
 def test_images_that_both_experts_read(config: BagelConfig) -> None:
@@ -170,9 +187,10 @@ def test_images_that_both_experts_read(config: BagelConfig) -> None:
         VitSegment(torch.zeros(1).expand(patches * patches, config.vit.patch_dim), (patches, patches)),
     )
     alive = alive_in_forward(config, torch.bfloat16, [Sample((*image, *image, TextSegment((5,) * 66)), 0)], 0)
-    copied = 4 * 300_000 if config.decoder.hidden_size <= 256 else 0  # see above
     estimated = forward_bytes(config.decoder, 2 * (patches**2 + 4) + 66, 2 * cells**2, torch.bfloat16)
-    assert 0.95 * (alive - copied) < estimated < 1.05 * alive
+    sizes = 2 * [cells**2 + 2, patches**2 + 2]
+    estimated += copied(config, torch.bfloat16, list(zip(sizes, accumulate(sizes), strict=True)))
+    assert 0.95 < estimated / alive < 1.05
 
 
 def test_a_text(config: BagelConfig) -> None:
