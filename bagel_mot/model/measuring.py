@@ -4,12 +4,39 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _TURNS = 5
+_CPU = torch.device("cpu")
+Name = TypeVar("Name", bound=Hashable)
+
+
+def shortest(
+    calls: Mapping[Name, Callable[[], object]], *, turns: int = _TURNS, device: torch.device = _CPU
+) -> dict[Name, float]:
+    """The least seconds that each of several calls takes. They run in turn, and first once without being timed, since
+    kernels are chosen then: so what is found depends on the machine, and hardly on what else it does at the moment.
+
+    Args:
+        calls: the calls by name.
+        turns: the number of times that each is timed.
+        device: the device that computes, for which the host waits here.
+    """
+    least = dict.fromkeys(calls, math.inf)
+    for turn in range(1 + turns):
+        for name, call in calls.items():
+            _wait(device)
+            start = time.perf_counter()
+            call()
+            _wait(device)
+            if turn:
+                least[name] = min(least[name], time.perf_counter() - start)
+    return least
 
 
 def fastest(
@@ -38,15 +65,8 @@ def fastest(
             continue
     if len(right) == 1:
         return first
-    shortest = dict.fromkeys(right, math.inf)
-    for _ in range(_TURNS):
-        for name, way in right.items():
-            _wait(device)
-            start = time.perf_counter()
-            way(*inputs)
-            _wait(device)
-            shortest[name] = min(shortest[name], time.perf_counter() - start)
-    return min(shortest, key=lambda name: shortest[name])
+    seconds = shortest({name: partial(way, *inputs) for name, way in right.items()}, device=device)
+    return min(seconds, key=lambda name: seconds[name])
 
 
 def _wait(device: torch.device) -> None:

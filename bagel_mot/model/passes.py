@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -30,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel_mot.model.kernels import scale_channels
+from bagel_mot.model.measuring import shortest
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _SOURCES = {
@@ -191,7 +190,7 @@ def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int
 
         x, weight, eps = example(_ROWS, hidden), example(hidden), 1e-6
         qkv, small = example(_ROWS, 4 * head_dim), example(head_dim)
-        rope = torch.randn(_ROWS, 1, head_dim), torch.randn(_ROWS, 1, head_dim)
+        rope = example(_ROWS, 1, head_dim).float(), example(_ROWS, 1, head_dim).float()
         both = example(_ROWS, 2 * intermediate)
         heads = qkv.view(_ROWS, 4, head_dim)
 
@@ -242,13 +241,8 @@ def _taken(found: Passes, *pairs: tuple[Callable[[], Tensor], Callable[[], Tenso
 
 
 def clearly_slower(mine: Callable[[], object], plain: Callable[[], object]) -> bool:
-    """Whether a call clearly takes longer than another, by the shortest of a few in turn. What passes are chosen is to
-    depend on the machine, and not on what else it does at the moment: results differ in their last digits.
+    """Whether a call clearly takes longer than another. What passes are chosen is to depend on the machine, and not on
+    what else it does at the moment: results differ in their last digits.
     """
-    shortest = [math.inf, math.inf]
-    for _ in range(8):
-        for number, call in enumerate((mine, plain)):
-            start = time.perf_counter()
-            call()
-            shortest[number] = min(shortest[number], time.perf_counter() - start)
-    return shortest[0] > _CLEARLY * shortest[1]
+    seconds = shortest({"mine": mine, "plain": plain}, turns=8)
+    return seconds["mine"] > _CLEARLY * seconds["plain"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
 
 from bagel_mot.config import VaeConfig
+from bagel_mot.model.measuring import shortest
 from bagel_mot.threads import Threads
 
-_SIDE, _ROUNDS = 64, 3  # a convolution on such maps is timed so many times
+_SIDE, _TURNS = 64, 3  # a convolution on such maps is timed so many times
 _CLEARLY = 0.8  # bfloat16 is taken from this share of float32's time on: below there is doubt about which is faster
 _LARGE_WIDTH = 64  # channels: a smaller autoencoder takes milliseconds in any precision, and stays as exact as it can
 
@@ -28,22 +28,15 @@ def bfloat16_pays(device: torch.device, config: VaeConfig) -> bool:
 @cache
 def faster_on_cpu(channels: int) -> bool:
     """Whether a 3×3 convolution of so many channels is clearly faster in bfloat16. Both are timed in turn, in some
-    forty milliseconds with AMX, and the shortest time of each counts.
+    forty milliseconds with AMX.
     """
-    kinds = (torch.float32, torch.bfloat16)
-    least = dict.fromkeys(kinds, float("inf"))
+    calls = {}
     # With several threads each call would wait for the slowest of them, and the answer would depend on what else runs.
     with torch.inference_mode(), Threads(1, asked=True).at_work():
-        calls = {}
-        for dtype in kinds:
+        for dtype in (torch.float32, torch.bfloat16):
             conv = nn.utils.skip_init(nn.Conv2d, channels, channels, 3, padding=1, dtype=dtype, device="cpu")
             nn.init.constant_(conv.weight, 0.5)
             x = torch.full((1, channels, _SIDE, _SIDE), 0.5, dtype=dtype)
-            calls[dtype] = (conv.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
-        for round in range(1 + _ROUNDS):
-            for dtype, (conv, x) in calls.items():
-                start = time.perf_counter()
-                conv(x)
-                if round:  # the first call chooses kernels
-                    least[dtype] = min(least[dtype], time.perf_counter() - start)
-    return least[torch.bfloat16] < _CLEARLY * least[torch.float32]
+            calls[dtype] = partial(conv.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last))
+        seconds = shortest(calls, turns=_TURNS)
+    return seconds[torch.bfloat16] < _CLEARLY * seconds[torch.float32]

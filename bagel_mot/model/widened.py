@@ -8,21 +8,21 @@ float32, in which its products are added up, and they are rounded once.
 
 from __future__ import annotations
 
-import time
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bagel_mot.model.kernels import can_prepack
+from bagel_mot.model.measuring import shortest
 from bagel_mot.model.without_values import without_values
 from bagel_mot.threads import Threads
 
 FEWEST_ROWS = 4
 """Fewer rows are multiplied as they are: reading the weights takes their time."""
 _PIECE = 1 << 19  # weights that are widened at a time: 2 MB, which stay in the processor's caches
-_ROWS, _WIDTH, _ROUNDS = 64, 512, 3  # of the product that is timed, and how often
+_ROWS, _WIDTH, _TURNS = 64, 512, 3  # of the product that is timed, and how often
 _CLEARLY = 0.5  # float32 is taken from this share of the time on
 
 
@@ -37,21 +37,17 @@ def product_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
 
 @cache
 def _float32_is_faster(dtype: torch.dtype) -> bool:
-    """Whether a product is clearly faster in float32, by the shortest of a few calls in turn."""
-    kinds = (torch.float32, dtype)
-    least = dict.fromkeys(kinds, float("inf"))
+    """Whether a product is clearly faster in float32."""
     # With several threads each call would wait for the slowest of them, and the answer would depend on what else runs.
     with torch.inference_mode(), Threads(1, asked=True).at_work():
-        operands = {
-            kind: (torch.ones(_ROWS, _WIDTH, dtype=kind), torch.ones(_WIDTH, _WIDTH, dtype=kind)) for kind in kinds
-        }
-        for round in range(1 + _ROUNDS):
-            for kind, (x, weight) in operands.items():
-                start = time.perf_counter()
-                F.linear(x, weight)
-                if round:  # the first call chooses kernels
-                    least[kind] = min(least[kind], time.perf_counter() - start)
-    return least[torch.float32] < _CLEARLY * least[dtype]
+        seconds = shortest(
+            {
+                kind: partial(F.linear, torch.ones(_ROWS, _WIDTH, dtype=kind), torch.ones(_WIDTH, _WIDTH, dtype=kind))
+                for kind in (torch.float32, dtype)
+            },
+            turns=_TURNS,
+        )
+    return seconds[torch.float32] < _CLEARLY * seconds[dtype]
 
 
 class WidenedLinear(nn.Linear):

@@ -101,7 +101,7 @@ def decode_bytes(config: VaeConfig, pixels: int, dtype: torch.dtype, *, images: 
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         drawn = config.out_ch * (pixels + (pixels if images > 1 else 0)) * dtype.itemsize
         return drawn + _strip_bytes(zip([*widths[1:], widths[-1]], widths, strict=True), pixels // images, dtype)
-    before = config.out_ch * (pixels - pixels // images) * dtype.itemsize if on_cpu else 0  # what other images became
+    before = config.out_ch * (pixels - pixels // images) * dtype.itemsize if on_cpu else 0  # the other images
     pixels = pixels // images if on_cpu else pixels
     # The first block of the finest level still has the channels of the level before.
     maps = max(5 * config.ch_mult[0], 3 * max(config.ch_mult[:2]))

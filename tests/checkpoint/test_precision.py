@@ -16,7 +16,7 @@ from bagel_mot.cli.weights import ALL_TASKS, PrecisionOption
 from bagel_mot.config import NAMED_CONFIGS, VaeConfig
 from bagel_mot.errors import CheckpointError, DeviceError, SettingError
 from bagel_mot.inference.loading import MINI_FOLDER
-from bagel_mot.model import vae_precision
+from bagel_mot.model import measuring, vae_precision
 from bagel_mot.model.quant.linear import QuantisedEmbedding, QuantisedLinear
 from bagel_mot.placement.estimate import weight_bytes
 
@@ -71,7 +71,7 @@ def test_the_faster_precision_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     """With a clock of its own: each call of a convolution takes as long as the script says, float32 first."""
     for float32, bfloat16, expected in ((1.0, 0.5, True), (1.0, 0.9, False), (1.0, 3.0, False)):
         ticks = iter([0.0, 0.0] + [0.0, float32, 0.0, bfloat16] * 3)  # the first calls are not counted
-        monkeypatch.setattr(vae_precision.time, "perf_counter", ticks.__next__)
+        monkeypatch.setattr(measuring.time, "perf_counter", ticks.__next__)
         assert vae_precision.faster_on_cpu.__wrapped__(64) is expected
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bagel_mot.model import passes
+from bagel_mot.model import measuring, passes
 from bagel_mot.model.decoder import rope
 
 LIBRARY = passes.compiled()
@@ -97,7 +97,7 @@ def test_only_what_is_clearly_slower_is_not_taken(monkeypatch: pytest.MonkeyPatc
 
         return call
 
-    monkeypatch.setattr(passes.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
     assert passes.clearly_slower(takes(factor), takes(1.0)) == slower
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bagel_mot import Bagel
 from bagel_mot.config import VitConfig
-from bagel_mot.model import joined, prepacked, widened
+from bagel_mot.model import joined, measuring, prepacked, widened
 from bagel_mot.model.attend_over import attend_over
 from bagel_mot.model.decoder import Expert
 from bagel_mot.model.prepacked import prepack_weights
@@ -74,7 +74,7 @@ def test_it_is_measured(factor: float, faster: bool, monkeypatch: pytest.MonkeyP
         clock[0] += 1.0 if x.dtype == torch.float32 else factor
 
     monkeypatch.setattr(widened.F, "linear", product)
-    monkeypatch.setattr(widened.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
     assert widened._float32_is_faster.__wrapped__(torch.bfloat16) == faster
 
 
