@@ -208,7 +208,8 @@ def test_requests_that_fit_one_by_one_run_one_by_one(system: FakeSystem, monkeyp
     settings = {"seed": 1, "num_timesteps": 3}
     together = bagel.generate(["a red star", "a blue car"], **settings)
     monkeypatch.setattr("bagel_mot.placement.oom._SMALL", 0)
-    image = decode_bytes(bagel.config.vae, 64 * 64, torch.float32)
+    image = decode_bytes(bagel.config.vae, 64 * 64, torch.float32, on_cpu=True)
+    two = decode_bytes(bagel.config.vae, 2 * 64 * 64, torch.float32, images=2, on_cpu=True)
     batches: list[int] = []
     decode = bagel.engine.runner.decode
 
@@ -217,7 +218,7 @@ def test_requests_that_fit_one_by_one_run_one_by_one(system: FakeSystem, monkeyp
         decode(batch)
 
     monkeypatch.setattr(bagel.engine.runner, "decode", counted)
-    system.free(int(1.5 * image))
+    system.free((image + two) // 2)
     images = bagel.generate(["a red star", "a blue car"], **settings)
     assert batches == [1, 1]
     for got, expected in zip(images, together, strict=True):
@@ -227,7 +228,7 @@ def test_requests_that_fit_one_by_one_run_one_by_one(system: FakeSystem, monkeyp
     with pytest.raises(MemoryShortageError, match="memory would run out on cpu"):
         bagel.generate("a red star", **settings)
     assert bagel.engine.stats.forwards == forwards  # not after all the steps of drawing
-    system.free(int(1.5 * image))
+    system.free((image + two) // 2)
     failed: list[Any] = []
     monkeypatch.setattr(bagel.engine.memory, "explain", lambda error: failed.append(error) or error)
     bagel.generate(["a red star", "a blue car"], **settings)
