@@ -34,13 +34,17 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), *, machine: Mac
 
 def _choose(file: RecipeFile, machine: MachineShape) -> AnyRecipe:
     """The recipe with the profile that its run has begun with, else with the first one that fits a machine, else with
-    the one that needs the least.
+    the one that needs the least. Profiles that the changes of values do not go with are left out.
     """
-    recipes = {name: file.recipe(name) for name in file.profiles}
+    recipes, refused = _of_profiles(file)
+    if not recipes:
+        raise refused[-1]  # of the smallest machine
     if (begun := _begun(next(iter(recipes.values())).output)) in recipes:
         return recipes[begun]
     suited = [recipe for recipe in recipes.values() if machine.suits(recipe)]
     if not suited:
+        if refused:
+            raise refused[-1]
         _check_degrees(recipes.values(), machine)
         raise RecipeError(
             f"{file.path}: no profile is made for {machine.words}; there are {', '.join(recipes)}: choose one "
@@ -54,6 +58,18 @@ def _choose(file: RecipeFile, machine: MachineShape) -> AnyRecipe:
         if plans[-1].fits:
             return recipe
     return min(plans, key=lambda found: found.memory.total).recipe
+
+
+def _of_profiles(file: RecipeFile) -> tuple[dict[str, AnyRecipe], list[RecipeError]]:
+    """The recipe with each of its profiles, by name, and why it cannot have the others."""
+    recipes: dict[str, AnyRecipe] = {}
+    refused: list[RecipeError] = []
+    for name in file.profiles:
+        try:
+            recipes[name] = file.recipe(name)
+        except RecipeError as error:
+            refused.append(error)
+    return recipes, refused
 
 
 def _check_degrees(recipes: Iterable[AnyRecipe], machine: MachineShape) -> None:
@@ -95,10 +111,8 @@ def check_fits(path: Path | str, overrides: Sequence[str], planned: TrainingPlan
     """
     if planned.fits:
         return
-    file = RecipeFile(path, overrides)
     others = []
-    for name in file.profiles:
-        recipe = file.recipe(name)
+    for name, recipe in _of_profiles(RecipeFile(path, overrides))[0].items():
         if name != planned.recipe.profile and machine.suits(recipe) and isinstance(recipe, BagelRecipe):
             others.append(plan(recipe, machine))
     fitting = [other for other in others if other.fits]

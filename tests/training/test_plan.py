@@ -92,6 +92,17 @@ def test_what_does_not_fit_is_refused_with_the_nearest_profile_that_does() -> No
         load_recipe(path, degrees, machine=MachineShape(False, 2, 80 * GB))
 
 
+def test_profiles_that_do_not_go_with_a_changed_value_are_left_out() -> None:
+    path = find_recipe("finetune/t2i")
+    for gpus, memory, profile in ((False, 16, "CPU"), (True, 40, "40GB")):
+        found = load_recipe(path, [*DRAWN, "lora.rank=8"], machine=MachineShape(gpus, 1, memory * GB))
+        assert found.profile == profile
+    with pytest.raises(RecipeError, match=r"lora is what `trainable: lora` trains"):
+        load_recipe(path, [*DRAWN, "lora.rank=8"], machine=MachineShape(True, 16, 80 * GB))
+    with pytest.raises(RecipeError, match=r"lora\.rank is 0"):
+        load_recipe(path, [*DRAWN, "lora.rank=0"], machine=MachineShape(False, 1, 16 * GB))
+
+
 def test_without_gpus_several_processes_take_the_profile_of_one() -> None:
     for processes in (1, 2, 3):
         machine = MachineShape(False, processes, 4 * GB)
