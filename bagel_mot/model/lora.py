@@ -8,6 +8,7 @@ precision of the activations.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -107,7 +108,7 @@ class AdaptedLinear(lora.Linear):
         """(T, in_features) -> (T, out_features)"""
         base: Tensor = self.base_layer(x)
         result = base
-        for name in self.active_adapters:
+        for name in () if self.disable_adapters else self.active_adapters:
             if name in self.lora_A:
                 result = result + self._change(name, x, base)
         return result
@@ -285,6 +286,19 @@ def _fill(layer: AdaptedLinear, name: str, matrix: MatrixAdapter) -> None:
         factor.copy_(numbers)
     if matrix.magnitude is not None:
         layer.magnitude(name).copy_(matrix.magnitude)
+
+
+@contextlib.contextmanager
+def without_adapters(model: BagelModel) -> Iterator[None]:
+    """Lets a model compute as if it had no adapters."""
+    layers = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def remove_adapter(model: BagelModel, name: str) -> None:

@@ -107,6 +107,7 @@ class SegmentAttention:
     def for_layer(self, layer: int) -> Attend:
         return self
 
+    @torch.compiler.disable  # else layers are compiled anew for the segments of each pack
     def __call__(self, query: Pair, key: Pair, value: Pair) -> Pair:
         queries, keys, values = (self._pieces(pair) for pair in (query, key, value))
         grouped = query[0].shape[1] > key[0].shape[1]

@@ -62,9 +62,10 @@ def works_in_strips(x: Tensor, numbers: int) -> bool:
 
 def works_alone(x: Tensor) -> bool:
     """Whether images or latents (B, C, H, W) are worked on one by one: on the CPU, where no gradient is wanted. Its
-    convolutions may round otherwise for several, and images of one batch never influence one another.
+    convolutions may round otherwise for several, and images of one batch never influence one another. A compiled pass
+    always has the same number of images, so that they do not either.
     """
-    wanted = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type)
+    wanted = torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling()
     return x.device.type == "cpu" and not wanted
 
 

@@ -125,7 +125,13 @@ class OwnTargets:
         return OwnTargets(*(part.to(device, non_blocking=True) for part in vars(self).values()))
 
 
-def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention, own: OwnTargets | None = None) -> Losses:
+def compute_losses(
+    model: BagelModel,
+    noised: NoisedPack,
+    attend: Attention,
+    own: OwnTargets | None = None,
+    taught: tuple[Tensor, Tensor] | None = None,
+) -> Losses:
     """Runs the network on a pack and returns its losses. Packs without text targets or without images are fine.
 
     Args:
@@ -133,6 +139,8 @@ def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention, own
         noised: the pack.
         attend: decides who sees whom.
         own: the targets whose losses are to be computed, if the network returns a share of the slots.
+        taught: (Ml,) bool, the latent targets that another network teaches, and (Ml, latent_dim) the velocities that it
+            predicts for all.
     """
     layout, target = noised.layout, noised.velocity
     und, gen = model(layout, noised.values, attend)
@@ -143,8 +151,21 @@ def compute_losses(model: BagelModel, noised: NoisedPack, attend: Attention, own
         latent_slots, image, target = own.latent_slots, image[own.latents], target[own.latents]
     ce = cross_entropy(model, und[ce_slots], labels)
     velocity = model.velocity(gen[latent_slots]).float()
+    if taught is not None:
+        target = torch.where(taught[0][:, None], taught[1], target)
     conditions = ~layout.noised[image, None]
     return Losses(ce, (velocity - target).masked_fill(conditions, 0.0).square(), weights)
+
+
+@torch.no_grad()
+def predict_velocities(
+    model: BagelModel, noised: NoisedPack, attend: Attention, own: OwnTargets | None = None
+) -> Tensor:
+    """The velocities that a network predicts for the latent tokens of a pack, (Ml, latent_dim) float32. Arguments as
+    `compute_losses`.
+    """
+    _, gen = model(noised.layout, noised.values, attend)
+    return model.velocity(gen[noised.layout.latent_slots if own is None else own.latent_slots]).float()
 
 
 def cross_entropy(model: BagelModel, hidden: Tensor, labels: Tensor, chunk: int = CE_CHUNK) -> Tensor:
@@ -168,29 +189,24 @@ def cross_entropy(model: BagelModel, hidden: Tensor, labels: Tensor, chunk: int 
     return torch.cat([checkpoint(one, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
 
-def takes_whole_mask(name: str, *, on_cpu: bool, compiled: bool) -> bool:
-    """Whether an attention of that name holds a mask over whole rows; compiled layers would be compiled anew for the
-    segments of each pack.
-    """
-    return name == "sdpa" and (compiled or not on_cpu)
+def takes_whole_mask(name: str, *, on_cpu: bool) -> bool:
+    """Whether an attention of that name holds a mask over whole rows."""
+    return name == "sdpa" and not on_cpu
 
 
-def attention_of(
-    name: str, device: torch.device, dtype: torch.dtype, *, compiled: bool = False
-) -> Callable[[TrainingLayout], Attention]:
+def attention_of(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[TrainingLayout], Attention]:
     """The attention of a pack by its name in a recipe, "sdpa" or "flex".
 
     Args:
         name: the name.
         device: the device that trains.
         dtype: the type in which it multiplies.
-        compiled: whether layers are compiled.
 
     Raises:
         DeviceError: FlexAttention is asked for where it has no gradients.
     """
     if name == "sdpa":
-        masked = takes_whole_mask(name, on_cpu=device.type == "cpu", compiled=compiled)
+        masked = takes_whole_mask(name, on_cpu=device.type == "cpu")
         return partial(MaskedAttention if masked else SegmentAttention, dtype=dtype)
     if device.type != "cuda":
         raise DeviceError(f"attention is 'flex', which trains on CUDA devices only, and this is {device}: use 'sdpa'.")

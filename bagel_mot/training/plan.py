@@ -239,7 +239,7 @@ def _work(
         dtype=dtype,
         chunk=CE_CHUNK,
         checkpointing=recipe.parallel.activation_checkpoint,
-        masked=takes_whole_mask(recipe.attention, on_cpu=on_cpu, compiled=recipe.compile),
+        masked=takes_whole_mask(recipe.attention, on_cpu=on_cpu),
         vit_trains=trains_vision,
         accumulates=packs > degrees.data,
         stream=dtype if recipe.adapters is not None else torch.float32,

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bagel_mot.config import BagelConfig, DecoderConfig, VitConfig
 from bagel_mot.model import segment_attention
 from bagel_mot.model.attention import MaskedAttention, Pair
+from bagel_mot.model.decoder import DecoderLayer, rope
 from bagel_mot.model.segment_attention import SegmentAttention
 from bagel_mot.sequence import (
     PackSpec,
@@ -138,3 +140,24 @@ def test_masks_have_the_type_of_the_queries() -> None:
     assert und.dtype == torch.bfloat16
     assert torch.allclose(und.float(), wanted.float(), atol=0.02)
     assert isinstance(und, Tensor)
+
+
+def test_compiled_layers_serve_the_segments_of_every_pack() -> None:
+    """Segments differ from pack to pack: they are no part of what is compiled, which depends on the sizes alone."""
+    torch.compiler.reset()
+    layer, counter = DecoderLayer(DECODER), CompileCounter()
+    compiled = torch.compile(layer, backend=counter, dynamic=False)
+    compiles = []
+    for seed in range(3):
+        rng = Random(seed)
+        samples = [Sample(tuple(_segment(rng) for _ in range(rng.randrange(1, 6)))) for _ in range(4)]
+        layout = pack([samples[:2], samples[2:]], SPEC, und_len=400, gen_len=300)
+        inputs = [torch.randn(layout.rows * length, DECODER.hidden_size) for length in (400, 300)]
+        ropes = [rope(torch.arange(float(len(x))), DECODER.head_dim, 1e4) for x in inputs]
+        expected = layer(*inputs, *ropes, MaskedAttention(layout).for_layer(0))
+        found = compiled(*inputs, *ropes, SegmentAttention(layout).for_layer(0))
+        real = layout.place >= 0
+        for ours, theirs, slots in zip(found, expected, (real[:, :400], real[:, 400:]), strict=True):
+            assert torch.allclose(ours[slots.flatten()], theirs[slots.flatten()], atol=1e-5)
+        compiles.append(counter.frame_count)
+    assert compiles[0] == compiles[1] == compiles[2] > 0

@@ -64,12 +64,9 @@ def test_gradients_are_the_same_and_less_is_kept(recipe: Make, kind: str, share:
             assert torch.allclose(ours.grad, theirs.grad, rtol=1e-5, atol=1e-8), name
 
 
-@pytest.mark.parametrize(
-    ("device", "compiled", "made"),
-    [("cpu", False, SegmentAttention), ("cpu", True, MaskedAttention), ("cuda", False, MaskedAttention)],
-)
-def test_the_cpu_attends_by_segments_unless_it_compiles(device: str, compiled: bool, made: type) -> None:
-    found = attention_of("sdpa", torch.device(device), torch.float32, compiled=compiled)
+@pytest.mark.parametrize(("device", "made"), [("cpu", SegmentAttention), ("cuda", MaskedAttention)])
+def test_the_cpu_attends_by_segments(device: str, made: type) -> None:
+    found = attention_of("sdpa", torch.device(device), torch.float32)
     assert found.func is made  # type: ignore[attr-defined]
 
 
