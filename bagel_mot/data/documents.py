@@ -194,11 +194,13 @@ class IndexedSample(Sample):
         index: the index, a number or another JSON value that the source knows.
         dataset: the name of the data set that it is from, by which losses are reported.
         length: the number of its tokens before condition dropout.
+        replayed: whether it is what the model knows already.
     """
 
     index: Any = 0
     dataset: str = ""
     length: int = 0
+    replayed: bool = False
 
 
 @dataclass(frozen=True)

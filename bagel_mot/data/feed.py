@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from bagel_mot.data.documents import IndexedSample, SampleBuilder
@@ -155,7 +155,7 @@ class SampleFeed:
                 continue
             self._unusable[group] = (0, _NO_LONGER_USED)
             self.mixture.count(group, made.und_len + made.gen_len)
-            return GroupSample(group, made)
+            return self._of_group(group, made)
 
     def again(self, group: str, key: Any) -> GroupSample:
         """A sample that was taken before.
@@ -170,7 +170,10 @@ class SampleFeed:
         if isinstance(made, SkipRow):
             where = self.groups[number].supply.place_of(key)
             raise DataError(f"{where} waited for a pack and can no longer be used: {made}")
-        return GroupSample(number, made)
+        return self._of_group(number, made)
+
+    def _of_group(self, group: int, made: IndexedSample) -> GroupSample:
+        return GroupSample(group, replace(made, replayed=True) if self.groups[group].replayed else made)
 
     def reject(self, item: GroupSample, reason: str, sentence: str) -> None:
         """Leaves out a sample that was taken."""

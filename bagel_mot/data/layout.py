@@ -23,6 +23,7 @@ class TrainingPack:
         images: the distinct images, stacked by size: (n, H, W, 3) uint8 levels each.
         latent_source: (Nl,) int64: each latent token's row among the tokens of all `images`, in their order.
         datasets: the name of each sample's data set; `layout.sample` numbers the samples.
+        replayed: (samples,) bool: whether each sample is what the model knows already.
         skipped: the items of the data that were left out since the pack before.
     """
 
@@ -31,6 +32,7 @@ class TrainingPack:
     images: list[Tensor]
     latent_source: Tensor
     datasets: tuple[str, ...]
+    replayed: Tensor
     skipped: tuple[SkippedItem, ...] = ()
 
 
@@ -64,5 +66,6 @@ def lay_out(
         [torch.stack([segment.levels for segment in same_size.values()]) for same_size in by_size.values()],
         torch.cat([torch.zeros(0, dtype=torch.int64), *sources]),
         tuple(sample.dataset for row in rows for sample in row),
+        torch.tensor([sample.replayed for row in rows for sample in row], dtype=torch.bool),
         skipped,
     )

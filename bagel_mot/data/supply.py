@@ -259,6 +259,7 @@ class SampleGroup:
         weight: its share, relative to those of the other groups.
         mandatory: whether every pack has at least one sample of it.
         resumes: whether a resumed run goes on where the group was; else it begins anew.
+        replayed: whether they are what the model knows already.
     """
 
     name: str
@@ -266,6 +267,7 @@ class SampleGroup:
     weight: float = 1.0
     mandatory: bool = False
     resumes: bool = True
+    replayed: bool = False
 
 
 def check_groups(groups: Sequence[SampleGroup]) -> None:

@@ -6,7 +6,8 @@ Padding, masked pairs and the frozen autoencoder are no useful work. A matrix ta
 forward, as many for the gradient of its input where something before it trains, and as many for its own gradient where
 it trains: 6 in all where everything trains, 4 where an adapter trains beside it.
 
-What is computed a second time for the backward pass counts for HFU alone.
+What is computed a second time for the backward pass, and what the frozen base predicts beside its adapters, counts for
+HFU alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class StepFlops:
 
     Attributes:
         useful: the operations that MFU counts.
-        recomputed: operations that are done a second time.
+        recomputed: operations that are done a second time, or by the base alone.
         published: the count of the published code: 6·D·tokens + 12·layers·heads·head_dim·Σ length², D being one
             expert with the embedding and the head, for all tokens, and every sample's attention whole.
     """
@@ -83,16 +84,17 @@ class _WeightCounts:
 class FlopCounter:
     """Counts the operations of packs, for a network as it trains."""
 
-    def __init__(self, model: BagelModel, *, recomputes_layers: bool, chunk: int) -> None:
+    def __init__(self, model: BagelModel, *, recomputes_layers: bool, chunk: int, distils: bool = False) -> None:
         """The counts of weights are taken here.
 
         Args:
             model: the network, with the parameters that train chosen.
             recomputes_layers: whether decoder layers are computed again in the backward pass.
             chunk: text targets beyond which logits are computed again.
+            distils: whether a pack runs forward once more, up to its velocities.
         """
         self.decoder, self.vit = model.config.decoder, model.config.vit
-        self.recomputes_layers, self.chunk = recomputes_layers, chunk
+        self.recomputes_layers, self.chunk, self.distils = recomputes_layers, chunk, distils
         layers = cast("list[DecoderLayer]", model.decoder.layers)
         self.und = _weights(matrix for layer in layers for matrix in _matrices(layer.und))
         self.gen = _weights(matrix for layer in layers for matrix in _matrices(layer.gen))
@@ -123,9 +125,13 @@ class FlopCounter:
             useful += self.und.backward(und, to_input=True) + self.gen.backward(gen, to_input=True) + 2 * attention
         useful += self.head.backward(targets, to_input=self.layers_train)
         useful += self.latent_out.backward(gen, to_input=self.layers_train)
-        useful += self._drawn(gen, images) + self._seen(layout, patches)
+        inputs = self._drawn(gen, images) + self._seen(layout, patches)
+        useful += inputs
         again = layers if self.recomputes_layers and self.layers_train else 0.0
         again += head if targets > self.chunk else 0.0
+        if self.distils:  # adapters alone train then, which this pass goes without
+            base = 2.0 * (und * self.und.frozen + gen * self.gen.frozen) + attention
+            again += base + self.latent_out.forward(gen) + inputs
         return StepFlops(useful, again, published_flops(self.decoder, layout))
 
     def _drawn(self, gen: int, images: int) -> float:
@@ -175,6 +181,8 @@ def published_flops(config: DecoderConfig, layout: Layout) -> float:
 def _matrices(module: nn.Module) -> Iterator[tuple[int, bool]]:
     """(number of weights, whether they train) of each matrix that multiplies in a module."""
     for part in module.modules():
+        if hasattr(part, "base_layer"):
+            continue  # an adapted map shows the weight of its base, which is a module of its own
         weight = getattr(part, "weight", None)
         if isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(part, nn.Embedding):
             yield weight.numel(), weight.requires_grad

@@ -19,7 +19,9 @@ from bagel_mot.errors import RecipeError
 from bagel_mot.inference.loading import find_adapter
 from bagel_mot.installation import install_command
 from bagel_mot.model.adapters import EXPERT_MATRICES, Adapter, ExpertMatrix, MatrixAdapter
+from bagel_mot.model.attention import Attention
 from bagel_mot.model.bagel import BagelModel
+from bagel_mot.training.objective import NoisedPack, OwnTargets, predict_velocities
 
 NAME = "default"
 """The name that a trained adapter has in the network, as peft calls it."""
@@ -121,6 +123,14 @@ def add_adapters(model: BagelModel, config: AdapterConfig, parts: ModelParts | N
             raise RecipeError(
                 f"lora.init: the adapter in {config.init} is not what this recipe trains: {error}"
             ) from error
+
+
+def base_velocities(model: BagelModel, noised: NoisedPack, attend: Attention, own: OwnTargets | None = None) -> Tensor:
+    """The velocities that the frozen base predicts, without its adapters. Arguments as `predict_velocities`."""
+    from bagel_mot.model.lora import without_adapters
+
+    with without_adapters(model):
+        return predict_velocities(model, noised, attend, own)
 
 
 def trained_adapter(model: BagelModel, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Adapter:

@@ -245,12 +245,22 @@ class BagelRecipe(Recipe):
         return (self.lora or AdapterConfig()) if LORA in self.trainable else None
 
     @property
+    def distils(self) -> bool:
+        """Whether replayed images teach what the checkpoint itself predicts for them."""
+        return self.replay is not None and self.replay.distil
+
+    @property
     def drops_out(self) -> bool:
         """Whether the network itself draws random numbers while it trains: the dropout of adapters."""
         return self.adapters is not None and self.adapters.dropout > 0
 
     def _check_adapters(self) -> None:
         if self.adapters is None:
+            if self.distils:
+                raise ValueError(
+                    "replay.distil takes what the checkpoint itself predicts, which is still there beside adapters "
+                    f"alone; trainable is {list(self.trainable)}: set trainable to lora, or leave replay.distil out"
+                )
             if self.lora is not None:
                 raise ValueError(f"lora is what `trainable: lora` trains; trainable is {list(self.trainable)}")
             return

@@ -26,6 +26,7 @@ from tests.parallel.processes import finish, run, start
 pytestmark = pytest.mark.slow
 LORA = {"rank": 4, "alpha": 8, "gen": {"rank": 2}}
 DORA = {"rank": 2, "use_dora": True, "use_rslora": True, "dropout": 0.1}
+DISTIL = {"data": {"kind": "mini", "side": 32, "mix": {"edit": 1.0}}, "distil": True}
 TENSOR = {"parallel": {"tensor_parallel_degree": 2}}
 CASES: dict[int, dict[str, dict[str, Any]]] = {
     1: {
@@ -33,6 +34,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "dora": {"lora": DORA},
         "wide": {"lora": DORA, "wide": True},
         "qlora": {"lora": {**DORA, "base": "nf4"}},
+        "distil": {"lora": LORA, "replay": DISTIL},
         # A bfloat16 base and float32 adapters in one unit.
         "bfloat16": {"lora": {**DORA, "dropout": 0.0}, "precision": "bfloat16"},
     },
@@ -40,6 +42,8 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "lora": {"lora": LORA, "steps": 10},
         "dora": {"lora": DORA},
         "qlora": {"lora": {**DORA, "base": "nf4"}},
+        "distil": {"lora": LORA, "replay": DISTIL},
+        "distil tensor": {"lora": LORA, "replay": DISTIL, **TENSOR},
         "bfloat16": {"lora": {**DORA, "dropout": 0.0}, "precision": "bfloat16"},
         "lora tensor": {"lora": LORA, "steps": 10, **TENSOR},
         "dora tensor": {"lora": DORA, **TENSOR},

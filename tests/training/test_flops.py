@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +26,7 @@ from bagel_mot.sequence import (
 )
 from bagel_mot.tokenizer import SpecialTokens
 from bagel_mot.training.flops import FlopCounter, attention_flops, published_flops, visible_pairs, vit_attention_flops
+from bagel_mot.training.lora import AdapterConfig, add_adapters, base_velocities
 from bagel_mot.training.objective import CE_CHUNK, add_noise, compute_losses
 from bagel_mot.training.trainable import select_trainable
 
@@ -112,6 +116,36 @@ def test_what_is_computed_again_counts_for_hfu_alone() -> None:
     assert plain.recomputed == 0
     assert plain.useful == again.useful
     assert 0.2 < again.recomputed / again.useful < 1 / 3, "a forward pass is a third of all"
+
+
+@pytest.mark.parametrize("experts", [("gen",), ("und", "gen")])
+def test_matmuls_beside_adapters_are_counted_as_pytorch_does(experts: tuple[Literal["und", "gen"], ...]) -> None:
+    torch.manual_seed(0)
+    model = BagelModel(CONFIG)
+    add_adapters(model, AdapterConfig(experts=experts, rank=2))
+    spec, samples = PackSpec.of(CONFIG, SpecialTokens(1, 2, 3, 4)), _samples()
+    layout, values = pack([samples], spec), Values.of(samples, spec)
+    noised = add_noise(layout, values, torch.rand(len(layout.latent_grids)), torch.randn_like(values.latents))
+    plain = FlopCounter(model, recomputes_layers=False, chunk=CE_CHUNK).count(layout)
+    distilled = FlopCounter(model, recomputes_layers=False, chunk=CE_CHUNK, distils=True).count(layout)
+    assert plain.recomputed == 0
+    assert plain.useful == distilled.useful
+    seen = vit_attention_flops(CONFIG.vit, layout)
+    attention = attention_flops(CONFIG.decoder, visible_pairs(layout.spans))
+
+    def matmuls(compute: Callable[[], object]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            compute()
+        return sum(n for name, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
+
+    def step() -> None:
+        losses = compute_losses(model, noised, MaskedAttention(layout))
+        (losses.ce.sum() + losses.mse.sum()).backward()
+
+    # What the base predicts is done beside the step; in the first layer not all gradients of inputs are needed.
+    base = matmuls(lambda: base_velocities(model, noised, MaskedAttention(layout)))
+    assert distilled.recomputed - attention - seen == pytest.approx(base, rel=1e-9)
+    assert plain.useful - 3 * attention - seen == pytest.approx(matmuls(step), rel=0.03)
 
 
 def test_the_published_count_is_their_formula() -> None:

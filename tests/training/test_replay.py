@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from bagel_mot.checkpoint.side_files import REPLAY_FILE
 from bagel_mot.config import parse
@@ -21,11 +23,16 @@ from bagel_mot.data.sources.mini import MiniConfig, MiniSource
 from bagel_mot.data.sources.mixed import MixedSource
 from bagel_mot.errors import CheckpointError, RecipeError
 from bagel_mot.inference.loading import MINI_FOLDER
+from bagel_mot.model.attention import MaskedAttention
+from bagel_mot.model.lora import adapted_layers
 from bagel_mot.parallel.launch import Launch
-from bagel_mot.training import replay
+from bagel_mot.parallel.ranks import Ranks
+from bagel_mot.training import replay as replaying
+from bagel_mot.training.lora import NAME
+from bagel_mot.training.objective import add_noise, draw_timesteps, predict_velocities
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.replay import LatentsOnly, ReplayConfig, draw_images, has_latents
-from bagel_mot.training.tasks.bagel import BagelTask
+from bagel_mot.training.tasks.bagel import BagelBatch, BagelTask
 
 
 @pytest.fixture
@@ -117,6 +124,68 @@ def test_without_a_word_of_the_checkpoint_nothing_is_and_a_note_says_so(
     task.close()
 
 
+def _velocities(task: BagelTask, batch: BagelBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The errors (Nl, latent_dim) of a batch, what they are beside the base's velocities, and which are of replay."""
+    losses, _ = task._losses(batch, torch.Generator().manual_seed(seed))
+    beside = replace(batch, taught=None)
+    own, _ = task._losses(beside, torch.Generator().manual_seed(seed))
+    assert batch.taught is not None
+    return losses.mse, own.mse, batch.taught
+
+
+def test_the_checkpoint_teaches_what_is_replayed(tmp_path: Path, images: Path) -> None:
+    task = BagelTask(_recipe(tmp_path, images, replay={"weight": 1.0, "distil": True}))
+    task.parallelise(Ranks.alone())
+    pack = task.pack_stream(0, 1).next_batch()
+    batch = task.to_device(pack)
+    names = {int(number): name for number, name in enumerate(pack.datasets)}
+    layout = batch.layout
+    samples = layout.sample[:, layout.und_len :].flatten()[layout.latent_slots].tolist()
+    assert batch.taught is not None
+    assert batch.taught.tolist() == [names[sample] != str(images) for sample in samples]
+    assert 0 < batch.taught.sum() < len(batch.taught)
+
+    # A new adapter changes nothing: what is replayed is right already, and the others are as they were.
+    found, own, taught = _velocities(task, batch, 1)
+    assert found[taught].abs().max() == 0
+    assert torch.equal(found[~taught], own[~taught])
+    assert own[taught & (own != 0).any(1)].min() > 0
+
+    # With another one the errors are the squared differences from the base, of drawn images alone.
+    for name, parameter in task.module.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    found, own, taught = _velocities(task, batch, 1)
+    latents = batch.values.latents
+    generator = torch.Generator().manual_seed(1)
+    times = draw_timesteps(layout.timesteps, task.config.timestep_shift, generator)[layout.timestep_of]
+    noised = add_noise(layout, batch.values, times, torch.randn(latents.shape, generator=generator))
+    with torch.no_grad():
+        changed = predict_velocities(task.module, noised, MaskedAttention(layout))
+        for _, layer in list(adapted_layers(task.module, NAME)):
+            layer.strengths[NAME] = 0.0
+        base = predict_velocities(task.module, noised, MaskedAttention(layout))
+    assert (changed - base)[taught].abs().mean() > 1e-3
+    drawn = layout.noised[layout.latent_image]
+    assert torch.allclose(found[taught & drawn], (changed - base).square()[taught & drawn], rtol=1e-3, atol=1e-6)
+    assert found[taught & ~drawn].abs().sum() == 0
+    assert torch.equal(found[~taught], own[~taught])
+    task.close()
+
+
+def test_nobody_teaches_in_validation_or_unless_asked(tmp_path: Path, images: Path) -> None:
+    task = BagelTask(_recipe(tmp_path, images, replay={"weight": 1.0}))
+    assert task.to_device(task.pack_stream(0, 1).next_batch()).taught is None
+    task.close()
+    task = BagelTask(_recipe(tmp_path, images, replay={"weight": 1.0, "distil": True}))
+    batch = task.to_device(task.pack_stream(0, 1).next_batch())
+    task.module.eval()
+    with torch.no_grad():
+        found, own, _ = _velocities(task, batch, 1)
+    assert torch.equal(found, own)
+    task.close()
+
+
 def test_data_of_ones_own(tmp_path: Path, images: Path) -> None:
     config = ReplayConfig(data=MiniConfig(side=128))  # type: ignore[arg-type]
     source = config.source({}, MINI_FOLDER, tmp_path, 0)
@@ -135,8 +204,8 @@ def test_images_of_prompts_are_drawn_once(tmp_path: Path, monkeypatch: pytest.Mo
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red car\n\na blue boat\n")
     loaded: list[object] = []
-    load: Callable[..., Any] = replay.Bagel.from_pretrained
-    monkeypatch.setattr(replay.Bagel, "from_pretrained", lambda *given: loaded.append(given) or load(*given))
+    load: Callable[..., Any] = replaying.Bagel.from_pretrained
+    monkeypatch.setattr(replaying.Bagel, "from_pretrained", lambda *given: loaded.append(given) or load(*given))
     config = ReplayConfig(prompts=prompts, images=3)
     source = config.source({}, MINI_FOLDER, tmp_path, 0)
     folder = tmp_path / "replay"
@@ -176,7 +245,7 @@ def test_several_processes_draw_their_shares_and_wait_for_one_another(
             drawn.append(seed)
             return [Image.new("RGB", (8, 8), (number, 0, 0)) for number in seed]
 
-    monkeypatch.setattr(replay.Bagel, "from_pretrained", lambda *given: Drawer())
+    monkeypatch.setattr(replaying.Bagel, "from_pretrained", lambda *given: Drawer())
     prompts, folder, store = tmp_path / "prompts.txt", tmp_path / "replay", torch.distributed.HashStore()
     prompts.write_text("a red car\n")
     with ThreadPoolExecutor(1) as other:
@@ -197,3 +266,5 @@ def test_what_is_refused(tmp_path: Path, images: Path) -> None:
         draw_images(MINI_FOLDER, empty, tmp_path / "replay", 1)
     with pytest.raises(RecipeError, match="replay has data and prompts"):
         _recipe(tmp_path, images, replay={"data": {"kind": "mini"}, "prompts": "x.txt"})
+    with pytest.raises(RecipeError, match=r"replay\.distil takes .* adapters alone; trainable is \['gen'\]"):
+        _recipe(tmp_path, images, replay={"distil": True}, trainable="gen")

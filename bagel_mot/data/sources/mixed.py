@@ -26,12 +26,14 @@ class MixedPart(NamedTuple):
         weight: its share, relative to those of the others; its groups divide it by their own weights.
         mandatory: whether every pack has a sample of each of its groups.
         name: its name in reports; None takes the names of its groups.
+        replayed: whether it is what the model knows already.
     """
 
     source: Source
     weight: float = 1.0
     mandatory: bool = False
     name: str | None = None
+    replayed: bool = False
 
 
 class MixedSource(Source):
@@ -47,7 +49,7 @@ class MixedSource(Source):
 
     def groups(self) -> Sequence[SampleGroup]:
         mixed: list[SampleGroup] = []
-        for source, weight, mandatory, name in self.parts:
+        for source, weight, mandatory, name, replayed in self.parts:
             if source.rotation > 1:
                 raise DataError("data of sharding: published cannot be mixed with others; give them alone")
             groups = source.groups()
@@ -55,7 +57,7 @@ class MixedSource(Source):
             for group in groups:
                 named = group.name if name is None else name if len(groups) == 1 else f"{name}/{group.name}"
                 share, always = weight * group.weight / total, mandatory or group.mandatory
-                mixed.append(replace(group, name=named, weight=share, mandatory=always))
+                mixed.append(replace(group, name=named, weight=share, mandatory=always, replayed=replayed))
         names = [group.name for group in mixed]
         return [
             replace(group, name=f"{group.name} ({names[: number + 1].count(group.name)})")

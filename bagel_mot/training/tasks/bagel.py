@@ -46,7 +46,7 @@ from bagel_mot.training.breakdown import PARTS, sums_by_dataset, sums_by_timeste
 from bagel_mot.training.checkpoints import find
 from bagel_mot.training.compiling import note_on_compiling
 from bagel_mot.training.flops import FlopCounter
-from bagel_mot.training.lora import add_adapters, trained_adapter
+from bagel_mot.training.lora import add_adapters, base_velocities, trained_adapter
 from bagel_mot.training.metrics import FLOPS
 from bagel_mot.training.objective import (
     CE_CHUNK,
@@ -76,6 +76,7 @@ class BagelBatch:
     counts: dict[str, float]
     own: OwnTargets | None = None
     datasets: Tensor | None = None  # (samples,) number of each sample's data set; None where they have no names
+    taught: Tensor | None = None  # (Ml,) bool: whether the checkpoint teaches each latent target; None: it teaches none
 
 
 class BagelTask(TrainingTask[BagelModel, BagelBatch]):
@@ -114,7 +115,9 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             if replay is not None:
                 if isinstance(replay, IndexedSource) and trains_gen_alone(self.module):
                     replay = LatentsOnly(replay)
-                self.source = MixedSource([MixedPart(self.source), MixedPart(replay, recipe.replay.weight)])
+                self.source = MixedSource(
+                    [MixedPart(self.source), MixedPart(replay, recipe.replay.weight, replayed=True)]
+                )
         self.autoencoder.to(self.device).eval().requires_grad_(False)
         self.loss_weights = {"ce": recipe.ce_weight, "mse": recipe.mse_weight}
         defaults = settle_defaults(self._settings_files, recipe.defaults, self.config)
@@ -136,7 +139,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self._encode = self._encoder.encode
         self._compile_note = note_on_compiling(recipe.compile, self.device)
         self._compiles = recipe.compile and self._compile_note is None
-        self._attention = attention_of(recipe.attention, self.device, recipe.dtype, compiled=self._compiles)
+        self._attention = attention_of(recipe.attention, self.device, recipe.dtype)
         if self._compiles:
             prepare_compiling()
             self._encode = torch.compile(self._encode, dynamic=False)
@@ -144,7 +147,10 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
     def parallelise(self, ranks: Ranks) -> None:
         recipe = self.recipe
         self.flops = FlopCounter(
-            self.module, recomputes_layers=recipe.parallel.activation_checkpoint == "full", chunk=CE_CHUNK
+            self.module,
+            recomputes_layers=recipe.parallel.activation_checkpoint == "full",
+            chunk=CE_CHUNK,
+            distils=recipe.distils,
         )
         self._counts_packs = ranks.context_rank == 0
         if recipe.validation is not None:
@@ -236,7 +242,16 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
             text = self._share.own(layout.ce_slots, layout.rows * layout.und_len)
             latent = self._share.own(layout.latent_slots, layout.rows * layout.gen_len)
             own = OwnTargets(*text, *latent).to(self.device)
-        return BagelBatch(layout.to(self.device), values, counts, own, self._numbers_of(laid_out.datasets))
+        datasets, taught = self._numbers_of(laid_out.datasets), self._taught(laid_out, own)
+        return BagelBatch(layout.to(self.device), values, counts, own, datasets, taught)
+
+    def _taught(self, laid_out: TrainingPack, own: OwnTargets | None) -> Tensor | None:
+        """The latent targets (Ml,) that the checkpoint teaches, on the device; None if this run has it teach none."""
+        layout = laid_out.layout
+        if not self.recipe.distils:
+            return None
+        taught = laid_out.replayed[layout.sample[:, layout.und_len :].flatten()[layout.latent_slots]].to(self.device)
+        return taught if own is None else taught[own.latents]
 
     def _numbers_of(self, datasets: Sequence[str]) -> Tensor | None:
         """The numbers (samples,) of the samples' data sets, on the device; None where one has no name."""
@@ -328,7 +343,11 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         noised = add_noise(layout, batch.values, timesteps, noise)
         if self.recipe.drops_out:  # which PyTorch draws from its global state
             torch.manual_seed(generator.initial_seed())
-        return compute_losses(self.module, noised, self._attention(layout), batch.own), timesteps
+        attend, taught = self._attention(layout), None
+        if batch.taught is not None and self.module.training:
+            # Whatever the pack holds: where the model is divided, every process has to take part.
+            taught = batch.taught, base_velocities(self.module, noised, attend, batch.own)
+        return compute_losses(self.module, noised, attend, batch.own, taught), timesteps
 
     def _count(self, packs: Sequence[TrainingPack]) -> None:
         """Notes tokens by kind and operations of packs that are still on the host."""
