@@ -249,9 +249,7 @@ def middling(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(
-    ("precision", "tensors"), [("bfloat16", 1), ("int8", 2), ("fp8", 2), ("int4", 2), ("nf4", 2)]
-)
+@pytest.mark.parametrize(("precision", "tensors"), [("bfloat16", 1), ("int8", 2), ("fp8", 2), ("int4", 2), ("nf4", 2)])
 def test_loading_needs_the_result_and_few_tensors(golden: Any, middling: Path, precision: str, tensors: int) -> None:
     """Resident memory, mapped pages of the file included. While one tensor is rounded the next one is read."""
     command = [sys.executable, "-c", _MEASURE, str(golden.checkpoint), str(middling), precision, str(tensors)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,11 +29,12 @@ from bagel_mot.data.streams import PackStream, StreamRotation, pack_gauges
 from bagel_mot.data.supply import RowSupply
 from bagel_mot.data.workers import Workers
 from bagel_mot.errors import RecipeError
-from bagel_mot.images import patchify, scale_levels
+from bagel_mot.images import scale_levels
 from bagel_mot.inference.api import Bagel
 from bagel_mot.inference.loading import choose_device
 from bagel_mot.model.bagel import BagelModel
 from bagel_mot.model.quant.compiling import prepare_compiling
+from bagel_mot.model.transfer import to_device
 from bagel_mot.parallel.apply import parallelise
 from bagel_mot.parallel.launch import current
 from bagel_mot.parallel.ranks import Ranks
@@ -45,6 +45,7 @@ from bagel_mot.training.beginning import begin, settle_defaults
 from bagel_mot.training.breakdown import PARTS, sums_by_dataset, sums_by_timestep, tokens_by_kind
 from bagel_mot.training.checkpoints import find
 from bagel_mot.training.compiling import note_on_compiling
+from bagel_mot.training.encoding import ImageEncoder
 from bagel_mot.training.flops import FlopCounter
 from bagel_mot.training.lora import add_adapters, base_velocities, trained_adapter
 from bagel_mot.training.metrics import FLOPS
@@ -61,7 +62,7 @@ from bagel_mot.training.objective import (
 from bagel_mot.training.open_data import data_for
 from bagel_mot.training.recipe import BagelRecipe
 from bagel_mot.training.replay import LatentsOnly
-from bagel_mot.training.sizes import encoded_together, slots_to_share
+from bagel_mot.training.sizes import slots_to_share
 from bagel_mot.training.task import TrainingTask
 from bagel_mot.training.trainable import select_trainable, trains_gen_alone
 from bagel_mot.training.validation import validation_packs
@@ -134,15 +135,15 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         self._validation: list[BagelBatch] | None = None
         self._validated: Sequence[int] = range(recipe.validation.packs) if recipe.validation else ()
         self._counts_packs = True  # one of the processes that compute the same pack
-        # The frozen encoder runs in the run's precision; what is saved keeps its own.
-        self._encoder = copy.deepcopy(self.autoencoder).to(recipe.dtype)
-        self._encode = self._encoder.encode
         self._compile_note = note_on_compiling(recipe.compile, self.device)
         self._compiles = recipe.compile and self._compile_note is None
         self._attention = attention_of(recipe.attention, self.device, recipe.dtype)
         if self._compiles:
             prepare_compiling()
-            self._encode = torch.compile(self._encode, dynamic=False)
+        # It runs in the run's precision; what is saved keeps its own.
+        self.encode = ImageEncoder(
+            self.autoencoder, self.config.latent_patch_size, recipe.dtype, self.device, compiled=self._compiles
+        )
 
     def parallelise(self, ranks: Ranks) -> None:
         recipe = self.recipe
@@ -233,7 +234,7 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         encoded += [self.encode(images) for images in laid_out.images]
         latents = torch.cat(encoded)[laid_out.latent_source.to(self.device, non_blocking=True)]
         timesteps = torch.zeros(len(laid_out.layout.latent_grids))
-        patches = scale_levels(self._moved(laid_out.vit_patches))
+        patches = scale_levels(to_device(laid_out.vit_patches, self.device))
         values = Values(patches, latents, timesteps).to(self.device)
         layout = laid_out.layout
         counts = loss_counts(layout, self.recipe.ce_reweight)
@@ -259,29 +260,6 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
         if not numbers or not numbers.keys() >= set(datasets):
             return None
         return torch.tensor([numbers[name] for name in datasets], dtype=torch.int64).to(self.device)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Latent tokens of images of one size, uint8 levels (n, H, W, 3): (n·rows·columns, latent_dim) float32 on the
-        device.
-
-        They run in batches of a number that their size decides. For a compiled encoder, which keeps its shape, the last
-        one is filled up.
-        """
-        tokens: list[Tensor] = []
-        batch = encoded_together(images.shape[1] * images.shape[2])
-        for some in images.split(batch):
-            missing = batch - len(some) if self._compiles else 0
-            filled = torch.cat([some, some[:1].expand(missing, -1, -1, -1)])
-            pixels = scale_levels(self._moved(filled).permute(0, 3, 1, 2))
-            latents = self._encode(pixels.to(self.recipe.dtype))[: len(some)].float()
-            tokens += [patchify(latent, self.config.latent_patch_size) for latent in latents]
-        return torch.cat(tokens)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """A tensor of the host on the device; the host does not wait for the copy."""
-        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
-        return pinned.to(self.device, non_blocking=True)
 
     def official_name(self, name: str) -> str:
         return official_name(name)
