@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help="of the recipe")
     options = parser.parse_args()
-    small = ["steps=2", "pack.rows=2", "save_every=2", "sample_every=2", "compile=false"] if options.smoke else []
+    small = ["steps=2", "pack.latents=16", "save_every=2", "sample_every=2", "compile=false"] if options.smoke else []
     found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
     found["machine"] = {
         "date": datetime.date.today().isoformat(),

@@ -36,7 +36,7 @@ LESSONS = ("teach-a-thing", "teach-an-edit", "teach-a-question")
 SERVERS = ("http", "serving")
 LANGUAGES = {"sh", "bash", "powershell", "python", "yaml", "json", "text", "ini", "nginx"}
 # A lesson's commands are run as they stand but for these values, which make its training a miniature.
-MINIATURE = " compile=false steps=2 pack.rows=2 save_every=2 sample_every=2 schedule.warmup=1 schedule.decay=1"
+MINIATURE = " compile=false steps=2 pack.latents=16 save_every=2 sample_every=2 schedule.warmup=1 schedule.decay=1"
 # What a block that is not run may hold: nothing but these needs more than this package and its embedded model.
 NEEDS_MORE = (
     "ByteDance-Seed/BAGEL-7B-MoT",

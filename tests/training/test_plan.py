@@ -111,9 +111,9 @@ def test_without_gpus_several_processes_take_the_profile_of_one() -> None:
 
 def test_steps_of_an_epoch_follow_from_the_rows_of_the_data(images: Path) -> None:
     data = f"data={{kind: folder, path: {images}}}"
-    planned = plan(_recipe("init=mini", data, "pack.rows=1", "packs_per_step=2"), MachineShape(False, 1, 16 * GB))
+    planned = plan(_recipe("init=mini", data, "pack.latents=16", "packs_per_step=2"), MachineShape(False, 1, 16 * GB))
     # A row has room for 16 images of 16 latent tokens: two packs hold 32 samples, more than there are.
     assert (planned.rows, planned.samples, planned.steps_per_epoch) == (12, 16, 1)
-    replayed: list[Any] = ["init=mini", data, "pack.rows=1", "replay={weight: 3.0}"]
+    replayed: list[Any] = ["init=mini", data, "pack.latents=16", "replay={weight: 3.0}"]
     assert plan(_recipe(*replayed), MachineShape(False, 1, 16 * GB)).steps_per_epoch == 3
     assert plan(_recipe("init=mini"), MachineShape(False, 1, 16 * GB)).rows is None, "mini draws without end"
