@@ -42,6 +42,10 @@ MISSING_TEXTS = frozenset(
 )
 
 
+class MissingFileError(DataError):
+    """The folder of a benchmark's data holds none of the files that its items are read from."""
+
+
 def locate(root: Path, *names: str) -> Path:
     """The first of several files or folders that is there.
 
@@ -50,7 +54,8 @@ def locate(root: Path, *names: str) -> Path:
         names: paths below it, the official one first. A name may hold `*`; the first match by name is taken.
 
     Raises:
-        DataError: the folder is missing, or none of them is in it.
+        DataError: the folder is missing.
+        MissingFileError: none of them is in it.
     """
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the folder of the benchmark's data.")
@@ -58,7 +63,7 @@ def locate(root: Path, *names: str) -> Path:
         if found := sorted(root.glob(name)) if "*" in name else [root / name] * (root / name).exists():
             return found[0]
     more = f" (nor {' or '.join(names[1:])})" if names[1:] else ""
-    raise DataError(f"{root} lacks {names[0]}{more}: give the folder that the benchmark's data lie in.")
+    raise MissingFileError(f"{root} lacks {names[0]}{more}: give the folder that the benchmark's data lie in.")
 
 
 def files_like(folder: Path, pattern: str) -> list[Path]:
@@ -68,7 +73,7 @@ def files_like(folder: Path, pattern: str) -> list[Path]:
         DataError: there are none.
     """
     if not (files := sorted(path for path in folder.glob(pattern) if path.is_file())):
-        raise DataError(f"{folder} lacks {pattern}: download the data set again.")
+        raise MissingFileError(f"{folder} lacks {pattern}: download the data set again.")
     return files
 
 

@@ -191,3 +191,16 @@ def test_the_set_of_the_hub_is_fetched_into_a_folder_of_its_name(monkeypatch: py
     failed = run("fetch", "sums")
     assert failed.exit_code == 2
     assert "someone/sums could not be fetched (the network is down)" in failed.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in all_benchmarks() if name != "mini"])
+def test_data_are_read_before_a_model_is(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An incomplete set is refused at once, not after minutes of loading; where VLMEvalKit has the set, it is named."""
+    monkeypatch.setattr(
+        "bagel_mot.cli.evaluation.command.open_respondent", lambda *_: pytest.fail("a model was loaded")
+    )
+    (tmp_path / "empty").mkdir()
+    refused = run(name, "--data", "empty", "--results-only")
+    assert refused.exit_code == 2, refused.output
+    table = next(iter(all_benchmarks()[name].info.vlmevalkit.values()), None)
+    assert table is None or f"{table}.tsv in that folder" in refused.output, refused.output

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 
 def opened(name: str, how: How, count: int) -> Benchmark:
-    """A benchmark with its data, which are checked now."""
+    """A benchmark with its items, which are read and checked now, before a model is loaded for them."""
     from bagel_mot.evaluation.base import BenchmarkOptions, Protocol
+    from bagel_mot.evaluation.data import MissingFileError
     from bagel_mot.evaluation.registry import benchmark_named
+    from bagel_mot.evaluation.vlmevalkit import kit_name
 
     if how.data is None:
         raise SettingError(
@@ -38,7 +40,15 @@ def opened(name: str, how: How, count: int) -> Benchmark:
     if how.variant is not None and how.variant not in kind.info.variants:
         known = ", ".join(kind.info.variants) or "none"
         raise SettingError(f"{name} has no variant {how.variant!r}: there are {known}.")
-    return kind(options)
+    try:
+        benchmark = kind(options)
+        benchmark.items()
+    except MissingFileError as error:
+        table = kit_name(kind.info, how.variant)
+        if table is None:
+            raise
+        raise MissingFileError(f"{error} VLMEvalKit's {table}.tsv in that folder would do as well.") from None
+    return benchmark
 
 
 def run_benchmark(
