@@ -26,7 +26,7 @@ from tests.parallel.processes import finish, run, start
 pytestmark = pytest.mark.slow
 LORA = {"rank": 4, "alpha": 8, "gen": {"rank": 2}}
 DORA = {"rank": 2, "use_dora": True, "use_rslora": True, "dropout": 0.1}
-DISTIL = {"data": {"kind": "mini", "side": 32, "mix": {"edit": 1.0}}, "distil": True}
+DISTIL = {"data": {"kind": "mini", "mix": {"draw": 1.0}}, "distil": True}
 TENSOR = {"parallel": {"tensor_parallel_degree": 2}}
 CASES: dict[int, dict[str, dict[str, Any]]] = {
     1: {
