@@ -25,7 +25,7 @@ class ImageEncoder:
             autoencoder: the autoencoder.
             patch_size: the latent's places on a side of a token.
             dtype: the type in which it computes.
-            device: where it computes.
+            device: the device on which it computes.
             compiled: whether it is compiled, for each size of images once.
         """
         self.autoencoder = copy.deepcopy(autoencoder).to(device, dtype)

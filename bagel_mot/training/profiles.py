@@ -38,7 +38,7 @@ def _choose(file: RecipeFile, machine: MachineShape) -> AnyRecipe:
     """
     recipes, refused = _of_profiles(file)
     if not recipes:
-        raise refused[-1]  # of the smallest machine
+        raise refused[-1]  # that of the profile for the smallest machine
     if (begun := _begun(next(iter(recipes.values())).output)) in recipes:
         return recipes[begun]
     suited = [recipe for recipe in recipes.values() if machine.suits(recipe)]
