@@ -9,6 +9,7 @@ every way to start it: `from bagel_vlmevalkit import MODELS` and `supported_VLM.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,8 @@ class BagelServe(BaseAPI):
         try:
             return 0, self.client.answer(messages, **{**self.settings, **kwargs}) or _EMPTY, "answered"
         except ServerError as error:
+            # VLMEvalKit tells the cause with --verbose alone. Warnings of the same words come once, not at each try.
+            warnings.warn(str(error), stacklevel=1)
             return error.status or -1, self.fail_msg, str(error)
 
 

@@ -125,11 +125,13 @@ def test_order_settings_and_failures_of_vlmevalkit(kit: Any, square: Path) -> No
         ]  # fmt: skip
         assert model.generate(parts, dataset="X") == "two"
         assert model.generate(parts) == " "  # an empty answer is one, too
-        code, answer, log = model.generate_inner(parts)
+        with pytest.warns(UserWarning, match="answers with status 400: too many images"):  # said without --verbose, too
+            code, answer, log = model.generate_inner(parts)
         assert (code, answer) == (400, model.fail_msg)
         assert log == f"{url} answers with status 400: too many images"
         model.system_prompt = "Be brief."
-        model.generate_inner(parts)
+        with pytest.warns(UserWarning, match="status"):
+            model.generate_inner(parts)
     path, _, body = script.asked[0]
     assert path == "/v1/chat/completions"
     [message] = body.pop("messages")
@@ -138,7 +140,8 @@ def test_order_settings_and_failures_of_vlmevalkit(kit: Any, square: Path) -> No
     assert script.asked[-1][2]["messages"][0] == {
         "role": "system", "content": [{"type": "text", "text": "Be brief."}],
     }  # fmt: skip
-    code, _, log = kit.BagelServe("http://127.0.0.1:9/v1", retry=1).generate_inner(parts)
+    with pytest.warns(UserWarning, match="is `bagel serve` there"):
+        code, _, log = kit.BagelServe("http://127.0.0.1:9/v1", retry=1).generate_inner(parts)
     assert code == -1
     assert "is `bagel serve` there?" in log
 
