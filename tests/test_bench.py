@@ -101,6 +101,7 @@ def test_the_counted_matmuls_are_those_of_a_denoising_step(engine: Engine) -> No
     assert linear == expected + time_embedding
 
 
+@pytest.mark.slow
 def test_the_report_holds_every_quantity_and_is_json() -> None:
     report = bench(config_named("golden"), settings=SMALL, layers=2)
     assert json.loads(json.dumps(report))["layers"] == 2
@@ -177,6 +178,7 @@ def test_names_and_folders_of_configurations(tmp_path: Path) -> None:
     assert 1 <= layers_that_fit(config_named("7b-mot"), torch.float32, cpu) <= 28
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bagel_mot.bench.QUICK", SMALL)
     target = tmp_path / "bench.json"

@@ -152,6 +152,7 @@ def test_fast_has_the_headline_of_every_precision_however_little_time_there_is(
     assert named(found["rows"], "bfloat16") == named(found["rows"], "int8") == ALONE[:3]
 
 
+@pytest.mark.slow
 def test_fast_goes_on_after_a_failure_and_writes_after_each_measurement(
     parts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def test_limits(tmp_path: Path) -> None:
     assert "1 of 1 layers on disk" in found["summary"]["12 GB, bfloat16, disk"]["plan"]
 
 
+@pytest.mark.slow
 def test_limits_go_on_after_a_failure(
     parts: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

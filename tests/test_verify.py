@@ -239,6 +239,7 @@ def test_inputs_of_another_shape_are_an_error(copy: Path, inputs: Any) -> None:
         verify(copy)
 
 
+@pytest.mark.slow
 def test_a_looser_tolerance_lets_bfloat16_parts_pass(copy: Path) -> None:
     report = verify(copy, dtype=torch.bfloat16)
     assert not report.passed

@@ -12,6 +12,8 @@ from PIL import Image
 from bagel_mot.serving.service import Service
 from tests.app.visiting import Open, Shot, answered, go, sentence
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.screenshot
 def test_chat_draws_answers_branches_and_goes_back(open_page: Open, shot: Shot) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 from tests.app.visiting import Open, Shot, answered, draw, drawn, go, sentence
 from tests.holding import Hold
 
+pytestmark = pytest.mark.slow
+
 CONTRAST = """([selector, what, pseudo]) => {
     const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true})
     const rgba = (color) => {
@@ -192,9 +194,10 @@ def test_images_given_outlast_a_reload(open_page: Open, tmp_path: Path, tab: str
     go(page, tab)
     page.wait_for_selector(f"{own}-title b >> text=1")
     page.locator(f"{own} img").first.hover()
+    kept = page.evaluate("JSON.stringify(localStorage)")
     page.locator(f"{own} .delete-button").first.click()
     page.wait_for_selector(f"{own} img", state="detached")
-    page.wait_for_timeout(500)
+    page.wait_for_function("kept => JSON.stringify(localStorage) != kept", arg=kept)
     page.reload()
     page.wait_for_selector("#create-run")
     go(page, tab)

@@ -19,6 +19,8 @@ from bagel_mot.serving.service import Service
 from tests.app.visiting import Open, Shot, answered, draw, drawn, forming, go, sentence, steps, wait_until
 from tests.holding import Hold
 
+pytestmark = pytest.mark.slow
+
 BALANCED = json.loads((MINI_FOLDER / DEFAULTS_FILE).read_text(encoding="utf-8"))["generate"]["num_timesteps"]
 FAST, FINE = round(BALANCED / 2), 2 * BALANCED
 

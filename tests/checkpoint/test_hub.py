@@ -76,6 +76,7 @@ def test_from_pretrained_takes_a_name_at_the_hub(hub: FakeHub) -> None:
     assert hub.received(WEIGHTS) == [0]
 
 
+@pytest.mark.slow
 def test_from_pretrained_tells_how_far_it_is_and_can_be_stopped(hub: FakeHub) -> None:
     class Stopped(Exception):
         pass
@@ -387,6 +388,7 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(hub: FakeHub, tmp_pat
         assert contents(folder) == {name: b"mine"}
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(hub: FakeHub, tmp_path: Path) -> None:
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
     code = "from bagel_mot.checkpoint.hub.download import download; print(download('owner/name'))"

@@ -618,6 +618,7 @@ def test_train_lists_the_packaged_recipes_with_a_line_each() -> None:
     assert lines["mini-bagel-further"].startswith("The embedded model mini, trained further")
 
 
+@pytest.mark.slow
 def test_train_that_is_interrupted_saves_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     from bagel_mot.training.tasks import autoencoder
 

@@ -75,6 +75,7 @@ def test_what_was_chosen_is_said(tmp_path: Path) -> None:
     assert "running in float32 on cpu: at most" in result.output
 
 
+@pytest.mark.slow
 def test_plans_are_in_the_order_that_is_preferred() -> None:
     machine = ("7b-mot", "--memory", "12GB", "--ram", "32GB")
     chosen = {}

@@ -21,6 +21,8 @@ from tests.integrations import comfy
 from tests.integrations.comfy_modules import Inside, LoadedModel, Stopped
 from tests.integrations.pack import ALL, NODES, QUICK, alive, call, defaults, handle, package
 
+pytestmark = pytest.mark.slow
+
 OWNER = package.models.OWNER
 REPOSITORY = "owner/name"
 GOLDEN = Path(__file__).parent.parent / "golden" / "checkpoint"  # a few megabytes, at once in memory

@@ -71,6 +71,7 @@ def _losses(folder: Path) -> list[list[float]]:
     return [[line["ce"], line["mse"]] for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "error", "sentence"),
     [
@@ -134,6 +135,7 @@ def test_matrices_are_shared_out_evenly() -> None:
     assert set(loads.values()) == {10}
 
 
+@pytest.mark.slow
 def test_two_processes_stop_and_one_goes_on(recipe: Path, tmp_path: Path) -> None:
     code = COMMAND.replace("PATCH", "")
     run(2, "-c", code, str(recipe), "steps=2", "parallel.data_parallel_shard_degree=2")
@@ -144,6 +146,7 @@ def test_two_processes_stop_and_one_goes_on(recipe: Path, tmp_path: Path) -> Non
     assert len(ours) == 4
 
 
+@pytest.mark.slow
 def test_the_thread_that_writes_leaves_the_network_alone(recipe: Path, tmp_path: Path) -> None:
     """FSDP2 frees gathered weights when a network is asked for its values, and a step may be computing with them."""
     run(2, "-c", COMMAND.replace("PATCH", WATCHED), str(recipe), "save_async=true")

@@ -59,6 +59,7 @@ def _check(cases: dict[int, dict[str, Any]], folder: Path) -> None:
                 assert process[number]["on meta"] > 0.9 * size
 
 
+@pytest.mark.slow
 def test_two_processes_read_their_halves(tmp_path: Path) -> None:
     _check(QUICK, tmp_path)
 
@@ -121,6 +122,7 @@ def test_the_base_of_adapters_is_read_in_parts(tmp_path: Path) -> None:
     _against_one(RECIPE, ADAPTERS, divided, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_new_model_is_made_in_parts(tiny: dict[str, Any], tmp_path: Path) -> None:
     _against_one(tiny, {"new": {}}, {2: ["new", "new tensor"]}, tmp_path)
 

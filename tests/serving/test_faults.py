@@ -473,6 +473,7 @@ def streaming(url: str) -> Iterator[Iterator[str]]:
         yield lines
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_is_at_work(process: Callable[..., Any]) -> None:
     server, url = process()
     assert httpx2.get(f"{url}/ready").json() == {"status": "ready", "model": "tiny", "requests": 0}

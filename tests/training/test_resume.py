@@ -69,6 +69,7 @@ def test_stopped_and_resumed(recipe: Make, tmp_path: Path, uninterrupted: dict[s
     _assert_same(_state(parts.output), uninterrupted)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_with_accumulation_in_bfloat16(recipe: Make, tmp_path: Path) -> None:
     """Two packs a step: the data position, packing buffer and random state of both streams."""
     states = []
