@@ -353,21 +353,22 @@ def test_two_visitors_share_one_model(open_page: Open, service: Service, hold: H
 
 
 def test_what_belongs_to_a_tab_goes_with_it(open_page: Open, service: Service, served: Any, hold: Hold) -> None:
+    wait_until(lambda: not len(served.tabs))  # those of the tests before are gone
     page = open_page()
-    before = len(served.tabs)
+    wait_until(lambda: len(served.tabs) == 1)  # the server hears of a page after the page is there
     go(page, "Chat")
     page.fill("#chat-box textarea", "a red car")
     page.click("#chat-draw")
     answered(page, "a red car", 1)
     assert served.tabs.tokens > 0
-    assert len(served.tabs) == before
+    assert len(served.tabs) == 1
     go(page, "Create")
     steps(page, 250)
     hold.after(40)
     draw(page, "a cup")
     forming(page, "create")
     page.context.close()
-    wait_until(lambda: len(served.tabs) == before - 1)
+    wait_until(lambda: not len(served.tabs))
     made = hold.made
     hold.release()
     wait_until(lambda: service.bagel.engine.idle)
