@@ -70,7 +70,7 @@ def files_like(folder: Path, pattern: str) -> list[Path]:
     """The files of a folder whose names match a pattern such as `validation-*.parquet`, by name.
 
     Raises:
-        DataError: there are none.
+        MissingFileError: there are none.
     """
     if not (files := sorted(path for path in folder.glob(pattern) if path.is_file())):
         raise MissingFileError(f"{folder} lacks {pattern}: download the data set again.")

@@ -8,7 +8,6 @@ precision of the activations.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
@@ -108,7 +107,7 @@ class AdaptedLinear(lora.Linear):
         """(T, in_features) -> (T, out_features)"""
         base: Tensor = self.base_layer(x)
         result = base
-        for name in () if self.disable_adapters else self.active_adapters:
+        for name in self.active_adapters:
             if name in self.lora_A:
                 result = result + self._change(name, x, base)
         return result
@@ -288,19 +287,6 @@ def _fill(layer: AdaptedLinear, name: str, matrix: MatrixAdapter) -> None:
         layer.magnitude(name).copy_(matrix.magnitude)
 
 
-@contextlib.contextmanager
-def without_adapters(model: BagelModel) -> Iterator[None]:
-    """Lets a model compute as if it had no adapters."""
-    layers = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._disable_adapters = False
-
-
 def remove_adapter(model: BagelModel, name: str) -> None:
     """Takes an adapter away; linear maps that have no other are again as they were."""
     for place, layer in list(adapted_layers(model, name)):
@@ -313,9 +299,7 @@ def remove_adapter(model: BagelModel, name: str) -> None:
 
 
 def set_strengths(model: BagelModel, strengths: Mapping[str, float]) -> None:
-    """Lets adapters of a model for inference change what it does, each by its strength; those at 0, or not named, are
-    off.
-    """
+    """Lets adapters of a model change what it does, each by its strength; those at 0, or not named, are off."""
     active = [name for name, strength in strengths.items() if strength]
     for _, layer in adapted_layers(model):
         layer._active_adapter = [name for name in active if name in layer.lora_A]

@@ -117,6 +117,16 @@ class TrainingLayout(Layout):
         """Everything that decides who sees whom."""
         return self.place, self.sample, self.segment, self.mode
 
+    @property
+    def ce_sample(self) -> Tensor:
+        """(Nc,) int64: the sample of each text target."""
+        return self.sample[:, : self.und_len].flatten()[self.ce_slots]
+
+    @property
+    def latent_sample(self) -> Tensor:
+        """(Nl,) int64: the sample of each latent token."""
+        return self.sample[:, self.und_len :].flatten()[self.latent_slots]
+
     def mask(self) -> Tensor:
         """Who may attend to whom: (rows, L, L) bool over the slots of each row, L = und_len + gen_len, True = may."""
         return may_attend([v[:, :, None] for v in self.visibility], [v[:, None] for v in self.visibility])

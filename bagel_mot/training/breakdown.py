@@ -61,13 +61,10 @@ def sums_by_dataset(
     """
     if not len(names) or not len(datasets):
         return {}
-    latents, targets = layout.latent_slots, layout.ce_slots
-    images = layout.latent_image
+    drawn_for, said_for, images = datasets[layout.latent_sample], datasets[layout.ce_sample], layout.latent_image
     if own is not None:
-        latents, targets, images = latents[own.latents], targets[own.ce], images[own.latents]
-    drawn_for = datasets[layout.sample[:, layout.und_len :].flatten()[latents]]
+        drawn_for, said_for, images = drawn_for[own.latents], said_for[own.ce], images[own.latents]
     found = _sums([f"mse_of/{name}" for name in names], drawn_for, errors, layout.noised[images])
-    said_for = datasets[layout.sample[:, : layout.und_len].flatten()[targets]]
     everything = torch.ones_like(ce, dtype=torch.bool)
     return found | _sums([f"ce_of/{name}" for name in names], said_for, ce, everything)
 

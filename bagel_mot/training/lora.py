@@ -127,10 +127,13 @@ def add_adapters(model: BagelModel, config: AdapterConfig, parts: ModelParts | N
 
 def base_velocities(model: BagelModel, noised: NoisedPack, attend: Attention, own: OwnTargets | None = None) -> Tensor:
     """The velocities that the frozen base predicts, without its adapters. Arguments as `predict_velocities`."""
-    from bagel_mot.model.lora import without_adapters
+    from bagel_mot.model.lora import set_strengths
 
-    with without_adapters(model):
+    set_strengths(model, {})
+    try:
         return predict_velocities(model, noised, attend, own)
+    finally:
+        set_strengths(model, {NAME: 1.0})
 
 
 def trained_adapter(model: BagelModel, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Adapter:

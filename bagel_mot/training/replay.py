@@ -45,8 +45,8 @@ class ReplayConfig(Section):
         prompts: a text file with a prompt a line, of which the model draws images before the training begins.
         images: the number of images that are drawn.
         distil: whether its images teach the velocity that the checkpoint itself predicts, in place of their own, which
-            is noisier (learning without forgetting, arXiv 1606.09282). A step takes about half as long again. It
-            needs adapters, without which the checkpoint is still there.
+            is noisier (learning without forgetting, arXiv 1606.09282). Each step has one more pass forward. It needs
+            adapters, beside which the checkpoint is still there.
     """
 
     weight: Positive = 2.0

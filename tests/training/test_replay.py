@@ -124,11 +124,10 @@ def test_without_a_word_of_the_checkpoint_nothing_is_and_a_note_says_so(
     task.close()
 
 
-def _velocities(task: BagelTask, batch: BagelBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The errors (Nl, latent_dim) of a batch, what they are beside the base's velocities, and which are of replay."""
+def _errors(task: BagelTask, batch: BagelBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The errors (Nl, latent_dim) of a batch, those without a teacher, and which tokens (Nl,) have one."""
     losses, _ = task._losses(batch, torch.Generator().manual_seed(seed))
-    beside = replace(batch, taught=None)
-    own, _ = task._losses(beside, torch.Generator().manual_seed(seed))
+    own, _ = task._losses(replace(batch, taught=None), torch.Generator().manual_seed(seed))
     assert batch.taught is not None
     return losses.mse, own.mse, batch.taught
 
@@ -146,7 +145,7 @@ def test_the_checkpoint_teaches_what_is_replayed(tmp_path: Path, images: Path) -
     assert 0 < batch.taught.sum() < len(batch.taught)
 
     # A new adapter changes nothing: what is replayed is right already, and the others are as they were.
-    found, own, taught = _velocities(task, batch, 1)
+    found, own, taught = _errors(task, batch, 1)
     assert found[taught].abs().max() == 0
     assert torch.equal(found[~taught], own[~taught])
     assert own[taught & (own != 0).any(1)].min() > 0
@@ -155,7 +154,7 @@ def test_the_checkpoint_teaches_what_is_replayed(tmp_path: Path, images: Path) -
     for name, parameter in task.module.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    found, own, taught = _velocities(task, batch, 1)
+    found, own, taught = _errors(task, batch, 1)
     latents = batch.values.latents
     generator = torch.Generator().manual_seed(1)
     times = draw_timesteps(layout.timesteps, task.config.timestep_shift, generator)[layout.timestep_of]
@@ -181,7 +180,7 @@ def test_nobody_teaches_in_validation_or_unless_asked(tmp_path: Path, images: Pa
     batch = task.to_device(task.pack_stream(0, 1).next_batch())
     task.module.eval()
     with torch.no_grad():
-        found, own, _ = _velocities(task, batch, 1)
+        found, own, _ = _errors(task, batch, 1)
     assert torch.equal(found, own)
     task.close()
 

@@ -248,10 +248,9 @@ class BagelTask(TrainingTask[BagelModel, BagelBatch]):
 
     def _taught(self, laid_out: TrainingPack, own: OwnTargets | None) -> Tensor | None:
         """The latent targets (Ml,) that the checkpoint teaches, on the device; None if this run has it teach none."""
-        layout = laid_out.layout
         if not self.recipe.distils:
             return None
-        taught = laid_out.replayed[layout.sample[:, layout.und_len :].flatten()[layout.latent_slots]].to(self.device)
+        taught = laid_out.replayed[laid_out.layout.latent_sample].to(self.device)
         return taught if own is None else taught[own.latents]
 
     def _numbers_of(self, datasets: Sequence[str]) -> Tensor | None:
