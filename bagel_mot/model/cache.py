@@ -20,6 +20,7 @@ from weakref import WeakSet, finalize
 import torch
 from torch import Tensor
 
+from bagel_mot.model.passes import Passes
 from bagel_mot.sequence import Segment, segment_length
 
 _SMALLEST_CHUNK = 64
@@ -41,6 +42,7 @@ class CacheSpec(NamedTuple):
         devices: the device of each layer.
         pool: shares slabs between contexts, so that their next tokens can be computed in one call of attention; without
             it each chunk has memory of its own.
+        passes: the compiled passes by which next tokens attend where all layers are on the CPU, if there are any.
     """
 
     kv_heads: int
@@ -48,6 +50,7 @@ class CacheSpec(NamedTuple):
     dtype: torch.dtype
     devices: tuple[torch.device, ...]
     pool: CachePool | None = None
+    passes: Passes | None = None
 
 
 class Slab:
@@ -97,6 +100,14 @@ class Slab:
         """The same with the tokens first, to be written to: (n, kv_heads, head_dim) each."""
         keys, values = (self._stretch(blocks, 1, start, stop) for blocks in (self._new_keys, self._new_values))
         return tuple(zip(keys, values, strict=True))
+
+    def address(self, slot: int) -> tuple[int, int, int]:
+        """The address of a slot's key in the first head and layer, the bytes from a layer to the next, and the slots
+        from a head to the next; the values lie behind the keys of all heads. All layers are on one device.
+        """
+        (block,) = self._blocks.values()
+        size = block.element_size()
+        return block.data_ptr() + slot * self.spec.head_dim * size, block.stride(0) * size, self.capacity
 
     def take(self, tokens: int) -> int | None:
         """The first of `tokens` neighbouring slots, which are in use from now on; None where there are none."""

@@ -16,6 +16,7 @@ from bagel_mot.model.attend_over import MAX_DECODE_QUERIES, attend_over, causal_
 from bagel_mot.model.attention import Attend, Pair
 from bagel_mot.model.cache import KVReservation, Stretches
 from bagel_mot.model.decode_batch import DecodeBatch, DecodeRow
+from bagel_mot.model.token_attention import TokenAttention
 from bagel_mot.model.widened import product_dtype
 from bagel_mot.sequence import CAUSAL, SegmentSpan
 
@@ -32,12 +33,14 @@ class CachedSample:
 
     @property
     def decodes(self) -> bool:
-        """Whether it is the next token of a text, which can be computed in a `DecodeBatch`."""
-        return self.reservation.chunk.pooled and len(self.spans) == 1 and self.spans[0].length == 1
+        """Whether it is the next token of a text, which can be computed together with others."""
+        spec = self.reservation.chunk.slab.spec
+        together = spec.pool is not None or spec.passes is not None
+        return together and len(self.spans) == 1 and self.spans[0].length == 1
 
     @property
     def as_row(self) -> DecodeRow:
-        """Such a token as a row of a `DecodeBatch`."""
+        """Such a token as a row of a `DecodeBatch` or `TokenAttention`."""
         return DecodeRow(self.spans[0].und[0], self.reservation)
 
 
@@ -188,7 +191,11 @@ class CachedAttention:
 
     def __init__(self, samples: Sequence[CachedSample], batch: DecodeBatch | None = None) -> None:
         batched = [sample.as_row for sample in samples if sample.decodes]
-        self.batch = DecodeBatch.of(batched) if len(batched) > 1 else batch
+        self.batch: DecodeBatch | TokenAttention | None = batch
+        if batched and (passes := batched[0].reservation.chunk.slab.spec.passes) is not None:
+            self.batch = TokenAttention(batched, passes)
+        elif len(batched) > 1:
+            self.batch = DecodeBatch.of(batched)
         self.rows = [
             _SpanRow(span, sample.reservation)
             for sample in samples
@@ -215,6 +222,8 @@ class CachedAttention:
         outs, buffers, groups = self._on[query[0].device]
         if self.batch:
             self.batch.attend(layer, query[0], key[0], value[0], outs[0])
+        if not self.rows:
+            return outs
         queries, keys, values = (self._by_row(pair) for pair in (query, key, value))
         targets: list[Tensor] = []
         sources: list[Tensor] = []

@@ -212,9 +212,11 @@ class Decoder(nn.Module):
 
     Attributes:
         compiled: whether layers are compiled for each number of slots, so that few different ones should come.
+        passes: compiled passes for inference on the CPU; without them PyTorch's operations serve.
     """
 
     compiled = False
+    passes: Passes | None = None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -237,10 +239,10 @@ class Decoder(nn.Module):
         config, dtype = self.config, self.norm.weight.dtype
         if self.devices[0].type != "cpu" or config.hidden_size < LEAST_WIDTH:
             return
-        passes = passes_for(dtype, config.hidden_size, config.intermediate_size, config.head_dim)
+        self.passes = passes_for(dtype, config.hidden_size, config.intermediate_size, config.head_dim)
         for layer in cast("list[DecoderLayer]", list(self.layers)):
             for expert in filter(None, (layer.und, layer.gen)):
-                expert.passes = passes
+                expert.passes = self.passes
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -255,7 +257,8 @@ class Decoder(nn.Module):
         """
         kv_heads, devices = cast(DecoderLayer, self.layers[0]).und.kv_heads, self.devices
         pool = None if devices[0].type == "cpu" else self._cache_pool
-        return CacheSpec(kv_heads, self.config.head_dim, self.norm.weight.dtype, devices, pool)
+        passes = self.passes if {device.type for device in devices} == {"cpu"} else None
+        return CacheSpec(kv_heads, self.config.head_dim, self.norm.weight.dtype, devices, pool, passes)
 
     def forward(
         self, und: Tensor, gen: Tensor, positions: tuple[Tensor, Tensor], attend: Attention

@@ -1,11 +1,14 @@
-// Elementwise work between matmuls, each in one pass over memory. Numbers are computed in float32 and rounded once.
+// Work between matmuls, each piece of it in one pass over memory. Numbers are computed in float32 and rounded once.
 //
 // Compiled on the user's machine by its C++ compiler. Threads are those of the OpenMP library that PyTorch has loaded,
 // which is why this file is not linked with one of its own.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <vector>
 
 namespace {
 
@@ -131,6 +134,194 @@ void activated(const T* x, const float* scale, const float* shift, T* out, int64
     }
 }
 
+// What one new token sees of a context, as far as it lies in one place.
+struct Piece {
+    int64_t address;  // of the first key of the first head in the first layer
+    int64_t stride;   // bytes from one layer to the next
+    int64_t slots;    // from one head to the next; the values lie behind the keys of all heads
+    int64_t tokens;
+};
+
+// A new token: its slot among all new tokens, and the number of its pieces, the last of which ends with itself.
+struct Row {
+    int64_t slot;
+    int64_t pieces;
+};
+
+// Attention is computed over so many tokens at a time, each with a softmax of its own, and put together in their order.
+// So it depends neither on the number of threads nor on what other tokens there are.
+constexpr int64_t STRETCH = 256;
+
+template <typename T>
+struct Stretch {
+    int64_t row;
+    const T* keys;  // of the first head
+    int64_t slots;
+    int64_t tokens;
+};
+
+// Eight numbers that are computed with at once, whatever the processor's registers hold.
+typedef float Lanes __attribute__((vector_size(32)));
+constexpr int64_t LANES = 8;
+
+inline Lanes lanes(const float* from) {
+    Lanes found;
+    std::memcpy(&found, from, sizeof(found));
+    return found;
+}
+
+// Numbers (rows, dim) in float32: those that are there, or a copy in `room`.
+inline const float* in_float32(const float* from, float*, int64_t) { return from; }
+
+inline const float* in_float32(const Bfloat16* from, float* room, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) room[i] = load(from[i]);
+    return room;
+}
+
+// Products of N queries (N, dim) with all keys (tokens, dim) -> (N, tokens). Several sums at once keep the processor busy.
+template <int N>
+void score(const float* queries, const float* keys, int64_t tokens, int64_t dim, float* scores) {
+    for (int64_t t = 0; t < tokens; ++t) {
+        const float* key = keys + t * dim;
+        Lanes sums[N] = {};
+        int64_t i = 0;
+        for (; i + LANES <= dim; i += LANES) {
+            Lanes own = lanes(key + i);
+            for (int n = 0; n < N; ++n) sums[n] += lanes(queries + n * dim + i) * own;
+        }
+        for (int n = 0; n < N; ++n) {
+            float sum = 0.0f;
+            for (int64_t lane = 0; lane < LANES; ++lane) sum += sums[n][lane];
+            for (int64_t rest = i; rest < dim; ++rest) sum += queries[n * dim + rest] * key[rest];
+            scores[n * tokens + t] = sum;
+        }
+    }
+}
+
+// Sums of values (tokens, dim) by N lists of weights (N, tokens) -> N rows of dim numbers, `step` apart.
+template <int N>
+void weigh(const float* weights, const float* values, int64_t tokens, int64_t dim, float* out, int64_t step) {
+    int64_t i = 0;
+    for (; i + LANES <= dim; i += LANES) {
+        Lanes sums[N] = {};
+        for (int64_t t = 0; t < tokens; ++t) {
+            Lanes own = lanes(values + t * dim + i);
+            for (int n = 0; n < N; ++n) sums[n] += weights[n * tokens + t] * own;
+        }
+        for (int n = 0; n < N; ++n) std::memcpy(out + n * step + i, &sums[n], sizeof(Lanes));
+    }
+    for (; i < dim; ++i) {
+        for (int n = 0; n < N; ++n) {
+            float sum = 0.0f;
+            for (int64_t t = 0; t < tokens; ++t) sum += weights[n * tokens + t] * values[t * dim + i];
+            out[n * step + i] = sum;
+        }
+    }
+}
+
+// Calls work(count, first) for queries in lots of at most four, whose number the compiler knows.
+template <typename Work>
+void in_lots(int64_t queries, Work work) {
+    int64_t first = 0;
+    for (; first + 4 <= queries; first += 4) work(std::integral_constant<int, 4>(), first);
+    switch (queries - first) {
+        case 3: return work(std::integral_constant<int, 3>(), first);
+        case 2: return work(std::integral_constant<int, 2>(), first);
+        case 1: return work(std::integral_constant<int, 1>(), first);
+    }
+}
+
+// `found`: for each query of a group its largest score, the sum of the exponentials, and the sum of the weighted values.
+template <typename T>
+void attend_stretch(const T* queries, const T* keys, const T* values, int64_t tokens, int64_t group, int64_t dim,
+                    float* found) {
+    float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    std::vector<float> memory(group * (dim + tokens) + (sizeof(T) < sizeof(float) ? tokens * dim : 0));
+    float* scaled = memory.data();
+    float* scores = scaled + group * dim;
+    float* room = scores + group * tokens;
+    for (int64_t i = 0; i < group * dim; ++i) scaled[i] = load(queries[i]) * scale;
+    const float* wide = in_float32(keys, room, tokens * dim);
+    in_lots(group, [&](auto count, int64_t first) {
+        score<count>(scaled + first * dim, wide, tokens, dim, scores + first * tokens);
+    });
+    for (int64_t g = 0; g < group; ++g) {
+        float* own = scores + g * tokens;
+        float most = own[0], sum = 0.0f;
+#pragma omp simd reduction(max : most)
+        for (int64_t t = 0; t < tokens; ++t) most = own[t] > most ? own[t] : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t t = 0; t < tokens; ++t) {
+            own[t] = exponential(own[t] - most);
+            sum += own[t];
+        }
+        found[g * (dim + 2)] = most;
+        found[g * (dim + 2) + 1] = sum;
+    }
+    wide = in_float32(values, room, tokens * dim);
+    float* out = found + 2;
+    int64_t step = dim + 2;
+    in_lots(group, [&](auto count, int64_t first) {
+        weigh<count>(scores + first * tokens, wide, tokens, dim, out + first * step, step);
+    });
+}
+
+// Writes the keys and values of new tokens behind what they see, and attends.
+template <typename T>
+void attend(const T* q, const T* k, const T* v, T* out, int64_t q_stride, int64_t k_stride, int64_t v_stride,
+            const Row* rows, int64_t count, const Piece* piece, int64_t layer, int64_t q_heads, int64_t k_heads,
+            int64_t dim, int threads) {
+    int64_t group = q_heads / k_heads, width = dim + 2;
+    std::vector<Stretch<T>> stretches;
+    for (int64_t row = 0; row < count; ++row) {
+        for (int64_t n = 0; n < rows[row].pieces; ++n, ++piece) {
+            T* keys = reinterpret_cast<T*>(piece->address + layer * piece->stride);
+            int64_t slots = piece->slots, tokens = piece->tokens;
+            if (n + 1 == rows[row].pieces) {
+                for (int64_t head = 0; head < k_heads; ++head) {
+                    T* place = keys + (head * slots + tokens - 1) * dim;
+                    std::memcpy(place, k + rows[row].slot * k_stride + head * dim, dim * sizeof(T));
+                    std::memcpy(place + k_heads * slots * dim, v + rows[row].slot * v_stride + head * dim,
+                                dim * sizeof(T));
+                }
+            }
+            for (int64_t start = 0; start < tokens; start += STRETCH)
+                stretches.push_back({row, keys + start * dim, slots, std::min(STRETCH, tokens - start)});
+        }
+    }
+    int64_t tasks = static_cast<int64_t>(stretches.size()) * k_heads;
+    std::vector<float> found(tasks * group * width);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const Stretch<T>& own = stretches[task / k_heads];
+        int64_t head = task % k_heads;
+        const T* keys = own.keys + head * own.slots * dim;
+        attend_stretch(q + rows[own.row].slot * q_stride + head * group * dim, keys, keys + k_heads * own.slots * dim,
+                       own.tokens, group, dim, found.data() + task * group * width);
+    }
+    int64_t past = static_cast<int64_t>(stretches.size());
+    for (int64_t first = 0, last; first < past; first = last) {
+        for (last = first + 1; last < past && stretches[last].row == stretches[first].row;) ++last;
+        T* to = out + rows[stretches[first].row].slot * q_heads * dim;
+        for (int64_t head = 0; head < q_heads; ++head) {
+            // The numbers of this head in the first stretch, and how far it is to those in the next.
+            float* own = found.data() + (first * q_heads + head) * width;
+            int64_t step = q_heads * width;
+            float most = own[0];
+            for (int64_t n = 1; n < last - first; ++n) most = own[n * step] > most ? own[n * step] : most;
+            float sum = 0.0f;
+            for (int64_t n = 0; n < last - first; ++n) {
+                float* next = own + n * step;
+                float share = exponential(next[0] - most);
+                sum += share * next[1];
+                for (int64_t i = 0; i < dim; ++i) own[2 + i] = (n ? own[2 + i] : 0.0f) + share * next[2 + i];
+            }
+            for (int64_t i = 0; i < dim; ++i) store(to + head * dim + i, own[2 + i] / sum);
+        }
+    }
+}
+
 }  // namespace
 
 #define EXPORTED(type, suffix)                                                                                        \
@@ -149,6 +340,13 @@ void activated(const T* x, const float* scale, const float* shift, T* out, int64
     extern "C" void activated_##suffix(const type* x, const float* scale, const float* shift, type* out,             \
                                        int64_t rows, int64_t size, int threads) {                                     \
         activated(x, scale, shift, out, rows, size, threads);                                                         \
+    }                                                                                                                 \
+    extern "C" void attend_##suffix(const type* q, const type* k, const type* v, type* out, int64_t q_stride,         \
+                                    int64_t k_stride, int64_t v_stride, const void* rows, int64_t count,              \
+                                    const void* pieces, int64_t layer, int64_t q_heads, int64_t k_heads, int64_t dim, \
+                                    int threads) {                                                                    \
+        attend(q, k, v, out, q_stride, k_stride, v_stride, static_cast<const Row*>(rows), count,                      \
+               static_cast<const Piece*>(pieces), layer, q_heads, k_heads, dim, threads);                             \
     }
 
 EXPORTED(float, float32)

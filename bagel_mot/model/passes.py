@@ -1,11 +1,12 @@
-"""Elementwise work between matmuls on the CPU, each piece of it in one pass over memory.
+"""Work between matmuls on the CPU, each piece of it in one pass over memory.
 
 PyTorch's own operations read and write whole tensors for every step of a norm, a rotation or a gate: at 0.5b widths in
-bfloat16 that was more than a third of a denoising step. The passes here are C++ (`passes.cpp`, and for rounding weights
-`quant/rounding.cpp`; no library but the C++ one), compiled in a second or two when the first large model is loaded, and
-kept in the user's cache. (`torch.compile` makes as good ones, but took 26 seconds the first time and five in every
-process.) Where there is no compiler, or the passes do not compute what they should, or are clearly slower, PyTorch's
-operations serve.
+bfloat16 that was more than a third of a denoising step. And its attention is made for many queries: the next tokens of
+texts, each of which has a context of its own, would be padded to the longest or computed one after another. The passes
+here are C++ (`passes.cpp`, and for rounding weights `quant/rounding.cpp`; no library but the C++ one), compiled in two
+seconds when the first large model is loaded, and kept in the user's cache. (`torch.compile` makes as good ones of the
+elementwise work, but took 26 seconds the first time and five in every process.) Where there is no compiler, or the
+passes do not compute what they should, or are clearly slower, PyTorch's operations serve.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class Passes:
         self._heads = function("heads", *[pointer] * 7, *[count] * 5, number, whole)
         self._gated = function("gated", pointer, pointer, count, count, whole)
         self._activated = function("activated", *[pointer] * 4, count, count, whole)
+        self._attend = function("attend", *[pointer] * 4, *[count] * 3, pointer, count, pointer, *[count] * 4, whole)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """RMSNorm of (T, size), contiguous -> (T, size)"""
@@ -107,6 +109,26 @@ class Passes:
         _, channels, height, width = x.shape
         places = (part.data_ptr() for part in (x, scale, shift, out))
         self._activated(*places, height * width, channels, torch.get_num_threads())
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, out: Tensor, rows: Tensor, pieces: Tensor, layer: int
+    ) -> None:
+        """Attention of single new tokens, each over pieces of memory that end with its own place.
+
+        Args:
+            query: (S, heads, head_dim), whose heads lie one after another, as those of `key` and `value` do.
+            key, value: (S, kv_heads, head_dim), which are written to the last place of each token's pieces.
+            out: (S, heads, head_dim), contiguous: where what the tokens attend to is written.
+            rows: int64 (R, 2): the slot of a token among S, and the number of its pieces.
+            pieces: int64 (P, 4) of all rows, one after another: see `bagel_mot.model.cache.Slab.address`, and the
+                number of tokens in it.
+            layer: the layer whose keys and values are read.
+        """
+        _, heads, dim = query.shape
+        places = (part.data_ptr() for part in (query, key, value, out))
+        strides = query.stride(0), key.stride(0), value.stride(0)
+        tables = rows.data_ptr(), rows.shape[0], pieces.data_ptr()
+        self._attend(*places, *strides, *tables, layer, heads, key.shape[1], dim, torch.get_num_threads())
 
 
 @cache
@@ -192,7 +214,18 @@ def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int
         qkv, small = example(_ROWS, 4 * head_dim), example(head_dim)
         rope = example(_ROWS, 1, head_dim).float(), example(_ROWS, 1, head_dim).float()
         both = example(_ROWS, 2 * intermediate)
+        memory = example(2, 2, _ROWS, head_dim)  # keys and values of two heads
+        rows, pieces = torch.tensor([[0, 1]]), torch.tensor([[memory.data_ptr(), 0, _ROWS, _ROWS]])
         heads = qkv.view(_ROWS, 4, head_dim)
+
+        def attended() -> Tensor:
+            out, (key, value) = qkv.new_empty(1, 4, head_dim), memory[:, None, :, -1].contiguous().unbind()
+            found.attend(heads[:1], key, value, out, rows, pieces, 0)
+            return out
+
+        def plainly_attended() -> Tensor:
+            query = heads[:1].view(1, 2, 2, head_dim)
+            return F.scaled_dot_product_attention(query, memory[:1], memory[1:]).view(1, 4, head_dim)
 
         def plain_heads() -> Tensor:
             normed = torch.rms_norm(heads[:, :3], (head_dim,), small, eps)
@@ -203,6 +236,7 @@ def passes_for(dtype: torch.dtype, hidden: int, intermediate: int, head_dim: int
             found,
             (lambda: found.norm(x, weight, eps), lambda: torch.rms_norm(x, (hidden,), weight, eps)),
             (lambda: torch.cat(found.heads(qkv, small, small, eps, rope, 2), 1), plain_heads),
+            (attended, plainly_attended),
             (lambda: found.gated(both), lambda: F.silu(both[:, :intermediate]) * both[:, intermediate:]),
         )
 
