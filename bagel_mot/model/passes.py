@@ -3,10 +3,11 @@
 PyTorch's own operations read and write whole tensors for every step of a norm, a rotation or a gate: at 0.5b widths in
 bfloat16 that was more than a third of a denoising step. And its attention is made for many queries: the next tokens of
 texts, each of which has a context of its own, would be padded to the longest or computed one after another. The passes
-here are C++ (`passes.cpp`, and for rounding weights `quant/rounding.cpp`; no library but the C++ one), compiled in two
-seconds when the first large model is loaded, and kept in the user's cache. (`torch.compile` makes as good ones of the
-elementwise work, but took 26 seconds the first time and five in every process.) Where there is no compiler, or the
-passes do not compute what they should, or are clearly slower, PyTorch's operations serve.
+here are C++ (`passes.cpp`, and for quantised weights `quant/rounding.cpp` and `quant/products.cpp`; no library but the
+C++ one), compiled in a few seconds when the first large model is loaded, and kept in the user's cache.
+(`torch.compile` makes as good ones of the elementwise work, but took 26 seconds the first time and five in every
+process.) Where there is no compiler, or the passes do not compute what they should, or are clearly slower, PyTorch's
+operations serve.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from bagel_mot.model.kernels import scale_channels
 from bagel_mot.model.measuring import shortest
 
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_IN_ANY_ORDER = (*_FLAGS, "-fno-signed-zeros", "-fassociative-math")
 _SOURCES = {
     # Sums may take any order; infinities and NaN stay what they are.
-    Path(__file__).with_name("passes.cpp"): (*_FLAGS, "-fno-signed-zeros", "-fassociative-math"),
+    Path(__file__).with_name("passes.cpp"): _IN_ANY_ORDER,
+    Path(__file__).parent / "quant" / "products.cpp": _IN_ANY_ORDER,
     # Every operation is as it is written, to the bit.
     Path(__file__).parent / "quant" / "rounding.cpp": (*_FLAGS, "-ffp-contract=off"),
 }

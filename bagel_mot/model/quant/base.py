@@ -1,7 +1,7 @@
 """The base of all quantised weight matrices.
 
-Small batches are bound by reading weights, so they use a kernel that multiplies the matrix as it is stored. Large
-batches are bound by arithmetic, so they dequantise block by block and use an ordinary matmul.
+Small batches are bound by reading weights, so they use a compiled pass or a kernel that multiplies the matrix as it is
+stored. Large batches are bound by arithmetic, so they dequantise block by block and use an ordinary matmul.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import ClassVar
 
 import torch
@@ -16,9 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bagel_mot.allocator import on_own_pages
+from bagel_mot.model.passes import TYPES, clearly_slower, compiled
+from bagel_mot.model.quant.products import LEAST_WEIGHTS, Products
+from bagel_mot.model.quant.restoring import Restoring
+from bagel_mot.model.widened import product_dtype
 
 _PIECE = 1 << 18  # values that are worked on at a time on the CPU where float32 intermediates are needed
 _PIECE_ON_DEVICE = 1 << 25  # the same on accelerators, where each piece costs the start of its operations
+_EXAMPLE, _EXAMPLE_ROWS = (512, 1024), 4  # by which passes are chosen
 _BLOCK = 1 << 22  # values that are dequantised at a time on the CPU: 8 MB, which stay in the processor's cache
 
 
@@ -28,12 +34,14 @@ class QuantisedMatrix(ABC):
     Attributes:
         format: its name, which is also that of the precision.
         few_rows: the largest batch for which `multiply_few` is quicker, where there is one.
+        pass_rows: the largest batch for which a compiled pass is.
         shape: (out, in).
         tensors: its parts, by name.
     """
 
     format: ClassVar[str]
     few_rows: ClassVar[int] = 0
+    pass_rows: ClassVar[int] = 0
 
     def __init__(self, shape: tuple[int, int], tensors: dict[str, Tensor]) -> None:
         self.shape = shape
@@ -58,13 +66,51 @@ class QuantisedMatrix(ABC):
     def stored_bytes(cls, shape: tuple[int, int]) -> int:
         """Bytes that a matrix of this shape takes."""
 
-    @abstractmethod
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop, (stop − start, in), on the device of the matrix."""
+        stop = self.shape[0] if stop is None else stop
+        if dtype in TYPES and self._is_for_passes() and (passes := _restoring(type(self), dtype)) is not None:
+            return self.dequantise_by_pass(passes, start, stop)
+        return self.dequantise_plainly(dtype, start, stop)
+
+    @abstractmethod
+    def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        """The same by PyTorch's operations."""
+
+    def dequantise_by_pass(self, passes: Restoring, start: int, stop: int) -> Tensor:
+        """The same by a compiled pass, to the bit; as PyTorch's operations do it where a format has none."""
+        return self.dequantise_plainly(passes.dtype, start, stop)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """(T, in) -> (T, out) by whatever is quickest for so many rows."""
+        rows = x.shape[0]
+        if rows <= self.pass_rows and (products := self._products(x)) is not None:
+            return self.multiply_by_pass(x, products)
+        if rows <= self.few_rows and (found := self.multiply_few(x)) is not None:
+            return found
+        return self.multiply_many(x.to(product_dtype(x.dtype, x.device.type))).to(x.dtype)
 
     def multiply_few(self, x: Tensor) -> Tensor | None:
-        """(T, in) -> (T, out) without dequantising the weights; None where nothing here does that."""
+        """(T, in) -> (T, out) by a kernel of PyTorch or another package, without dequantising the weights; None where
+        nothing here does that.
+        """
         return None
+
+    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+        """(T, in) -> (T, out) by a compiled pass."""
+        raise NotImplementedError
+
+    def has_pass(self) -> bool:
+        """Whether there is a pass for the way this very matrix is stored."""
+        return True
+
+    def _products(self, x: Tensor) -> Products | None:
+        """The compiled passes, if they are to multiply this matrix with such rows."""
+        return _chosen(type(self), x.dtype) if x.device.type == "cpu" and self._is_for_passes() else None
+
+    def _is_for_passes(self) -> bool:
+        """Whether passes may work on this matrix. Smaller ones are not worth a compiler's seconds."""
+        return self.shape[0] * self.shape[1] >= LEAST_WEIGHTS and self.device.type == "cpu" and self.has_pass()
 
     def multiply_many(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) by ordinary matmuls, a piece of the matrix at a time."""
@@ -93,6 +139,48 @@ class QuantisedMatrix(ABC):
     @property
     def device(self) -> torch.device:
         return next(iter(self.tensors.values())).device
+
+
+@cache
+def _chosen(kind: type[QuantisedMatrix], dtype: torch.dtype) -> Products | None:
+    """The compiled passes, if they multiply an example rightly, and are clearly faster than another kernel or, where
+    there is none, not clearly slower than dequantising.
+    """
+    if compiled() is None:
+        return None
+    products, generator = Products(), torch.Generator().manual_seed(0)
+    matrix = kind.quantise(torch.randn(_EXAMPLE, generator=generator))
+    x = torch.randn(_EXAMPLE_ROWS, _EXAMPLE[1], generator=generator).to(dtype)
+    with torch.inference_mode():
+        expected = F.linear(x.float(), matrix.dequantise_plainly(torch.float32, 0, _EXAMPLE[0]))
+        found = matrix.multiply_by_pass(x, products)
+        if not torch.allclose(found.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max())):
+            return None
+        wide = product_dtype(dtype, "cpu")
+        by_pass = partial(matrix.multiply_by_pass, x, products)
+        if matrix.few_rows >= _EXAMPLE_ROWS and matrix.multiply_few(x) is not None:
+            return products if clearly_slower(partial(matrix.multiply_few, x), by_pass) else None
+        return None if clearly_slower(by_pass, lambda: matrix.multiply_many(x.to(wide))) else products
+
+
+@cache
+def _restoring(kind: type[QuantisedMatrix], dtype: torch.dtype) -> Restoring | None:
+    """The compiled passes, if they bring an example back as PyTorch's operations do, to the bit, and are not clearly
+    slower.
+    """
+    if compiled() is None or kind.dequantise_by_pass is QuantisedMatrix.dequantise_by_pass:
+        return None
+    passes, matrix, rows = Restoring(dtype), _example(kind), (64, 448)
+    mine, plain = partial(matrix.dequantise_by_pass, passes, *rows), partial(matrix.dequantise_plainly, dtype, *rows)
+    if not torch.equal(mine(), plain()) or clearly_slower(mine, plain):
+        return None
+    return passes
+
+
+@cache
+def _example(kind: type[QuantisedMatrix]) -> QuantisedMatrix:
+    """A matrix by which passes are chosen."""
+    return kind.quantise(torch.randn(_EXAMPLE, generator=torch.Generator().manual_seed(0)))
 
 
 def pieces(shape: tuple[int, int], device: torch.device, multiple: int = 1) -> list[tuple[int, int]]:

@@ -9,6 +9,8 @@ from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.kernels import INT4_ROWS, has_int4_kernel, int4_weight_matmul, join_nibbles, split_nibbles
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
+from bagel_mot.model.quant.products import Products
+from bagel_mot.model.quant.restoring import Restoring
 from bagel_mot.model.quant.rounding import BLOCK, Rounded, Rounding, rounded
 
 _GROUPS = (64, 32)
@@ -21,7 +23,7 @@ class Int4Matrix(QuantisedMatrix):
     """
 
     format = "int4"
-    few_rows = 48
+    few_rows = pass_rows = 48
 
     @classmethod
     def fits(cls, shape: tuple[int, int]) -> bool:
@@ -72,9 +74,13 @@ class Int4Matrix(QuantisedMatrix):
             numbers[:, start:stop] = torch.stack([scale, middle], -1).to(torch.bfloat16).transpose(0, 1)
         return values, numbers
 
-    def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+    def dequantise_by_pass(self, passes: Restoring, start: int, stop: int) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
-        stop = self.shape[0] if stop is None else stop
+        first, last = start // INT4_ROWS * INT4_ROWS, -(-stop // INT4_ROWS) * INT4_ROWS
+        return passes.int4(self.tensors, first, last)[start - first : stop - first]
+
+    def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        """Rows start..stop, (stop − start, in)."""
         first, last = start // INT4_ROWS * INT4_ROWS, -(-stop // INT4_ROWS) * INT4_ROWS
         result = torch.empty(last - first, self.shape[1], dtype=dtype, device=self.device)
         numbers = self.tensors["scale_and_middle"]
@@ -90,6 +96,10 @@ class Int4Matrix(QuantisedMatrix):
         if not has_int4_kernel(x.device.type, x.dtype):
             return None
         return int4_weight_matmul(x, self.tensors["values"], self.tensors["scale_and_middle"])
+
+    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+        """(T, in) -> (T, out)"""
+        return products.by_int4(x, self.tensors["values"], self.tensors["scale_and_middle"])
 
 
 def group_of(inner: int) -> int | None:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from bagel_mot.model.quant import Fp8Matrix, Int8Matrix, QuantisedMatrix, RowScaledMatrix
-from bagel_mot.model.widened import product_dtype
 
 
 class QuantisedWeight(nn.Module):
@@ -117,10 +116,7 @@ class QuantisedLinear(QuantisedWeight):
         matrix = self.matrix
         if self.dynamic and isinstance(matrix, Int8Matrix | Fp8Matrix):
             return matrix.multiply_dynamic(x)
-        if x.shape[0] <= matrix.few_rows and (products := matrix.multiply_few(x)) is not None:
-            return products
-        wide = product_dtype(x.dtype, x.device.type)
-        return matrix.multiply_many(x.to(wide)).to(x.dtype)
+        return matrix.multiply(x)
 
     def _products_apart(self, x: Tensor) -> Tensor:
         return self._products(x)

@@ -17,6 +17,8 @@ from torch import Tensor
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant.base import QuantisedMatrix, pieces, wide_pieces
+from bagel_mot.model.quant.products import Products
+from bagel_mot.model.quant.restoring import Restoring
 from bagel_mot.model.quant.rounding import BLOCK, SCALE_BLOCK, Rounded, Rounding, rounded
 
 # QLoRA, appendix E: quantiles of a normal distribution, zero among them, scaled to [−1, 1].
@@ -25,6 +27,7 @@ LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+_PART = 512  # weights of a row that a compiled pass multiplies at a time
 _SCALE_BLOCKS = 256  # that are worked on at a time
 _CELLS = 2048  # cells of the table for each unit; no border is so near the end of a cell that rounding would miss it
 # When bitsandbytes is imported, here or by peft, it says what it does without; that is its own affair, not the user's.
@@ -38,7 +41,7 @@ class Nf4Matrix(QuantisedMatrix):
     """
 
     format = "nf4"
-    few_rows = 1
+    few_rows, pass_rows = 1, 16
 
     @classmethod
     def fits(cls, shape: tuple[int, int]) -> bool:
@@ -80,22 +83,24 @@ class Nf4Matrix(QuantisedMatrix):
         """Weights that share a scale."""
         return self.shape[0] * self.shape[1] // self.tensors["scale"].numel()
 
-    def scales(self) -> Tensor:
-        """The scales of all blocks, float32 (blocks,)."""
-        scale = self.tensors["scale"]
+    def scales(self, first: int = 0, last: int | None = None) -> Tensor:
+        """The scales of blocks first..last, float32 (last − first,)."""
+        scale = self.tensors["scale"][first:last]
         if scale.dtype != torch.uint8:
             return scale
-        outer = self.tensors["scale_scale"].repeat_interleave(SCALE_BLOCK)[: scale.numel()]
+        place = torch.arange(first, first + scale.numel(), device=scale.device) // SCALE_BLOCK
+        outer = self.tensors["scale_scale"][place]
         return self.tensors["scale_levels"][scale.int()] * outer + self.tensors["scale_offset"]
 
-    def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+    def dequantise_by_pass(self, passes: Restoring, start: int, stop: int) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
-        stop = self.shape[0] if stop is None else stop
-        return self._dequantise(self.scales(), dtype, start, stop)
+        shape = stop - start, self.shape[1]
+        return passes.nf4(self.tensors, _levels(self.device), shape, self.block, start)
 
-    def _dequantise(self, scales: Tensor, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+    def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
+        """Rows start..stop, (stop − start, in)."""
         inner = self.shape[1]
-        scale = scales[start * inner // self.block : stop * inner // self.block]
+        scale = self.scales(start * inner // self.block, stop * inner // self.block)
         packed = self.tensors["values"].flatten()[start * inner // 2 : stop * inner // 2]
         if has_bitsandbytes(packed.device.type):
             shape = [stop - start, inner]
@@ -118,10 +123,13 @@ class Nf4Matrix(QuantisedMatrix):
         packed = self.tensors["values"].view(-1, 1)
         return torch.ops.bitsandbytes.gemv_4bit(x, packed, list(self.shape), self.scales(), code, self.block)
 
-    def multiply_many(self, x: Tensor) -> Tensor:
+    def has_pass(self) -> bool:
+        """Whether its blocks end where rows and the parts of rows end that are multiplied at a time."""
+        return self.shape[1] % self.block == 0 and self.block % 8 == 0 and _PART % self.block == 0
+
+    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
         """(T, in) -> (T, out)"""
-        scales = self.scales()
-        return self.multiply_by_blocks(x, lambda start, stop: self._dequantise(scales, x.dtype, start, stop))
+        return products.by_nf4(x, self.shape[0], self.block, _levels(x.device), self.tensors)
 
 
 def _by_pass(passes: Rounding, weight: Tensor) -> Rounded | None:

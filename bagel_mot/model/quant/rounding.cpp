@@ -1,8 +1,9 @@
-// Quantises weights, each matrix in one pass over memory: to the bit, but for the sign of a zero, what
-// PyTorch's operations make of it in INT8 (`rows.py`), INT4 (`int4.py`) and NF4 (`nf4.py`), where the rules are explained.
+// Quantises weights, and brings them back, each matrix in one pass over memory: to the bit, but for the sign of a zero,
+// what PyTorch's operations make of it in INT8 (`rows.py`), INT4 (`int4.py`) and NF4 (`nf4.py`), where the rules are
+// explained.
 //
 // Compiled on the user's machine with the other passes (`bagel_mot/model/passes.py`), but without the flags that let
-// sums take any order. Every function returns 1, and its results are of no use, if a weight is not finite.
+// sums take any order. Functions return 1, and their results are of no use, if a weight is not finite.
 
 #include <cmath>
 #include <cstdint>
@@ -151,11 +152,11 @@ inline float sum_in_order(const float* x) {
 
 constexpr int64_t ROWS = 64;  // of INT4 that are stored together
 
-// Rows and columns of 8 x 8 bytes exchanged, from rows `stride` apart to rows ROWS / 2 apart, in words of 8 bytes whose
-// first byte is the lowest.
-inline void turn(const uint8_t* from, int64_t stride, uint8_t* to) {
+// Rows and columns of 8 x 8 bytes exchanged, in words of 8 bytes whose first byte is the lowest. Strides are from row to
+// row.
+inline void turn(const uint8_t* from, int64_t from_stride, uint8_t* to, int64_t to_stride) {
     uint64_t x[8];
-    for (int row = 0; row < 8; ++row) std::memcpy(&x[row], from + row * stride, 8);
+    for (int row = 0; row < 8; ++row) std::memcpy(&x[row], from + row * from_stride, 8);
     const uint64_t kept[3] = {0x00ff00ff00ff00ffu, 0x0000ffff0000ffffu, 0x00000000ffffffffu};
 #pragma GCC unroll 3
     for (int step = 0; step < 3; ++step) {
@@ -168,7 +169,7 @@ inline void turn(const uint8_t* from, int64_t stride, uint8_t* to) {
             x[row + apart] = (first >> 8 * apart & mask) | (second & ~mask);
         }
     }
-    for (int row = 0; row < 8; ++row) std::memcpy(to + row * (ROWS / 2), &x[row], 8);
+    for (int row = 0; row < 8; ++row) std::memcpy(to + row * to_stride, &x[row], 8);
 }
 
 // `values` (rows / 64, inner, 32), `numbers` (inner / 64, rows, 2): scale and middle.
@@ -212,10 +213,74 @@ int to_int4(const T* weight, uint8_t* values, uint16_t* numbers, int64_t rows, i
 #pragma omp simd
                 for (int64_t i = 0; i < BLOCK; ++i) whole[row][i] |= whole[row + ROWS / 2][i] << 4;
             for (int64_t i = 0; i < BLOCK; i += 8)
-                for (int64_t row = 0; row < ROWS / 2; row += 8) turn(&whole[row][i], BLOCK, to + i * (ROWS / 2) + row);
+                for (int64_t row = 0; row < ROWS / 2; row += 8) turn(&whole[row][i], BLOCK, to + i * (ROWS / 2) + row, ROWS / 2);
         }
     }
     return bad;
+}
+
+inline void store(float x, float* to) { *to = x; }
+
+inline void store(float x, uint16_t* to) { *to = nearest_bfloat16(x); }
+
+// `values` (rows / 64, inner, 32) of the rows that are wanted; `numbers` (inner / group, all rows, 2) from the first of
+// them on.
+template <typename T>
+void from_int4(const uint8_t* values, const uint16_t* numbers, T* out, int64_t rows, int64_t inner, int64_t group,
+               int64_t all, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(2)
+    for (int64_t block = 0; block < rows / ROWS; ++block) {
+        for (int64_t place = 0; place < inner / group; ++place) {
+            uint8_t both[ROWS / 2][BLOCK];  // two rows in each byte
+            const uint8_t* from = values + (block * inner + place * group) * (ROWS / 2);
+            for (int64_t i = 0; i < group; i += 8)
+                for (int64_t row = 0; row < ROWS / 2; row += 8)
+                    turn(from + i * (ROWS / 2) + row, ROWS / 2, &both[row][i], BLOCK);
+            for (int64_t row = 0; row < ROWS; ++row) {
+                const uint16_t* number = numbers + (place * all + block * ROWS + row) * 2;
+                float scale = from_bits(static_cast<uint32_t>(number[0]) << 16);
+                float middle = from_bits(static_cast<uint32_t>(number[1]) << 16);
+                const uint8_t* own = both[row % (ROWS / 2)];
+                int shift = row < ROWS / 2 ? 0 : 4;
+                T* to = out + (block * ROWS + row) * inner + place * group;
+#pragma omp simd
+                for (int64_t i = 0; i < group; ++i) {
+                    float whole = static_cast<float>(own[i] >> shift & 15) - 8.0f;
+                    store(whole * scale + middle, to + i);
+                }
+            }
+        }
+    }
+}
+
+// `values` and scales of `blocks` blocks of `size` weights: `scales`, or without them one of `fine_levels` for each of
+// `fine`, times one of `outer` for 256 blocks, of which `before` come before the first here, plus `offset`.
+template <typename T>
+void from_nf4(const uint8_t* values, const float* scales, const uint8_t* fine, const float* fine_levels,
+              const float* outer, const float* offset, const float* levels, T* out, int64_t blocks, int64_t size,
+              int64_t before, int threads) {
+    float pairs[256][2];
+    for (int byte = 0; byte < 256; ++byte) {
+        pairs[byte][0] = levels[byte >> 4];
+        pairs[byte][1] = levels[byte & 15];
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; ++block) {
+        float scale = scales ? scales[block] : 0.0f;
+        if (!scales) {
+            scale = fine_levels[fine[block]] * outer[(before + block) / SCALE_BLOCK];
+            scale = scale + *offset;
+        }
+        const uint8_t* from = values + block * size / 2;
+        T* to = out + block * size;
+        for (int64_t done = 0; done < size; done += BLOCK) {
+            float wide[BLOCK];
+            int64_t part = size - done < BLOCK ? size - done : BLOCK;
+            for (int64_t i = 0; i < part; i += 2) std::memcpy(wide + i, pairs[from[(done + i) / 2]], sizeof(pairs[0]));
+#pragma omp simd
+            for (int64_t i = 0; i < part; ++i) store(wide[i] * scale, to + done + i);
+        }
+    }
 }
 
 }  // namespace
@@ -237,6 +302,21 @@ int to_int4(const T* weight, uint8_t* values, uint16_t* numbers, int64_t rows, i
 
 EXPORTED(float, float32)
 EXPORTED(Bfloat16, bfloat16)
+
+#define BACK(type, suffix)                                                                                            \
+    extern "C" void from_int4_##suffix(const uint8_t* values, const uint16_t* numbers, type* out, int64_t rows,       \
+                                       int64_t inner, int64_t group, int64_t all, int threads) {                      \
+        from_int4(values, numbers, out, rows, inner, group, all, threads);                                            \
+    }                                                                                                                 \
+    extern "C" void from_nf4_##suffix(const uint8_t* values, const float* scales, const uint8_t* fine,                \
+                                      const float* fine_levels, const float* outer, const float* offset,              \
+                                      const float* levels, type* out, int64_t blocks, int64_t size, int64_t before,   \
+                                      int threads) {                                                                  \
+        from_nf4(values, scales, fine, fine_levels, outer, offset, levels, out, blocks, size, before, threads);       \
+    }
+
+BACK(float, float32)
+BACK(uint16_t, bfloat16)
 
 // Scales less their mean, in 8 bits: `fine` (count) levels between the `borders` (255), `outer` (count / 256, rounded
 // up) the largest of each block.

@@ -12,6 +12,7 @@ from bagel_mot.allocator import on_own_pages
 from bagel_mot.model import kernels
 from bagel_mot.model.quant.activations import quantise_rows
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
+from bagel_mot.model.quant.products import Products
 from bagel_mot.model.quant.rounding import Rounded, Rounding, rounded
 
 _KERNEL_WIDTH = 16
@@ -49,7 +50,7 @@ class RowScaledMatrix(QuantisedMatrix):
             values[start:stop] = wide if cls.dtype.is_floating_point else wide.round_()
         return values, scale
 
-    def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
+    def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
         values, scale = self.tensors["values"][start:stop], self.tensors["scale"][start:stop]
         result = torch.empty(values.shape, dtype=dtype, device=values.device)
@@ -90,7 +91,7 @@ class Int8Matrix(RowScaledMatrix):
     """Whole numbers −127..127."""
 
     format = "int8"
-    few_rows = 16
+    few_rows = pass_rows = 16
     dtype = torch.int8
     largest = 127.0
 
@@ -107,6 +108,10 @@ class Int8Matrix(RowScaledMatrix):
             return None
         return kernels.int8_weight_matmul(x, self.tensors["values"], self.tensors["scale"].to(x.dtype))
 
+    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+        """(T, in) -> (T, out)"""
+        return products.by_int8(x, self.tensors["values"], self.tensors["scale"])
+
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in 8 bits too, a scale for each row of them."""
         numbers, scale = quantise_rows(x, self.dtype)
@@ -118,6 +123,7 @@ class Fp8Matrix(RowScaledMatrix):
     """Numbers of float8, e4m3 where they are made here; files may bring e5m2."""
 
     format = "fp8"
+    pass_rows = 16
     dtype = torch.float8_e4m3fn
     largest = 448.0
 
@@ -131,6 +137,14 @@ class Fp8Matrix(RowScaledMatrix):
         bits <<= 4
         bits &= -0x7810  # the sign, four bits of exponent, three of mantissa
         return bits.view(torch.bfloat16).mul_(2.0**120).to(dtype)
+
+    def has_pass(self) -> bool:
+        """Whether its values are e4m3."""
+        return self.tensors["values"].dtype == self.dtype
+
+    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+        """(T, in) -> (T, out)"""
+        return products.by_fp8(x, self.tensors["values"], self.tensors["scale"])
 
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in float8 too, a scale for each row of them."""
