@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -106,6 +107,16 @@ def require_complete(
     missing = [str(path) for path in dict.fromkeys(files) if not path.is_file()]
     if missing:
         raise DataError(f"{title} lacks {_counted(len(missing), 'image')}: {named(missing)}.")
+
+
+def require_distinct(title: str, ids: Sequence[str]) -> None:
+    """Checks that no two items have the same id, by which results and scores are kept.
+
+    Raises: DataError naming the first that two have.
+    """
+    if len(set(ids)) < len(ids):
+        doubled = [id for id, count in Counter(ids).items() if count > 1]
+        raise DataError(f"{title} has several items with the id {named(doubled)}: each may have one.")
 
 
 def named(things: Sequence[str]) -> str:

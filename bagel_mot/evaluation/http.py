@@ -24,6 +24,7 @@ _AGAIN = (408, 409, 425, 429)  # statuses below 500 after which the same may be 
 _NEVER = (501, 505)  # statuses of a server that does not know such requests
 _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "quota_exceeded")
 _KEPT = "what is done is kept, and the same command goes on from there"
+_LIMIT, _NEWER_LIMIT = "max_tokens", "max_completion_tokens"
 
 Read = TypeVar("Read")
 
@@ -108,6 +109,7 @@ class ModelServer:
         self.url = str(self._base.copy_with(query=None))
         self._who, self._key, self._key_name = f"the {role} at {self.url}", key, key_name
         self._timeout, self._tries, self._longest_wait = timeout, tries, longest_wait
+        self._limit_name = _LIMIT
         self._sleep, self._on_call = sleep, on_call
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         limits = httpx2.Timeout(timeout, connect=min(30.0, timeout), pool=None)
@@ -128,6 +130,18 @@ class ModelServer:
                 route or the model, or asks to be left alone for long.
         """
         return self._send("POST", path, read, body)
+
+    def chat(self, body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Read]) -> Read:
+        """Posts a chat completion, like `post`; its "max_tokens" goes by the name that the model knows."""
+        while True:
+            limit = self._limit_name
+            sent = {limit if name == _LIMIT else name: value for name, value in body.items()}
+            try:
+                return self.post(CHAT, read, json=sent)
+            except Refused as refused:
+                if refused.status != 400 or _NEWER_LIMIT not in refused.said or limit == _NEWER_LIMIT:
+                    raise
+                self._limit_name = _NEWER_LIMIT  # reasoning models of OpenAI know the limit by this name alone
 
     def get(self, path: str) -> Mapping[str, Any]:
         """The JSON object that the server answers to a GET; errors as `post`."""
@@ -185,7 +199,7 @@ class ModelServer:
     def _object(self, status: int, headers: Mapping[str, str], content: bytes) -> dict[str, Any]:
         """The JSON object of an answer; errors as `post`."""
         try:
-            found = json.loads(content)
+            found = _storable(json.loads(content), content)
         except (ValueError, RecursionError):
             found = None
         error = found.get("error", found.get("detail")) if isinstance(found, dict) else None
@@ -231,6 +245,30 @@ class ModelServer:
             text = text.replace(self._key, "…")
         line = " ".join(text.split())
         return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}…"
+
+
+def said_in(message: Mapping[str, Any]) -> str | None:
+    """The text of a message, in one piece or in parts; None where the model declined to say anything.
+
+    Raises: CallFailed if it is something else.
+    """
+    said = message.get("content")
+    if isinstance(said, list):
+        texts = [part.get("text") for part in said if isinstance(part, dict)]
+        said = "".join(text for text in texts if isinstance(text, str))
+    if said is not None and not isinstance(said, str):
+        raise CallFailed(f"its reply is a {type(said).__name__}, not a text")
+    return said
+
+
+def _storable(found: Any, content: bytes) -> Any:
+    """The value of a JSON text, with U+FFFD for each half of a character, as servers send them that cut an answer
+    within one: no file can hold it.
+    """
+    if b"\\ud" not in content and b"\\uD" not in content:
+        return found
+    text = json.dumps(found, ensure_ascii=False)
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def _base_url(http: Any, url: str, role: str, key_name: str) -> httpx2.URL:

@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bagel_mot.cli import app
+from bagel_mot.cli.evaluation.options import How
+from bagel_mot.cli.evaluation.runs import file_name, opened
 from bagel_mot.evaluation.base import Item
 from bagel_mot.evaluation.benchmarks.geneval import TAGS
 from bagel_mot.evaluation.registry import all_benchmarks
@@ -86,6 +88,11 @@ def test_scores_of_the_official_scorer_are_reported_without_a_model() -> None:
     assert (report["scored"], report["of"]) == (553, 553)
     assert "GenEval: results.jsonl, protocol published" in shown.stdout
     assert [json.loads(path.read_text()) for path in Path("out").glob("summary*.json")] == [report]
+    more = {**results[0], "filename": "x/00000/samples/0001.png"}
+    for half, lacking in ((results[:300], "253 of 553"), ([*results, more], "552 of 553")):
+        Path("results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in half))
+        refused = run("geneval", "--data", ".", "--scores", "results.jsonl")
+        assert (refused.exit_code, f"lacks images of {lacking} prompts" in refused.stderr) == (2, True), refused.output
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,18 @@ def test_scores_of_the_official_scorer_are_reported_without_a_model() -> None:
         (("sums", "--data", ".", "--vlmevalkit", "x"), "--vlmevalkit is for benchmarks of questions: sums has images"),
         (("sums", "--every-checkpoint", "."), "--every-checkpoint belongs to mini"),
         (("mini", "--every-checkpoint", "."), "holds no checkpoints"),
+        (
+            ("mini", "--every-checkpoint", ".", "--think"),
+            "--think says nothing about --every-checkpoint: leave it",
+        ),
+        (("mini", "--every-checkpoint", ".", "--workers", "2"), "--workers says nothing about --every-checkpoint"),
+        (("sums", "--scores", "x", "--limit", "3"), "--limit says nothing about scores that there are: leave it out."),
+        (
+            ("report", ".", "--server", "x"),
+            "--server says nothing about a report of runs that there are",
+        ),
+        (("--list", "--rows", "draw"), "--rows says nothing about the list of benchmarks: leave it out."),
+        (("fetch", "sums", "--out", "x"), "--out says nothing about fetching: leave it out."),
         (("fetch",), "the name of a benchmark to fetch is missing"),
         (("fetch", "sums"), "sums is not on the hub: made here."),
         (("report",), "bagel eval report takes the folder of a run"),
@@ -129,6 +148,25 @@ def test_what_cannot_be_done_is_refused_in_a_sentence(
 def test_options_that_say_nothing_about_mini_are_refused(option: tuple[str, ...]) -> None:
     result = run("mini", *option)
     assert (result.exit_code, f"{option[0]} says nothing about mini" in result.stderr) == (2, True), result.output
+
+
+def test_items_of_the_same_id_are_refused(knowing: Knowing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sums, "items", lambda self: [Item(id, "ask", "?") for id in ("a", "b", "a")])
+    result = run("sums", "--data", ".")
+    assert (result.exit_code, knowing.asked) == (2, [])
+    assert "Sums has several items with the id a: each may have one." in result.stderr
+
+
+def test_no_model_is_called_like_the_folder_above() -> None:
+    assert [file_name(name) for name in ("a/b 7.5", "..", ".")] == ["a-b-7.5", "--", "-"]
+
+
+def test_the_folder_of_judges_texts_may_be_below_the_users_own(
+    knowing: Knowing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    benchmark = opened("sums", How(data=Path(), judge_texts=Path("~/texts")), 1)
+    assert benchmark.options.judge_texts == Path("/home/somebody/texts")
 
 
 def test_minis_images_have_no_table() -> None:

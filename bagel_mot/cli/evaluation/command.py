@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 _OUT = Path("evaluations")
 INCOMPLETE = 1
+_OF_MINI = ("rows", "items", "seed", "limit", "batch", "out")
+_OF_RUNS = ("server", "server_model", "workers", "vlmevalkit", "judge_model")
+_OF_SCORES = ("scores", "data", "variant", "protocol", "think", "out")
 
 
 @command
@@ -49,21 +53,26 @@ def evaluate(
     Status 1: some items could not be answered or scored; they are named, and tried again by the same command.
     """
     if list_benchmarks:
+        _refuse_others(how, "the list of benchmarks")
         list_sets(json)
         return
     if not names:
         raise SettingError("the name of a benchmark is missing; bagel eval --list names them.")
     if names[0] == "fetch":
+        _refuse_others(how, "fetching", "data")
         fetch_sets(names[1:], how.data)
         return
     if names[0] == "report":
+        _refuse_others(how, "a report of runs that there are")
         report_runs(names[1:], json)
         return
     if how.every_checkpoint is not None:
+        _refuse_others(how, "--every-checkpoint", "every_checkpoint", *_OF_MINI)
         run_curves(names, how, weights, json)
         return
     _check(names, how)
     if how.scores is not None:
+        _refuse_others(how, "scores that there are", *_OF_SCORES)
         report_scores(names, how, how.scores, json)
         return
     from bagel_mot.evaluation.workers import end_with_parent, is_worker, run_workers
@@ -98,7 +107,7 @@ def _check(names: list[str], how: How) -> None:
     if "mini" not in names and (how.rows or how.items is not None or how.seed is not None):
         raise SettingError("--rows, --items and --seed belong to mini: other benchmarks have their own.")
     if names == ["mini"]:
-        _check_mini(how)
+        _refuse_others(how, "mini, which makes its items and scores them itself", *_OF_MINI, *_OF_RUNS)
     if how.judge_model is not None and how.judge is None:
         raise SettingError("--judge-model is given without --judge: give the address of the judge's server.")
     if how.predictions is not None:
@@ -112,17 +121,11 @@ def _check(names: list[str], how: How) -> None:
         raise SettingError("--server and --server-model belong together: give the address and the model's name there.")
 
 
-def _check_mini(how: How) -> None:
-    """Refuses options that say nothing about mini, whose items come from seeds and whose scores from the parser."""
-    given = {
-        "--data": how.data, "--protocol": None if how.protocol == "published" else how.protocol,
-        "--variant": how.variant, "--think": how.think, "--judge": how.judge, "--judge-texts": how.judge_texts,
-        "--retry": how.retry, "--results-only": how.results_only,
-        "--predictions": how.predictions,
-    }  # fmt: skip
-    for name, value in given.items():
-        if value:
-            raise SettingError(f"{name} says nothing about mini, which makes its items and scores them itself.")
+def _refuse_others(how: How, about: str, *used: str) -> None:
+    """Refuses options that say nothing about what is done, so that none is passed over in silence."""
+    for option in dataclasses.fields(how):
+        if option.name not in used and getattr(how, option.name) not in (option.default, []):
+            raise SettingError(f"--{option.name.replace('_', '-')} says nothing about {about}: leave it out.")
 
 
 def _run(names: list[str], how: How, weights: Weights, json: str | None, launch: Launch) -> tuple[dict[str, Any], bool]:

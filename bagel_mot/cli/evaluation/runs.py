@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def opened(name: str, how: How, count: int) -> Benchmark:
     """A benchmark with its items, which are read and checked now, before a model is loaded for them."""
     from bagel_mot.evaluation.base import BenchmarkOptions, Protocol
-    from bagel_mot.evaluation.data import MissingFileError
+    from bagel_mot.evaluation.data import MissingFileError, require_distinct
     from bagel_mot.evaluation.registry import benchmark_named
     from bagel_mot.evaluation.vlmevalkit import kit_name
 
@@ -34,7 +34,11 @@ def opened(name: str, how: How, count: int) -> Benchmark:
     own = user_path(how.data) / name
     data = own if count > 1 or own.is_dir() else user_path(how.data)
     options = BenchmarkOptions(
-        data, Protocol(how.protocol), think=how.think, variant=how.variant, judge_texts=how.judge_texts
+        data,
+        Protocol(how.protocol),
+        think=how.think,
+        variant=how.variant,
+        judge_texts=None if how.judge_texts is None else user_path(how.judge_texts),
     )
     kind = benchmark_named(name)
     if how.variant is not None and how.variant not in kind.info.variants:
@@ -42,7 +46,7 @@ def opened(name: str, how: How, count: int) -> Benchmark:
         raise SettingError(f"{name} has no variant {how.variant!r}: there are {known}.")
     try:
         benchmark = kind(options)
-        benchmark.items()
+        require_distinct(kind.info.title, [item.id for item in benchmark.items()])
     except MissingFileError as error:
         table = kit_name(kind.info, how.variant)
         if table is None:
@@ -127,7 +131,8 @@ def _write_table(
 
 def file_name(text: str) -> str:
     """A name as a file or folder may have it."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+    return name if name.strip(".") else "-" * len(name)  # ".." is the folder above
 
 
 def _folder_name(benchmark: Benchmark) -> str:

@@ -38,7 +38,7 @@ from bagel_mot.evaluation.base import (
 )
 from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn, edit_settings, encoded, user_message
 from bagel_mot.evaluation.data import files_like, locate, open_input, read_parquet, require_complete
-from bagel_mot.evaluation.judges.base import JudgeImage, JudgeRequest, Judges
+from bagel_mot.evaluation.judges.base import JudgeImage, JudgeRequest, Judges, number_of
 from bagel_mot.evaluation.judges.texts import shipped_texts
 from bagel_mot.evaluation.rows import mean_row
 from bagel_mot.evaluation.statistics import bootstrap
@@ -252,10 +252,10 @@ def read_reply(reply: str) -> list[Any] | None:
     start, end = inner.find("{"), inner.rfind("}")
     if start < 0 or end < start:
         text = inner.strip()
-        if text.isdecimal() and int(text) <= 10:
+        if text.isdecimal() and _is_score(number_of(text)):
             return [int(text)]
-        pairs = [[int(number) for number in pair] for pair in _PAIR.findall(text)]
-        return pairs[0] if len(pairs) == 1 and max(pairs[0]) <= 10 else None
+        pairs = [[number_of(number) for number in pair] for pair in _PAIR.findall(text)]
+        return pairs[0] if len(pairs) == 1 and all(map(_is_score, pairs[0])) else None
     try:
         found = json.loads(inner[start : end + 1])
     except (ValueError, RecursionError):
@@ -266,10 +266,14 @@ def read_reply(reply: str) -> list[Any] | None:
     return None if scores is None else [scores]
 
 
+def _is_score(number: int | None) -> bool:
+    return number is not None and number <= 10
+
+
 def lowest(scores: Sequence[Any] | None) -> float | None:
     """The smallest of the scores in a reply; None if one of them is not numeric, or is below 0."""
     try:
         values = [float(score) for score in scores or ()]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return min(values) if values and all(math.isfinite(value) and value >= 0 for value in values) else None

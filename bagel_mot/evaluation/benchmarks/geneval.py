@@ -31,7 +31,7 @@ from bagel_mot.evaluation.base import (
 )
 from bagel_mot.evaluation.benchmarks.drawing import drawing_settings, seeds_of
 from bagel_mot.evaluation.benchmarks.geneval_rules import COLORS, RELATIONS, color_texts, crop, judge
-from bagel_mot.evaluation.data import locate, read_json_lines, require_complete
+from bagel_mot.evaluation.data import locate, named, read_json_lines, require_complete
 from bagel_mot.evaluation.judges.base import Classifier, Detection, Judges
 from bagel_mot.evaluation.judges.coco import COCO_CLASSES
 from bagel_mot.evaluation.statistics import bootstrap, mean_interval
@@ -188,7 +188,7 @@ class GenEval(Benchmark):
         """Scores from the `results.jsonl` of the benchmark's own scorer, which has the detector of mmdet.
 
         A line is one image: filename, which ends in PROMPT/samples/IMAGE.png, tag, prompt, correct and reason. The
-        names' numbers may have any digits.
+        names' numbers may have any digits; every prompt must have as many images as the others.
         """
         verdicts: dict[str, dict[str, Any]] = {}
         for number, line in enumerate(read_json_lines(path, columns=("filename", "tag", "prompt", "correct")), 1):
@@ -196,8 +196,17 @@ class GenEval(Benchmark):
             output = f"{item.id}/samples/{sample}"
             if output in verdicts.setdefault(item.id, {}):
                 raise DataError(f"{path}, line {number}: {output} comes a second time; one line an image is expected.")
+            if not isinstance(line["correct"], bool):
+                raise DataError(f"{path}, line {number}: correct is {line['correct']!r:.50}, not true or false.")
             reasons = [text for text in str(line.get("reason", "")).split("\n") if text]
-            verdicts[item.id][output] = {"correct": bool(line["correct"]), "why": [], "reasons": reasons, "counted": {}}
+            verdicts[item.id][output] = {"correct": line["correct"], "why": [], "reasons": reasons, "counted": {}}
+        most = max(map(len, verdicts.values()))
+        lacking = [item.id for item in self._items if len(verdicts.get(item.id, ())) < most]
+        if lacking and not self.options.partial:
+            raise DataError(
+                f"{path} lacks images of {len(lacking)} of {len(self._items)} prompts ({named(lacking)}): it has up to "
+                f"{most} of others, and would not be comparable."
+            )
         return {item.id: _score(verdicts[item.id]) for item in self._items if item.id in verdicts}
 
     def _place(self, line: Mapping[str, Any], where: str) -> tuple[Item, str]:

@@ -24,7 +24,7 @@ from bagel_mot.evaluation.base import (
 )
 from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn, edit_settings, file_bytes, user_message
 from bagel_mot.evaluation.data import locate, read_json_file, require_complete
-from bagel_mot.evaluation.judges.base import JudgeImage, JudgeRequest, Judges
+from bagel_mot.evaluation.judges.base import JudgeImage, JudgeRequest, Judges, number_of
 from bagel_mot.evaluation.judges.texts import sha256_of
 from bagel_mot.evaluation.rows import mean_row
 
@@ -189,5 +189,6 @@ def read_reply(reply: str) -> float | None:
     The names before it do not matter. A point, a fraction or bold type after the digits makes a line count for nothing.
     """
     parts = [line.strip().split(": ") for line in reply.splitlines()]
-    values = [int(part[1]) for part in parts if len(part) == 2 and part[1].isdecimal()]
+    read = [number_of(part[1]) for part in parts if len(part) == 2 and part[1].isdecimal()]
+    values = [value for value in read if value is not None]
     return round(sum(values) / len(values), 2) if values else None

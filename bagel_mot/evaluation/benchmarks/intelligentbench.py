@@ -33,7 +33,7 @@ from bagel_mot.evaluation.base import (
 )
 from bagel_mot.evaluation.benchmarks.editing import as_jpeg, chat_of, drawn, edit_settings, user_message
 from bagel_mot.evaluation.data import files_like, locate, read_parquet, require_complete
-from bagel_mot.evaluation.judges.base import JudgeMessage, JudgeRequest, Judges
+from bagel_mot.evaluation.judges.base import MOST_DIGITS, JudgeMessage, JudgeRequest, Judges, number_of
 from bagel_mot.evaluation.judges.texts import TextSource
 from bagel_mot.evaluation.rows import mean_row
 
@@ -133,14 +133,16 @@ class IntelligentBench(Benchmark):
 
     def _counted(self, found: Any) -> tuple[float | None, float | None]:
         """The numbers that a score adds to the total, and to its class."""
-        if self.options.protocol is Protocol.FIXED:
-            value = float(found) if is_number(found) or (isinstance(found, str) and found.isdecimal()) else None
-            known = value if value in range(_MOST + 1) else None
-            return known, known
         try:
             total = None if found is None else int(found)
         except (ValueError, OverflowError):
             total = None
+        if total is None or abs(total) >= 10**MOST_DIGITS:
+            return None, None
+        if self.options.protocol is Protocol.FIXED:
+            value = float(found) if is_number(found) or (isinstance(found, str) and found.isdecimal()) else None
+            known = value if value in range(_MOST + 1) else None
+            return known, known
         return total, float(found) if is_number(found) and 0 <= found <= _MOST else None
 
     def aggregate(self, scores: Mapping[str, Score]) -> Summary:
@@ -169,6 +171,6 @@ def read_reply(reply: str) -> Any:
         found = json.loads(text)
     except (ValueError, RecursionError):
         match = re.search(r"\"score\"\s*:\s*(\d+)", text)
-        return int(match[1]) if match else None
+        return number_of(match[1]) if match else None
     value = found.get("score") if isinstance(found, dict) else None
     return value if is_number(value) or isinstance(value, str) else None

@@ -45,7 +45,7 @@ from bagel_mot.evaluation.benchmarks.editing import (
     user_message,
 )
 from bagel_mot.evaluation.data import locate, read_json_file, require_complete
-from bagel_mot.evaluation.judges.base import JudgeImage, JudgeRequest, Judges
+from bagel_mot.evaluation.judges.base import MOST_DIGITS, JudgeImage, JudgeRequest, Judges
 from bagel_mot.evaluation.judges.texts import shipped_texts
 from bagel_mot.evaluation.rows import mean_row
 
@@ -363,14 +363,17 @@ def _whole(value: Any) -> int | None:
     """A score as a whole number; None for null.
 
     Raises:
-        ValueError: it is not numeric.
+        ValueError: it is not numeric, or has more digits than any score.
     """
     if value is None:
         return None
     try:
-        return int(value)
+        found = int(value)
     except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from error
+    if abs(found) >= 10**MOST_DIGITS:
+        raise ValueError("a score has fewer digits")
+    return found
 
 
 def read_reply(reply: str, metric: str) -> int | None:

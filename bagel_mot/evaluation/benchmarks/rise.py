@@ -40,7 +40,7 @@ from bagel_mot.evaluation.base import (
 )
 from bagel_mot.evaluation.benchmarks.editing import chat_of, drawn, edit_settings, encoded, tried, user_message
 from bagel_mot.evaluation.data import locate, open_input, read_json_file, require_complete
-from bagel_mot.evaluation.judges.base import JudgeImage, JudgeRequest, Judges
+from bagel_mot.evaluation.judges.base import JudgeImage, JudgeRequest, Judges, number_of
 from bagel_mot.evaluation.judges.texts import TextSource
 from bagel_mot.evaluation.rows import mean_row, share_row
 
@@ -299,7 +299,6 @@ def _request(content: Sequence[str | JudgeImage]) -> Callable[[int], JudgeReques
 
 def read_reply(reply: str, logical: bool) -> float | None:
     """The number after "Final Score" in a reply; of a logical item 1 for 0 and 5 for 1. None if there is none."""
-    if (match := _FINAL.search(reply)) is None:
+    if (match := _FINAL.search(reply)) is None or (value := number_of(match[1])) is None:
         return None
-    value = float(match[1])
-    return {0.0: 1.0, 1.0: float(_BEST)}.get(value) if logical else value
+    return {0: 1.0, 1: float(_BEST)}.get(value) if logical else float(value)

@@ -55,6 +55,15 @@ class JudgeRequest:
     attempt: int = 0
 
 
+MOST_DIGITS = 9
+"""The digits of a score, at most. A judge that repeats a digit for ever writes more."""
+
+
+def number_of(digits: str) -> int | None:
+    """The number that some digits in a reply are; None for more digits than any score has."""
+    return int(digits) if len(digits) <= MOST_DIGITS else None
+
+
 class Judge(Protocol):
     """Answers questions about texts and images."""
 

@@ -23,12 +23,11 @@ from typing import Any, Literal
 from PIL import Image
 
 from bagel_mot.errors import EvaluationError, SettingError
-from bagel_mot.evaluation.http import CHAT, CallFailed, ModelServer, Refused, UnansweredError
+from bagel_mot.evaluation.http import CallFailed, ModelServer, Refused, UnansweredError, said_in
 from bagel_mot.evaluation.judges.base import JudgeImage, JudgeMessage, JudgeRequest
 from bagel_mot.evaluation.judges.reply_cache import ReplyCache
 
 KEY_VARIABLES = ("BAGEL_JUDGE_KEY", "OPENAI_API_KEY")
-_NEWER_LIMIT = "max_completion_tokens"
 _KEPT = "what was scored is kept, and the same command goes on from there"
 
 
@@ -113,7 +112,6 @@ class ChatJudge:
         self._places = threading.BoundedSemaphore(self.options.concurrency)
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
-        self._limit_name = "max_tokens"
         self.counts = {"calls": 0, "cached": 0, "failed": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     def __repr__(self) -> str:
@@ -160,7 +158,7 @@ class ChatJudge:
             return kept
         try:
             with self._places:
-                reply = self._ask(body, read)
+                reply = self._server.chat(body, lambda found: read(self._choice(found)))
         except Refused as refused:
             self._give_up(f"it refuses the request ({refused})")
             return None
@@ -212,18 +210,6 @@ class ChatJudge:
         }
 
     # ------------------------------------------------------------------------------------------------------- the calls
-
-    def _ask(self, body: Mapping[str, Any], read: Callable[[Mapping[str, Any]], str | None]) -> str | None:
-        """The reply, after as many tries as are allowed; errors as `ModelServer.post`."""
-        while True:
-            limit = self._limit_name
-            sent = {limit if name == "max_tokens" else name: value for name, value in body.items()}
-            try:
-                return self._server.post(CHAT, lambda found: read(self._choice(found)), json=sent)
-            except Refused as refused:
-                if refused.status != 400 or _NEWER_LIMIT not in refused.said or limit == _NEWER_LIMIT:
-                    raise
-                self._limit_name = _NEWER_LIMIT  # reasoning models of OpenAI know the limit by this name alone
 
     def _choice(self, found: Mapping[str, Any]) -> Mapping[str, Any]:
         """The first choice in an answer, an object whose "message" is one.
@@ -291,13 +277,7 @@ def _told(part: str | JudgeImage) -> Any:
 
 def _reply_of(choice: Mapping[str, Any]) -> str | None:
     """The text of a choice; None where the judge declined to say anything."""
-    said = choice["message"].get("content")
-    if isinstance(said, list):
-        texts = [part.get("text") for part in said if isinstance(part, dict)]
-        said = "".join(text for text in texts if isinstance(text, str))
-    if said is not None and not isinstance(said, str):
-        raise CallFailed(f"its reply is a {type(said).__name__}, not a text")
-    return said
+    return said_in(choice["message"])
 
 
 def _first_token_of(choice: Mapping[str, Any]) -> str:

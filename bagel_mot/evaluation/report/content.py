@@ -47,9 +47,9 @@ class ReportedRun:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """The parts that runs share which may be compared: the benchmark, its variant and the judge."""
-        judge = self.summary["judge"].get("model", "")
-        return self.summary["benchmark"], str(self.summary["variant"]), str(self.summary["data"]), str(judge)
+        """The parts that runs share which may be compared: the benchmark, its variant, data and protocol, the judge."""
+        parts = (self.summary[name] for name in ("benchmark", "variant", "data", "protocol"))
+        return (*map(str, parts), str(self.summary["judge"].get("model", "")))
 
     def shown(self) -> list[ShownItem]:
         """The items to look at: spread evenly over all, so that none is chosen for its score."""

@@ -133,7 +133,8 @@ def write_report(first: Path, second: Path | None = None) -> tuple[list[Path], d
         pairs = [(run, others[run.key]) for run in runs if run.key in others]
         if not pairs:
             raise EvaluationError(
-                f"{first} and {second} share no benchmark with the same data, variant and judge: nothing is compared."
+                f"{first} and {second} share no benchmark with the same data, variant, protocol and judge: nothing is "
+                "compared."
             )
         for run, other in pairs:
             differences.append(_add_comparison(page, run, other))

@@ -10,7 +10,7 @@ from typing import Any
 
 from bagel_mot.errors import EvaluationError, ImageError, PromptError
 from bagel_mot.evaluation.base import Item, ItemResult
-from bagel_mot.evaluation.http import CHAT, CallFailed, ModelServer, NotServedError, Refused
+from bagel_mot.evaluation.http import CallFailed, ModelServer, NotServedError, Refused, said_in
 from bagel_mot.evaluation.respondents.base import ITEM_ERRORS, Answered, StoppedError, content, drawn_paths, fitting
 from bagel_mot.files import write_atomically, writing
 from bagel_mot.images import open_image
@@ -59,6 +59,11 @@ class ServerRespondent:
             raise EvaluationError(
                 f"item {item.id!r} asks for {what}, which a server does not offer: choose other rows."
             )
+        if item.settings.get("think") and not self.is_ours:
+            raise EvaluationError(
+                f"item {item.id!r} asks for thinking, which the server at {self.server.url} is not told of: only bagel "
+                "serve is. Leave out --think (of mini, the rows with thinking)."
+            )
         try:
             if item.kind == "ask":
                 replies = [self._ask(item, seed) for seed in item.seeds]
@@ -85,7 +90,7 @@ class ServerRespondent:
             body["max_tokens"] = settings.pop("max_new_tokens")
         sampled = settings.pop("do_sample", False)
         body["temperature"] = settings.pop("temperature", 0.3) if sampled else 0
-        return self.server.post(CHAT, _text_in, json={**body, **(settings if self.is_ours else {})})
+        return self.server.chat({**body, **(settings if self.is_ours else {})}, _text_in)
 
     def _draw(self, item: Item, seed: int, path: Path) -> str:
         """Writes the drawn image; returns its thinking."""
@@ -121,7 +126,7 @@ def _text_in(reply: Mapping[str, Any]) -> tuple[str, bool]:
     """The answer in a reply, and whether it ended by the limit."""
     try:
         choice = reply["choices"][0]
-        return str(choice["message"]["content"] or ""), choice.get("finish_reason") == "length"
+        return said_in({"content": choice["message"]["content"]}) or "", choice.get("finish_reason") == "length"
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise CallFailed("it sent a reply without an answer") from error
 
@@ -138,10 +143,10 @@ def _image_in(reply: Mapping[str, Any]) -> tuple[bytes, str]:
 def _listed(server: ModelServer, model: str) -> dict[str, Any]:
     """The entry of a model in the server's list of models; empty for a server that does not list them."""
     try:
-        listed = server.get("/models").get("data") or []
+        listed = server.get("/models").get("data")
     except (Refused, NotServedError):
         return {}
-    entries = {str(one.get("id")): one for one in listed if isinstance(one, dict)}
+    entries = {str(one.get("id")): one for one in listed if isinstance(one, dict)} if isinstance(listed, list) else {}
     if entries and model not in entries:
         raise EvaluationError(f"{server.url} has no model {model!r}: it has {', '.join(list(entries)[:5])}.")
     return entries.get(model, {})

@@ -109,6 +109,12 @@ def test_scores_and_requests_are_as_recorded(protocol: str) -> None:
         assert [request.attempt for request in two] == [number // 2 for number in range(len(two))], key
 
 
+@pytest.mark.parametrize("digits", ["9" * 400, "9" * 5000], ids=len)
+@pytest.mark.parametrize("form", ["{}", "[{}, 3]", '{{"score": [{}, 3]}}', '{{"score": "{}"}}'])
+def test_a_judge_that_repeats_a_digit_for_ever_is_not_read(form: str, digits: str) -> None:
+    assert lowest(read_reply(form.format(digits))) is None
+
+
 def test_where_the_published_scorer_draws_a_number_the_item_is_left_out() -> None:
     recorded = EXPECTED["runs"]["odd"]
     scores, _, summary = scored(GEdit(options("gedit", protocol=PUBLISHED)), replies("odd"), edited)

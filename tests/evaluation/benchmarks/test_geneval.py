@@ -325,6 +325,7 @@ def test_the_official_scorer_s_results_are_read(coordinates: Path, tmp_path: Pat
     [
         ({"filename": "picture.png"}, "line 1: 'picture.png' names no prompt"),
         ({"filename": "x/00099/samples/0000.png"}, "names no prompt"),
+        ({"correct": "False"}, "line 1: correct is 'False', not true or false"),
         ({"prompt": "a photo of a dog"}, "prompt 00000 is 'a photo of a dog', here it is 'a photo of a kite'"),
     ],
 )

@@ -64,7 +64,15 @@ def test_upstream_names_its_own_judge() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reply", "value"), [("a: 5", 5.0), ("a: 5\nb: 4\nc: 4", 4.33), ("a: 4.", None), ("a: 4/5", None), ("", None)]
+    ("reply", "value"),
+    [
+        ("a: 5", 5.0),
+        ("a: 5\nb: 4\nc: 4", 4.33),
+        ("a: 4.", None),
+        ("a: 4/5", None),
+        ("", None),
+        ("a: " + "9" * 5000, None),
+    ],
 )
 def test_lines_of_a_reply(reply: str, value: float | None) -> None:
     assert read_reply(reply) == value

@@ -12,13 +12,15 @@ import pytest
 from PIL import Image
 
 from bagel_mot.errors import DataError
-from bagel_mot.evaluation.base import BenchmarkOptions, Item
+from bagel_mot.evaluation.base import BenchmarkOptions, Item, ItemResult
 from bagel_mot.evaluation.benchmarks.intelligentbench import CLASSES, TEXTS, IntelligentBench, read_reply
 from bagel_mot.evaluation.data import ParquetImage
+from bagel_mot.evaluation.judges.base import Judges
 from tests.evaluation.benchmarks.edits import (
     FIXED,
     PUBLISHED,
     ROOT,
+    Scripted,
     check_items,
     check_rows,
     check_settings_of_request,
@@ -105,6 +107,19 @@ def test_without_the_text_a_complete_set_is_not_judged() -> None:
 @pytest.mark.parametrize("reply", ["", "[]", "{", '{"score": true}', '{"score": [1]}', "null"])
 def test_replies_without_a_score(reply: str) -> None:
     assert read_reply(reply) is None
+
+
+@pytest.mark.parametrize("protocol", [PUBLISHED, FIXED])
+@pytest.mark.parametrize("form", ["{}", '"{}"'])
+@pytest.mark.parametrize("digits", ["2" * 400, "2" * 5000], ids=len)
+def test_a_judge_that_repeats_a_digit_for_ever_gives_no_score(
+    digits: str, form: str, protocol: str, edited: Any
+) -> None:
+    benchmark = IntelligentBench(options("intelligentbench", protocol=protocol))
+    item = benchmark.items()[0]
+    replies = [f'{{"score": {form.format(digits)}}}'] * 3
+    score = benchmark.score(item, ItemResult(images=(edited(item),)), Judges(chat=Scripted(replies)))
+    assert dict(score.values) == {"score": None, "score_of_class": None}
 
 
 def test_half_a_set_is_refused_with_what_is_missing() -> None:

@@ -124,6 +124,12 @@ def test_json_without_a_number_loses_the_item(wrong: str) -> None:
         read_dual(f'{{"instruction_score": {wrong}, "knowledge_score": 1}}')
 
 
+@pytest.mark.parametrize("digits", ["9" * 400, '"' + "9" * 5000 + '"'], ids=len)
+def test_a_judge_that_repeats_a_digit_for_ever_loses_the_item(digits: str) -> None:
+    with pytest.raises(ValueError, match="digits"):
+        read_reply(f'{{"quality_score": {digits}}}', "quality")
+
+
 def test_the_parts_hold_all_types() -> None:
     assert sorted(type_ for types in GROUPS.values() for type_ in types) == sorted(TYPES)
     assert sum(TYPES.values()) == 1267

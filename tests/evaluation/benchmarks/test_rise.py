@@ -166,6 +166,10 @@ def test_a_reply_is_read_at_its_final_score(reply: str, logical: bool, value: fl
     assert read_reply(reply, logical) == value
 
 
+def test_a_judge_that_repeats_a_digit_for_ever_is_not_read() -> None:
+    assert read_reply("Final Score: " + "5" * 400, logical=False) is None
+
+
 def test_half_a_set_is_refused_with_what_is_missing() -> None:
     with pytest.raises(DataError, match=r"RISEBench is not complete.*temporal_reasoning 8 of 85"):
         Rise(BenchmarkOptions(DATA)).items()

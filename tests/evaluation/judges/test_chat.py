@@ -272,6 +272,13 @@ def test_a_judge_that_drips_is_left_at_the_time_limit(dripping: str, waits: list
         judge(dripping, waits, timeout=0.3, tries=1, failures=1).complete(asked())
 
 
+def test_half_a_character_in_a_reply_can_be_stored(tmp_path: Path, waits: list[float]) -> None:
+    with serving("so \ud83d") as script:
+        for _ in range(2):
+            assert judge(script.url, waits, cache=tmp_path).complete(asked()) == "so \ufffd"
+    assert len(script.asked) == 1
+
+
 def test_a_reply_that_is_withheld_is_a_failed_call_and_an_empty_one_a_reply(waits: list[float]) -> None:
     with serving(reply(None), "", reply([{"type": "text", "text": "[1, "}, {"type": "text", "text": "2]"}])) as script:
         found = judge(script.url, waits)

@@ -10,18 +10,20 @@ import pytest
 
 from bagel_mot.cli.evaluation.tables import print_report
 from bagel_mot.errors import EvaluationError
+from bagel_mot.evaluation.base import BenchmarkOptions, Protocol
 from bagel_mot.evaluation.curves import TrainingPoint, ability_curves
 from bagel_mot.evaluation.report.pages import write_report
 from bagel_mot.evaluation.run_summary import summarize, write_summary
 from bagel_mot.evaluation.runner import ItemRunner
-from tests.evaluation.scripted import Knowing, Sums, sums
+from tests.evaluation.scripted import Knowing, Sums
 
 
-def evaluated(folder: Path, respondent: Knowing) -> Path:
-    benchmark = sums()
-    runner = ItemRunner(benchmark, respondent, folder / "sums")
+def evaluated(folder: Path, respondent: Knowing, protocol: Protocol = Protocol.PUBLISHED) -> Path:
+    benchmark = Sums(BenchmarkOptions(Path(), protocol))
+    place = folder / ("sums" if protocol is Protocol.PUBLISHED else f"sums-{protocol}")
+    runner = ItemRunner(benchmark, respondent, place)
     runner.run(benchmark.items())
-    write_summary(folder / "sums", summarize(runner, benchmark.items(), 12))
+    write_summary(place, summarize(runner, benchmark.items(), 12))
     return folder
 
 
@@ -59,6 +61,16 @@ def test_two_runs_are_compared_on_the_items_of_both(tmp_path: Path) -> None:
     assert row["difference"] == pytest.approx(-2 / 11)
     assert {id for id, *_ in row["most"]} == {"0+1", "5+1", "6+1", "7+1"}
     assert "McNemar, exact" in page.read_text(encoding="utf-8")
+
+
+def test_runs_by_different_protocols_are_not_compared(tmp_path: Path) -> None:
+    first = evaluated(tmp_path / "a", Knowing())
+    second = evaluated(tmp_path / "b", Knowing(wrong=("5+1",)))
+    evaluated(second, Knowing(wrong=("6+1", "7+1")), Protocol.FIXED)
+    [row] = write_report(first, second)[1]["differences"][0]["rows"]
+    assert (row["only_first"], row["only_second"]) == (1, 0)
+    with pytest.raises(EvaluationError, match="with the same data, variant, protocol and judge"):
+        write_report(first, second / "sums-fixed")
 
 
 def test_shares_are_shown_on_the_scale_of_the_published_number(

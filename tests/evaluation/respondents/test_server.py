@@ -6,6 +6,7 @@ import base64
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from bagel_mot.errors import EvaluationError, PromptError, SettingError
 from bagel_mot.evaluation.base import Item, ItemResult
 from bagel_mot.evaluation.benchmarks.mini import Mini
 from bagel_mot.evaluation.http import ModelServer
+from bagel_mot.evaluation.records import Records
 from bagel_mot.evaluation.respondents.local import LocalRespondent
 from bagel_mot.evaluation.respondents.server import ServerRespondent
 from bagel_mot.inference.api import Bagel
@@ -77,6 +79,41 @@ def test_another_models_server_gets_what_all_of_them_know(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([{"type": "text", "text": "th"}, {"type": "text", "text": "at"}], "that"),
+        (None, ""),
+        ("that \ud83d", "that \ufffd"),
+        ("that \U0001f697", "that \U0001f697"),
+    ],
+    ids=["in parts", "nothing", "half a character", "a whole one"],
+)
+def test_an_answer_in_another_form_is_read_and_can_be_stored(content: Any, said: str, tmp_path: Path) -> None:
+    with serving(reply(content)) as script:
+        [outcome] = respondent(script).answer([Item("a", "ask", "What?")], tmp_path)
+    assert outcome == ItemResult(texts=(said,), truncated=(False,))
+    Records(tmp_path, "items", {}).add("a", {"texts": [said]})
+    assert Records(tmp_path, "items", {}).lines["a"] == {"texts": [said]}
+
+
+def test_the_limit_of_tokens_is_renamed_for_models_that_want_it(tmp_path: Path) -> None:
+    item = Item("a", "ask", "What?", settings={"max_new_tokens": 9})
+    with serving(error(400, "'max_tokens' is not supported: use 'max_completion_tokens'"), reply("that")) as script:
+        assert respondent(script).answer([item], tmp_path) == [ItemResult(texts=("that",), truncated=(False,))]
+    assert [(body.get("max_tokens"), body.get("max_completion_tokens")) for _, _, body in script.asked] == [
+        (9, None),
+        (None, 9),
+    ]
+
+
+def test_thinking_is_refused_where_the_server_would_not_be_told(tmp_path: Path) -> None:
+    item = Item("a", "ask", "What?", settings={"think": True})
+    with serving(reply("that")) as script, pytest.raises(EvaluationError, match="asks for thinking, which the server"):
+        respondent(script).answer([item], tmp_path)
+    assert script.asked == []
+
+
 def test_a_busy_server_is_asked_again_and_a_refused_item_named(tmp_path: Path) -> None:
     item, slept = Item("a", "ask", "What?"), list[float]()
     with serving(error(429, headers={"Retry-After": "7"}), error(503), reply("that")) as script:
@@ -97,6 +134,7 @@ def test_a_busy_server_is_asked_again_and_a_refused_item_named(tmp_path: Path) -
         (error(500, "oh"), "does not answer after 6 tries: it answers with status 500: oh"),
         ((200, {}, b"<html>"), "its answer is not a JSON object"),
         ((200, {}, b"{}"), "a reply without an answer"),
+        (reply(7), "its reply is a int, not a text"),
     ],
 )
 def test_a_server_that_refuses_for_good(
