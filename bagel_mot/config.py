@@ -105,6 +105,8 @@ def _sentence(invalid: ValidationError) -> str:
     if first["type"] == "value_error":  # a check of ours, which names what was given
         return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
     wanted = wanted.replace("Input should be", "it must be")
+    if first["type"] == "dataclass_type":
+        wanted = "it must be a section with keys of its own"
     if first["type"] == "missing" or value is None:
         return f"{key} is missing" + (f"; {wanted}" if wanted.startswith("it must") else "")
     return f"{key} is {value!r}; {wanted}"

@@ -119,11 +119,13 @@ class ImagePlace:
         folders: the folders that relative paths are looked up in, in order. A path never leaves them.
         archives: the zip and tar files that are looked into if no folder has the file.
         urls: whether images at http and https addresses are fetched.
+        anywhere: whether paths may lead out of the folders: those of data that the user wrote, on this machine.
     """
 
     folders: tuple[AnyPath, ...] = ()
     archives: tuple[Archive, ...] = ()
     urls: bool = False
+    anywhere: bool = False
 
     def image(self, value: Any) -> AnyImage:
         """The image of a value: bytes, {"bytes", "path"}, a relative path, base64, a URL, or an image of Pillow's.
@@ -175,6 +177,8 @@ class ImagePlace:
         if not self.folders and not self.archives:
             raise SkipRow("an image is a path", f"the image is the path {name[:200]}, and no data.images says where")
         plain = posixpath.normpath(name.replace("\\", "/"))
+        if self.anywhere:
+            return plain
         if posixpath.isabs(plain):
             for folder in self.folders:
                 if isinstance(folder, Path) and Path(plain).is_relative_to(folder.absolute()):

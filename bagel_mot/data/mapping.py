@@ -200,7 +200,9 @@ def _chat(mapper: RowMapper, row: Row, draws: Draws) -> Document:
     elif mapper.has(row, "video"):
         name = text_of(first_of(row, mapper.columns["video"], "video"), "a video")
         found["video"] = str(mapper.place.path(name)) + ("/" if name.endswith("/") else "")
-    map_turns = Conversation(human=mapper.human, gpt=mapper.gpt, image_mark=mapper.image_mark, sampler=mapper.frames)
+    map_turns = Conversation(
+        human=mapper.human, gpt=mapper.gpt, image_mark=mapper.image_mark, sampler=mapper.frames, exact=True
+    )
     return map_turns(found, draws)
 
 

@@ -9,6 +9,7 @@ precision of the activations.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -266,7 +267,7 @@ def fill_adapter(model: BagelModel, name: str, adapter: Adapter) -> None:
     """Puts numbers into an adapter that a model has, whose master stays float32.
 
     Raises:
-        ValueError: the two are not of the same matrices and ranks.
+        ValueError: the two are not of the same matrices, ranks and scales.
     """
     layers = dict(adapted_layers(model, name))
     if layers.keys() != adapter.matrices.keys():
@@ -276,6 +277,11 @@ def fill_adapter(model: BagelModel, name: str, adapter: Adapter) -> None:
         layer = layers[place]
         if (layer.r[name], name in layer.lora_magnitude_vector) != (matrix.rank, matrix.magnitude is not None):
             raise ValueError(f"the rank of {place} is {matrix.rank}, and {layer.r[name]} is asked for; or DoRA differs")
+        scale, asked = matrix.scale(adapter.rslora), layer.scaling[name]
+        if not math.isclose(scale, asked, rel_tol=1e-6):
+            raise ValueError(
+                f"the scale of {place}, α / rank or with rsLoRA α / √rank, is {scale:.4g}, and {asked:.4g} is asked for"
+            )
         _fill(layer, name, matrix)
 
 

@@ -51,7 +51,7 @@ def begin(recipe: BagelRecipe, source: Source, launch: Launch) -> Beginning:
     """The run's own newest checkpoint, else the checkpoint `init`, else a new model.
 
     Before a checkpoint is loaded for the first time, data that cannot train it and a division that does not fit it are
-    refused.
+    refused; and so are data that cannot validate it, which are needed much later.
 
     In a launch of several processes none of them holds all values. A quantised base of adapters alone is whole in
     each: it is small, and worked out tensor by tensor.
@@ -64,6 +64,10 @@ def begin(recipe: BagelRecipe, source: Source, launch: Launch) -> Beginning:
         degrees = recipe.parallel.degrees(launch.world)
         degrees.check_decoder(data.config.decoder, slots_to_share(data.pack, degrees.context))
         check_first_rows(data, recipe.seed)
+    if recipe.validation is not None:  # a run that goes on may have another one
+        validation = recipe.validation.data.open(0)
+        if recipe.model is None:
+            check_first_rows(open_data(recipe, validation), 0)
     if not begun and recipe.model is not None:
         return _new(recipe, recipe.model, source, divided=launch.world > 1)
     # A run that has begun goes on with its own tokenizer and autoencoder, whatever it was made from.

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -26,10 +26,17 @@ from bagel_mot.training.objective import NoisedPack, OwnTargets, predict_velocit
 NAME = "default"
 """The name that a trained adapter has in the network, as peft calls it."""
 _ExpertName = Literal["und", "gen"]
-_ExpertNames = Annotated[tuple[_ExpertName, ...], Field(min_length=1), must_be("a list of und and gen, or one of them")]
+_OneOrSeveral = BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+_ExpertNames = Annotated[
+    tuple[_ExpertName, ...],
+    Field(min_length=1),
+    _OneOrSeveral,
+    must_be("a list of und and gen, or one of them"),
+]
 _Matrices = Annotated[
     tuple[ExpertMatrix, ...],
     Field(min_length=1),
+    _OneOrSeveral,
     must_be(f"a list of {', '.join(EXPERT_MATRICES)}"),
 ]
 

@@ -33,7 +33,7 @@ from bagel_mot.training.lora import base_precision
 from bagel_mot.training.metrics import METRICS_FILE
 from bagel_mot.training.objective import CE_CHUNK, takes_whole_mask
 from bagel_mot.training.recipe import AnyRecipe, BagelRecipe, compute_dtype
-from bagel_mot.training.sizes import encoded_together, most_tokens, pack_config
+from bagel_mot.training.sizes import encoded_together, most_tokens, pack_config, slots_to_share
 from bagel_mot.training.start import StartShape, start_shape
 from bagel_mot.training.trainable import matching
 
@@ -156,7 +156,7 @@ def plan(recipe: BagelRecipe, machine: MachineShape) -> TrainingPlan:
 
     Raises:
         CheckpointError: there is no such checkpoint to start from.
-        RecipeError: the parallel degrees do not fit the processes, or `trainable` matches nothing.
+        RecipeError: the parallel degrees do not fit the processes or the model, or `trainable` matches nothing.
         DataError: there are no data, or a file cannot be used.
     """
     processes, memory = machine.processes, machine.memory
@@ -165,6 +165,10 @@ def plan(recipe: BagelRecipe, machine: MachineShape) -> TrainingPlan:
     start = start_shape(recipe)
     pack = pack_config(recipe.pack, start.vae, start.vit)
     packs = recipe.packs_per_step or degrees.data
+    degrees.check_streams(packs)
+    degrees.check_decoder(start.config.decoder, slots_to_share(pack, degrees.context))
+    if recipe.validation is not None:
+        recipe.validation.data.open(0)
     trained = trained_parameters(recipe, start.config)
     total = sum(shape.numel() for name, shape in model_shapes(start.config).items() if _is_parameter(name))
     work = _work(recipe, start, pack, degrees, packs, on_cpu)

@@ -262,7 +262,10 @@ class BagelRecipe(Recipe):
                     f"alone; trainable is {list(self.trainable)}: set trainable to lora, or leave replay.distil out"
                 )
             if self.lora is not None:
-                raise ValueError(f"lora is what `trainable: lora` trains; trainable is {list(self.trainable)}")
+                raise ValueError(
+                    f"lora is what `trainable: lora` trains; trainable is {list(self.trainable)}: set trainable to "
+                    "lora, or lora to null"
+                )
             return
         if len(self.trainable) > 1:
             raise ValueError(f"trainable is {list(self.trainable)}; lora trains adapters alone, beside nothing else")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -192,10 +193,18 @@ def test_parts_that_a_task_does_not_need_have_no_adapters(golden: Any) -> None:
     assert {layer.factors("a")[0].dtype for _, layer in adapted_layers(checkpoint.model)} == {torch.bfloat16}
 
 
-def test_an_adapter_of_other_ranks_or_matrices_is_not_put_into_another(model: BagelModel) -> None:
+def test_an_adapter_of_other_ranks_scales_or_matrices_is_not_put_into_another(model: BagelModel) -> None:
     add_new_adapter(model, "a", {"decoder.layers.0.und.q": MatrixShape(4, 8.0)})
     with pytest.raises(ValueError, match=r"^only one of them adapts decoder.layers.0.gen.down"):
         fill_adapter(model, "a", random_adapter(model.config))
     only = random_adapter(model.config, rank=2).matrices["decoder.layers.0.und.q"]
     with pytest.raises(ValueError, match=r"^the rank of decoder.layers.0.und.q is 2, and 4 is asked for"):
         fill_adapter(model, "a", Adapter({"decoder.layers.0.und.q": only}))
+    same = random_adapter(model.config, rank=4).matrices["decoder.layers.0.und.q"]
+    for other in (
+        Adapter({"decoder.layers.0.und.q": replace(same, alpha=4.0)}),
+        Adapter({"decoder.layers.0.und.q": same}, True),
+    ):
+        with pytest.raises(ValueError, match=r"^the scale of decoder.layers.0.und.q, .* is [14], and 2 is asked for"):
+            fill_adapter(model, "a", other)
+    fill_adapter(model, "a", Adapter({"decoder.layers.0.und.q": same}))

@@ -224,6 +224,7 @@ def test_a_run_goes_on_from_an_adapter(lora: Make, tmp_path: Path) -> None:
         ({"trainable": "gen"}, r"lora is what `trainable: lora` trains; trainable is \['gen'\]"),
         ({"optimizer": {"name": "muon"}}, r"trainable is lora: optimizer.name must be 'adamw', not 'muon'"),
         ({"autoencoder": "mini"}, r"trainable is lora: adapters use the autoencoder of init"),
+        ({"lora": 5}, r"lora is 5; it must be a section with keys of its own"),
         ({"lora": {"experts": []}}, r"lora.experts is \[\]; it must be a list of und and gen"),
         ({"lora": {"targets": ["q_proj"]}}, r"lora.targets is \['q_proj'\]; it must be a list of q, k, v, o, gate, up"),
         ({"lora": {"experts": ["gen"], "und": {"rank": 2}}}, r"und changes adapters of an expert that has none"),
@@ -235,6 +236,11 @@ def test_a_run_goes_on_from_an_adapter(lora: Make, tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(lora: Make, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         lora(**changes)
+
+
+def test_one_expert_and_one_matrix_need_no_list(lora: Make) -> None:
+    adapters = lora(lora={"experts": "und", "targets": "q"}).adapters
+    assert (adapters.experts, adapters.targets) == (("und",), ("q",))
 
 
 def test_a_new_model_has_no_adapters(recipe: Make) -> None:

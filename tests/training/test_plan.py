@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from bagel_mot.checkpoint.official import load_checkpoint
-from bagel_mot.errors import RecipeError
+from bagel_mot.errors import BagelError, RecipeError
 from bagel_mot.inference.loading import find_checkpoint
 from bagel_mot.training.lora import add_adapters
 from bagel_mot.training.packaged import find_recipe
@@ -90,6 +90,27 @@ def test_what_does_not_fit_is_refused_with_the_nearest_profile_that_does() -> No
     degrees = [*DRAWN, "parallel.data_parallel_shard_degree=3"]
     with pytest.raises(RecipeError, match=r"^this run has 2 processes, but its parallel section needs 3 "):
         load_recipe(path, degrees, machine=MachineShape(False, 2, 80 * GB))
+
+
+@pytest.mark.parametrize(
+    ("override", "processes", "message"),
+    [
+        (
+            "parallel.tensor_parallel_degree=3",
+            3,
+            r"tensor_parallel_degree is 3, which does not divide the model's \d+ ",
+        ),
+        ("packs_per_step=3", 2, "packs_per_step is 3, which 2 data-parallel processes cannot share"),
+        (
+            "validation.data={kind: folder, path: nowhere}",
+            1,
+            "nowhere does not exist; a folder with images",
+        ),
+    ],
+)
+def test_a_plan_refuses_what_the_run_would_refuse(override: str, processes: int, message: str) -> None:
+    with pytest.raises(BagelError, match=message):
+        plan(_recipe("init=mini", override), MachineShape(False, processes, 16 * GB))
 
 
 def test_profiles_that_do_not_go_with_a_changed_value_are_left_out() -> None:

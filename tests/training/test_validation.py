@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
+from bagel_mot.errors import DataError
 from bagel_mot.parallel.ranks import Ranks
 from bagel_mot.training.breakdown import with_ratios
 from bagel_mot.training.recipe import BagelRecipe
@@ -35,3 +37,17 @@ def test_validation_repeats_itself_until_the_weights_change(recipe: Callable[...
     assert losses() != first
     assert task.module.training
     task.close()
+
+
+def test_data_that_cannot_validate_are_refused_before_a_model_is_loaded(
+    recipe: Callable[..., BagelRecipe], tmp_path: Path
+) -> None:
+    folder = tmp_path / "images"
+    validation = {"data": {"kind": "folder", "task": "t2i", "path": str(folder)}}
+    with pytest.raises(DataError, match="does not exist"):
+        BagelTask(recipe(validation=validation))
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    pack = {"rows": 1, "und": 300, "gen": 128}
+    with pytest.raises(DataError, match=r"there is no a\.txt"):
+        BagelTask(recipe(model=None, autoencoder=None, init="mini", pack=pack, validation=validation))

@@ -11,17 +11,18 @@ from pydantic.dataclasses import dataclass
 from bagel_mot.config import Count, must_be
 from bagel_mot.data.dataset import DataGroup, Dataset
 from bagel_mot.data.documents import OPENERS, ImageRules
+from bagel_mot.data.image_places import ImagePlace
+from bagel_mot.data.mapping import TASKS, RowMapper
 from bagel_mot.data.readers.folder import CaptionedImages, ImagePairs, image_files
 from bagel_mot.data.readers.jsonl import JsonlReader
 from bagel_mot.data.remote import is_on_the_web, is_remote
 from bagel_mot.data.sources.base import FileSource, Source, SourceConfig
-from bagel_mot.data.tasks.chat import Conversation
 from bagel_mot.data.tasks.edit import Compose
 from bagel_mot.data.tasks.t2i import TextToImage, plain_captions
 from bagel_mot.errors import DataError
 from bagel_mot.files import user_path
 
-FolderTask = Literal["t2i", "edit", "chat"]
+FolderTask = Literal["t2i", "edit", "chat", "think"]
 
 
 def _on_this_machine(given: Any) -> Any:
@@ -35,12 +36,12 @@ def _on_this_machine(given: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig(SourceConfig):
-    """A folder of images with captions, of pairs of images with instructions, or of conversations.
+    """A folder of images with captions, of pairs of images with instructions, of conversations, or of thoughts.
 
     Attributes:
-        path: the folder; for conversations also a JSONL file, beside whose folder the images are looked for.
-        task: the task: "t2i" draws images from their captions, "edit" changes images, "chat" answers; by default the
-            one that the folder holds data for.
+        path: the folder; for conversations and thoughts also a JSONL file, in whose folder the images are looked for.
+        task: the task: "t2i" draws images from their captions, "edit" changes images, "chat" answers, "think" thinks
+            before it draws or answers; by default the one that the folder holds data for.
         target_copies: noised copies of each image that is to be drawn, each at its own timestep; text to image alone.
         images: the way to open images: "upright", turned by their EXIF orientation and over white, or "published", as
             the published scripts do.
@@ -64,10 +65,11 @@ class FolderConfig(SourceConfig):
 
     def _dataset(self, task: FolderTask) -> Dataset:
         rules, name = ImageRules(opener=OPENERS[self.images]), str(self.path)
-        if task == "chat":
-            files = _conversation_files(self.path)
-            folder = self.path if self.path.is_dir() else self.path.parent
-            return Dataset(name, JsonlReader(files), Conversation(folder=folder), rules)
+        if task in ("chat", "think"):
+            files = _row_files(self.path, "conversations" if task == "chat" else "thoughts")
+            place = ImagePlace((self.path if self.path.is_dir() else self.path.parent,), anywhere=True)
+            of_rows = TASKS[task]
+            return Dataset(name, JsonlReader(files), RowMapper(task, of_rows.columns, place, of_rows.mapper()), rules)
         if task == "edit":
             return Dataset(name, ImagePairs(self.path), Compose("before", "instruction", "after"), rules)
         mapper = TextToImage("image", "captions", plain_captions, copies=self.target_copies)
@@ -100,8 +102,8 @@ def found_task(path: Path) -> FolderTask:
     return next(iter(found))
 
 
-def _conversation_files(path: Path) -> list[Path]:
+def _row_files(path: Path, what: str) -> list[Path]:
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path} has no *.jsonl with conversations, one JSON object a line")
+        raise DataError(f"{path} has no *.jsonl with {what}, one JSON object a line")
     return files

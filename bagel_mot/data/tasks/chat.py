@@ -16,14 +16,20 @@ from bagel_mot.data.tasks.clips import choose_clip
 from bagel_mot.data.tasks.fields import field_of, images_of, text_of
 from bagel_mot.data.tasks.frames import FrameSampler
 
+_SYSTEM = "system"
+
 
 @dataclass(frozen=True)
 class Conversation:
     """Maps turns of a conversation, and the images, or the video, that they are about.
 
     A human turn is cut at its image marks, where the images come in order; answers are to be learnt. In a row without
-    any mark the images come before the first human words; of images that are more than the marks the last ones are left
-    out. Turns of other roles are left out. Nothing may be dropped. All images of a row share the budget of pixels.
+    any mark the images come before the first human words. Nothing may be dropped. All images of a row share the budget
+    of pixels.
+
+    The published way cuts other rows to fit: of images or marks that are more than the others the last ones are left
+    out, and so are turns of other roles. Where the map is `exact`, such rows are left out, and what the system says is
+    given.
 
     Attributes:
         turns: the name of the field with the turns, a list of objects.
@@ -33,6 +39,7 @@ class Conversation:
         image_mark, video_mark: the marks in human turns.
         folder: the folder that paths are relative to.
         sampler: the choice of a video's frames; rows with a video are left out if there is none.
+        exact: whether a row must have a mark for each image, or none at all, and turns of known roles alone.
     """
 
     turns: str = "conversations"
@@ -46,6 +53,7 @@ class Conversation:
     video_mark: str = "<video>"
     folder: AnyPath | None = None
     sampler: FrameSampler | None = None
+    exact: bool = False
 
     def __call__(self, row: Row, draws: Draws) -> Document:
         turns = self._turns(row)
@@ -57,6 +65,8 @@ class Conversation:
             images = []
         if images and not any(self.image_mark in text for role, text in turns if role in self.human):
             turns = self._with_marks(turns, len(images))
+        if self.exact:
+            self._check(turns, len(images))
         document: list[TextPart | ImagePart | FramesPart] = []
         left = deque(images)
         for role, text in turns:
@@ -68,11 +78,24 @@ class Conversation:
                     # Marks beyond the number of images are dropped, those of each turn and those of all turns.
                     if number < min(len(pieces) - 1, len(images)) and left:
                         document.append(ImagePart(left.popleft(), vit=True, share=len(images)))
-            elif text and (role in self.human or role in self.gpt):
+            elif text and (self.exact or role in self.human or role in self.gpt):
                 document.append(TextPart(text, loss=role in self.gpt))
         if not any(isinstance(part, TextPart) and part.loss for part in document):
             raise SkipRow("no text with loss", f"no turn of {' or '.join(self.gpt)} has a text, so nothing is learnt")
         return document
+
+    def _check(self, turns: list[tuple[str, str]], images: int) -> None:
+        """Checks that nothing of a row would be passed over."""
+        known = (*self.human, *self.gpt, _SYSTEM)
+        if others := [role for role, _ in turns if role not in known]:
+            raise SkipRow("a turn has another role", f"a turn is by {others[0]!r}; there are {', '.join(known)}")
+        marks = sum(text.count(self.image_mark) for role, text in turns if role in self.human)
+        if marks != images:
+            raise SkipRow(
+                "marks do not fit the images",
+                f"the marks {self.image_mark} in the turns are {marks}, and the images {images}; a mark for each image "
+                "is expected, or none at all",
+            )
 
     def _with_marks(self, turns: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
         """Turns with so many image marks before the first human words, where a row has images and no mark at all."""

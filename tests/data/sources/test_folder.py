@@ -6,6 +6,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -95,6 +96,73 @@ def test_conversations(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "data.jsonl"):
         ((_, document),) = _rows(FolderConfig(path=path))
         assert document == [ImagePart(tmp_path / "a.png", vit=True), TextPart("how many?"), TextPart("two", loss=True)]
+
+
+def _answers(folder: Path, row: dict[str, object], task: Literal["chat", "think"] = "chat") -> list[object] | SkipRow:
+    _text(folder / "data.jsonl", json.dumps(row) + "\n")
+    ((_, document),) = _rows(FolderConfig(path=folder, task=task))
+    return document  # type: ignore[return-value]
+
+
+TURNS = [{"from": "human", "value": "<image>how many?"}, {"from": "gpt", "value": "two"}]
+
+
+@pytest.mark.parametrize("where", ["a.png", "../elsewhere/a.png", "absolute"])
+@pytest.mark.parametrize("names", [("image", "conversations"), ("images", "messages")])
+def test_conversations_with_either_pair_of_names_and_images_anywhere(
+    tmp_path: Path, where: str, names: tuple[str, str]
+) -> None:
+    folder = tmp_path / "chats"
+    path = Path(where if where != "absolute" else str(tmp_path / "a.png"))
+    _image(folder / path)
+    turns = TURNS if names[1] == "conversations" else [
+        {"role": "user", "content": "<image>how many?"}, {"role": "assistant", "content": "two"}
+    ]  # fmt: skip
+    document = _answers(folder, {names[0]: str(path), names[1]: turns})
+    assert document == [ImagePart(folder / path, vit=True), TextPart("how many?"), TextPart("two", loss=True)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"pictures": ["a.png"], "conversations": TURNS}, "the marks <image> in the turns are 1, and the images 0"),
+        ({"image": ["a.png", "a.png"], "conversations": TURNS}, "are 1, and the images 2"),
+        (
+            {"conversations": [{"from": "person", "value": "hm?"}, *TURNS]},
+            "a turn is by 'person'; there are human",
+        ),
+    ],
+)
+def test_a_conversation_of_which_something_would_be_passed_over_is_left_out(
+    tmp_path: Path, row: dict[str, object], message: str
+) -> None:
+    _image(tmp_path / "a.png")
+    found = _answers(tmp_path, row)
+    assert isinstance(found, SkipRow)
+    assert message in str(found)
+
+
+def test_what_the_system_says_is_given(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "hm?"}, {"from": "gpt", "value": "m"}]
+    assert _answers(tmp_path, {"conversations": turns}) == [
+        TextPart("Be brief."), TextPart("hm?"), TextPart("m", loss=True)
+    ]  # fmt: skip
+
+
+def test_thoughts(tmp_path: Path) -> None:
+    _image(tmp_path / "7.png")
+    row = {"prompt": "a lucky number of cups", "thought": "Seven is lucky.", "image": "7.png"}
+    system, *document = _answers(tmp_path, row, "think")  # type: ignore[misc]
+    assert isinstance(system, TextPart)
+    assert document == [
+        TextPart("a lucky number of cups"),
+        TextPart("<think>Seven is lucky.</think>", loss=True),
+        ImagePart(tmp_path / "7.png", target=True),
+    ]
+    for folder in (tmp_path / "none", tmp_path):
+        (tmp_path / "data.jsonl").unlink(missing_ok=True)
+        with pytest.raises(DataError, match=r"has no \*\.jsonl with thoughts|cannot be read"):
+            FolderConfig(path=folder, task="think").open(0)
 
 
 @pytest.mark.parametrize(
