@@ -120,9 +120,11 @@ class GEdit(Benchmark):
             partial=self.options.partial,
         )
         settings = edit_settings(self.options.think, cfg_interval=(0.4, 1.0), thought_tokens=_THOUGHT_TOKENS)
+        rows = [row for row in rows if row["instruction_language"] in self.languages]
+        times = Counter(row["key"] for row in rows)  # both languages may name an image by one key
         return [
             Item(
-                id=row["key"],
+                id=row["key"] if times[row["key"]] == 1 else f"{row['key']}-{row['instruction_language']}",
                 kind="edit",
                 prompt=row["instruction"],
                 images=(row["input_image"],),
@@ -136,7 +138,6 @@ class GEdit(Benchmark):
                 },
             )
             for row in rows
-            if row["instruction_language"] in self.languages
         ]
 
     def items(self) -> Sequence[Item]:

@@ -12,6 +12,7 @@ import pytest
 
 from bagel_mot.errors import DataError, SettingError
 from bagel_mot.evaluation.base import BenchmarkOptions, Item, ItemResult
+from bagel_mot.evaluation.benchmarks import gedit
 from bagel_mot.evaluation.benchmarks.gedit import LANGUAGES, MEASURES, TASKS, GEdit, lowest, read_reply
 from tests.evaluation.benchmarks.edits import (
     FIXED,
@@ -178,3 +179,22 @@ def test_the_scorers_tables_are_written(tmp_path: Path) -> None:
 def test_half_a_set_is_refused_with_what_is_missing() -> None:
     with pytest.raises(DataError, match=r"GEdit-Bench is not complete.*en/background_change 2 of 40"):
         GEdit(BenchmarkOptions(DATA)).items()
+
+
+def test_both_languages_may_name_an_image_by_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = gedit.read_parquet
+
+    def with_shared_keys(*arguments: Any, **more: Any) -> list[dict[str, Any]]:
+        rows = plain(*arguments, **more)
+        for language in LANGUAGES:
+            for number, row in enumerate(row for row in rows if row["instruction_language"] == language):
+                row["key"] = f"k{number}"
+        return rows
+
+    monkeypatch.setattr(gedit, "read_parquet", with_shared_keys)
+    items = GEdit(options("gedit")).items()
+    assert len({item.id for item in items}) == len(items)
+    first = [item for item in items if item.outputs[0].endswith("/k0.png")]
+    assert {item.id for item in first} == {"k0-en", "k0-cn"}
+    alone = GEdit(options("gedit", variant="en")).items()
+    assert alone[0].id == "k0"
