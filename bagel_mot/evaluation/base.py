@@ -242,6 +242,13 @@ class Benchmark(ABC):
             digest.update(json.dumps([item.id, asked, images], sort_keys=True, default=str).encode())
         return digest.hexdigest()[:16]
 
+    def check_judging(self) -> None:
+        """Reads the texts that a judge is asked with, where they come from the user's copy: before a model is loaded.
+
+        Raises: DataError or EvaluationError naming where they are had.
+        """
+        return None
+
     @abstractmethod
     def score(self, item: Item, result: ItemResult, judges: Judges) -> Score:
         """The score of one item's result. Judges are asked here, for each item anew."""

@@ -30,6 +30,17 @@ def summarize(runner: ItemRunner, items: Sequence[Item], of: int) -> dict[str, A
     return _summary(runner.benchmark, runner.results.head, runner.judge, found, items, of)
 
 
+def published_by_row(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What others have published, by row: all numbers, each with the model and the way in which it was run, since which
+    of them is to be compared depends on that.
+    """
+    found: dict[str, list[str]] = {}
+    for one in summary["published"]:
+        value = summary.get("scale", 1.0) * one["value"]  # earlier versions did not write the scale
+        found.setdefault(one["row"], []).append(f"{value:g} ({one['model']})")
+    return found
+
+
 def summarize_scores(benchmark: Benchmark, scores: Mapping[str, Score], source: str) -> dict[str, Any]:
     """The summary of scores that the benchmark's own scorer has made of a model's results; see `summarize`.
 

@@ -133,6 +133,12 @@ def _carry_out(run: Run, end: int) -> None:
         trained, every = (sum(p.numel() for p in ps) for ps in (run.optimizers.parameters, task.module.parameters()))
         for note in (f"training {trained:,} of {every:,} parameters", *task.notes()):
             metrics.note(note)
+        if 0 < recipe.steps < (warmup := recipe.schedule.warmup):
+            share = recipe.schedule.factor(recipe.steps - 1, recipe.steps)
+            metrics.note(
+                f"the learning rate ends at {share:.0%} of optimizer.lr: schedule.warmup is {warmup} and steps is "
+                f"{recipe.steps}"
+            )
         interrupted = False
         while run.step < end and not (interrupted := ranks.any(asked())):
             metrics.advance(run.advance())

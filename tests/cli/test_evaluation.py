@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 from bagel_mot.cli import app
 from bagel_mot.cli.evaluation.options import How
 from bagel_mot.cli.evaluation.runs import file_name, opened
-from bagel_mot.evaluation.base import Item
+from bagel_mot.errors import EvaluationError
+from bagel_mot.evaluation.base import Item, PublishedScore
 from bagel_mot.evaluation.benchmarks.geneval import TAGS
 from bagel_mot.evaluation.registry import all_benchmarks
 from tests.evaluation.scripted import Knowing, Sums
@@ -67,6 +68,29 @@ def test_a_benchmark_is_run_reported_and_compared(knowing: Knowing) -> None:
     assert shown.stdout.split() == ["evaluations/mini/report.html", "evaluations/mini/report.md"]
     [row] = json.loads(Path("both.json").read_text())["differences"][0]["rows"]
     assert (row["only_first"], row["only_second"]) == (1, 0)
+
+
+def test_texts_for_the_judge_are_looked_for_before_a_model_is_loaded(
+    knowing: Knowing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(self: Sums) -> None:
+        raise EvaluationError("the judge's texts are missing.")
+
+    monkeypatch.setattr(Sums, "check_judging", lacking)
+    refused = run("sums", "--data", ".", "--judge", "http://localhost:9/v1")
+    assert (refused.exit_code, knowing.asked) == (2, [])
+    assert "the judge's texts are missing." in refused.stderr
+    assert run("sums", "--data", ".").exit_code == 0  # nobody judges
+
+
+def test_all_that_is_published_of_a_row_is_shown(knowing: Knowing, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = tuple(
+        PublishedScore("all", value, model, "a table") for value, model in ((0.5, "X"), (0.75, "X, [think]"))
+    )
+    monkeypatch.setattr(Sums, "info", replace(Sums.info, published=published))
+    shown = run("sums", "--data", ".").stdout
+    assert "0.5 (X)" in shown
+    assert "0.75 (X, [think])" in shown
 
 
 def test_scores_of_the_official_scorer_are_reported_without_a_model() -> None:

@@ -228,6 +228,15 @@ def test_handlers_are_put_back() -> None:
 # ------------------------------------------------------------------------------------------------------------ failures
 
 
+@pytest.mark.parametrize(("warmup", "told"), [(12, False), (48, True)])
+def test_a_warm_up_that_never_ends_is_told(
+    warmup: int, told: bool, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(make(schedule={"name": "constant", "warmup": warmup}), Line)
+    note = "the learning rate ends at 25% of optimizer.lr: schedule.warmup is 48 and steps is 12"
+    assert (note in " ".join(capsys.readouterr().out.split())) == told
+
+
 def test_samples_that_cannot_be_drawn_do_not_end_a_training(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     made = make(sample_every=4)
     assert train(made, lambda _: Line(sheet=_raise(RuntimeError("no [red] ink"), 4))) == made.output / "step-00000012"

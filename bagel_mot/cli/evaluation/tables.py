@@ -29,21 +29,21 @@ def print_scores(report: dict[str, Any]) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
+    from bagel_mot.evaluation.run_summary import published_by_row
+
     console = tables()
     part = "" if report["items"] == report["of"] else f", the first {report['items']} of {report['of']} items"
     title = f"{report['title']}: {report['model']}, protocol {report['protocol']}{part}"
-    published = {one["row"]: one for one in reversed(report["published"])}
-    scale = report["scale"]
+    published, scale = published_by_row(report), report["scale"]
     table = new_table(title, "row", "score", "95% interval", "items", "published")
     for name, row in report["rows"].items():
         interval = row["interval"]
-        other = published.get(name)
         table.add_row(
             f"[bold]{escape(name)}[/bold]" if name in report["headline"] else escape(name),
             "–" if row["value"] is None else f"{scale * row['value']:.4g}",
             f"{scale * interval[0]:.4g} – {scale * interval[1]:.4g}" if interval else "",
             str(row["count"]),
-            f"{scale * other['value']:g} ({escape(other['model'])})" if other else "",
+            escape("\n".join(published.get(name, ()))),
         )
     console.print(table)
     for what, ids in (("could not be answered or scored", report["failed"]), ("have no score", report["unscored"])):

@@ -113,9 +113,10 @@ class ImgEdit(Benchmark):
         path = locate(self.options.data, "singleturn/singleturn.json", "singleturn.json")
         rows = read_json_file(path)
         if not isinstance(rows, dict) or not all(
-            isinstance(row, dict) and {"id", "prompt", "edit_type"} <= row.keys() for row in rows.values()
+            isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("id", "prompt", "edit_type"))
+            for row in rows.values()
         ):
-            raise DataError(f"{path} must hold an object of items, each with id, prompt and edit_type.")
+            raise DataError(f"{path} must hold an object of items, each with texts as id, prompt and edit_type.")
         require_complete(
             self.info.title,
             Counter(row["edit_type"] for row in rows.values()),
@@ -139,6 +140,9 @@ class ImgEdit(Benchmark):
 
     def items(self) -> Sequence[Item]:
         return self._items
+
+    def check_judging(self) -> None:
+        _ = self.judge_texts
 
     @cached_property
     def judge_texts(self) -> Mapping[str, str]:

@@ -102,6 +102,9 @@ class IntelligentBench(Benchmark):
     def items(self) -> Sequence[Item]:
         return self._items
 
+    def check_judging(self) -> None:
+        _ = self.judge_texts
+
     @cached_property
     def judge_texts(self) -> Mapping[str, str]:
         """The criteria that the judge is given, from the user's copy of the benchmark's code."""

@@ -79,6 +79,9 @@ class MMVet(Benchmark):
         super().__init__(options)
         self._given_head = head
 
+    def check_judging(self) -> None:
+        _ = self._head
+
     @cached_property
     def _head(self) -> str:
         if self._given_head is not None:

@@ -123,6 +123,8 @@ class VqaBenchmark(Benchmark):
             raise DataError(f"{path} has neither 'annotations' nor 'data': take the benchmark's own file.")
         truths = {}
         for row in rows:
+            if not isinstance(row, dict) or not isinstance(row.get("answers"), list):
+                raise DataError(f"{path} has an entry without a list of answers: take the benchmark's own file.")
             id = row.get("question_id", row.get("questionId"))
             truths[str(id)] = [one["answer"] if isinstance(one, dict) else str(one) for one in row["answers"]]
         return truths

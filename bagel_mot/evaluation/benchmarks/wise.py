@@ -106,6 +106,9 @@ class WiseBase(Benchmark):
     def items(self) -> Sequence[Item]:
         return self._items
 
+    def check_judging(self) -> None:
+        _ = self.judge_texts
+
     @cached_property
     def judge_texts(self) -> Mapping[str, str]:
         """The judge's texts, "system" and "user", from the user's copy; a miniature without one has plain texts.

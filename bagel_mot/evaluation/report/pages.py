@@ -15,6 +15,7 @@ from PIL import Image
 from bagel_mot.errors import DataError, EvaluationError, ImageError
 from bagel_mot.evaluation.curves import curve_table
 from bagel_mot.evaluation.report.content import ReportedRun, ShownItem, compare, read_runs
+from bagel_mot.evaluation.run_summary import published_by_row
 from bagel_mot.files import read_json, write_text, writing
 from bagel_mot.images import open_image
 
@@ -182,10 +183,7 @@ def _scale(summary: Mapping[str, Any]) -> float:
 
 
 def _score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    published: dict[str, list[str]] = {}
-    scale = _scale(summary)
-    for one in summary["published"]:
-        published.setdefault(one["row"], []).append(f"{scale * one['value']:g} ({one['model']})")
+    published, scale = published_by_row(summary), _scale(summary)
     rows: list[tuple[str, ...]] = []
     for name, row in summary["rows"].items():
         interval = row["interval"]

@@ -94,6 +94,9 @@ def test_half_a_set_is_refused_with_what_is_missing(tmp_path: Path) -> None:
         ImgEdit(BenchmarkOptions(tmp_path, partial=True)).items()
     with pytest.raises(DataError, match=r"singleturn\.json"):
         ImgEdit(BenchmarkOptions(tmp_path / "singleturn" / "human")).items()
+    (tmp_path / "singleturn" / "singleturn.json").write_text('{"1": {"id": 7, "prompt": "p", "edit_type": "add"}}')
+    with pytest.raises(DataError, match="each with texts as id, prompt and edit_type"):
+        ImgEdit(BenchmarkOptions(tmp_path)).items()
 
 
 def test_a_complete_set_is_taken_but_other_texts_are_not(tmp_path: Path) -> None:
@@ -106,5 +109,7 @@ def test_a_complete_set_is_taken_but_other_texts_are_not(tmp_path: Path) -> None
     shutil.copy(DATA / "singleturn" / "judge_prompt.json", folder)
     benchmark = ImgEdit(BenchmarkOptions(tmp_path))
     assert len(benchmark.items()) == 737
+    with pytest.raises(DataError, match="not the published one"):
+        benchmark.check_judging()
     with pytest.raises(DataError, match="not the published one"):
         benchmark.request(benchmark.items()[0], b"", b"")

@@ -89,6 +89,9 @@ def test_an_answer_is_needed(tmp_path: Path) -> None:
     (tmp_path / "vqav2" / "v2_mscoco_val2014_annotations.json").write_text("{}")
     with pytest.raises(DataError, match="has neither 'annotations' nor 'data'"):
         vqa.VqaV2(BenchmarkOptions(tmp_path, partial=True)).items()
+    (tmp_path / "vqav2" / "v2_mscoco_val2014_annotations.json").write_text('{"annotations": [{"question_id": 1}]}')
+    with pytest.raises(DataError, match="an entry without a list of answers"):
+        vqa.VqaV2(BenchmarkOptions(tmp_path, partial=True)).items()
 
 
 def test_texts_are_compared_as_vqa_does() -> None:
