@@ -7,6 +7,7 @@ bagel bench --config 0.5b --precision bfloat16 --json benchmarks/results/bench-0
 make bench-full
 python benchmarks/precision.py
 python benchmarks/autoencoder.py
+python benchmarks/few_bits.py
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ FULL = RESULTS / "full-7b-mot-cpu.json"
 TEACH = RESULTS / "teach.json"
 LESSONS = {"new_thing": "teach-a-thing", "new_edit": "teach-an-edit", "new_question": "teach-a-question"}
 PIXELS = RESULTS / "autoencoder-bfloat16.json"
+FEW_BITS = RESULTS / "few-bits.json"
 PRECISIONS = ("bfloat16", "float32", "int8", "int8-dynamic", "fp8", "int4", "nf4")
 FILES = ("gguf-q8_0", "gguf-q4_0")
 """Precisions that are a file's alone, of what `mini` was converted to."""
@@ -209,6 +211,20 @@ def pixels_in_bfloat16(report: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{report['machine']['processor']}, PyTorch {report['machine']['torch']}."])
 
 
+def few_bits(report: dict[str, Any]) -> str:
+    """Products of rows with quantised matrices as a Markdown table."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for name, found in report["milliseconds"].items():
+        kind, dtype, rows = name.split(", ")
+        cells.setdefault((kind, dtype), {})[rows] = f"{found['chosen']:.1f} ({found['plain']:.1f})"
+    counts = list(next(iter(cells.values())))
+    titles = ["1 row" if count == "1" else f"{count} rows" for count in counts]
+    lines = ["| weights | activations | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(counts)]
+    for (kind, dtype), row in cells.items():
+        lines.append(f"| `{kind}` | {dtype} | " + " | ".join(row[count] for count in counts) + " |")
+    return "\n".join(lines)
+
+
 def _loss(reports: dict[str, dict[str, Any]], other: str, ability: str) -> float:
     """What a precision loses against the first: of the chains on more items where both have been scored on them."""
     base = next(iter(reports))
@@ -363,6 +379,8 @@ def tables() -> dict[Path, dict[str, str]]:
         precision["scores by precision"] = scores_by_precision(reports)
     if PIXELS.exists():
         precision["pixels in bfloat16"] = pixels_in_bfloat16(json.loads(PIXELS.read_text(encoding="utf-8")))
+    if FEW_BITS.exists():
+        precision["few bits"] = few_bits(json.loads(FEW_BITS.read_text(encoding="utf-8")))
     found[ROOT / "docs" / "precision.md"] = precision
     return found
 

@@ -75,10 +75,12 @@ class QuantisedMatrix(ABC):
 
     @abstractmethod
     def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
-        """The same by PyTorch's operations."""
+        """The same, (stop − start, in), by PyTorch's operations."""
 
     def dequantise_by_pass(self, passes: Restoring, start: int, stop: int) -> Tensor:
-        """The same by a compiled pass, to the bit; as PyTorch's operations do it where a format has none."""
+        """The same, (stop − start, in), to the bit, by a compiled pass; by PyTorch's operations where a format has
+        none.
+        """
         return self.dequantise_plainly(passes.dtype, start, stop)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -165,7 +167,7 @@ def _chosen(kind: type[QuantisedMatrix], dtype: torch.dtype) -> Products | None:
 
 @cache
 def _restoring(kind: type[QuantisedMatrix], dtype: torch.dtype) -> Restoring | None:
-    """The compiled passes, if they bring an example back as PyTorch's operations do, to the bit, and are not clearly
+    """The compiled passes, if they dequantise an example as PyTorch's operations do, to the bit, and are not clearly
     slower.
     """
     if compiled() is None or kind.dequantise_by_pass is QuantisedMatrix.dequantise_by_pass:

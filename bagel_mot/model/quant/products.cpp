@@ -1,5 +1,5 @@
 // Products of a few rows of activations with quantised matrices as they are stored: INT8 and FP8 (`rows.py`), NF4
-// (`nf4.py`) and INT4 (`int4.py`). A small part of the matrix at a time is brought back to float32, in the processor's
+// (`nf4.py`) and INT4 (`int4.py`). A small part of the matrix at a time is dequantised to float32, in the processor's
 // nearest cache, and multiplied with all rows; sums are float32. What a row gives does not depend on the others.
 //
 // Compiled on the user's machine with the other passes (`bagel_mot/model/passes.py`).
@@ -61,7 +61,7 @@ inline void add_products(const float* weights, const float* x, int64_t stride, i
     }
 }
 
-constexpr int64_t PART = 512;    // weights of a row that are brought back at a time
+constexpr int64_t PART = 512;    // weights of a row that are dequantised at a time
 constexpr int64_t TOGETHER = 8;  // rows of the matrix that share what is read of the activations
 
 struct Int8 {

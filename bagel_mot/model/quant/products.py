@@ -1,7 +1,7 @@
 """Compiled passes that multiply a few rows with quantised matrices as they are stored (`products.cpp`), on the CPU.
 
-A decoded token uses each weight once. To bring a matrix of INT4 or NF4 back to floating point for it takes PyTorch ten
-to twenty times as long as the product itself, and not all processors have a kernel that multiplies it as it is.
+A decoded token uses each weight once. PyTorch takes ten to twenty times as long to dequantise a matrix of INT4 or NF4
+for it as the product itself takes, and not all processors have a kernel that multiplies it as it is.
 """
 
 from __future__ import annotations
@@ -32,15 +32,23 @@ class Products:
         self._library = library
 
     def by_int8(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
-        """By values int8 (out, in) with a scale float32 (out,)."""
+        """Rows (T, in) are multiplied with values int8 (out, in) and a scale float32 (out,): (T, out)."""
         return self._run("by_int8", x, values.shape[0], values, scale)
 
     def by_fp8(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
-        """By values float8 e4m3 (out, in) with a scale float32 (out,)."""
+        """Rows (T, in) are multiplied with values float8 e4m3 (out, in) and a scale float32 (out,): (T, out)."""
         return self._run("by_fp8", x, values.shape[0], values, scale)
 
     def by_nf4(self, x: Tensor, rows: int, block: int, levels: Tensor, parts: dict[str, Tensor]) -> Tensor:
-        """By the parts of an `Nf4Matrix` with so many rows and weights a block, float32 (16,) being its levels."""
+        """Rows (T, in) are multiplied with the parts of an `Nf4Matrix`: (T, out).
+
+        Args:
+            x: the rows.
+            rows: the matrix's rows, out.
+            block: weights that share a scale.
+            levels: float32 (16,), the levels of weights.
+            parts: its parts by name.
+        """
         values, scale = parts["values"], parts["scale"]
         if scale.dtype == torch.uint8:
             fine = scale, parts["scale_levels"], parts["scale_scale"], parts["scale_offset"]
@@ -48,7 +56,7 @@ class Products:
         return self._run("by_nf4", x, rows, values, scale, *[None] * 4, levels, more=(block,))
 
     def by_int4(self, x: Tensor, values: Tensor, numbers: Tensor) -> Tensor:
-        """By the parts of an `Int4Matrix`."""
+        """Rows (T, in) are multiplied with the parts of an `Int4Matrix`: (T, out)."""
         group = x.shape[1] // numbers.shape[0]
         return self._run("by_int4", x, numbers.shape[1], values, numbers, more=(group,))
 

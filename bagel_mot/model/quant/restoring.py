@@ -1,7 +1,7 @@
-"""Compiled passes that bring weights of INT4 and NF4 back to floating point on the CPU (`rounding.cpp`).
+"""Compiled passes that dequantise INT4 and NF4 on the CPU (`rounding.cpp`).
 
-Many rows are multiplied with weights that are brought back first, a piece of the matrix at a time. By PyTorch's
-operations that took longer than the product with some hundred rows. A pass makes the same bits.
+Before many rows are multiplied a piece of the matrix at a time is dequantised. By PyTorch's operations that took longer
+than the product with some hundred rows. A pass makes the same bits.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// Quantises weights, and brings them back, each matrix in one pass over memory: to the bit, but for the sign of a zero,
+// Quantises weights, and dequantises them, each matrix in one pass over memory: to the bit, but for the sign of a zero,
 // what PyTorch's operations make of it in INT8 (`rows.py`), INT4 (`int4.py`) and NF4 (`nf4.py`), where the rules are
 // explained.
 //

@@ -1,4 +1,4 @@
-"""Compiled passes that multiply with quantised matrices, and bring them back, against float64 and PyTorch's bits."""
+"""Compiled passes that multiply with quantised matrices, and dequantise them, against float64 and PyTorch's bits."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_rows_and_threads_change_no_bit() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("out", "inner"), [(192, 640), (64, 96), (256, 64)])
-def test_what_is_brought_back_has_the_bits_of_pytorch(out: int, inner: int, dtype: torch.dtype) -> None:
+def test_what_is_dequantised_has_the_bits_of_pytorch(out: int, inner: int, dtype: torch.dtype) -> None:
     for name, matrix in matrices(out, inner).items():
         for start, stop in ((0, out), (3, 61), (out - 1, out)):
             found = matrix.dequantise_by_pass(Restoring(dtype), start, stop)
