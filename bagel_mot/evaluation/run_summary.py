@@ -31,8 +31,8 @@ def summarize(runner: ItemRunner, items: Sequence[Item], of: int) -> dict[str, A
 
 
 def published_by_row(summary: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What others have published, by row: all numbers, each with the model and the way in which it was run, since which
-    of them is to be compared depends on that.
+    """All published numbers of each row, each with the model and the way in which it was run: which of them is to be
+    compared depends on that.
     """
     found: dict[str, list[str]] = {}
     for one in summary["published"]:
