@@ -339,7 +339,7 @@ def _cards() -> str:
     return "\n".join(lines)
 
 
-def lesson(taught: dict[str, Any], machine: dict[str, Any], name: str) -> str:
+def lesson(taught: dict[str, Any], name: str) -> str:
     """What a lesson gave, as a Markdown table: the new ability, and the old ones."""
     lines = [f"| share right | before | after, {taught['examples']} examples |", "|---|---|---|"]
     lines.append(
@@ -347,7 +347,7 @@ def lesson(taught: dict[str, Any], machine: dict[str, Any], name: str) -> str:
     )
     for group, share in taught["old"].items():
         lines.append(f"| {group}, {taught['old_items']} items a row | {share['before']:.3f} | {share['after']:.3f} |")
-    minutes = f"{taught['training_seconds'] / 60:.0f} minutes"
+    minutes, machine = f"{taught['training_seconds'] / 60:.0f} minutes", taught["machine"]
     where = f"{machine['cores']} cores, {machine['processor']}, torch {machine['torch']}, {machine['date']}"
     return "\n".join(
         [*lines, "", f"Training took {minutes} ({where}). `python benchmarks/teach.py {name}` does it all again."]
@@ -373,7 +373,7 @@ def tables() -> dict[Path, dict[str, str]]:
         taught = json.loads(TEACH.read_text(encoding="utf-8"))
         for name, page in LESSONS.items():
             if name in taught:
-                found[ROOT / "docs" / f"{page}.md"] = {f"lesson {name}": lesson(taught[name], taught["machine"], name)}
+                found[ROOT / "docs" / f"{page}.md"] = {f"lesson {name}": lesson(taught[name], name)}
     precision: dict[str, str] = {}
     if len(reports := scored()) > 1:
         precision["scores by precision"] = scores_by_precision(reports)

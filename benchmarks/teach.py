@@ -67,6 +67,12 @@ def teach(name: str, output: Path, smoke: bool, old_items: int, changes: list[st
     old = [*BAGEL, "eval", "mini", "--adapter", str(adapter), "--items", str(old_items), "--json", str(scores), *rows]
     subprocess.run(old, check=True)
     return {
+        "machine": {
+            "date": datetime.date.today().isoformat(),
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        },
         "command": " ".join(["bagel", *given]),
         "processes": processes,
         "examples": examples,
@@ -114,12 +120,6 @@ def main() -> None:
     options = parser.parse_args()
     small = ["steps=2", "pack.latents=16", "save_every=2", "sample_every=2", "compile=false"] if options.smoke else []
     found: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
-    found["machine"] = {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-    }
     for name in options.lessons or LESSONS:
         found[name] = teach(name, options.output, options.smoke, options.old_items, [*small, *options.changes])
         write_text(options.json, json.dumps(found, indent=1) + "\n")
