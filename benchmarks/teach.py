@@ -29,11 +29,10 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "teach.json"
 BEFORE = ROOT / "benchmarks" / "results" / "eval-mini.json"
 BAGEL = [sys.executable, "-m", "bagel_mot"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-LESSONS: dict[str, tuple[str, int, int, list[str]]] = {  # recipe, number of examples, processes, further values
-    "new_thing": ("finetune/t2i", 200, 2, ["data.target_copies=4", "steps=800"]),
-    "new_edit": ("finetune/edit", 400, 1, []),
-    "new_question": ("finetune/chat", 400, 1, []),
+LESSONS: dict[str, tuple[str, int, list[str]]] = {  # recipe, number of examples, further values
+    "new_thing": ("finetune/t2i", 200, ["data.target_copies=4"]),
+    "new_edit": ("finetune/edit", 400, []),
+    "new_question": ("finetune/chat", 400, []),
 }
 
 
@@ -50,13 +49,12 @@ def lesson(name: str) -> ModuleType:
 
 def teach(name: str, output: Path, smoke: bool, old_items: int, changes: list[str]) -> dict[str, Any]:
     """Trains and judges one lesson. The old abilities are scored on so many items a row."""
-    recipe, examples, processes, values = LESSONS[name]
+    recipe, examples, values = LESSONS[name]
     module, data, run = lesson(name), output / name / "data", output / name / "run"
     examples, items, old_items = (8, 4, 2) if smoke else (examples, 100, old_items)
     module.write_data(data, examples)
-    start = BAGEL if processes == 1 else [*TORCHRUN, "--nproc_per_node", str(processes), "-m", "bagel_mot"]
     given = ["train", recipe, "--checkpoint", "mini", f"data.path={data}", f"output={run}", *values, *changes]
-    subprocess.run([*start, *given], check=True)
+    subprocess.run([*BAGEL, *given], check=True)
     adapter = latest(run)
     with Bagel.from_pretrained("mini") as bagel:
         before = module.share_right(bagel, items)
@@ -74,7 +72,6 @@ def teach(name: str, output: Path, smoke: bool, old_items: int, changes: list[st
             "torch": torch.__version__,
         },
         "command": " ".join(["bagel", *given]),
-        "processes": processes,
         "examples": examples,
         "training_seconds": round(training_seconds(run)),
         "items": items,
