@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from unittest import mock
 
 import torch
 import typer
@@ -29,12 +30,11 @@ def without_passes() -> Iterator[None]:
     """PyTorch's operations alone."""
     from bagel_mot.model.quant import base
 
-    chosen, restoring = base._chosen, base._restoring
-    base._chosen = base._restoring = lambda *_: None  # type: ignore[assignment]
-    try:
+    def never(*_: object) -> bool:
+        return False
+
+    with mock.patch.multiple(base, _multiplies=never, _restores=never):
         yield
-    finally:
-        base._chosen, base._restoring = chosen, restoring
 
 
 def milliseconds(multiply: Callable[[], object], turns: int) -> tuple[float, float]:

@@ -60,10 +60,14 @@ def teach(name: str, output: Path, smoke: bool, old_items: int, changes: list[st
         before = module.share_right(bagel, items)
     with Bagel.from_pretrained("mini", adapters=[adapter]) as bagel:
         after = module.share_right(bagel, items)
-    scores = output / name / "eval.json"
     rows = ["--rows", "draw/one_thing"] if smoke else []
-    old = [*BAGEL, "eval", "mini", "--adapter", str(adapter), "--items", str(old_items), "--json", str(scores), *rows]
-    subprocess.run(old, check=True)
+    old = [*BAGEL, "eval", "mini", "--items", str(old_items), *rows]
+    scores, first = output / name / "eval.json", output / f"before-{old_items}.json"
+    subprocess.run([*old, "--adapter", str(adapter), "--json", str(scores)], check=True)
+    if json.loads(BEFORE.read_text())["items"] == old_items:
+        first = BEFORE
+    elif not first.exists():  # other numbers of items are other samples
+        subprocess.run([*old, "--json", str(first)], check=True)
     return {
         "machine": {
             "date": datetime.date.today().isoformat(),
@@ -78,7 +82,7 @@ def teach(name: str, output: Path, smoke: bool, old_items: int, changes: list[st
         "right_before": before,
         "right_after": after,
         "old_items": old_items,
-        "old": compare(json.loads(scores.read_text())["rows"]),
+        "old": compare(json.loads(first.read_text())["rows"], json.loads(scores.read_text())["rows"]),
     }
 
 
@@ -90,9 +94,8 @@ def training_seconds(run: Path) -> float:
     return sum((step - before) / logged[step] for before, step in zip([0, *steps], steps, strict=False))
 
 
-def compare(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The mean share right of each group of rows, before and after."""
-    first = json.loads(BEFORE.read_text())["rows"]
+def compare(first: dict[str, dict[str, Any]], rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The mean share right of each group of rows, before and after, by the same items."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         groups.setdefault(row.split("/")[0], []).append(row)

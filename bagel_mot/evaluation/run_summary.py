@@ -30,14 +30,18 @@ def summarize(runner: ItemRunner, items: Sequence[Item], of: int) -> dict[str, A
     return _summary(runner.benchmark, runner.results.head, runner.judge, found, items, of)
 
 
+def scale_of(summary: Mapping[str, Any]) -> float:
+    """The factor by which rows are shown; earlier versions did not write it."""
+    return float(summary.get("scale", 1.0))
+
+
 def published_by_row(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     """All published numbers of each row, each with the model and the way in which it was run: which of them is to be
     compared depends on that.
     """
     found: dict[str, list[str]] = {}
     for one in summary["published"]:
-        value = summary.get("scale", 1.0) * one["value"]  # earlier versions did not write the scale
-        found.setdefault(one["row"], []).append(f"{value:g} ({one['model']})")
+        found.setdefault(one["row"], []).append(f"{scale_of(summary) * one['value']:g} ({one['model']})")
     return found
 
 

@@ -7,8 +7,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
+
+#include "lanes.h"
 
 namespace {
 
@@ -160,16 +161,6 @@ struct Stretch {
     int64_t tokens;
 };
 
-// Eight numbers that are computed with at once, whatever the processor's registers hold.
-typedef float Lanes __attribute__((vector_size(32)));
-constexpr int64_t LANES = 8;
-
-inline Lanes lanes(const float* from) {
-    Lanes found;
-    std::memcpy(&found, from, sizeof(found));
-    return found;
-}
-
 // Numbers (rows, dim) in float32: those that are there, or a copy in `room`.
 inline const float* in_float32(const float* from, float*, int64_t) { return from; }
 
@@ -217,18 +208,6 @@ void weigh(const float* weights, const float* values, int64_t tokens, int64_t di
             for (int64_t t = 0; t < tokens; ++t) sum += weights[n * tokens + t] * values[t * dim + i];
             out[n * step + i] = sum;
         }
-    }
-}
-
-// Calls work(count, first) for queries in lots of at most four, whose number the compiler knows.
-template <typename Work>
-void in_lots(int64_t queries, Work work) {
-    int64_t first = 0;
-    for (; first + 4 <= queries; first += 4) work(std::integral_constant<int, 4>(), first);
-    switch (queries - first) {
-        case 3: return work(std::integral_constant<int, 3>(), first);
-        case 2: return work(std::integral_constant<int, 2>(), first);
-        case 1: return work(std::integral_constant<int, 1>(), first);
     }
 }
 

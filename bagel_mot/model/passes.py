@@ -41,6 +41,7 @@ _SOURCES = {
     # Every operation is as it is written, to the bit.
     Path(__file__).parent / "quant" / "rounding.cpp": (*_FLAGS, "-ffp-contract=off"),
 }
+_HEADER = Path(__file__).with_name("lanes.h")
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _PATIENCE = 60  # seconds that a compiler may take
 _ROWS = 256  # that passes are tried with
@@ -134,6 +135,30 @@ class Passes:
         self._attend(*places, *strides, *tables, layer, heads, key.shape[1], dim, torch.get_num_threads())
 
 
+def call_compiled(name: str, *arguments: Tensor | int | None) -> int:
+    """Calls a function of the compiled passes, which takes the number of threads after its own arguments.
+
+    Args:
+        name: the function's name.
+        arguments: tensors of any shape, of which it is given the places, whole numbers of 64 bits, and None for a place
+            that there is not.
+
+    Returns: what it gives back, if it gives anything back.
+
+    Raises:
+        RuntimeError: there are no compiled passes here.
+    """
+    library = compiled()
+    if library is None:
+        raise RuntimeError("there are no compiled passes here")
+    given = [
+        ctypes.c_int64(part) if isinstance(part, int) else ctypes.c_void_p(None if part is None else part.data_ptr())
+        for part in arguments
+    ]
+    found: int = getattr(library, name)(*given, ctypes.c_int(torch.get_num_threads()))
+    return found
+
+
 @cache
 def compiled() -> ctypes.CDLL | None:
     """The library of passes, compiled unless this user's cache has it; None where that cannot be done."""
@@ -173,7 +198,7 @@ def _compiler_and_place() -> tuple[str, Path] | None:
         return None
     processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0]
     kept = {line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features"))}
-    facts = [torch.__version__, compiler, *sorted(kept)]
+    facts = [torch.__version__, compiler, *sorted(kept), _HEADER.read_text(encoding="utf-8")]
     for source, flags in _SOURCES.items():
         facts += [*flags, source.read_text(encoding="utf-8")]
     name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]

@@ -47,13 +47,13 @@ def opened(name: str, how: How, count: int) -> Benchmark:
     try:
         benchmark = kind(options)
         require_distinct(kind.info.title, [item.id for item in benchmark.items()])
-        if how.judge is not None:
-            benchmark.check_judging()
     except MissingFileError as error:
         table = kit_name(kind.info, how.variant)
         if table is None:
             raise
         raise MissingFileError(f"{error} VLMEvalKit's {table}.tsv in that folder would do as well.") from None
+    if how.judge is not None:
+        benchmark.check_judging()
     return benchmark
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from bagel_mot.errors import DataError, EvaluationError, ImageError
 from bagel_mot.evaluation.curves import curve_table
 from bagel_mot.evaluation.report.content import ReportedRun, ShownItem, compare, read_runs
-from bagel_mot.evaluation.run_summary import published_by_row
+from bagel_mot.evaluation.run_summary import published_by_row, scale_of
 from bagel_mot.files import read_json, write_text, writing
 from bagel_mot.images import open_image
 
@@ -162,7 +162,7 @@ def _add_run(page: Page, run: ReportedRun, folder: Path) -> None:
     page.table(
         ("published row", "value", "model", "source", "note"),
         [
-            (p["row"], f"{_scale(summary) * p['value']:g}", p["model"], p["source"], p["note"])
+            (p["row"], f"{scale_of(summary) * p['value']:g}", p["model"], p["source"], p["note"])
             for p in summary["published"]
         ],
     )
@@ -177,13 +177,8 @@ def _add_run(page: Page, run: ReportedRun, folder: Path) -> None:
         page.item(item, folder)
 
 
-def _scale(summary: Mapping[str, Any]) -> float:
-    """The factor by which rows are shown; earlier versions did not write it."""
-    return float(summary.get("scale", 1.0))
-
-
 def _score_rows(summary: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    published, scale = published_by_row(summary), _scale(summary)
+    published, scale = published_by_row(summary), scale_of(summary)
     rows: list[tuple[str, ...]] = []
     for name, row in summary["rows"].items():
         interval = row["interval"]

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.model.passes import TYPES, clearly_slower, compiled
-from bagel_mot.model.quant.products import LEAST_WEIGHTS, Products
-from bagel_mot.model.quant.restoring import Restoring
 from bagel_mot.model.widened import product_dtype
 
 _PIECE = 1 << 18  # values that are worked on at a time on the CPU where float32 intermediates are needed
 _PIECE_ON_DEVICE = 1 << 25  # the same on accelerators, where each piece costs the start of its operations
+_LEAST_WEIGHTS = 1 << 18  # in a smaller matrix passes are not worth a compiler's seconds
 _EXAMPLE, _EXAMPLE_ROWS = (512, 1024), 4  # by which passes are chosen
 _BLOCK = 1 << 22  # values that are dequantised at a time on the CPU: 8 MB, which stay in the processor's cache
 
@@ -69,25 +68,26 @@ class QuantisedMatrix(ABC):
     def dequantise(self, dtype: torch.dtype, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start..stop, (stop − start, in), on the device of the matrix."""
         stop = self.shape[0] if stop is None else stop
-        if dtype in TYPES and self._is_for_passes() and (passes := _restoring(type(self), dtype)) is not None:
-            return self.dequantise_by_pass(passes, start, stop)
+        if dtype in TYPES and self._is_for_passes() and _restores(type(self), dtype):
+            return self.dequantise_by_pass(dtype, start, stop)
         return self.dequantise_plainly(dtype, start, stop)
 
     @abstractmethod
     def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         """The same, (stop − start, in), by PyTorch's operations."""
 
-    def dequantise_by_pass(self, passes: Restoring, start: int, stop: int) -> Tensor:
+    def dequantise_by_pass(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         """The same, (stop − start, in), to the bit, by a compiled pass; by PyTorch's operations where a format has
         none.
         """
-        return self.dequantise_plainly(passes.dtype, start, stop)
+        return self.dequantise_plainly(dtype, start, stop)
 
     def multiply(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) by whatever is quickest for so many rows."""
         rows = x.shape[0]
-        if rows <= self.pass_rows and (products := self._products(x)) is not None:
-            return self.multiply_by_pass(x, products)
+        on_cpu = x.device.type == "cpu"
+        if rows <= self.pass_rows and on_cpu and self._is_for_passes() and _multiplies(type(self), x.dtype):
+            return self.multiply_by_pass(x)
         if rows <= self.few_rows and (found := self.multiply_few(x)) is not None:
             return found
         return self.multiply_many(x.to(product_dtype(x.dtype, x.device.type))).to(x.dtype)
@@ -98,7 +98,7 @@ class QuantisedMatrix(ABC):
         """
         return None
 
-    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+    def multiply_by_pass(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) by a compiled pass."""
         raise NotImplementedError
 
@@ -106,13 +106,9 @@ class QuantisedMatrix(ABC):
         """Whether there is a pass for the way this very matrix is stored."""
         return True
 
-    def _products(self, x: Tensor) -> Products | None:
-        """The compiled passes, if they are to multiply this matrix with such rows."""
-        return _chosen(type(self), x.dtype) if x.device.type == "cpu" and self._is_for_passes() else None
-
     def _is_for_passes(self) -> bool:
-        """Whether passes may work on this matrix. Smaller ones are not worth a compiler's seconds."""
-        return self.shape[0] * self.shape[1] >= LEAST_WEIGHTS and self.device.type == "cpu" and self.has_pass()
+        """Whether passes may work on this matrix."""
+        return self.shape[0] * self.shape[1] >= _LEAST_WEIGHTS and self.device.type == "cpu" and self.has_pass()
 
     def multiply_many(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) by ordinary matmuls, a piece of the matrix at a time."""
@@ -144,39 +140,35 @@ class QuantisedMatrix(ABC):
 
 
 @cache
-def _chosen(kind: type[QuantisedMatrix], dtype: torch.dtype) -> Products | None:
-    """The compiled passes, if they multiply an example rightly, and are clearly faster than another kernel or, where
-    there is none, not clearly slower than dequantising.
+def _multiplies(kind: type[QuantisedMatrix], dtype: torch.dtype) -> bool:
+    """Whether compiled passes multiply an example rightly, and are fast: clearly faster than another kernel, or without
+    one not clearly slower than dequantising.
     """
     if compiled() is None:
-        return None
-    products, generator = Products(), torch.Generator().manual_seed(0)
-    matrix = kind.quantise(torch.randn(_EXAMPLE, generator=generator))
+        return False
+    matrix, generator = _example(kind), torch.Generator().manual_seed(1)
     x = torch.randn(_EXAMPLE_ROWS, _EXAMPLE[1], generator=generator).to(dtype)
     with torch.inference_mode():
         expected = F.linear(x.float(), matrix.dequantise_plainly(torch.float32, 0, _EXAMPLE[0]))
-        found = matrix.multiply_by_pass(x, products)
-        if not torch.allclose(found.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max())):
-            return None
-        wide = product_dtype(dtype, "cpu")
-        by_pass = partial(matrix.multiply_by_pass, x, products)
+        by_pass = partial(matrix.multiply_by_pass, x)
+        if not torch.allclose(by_pass().float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max())):
+            return False
         if matrix.few_rows >= _EXAMPLE_ROWS and matrix.multiply_few(x) is not None:
-            return products if clearly_slower(partial(matrix.multiply_few, x), by_pass) else None
-        return None if clearly_slower(by_pass, lambda: matrix.multiply_many(x.to(wide))) else products
+            return clearly_slower(partial(matrix.multiply_few, x), by_pass)
+        wide = product_dtype(dtype, "cpu")
+        return not clearly_slower(by_pass, lambda: matrix.multiply_many(x.to(wide)))
 
 
 @cache
-def _restoring(kind: type[QuantisedMatrix], dtype: torch.dtype) -> Restoring | None:
-    """The compiled passes, if they dequantise an example as PyTorch's operations do, to the bit, and are not clearly
+def _restores(kind: type[QuantisedMatrix], dtype: torch.dtype) -> bool:
+    """Whether compiled passes dequantise an example as PyTorch's operations do, to the bit, and are not clearly
     slower.
     """
     if compiled() is None or kind.dequantise_by_pass is QuantisedMatrix.dequantise_by_pass:
-        return None
-    passes, matrix, rows = Restoring(dtype), _example(kind), (64, 448)
-    mine, plain = partial(matrix.dequantise_by_pass, passes, *rows), partial(matrix.dequantise_plainly, dtype, *rows)
-    if not torch.equal(mine(), plain()) or clearly_slower(mine, plain):
-        return None
-    return passes
+        return False
+    matrix, rows = _example(kind), (64, 448)
+    mine, plain = partial(matrix.dequantise_by_pass, dtype, *rows), partial(matrix.dequantise_plainly, dtype, *rows)
+    return torch.equal(mine(), plain()) and not clearly_slower(mine, plain)
 
 
 @cache

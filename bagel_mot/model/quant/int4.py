@@ -9,8 +9,8 @@ from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.kernels import INT4_ROWS, has_int4_kernel, int4_weight_matmul, join_nibbles, split_nibbles
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
-from bagel_mot.model.quant.products import Products
-from bagel_mot.model.quant.restoring import Restoring
+from bagel_mot.model.quant.products import by_int4
+from bagel_mot.model.quant.restoring import restored_int4
 from bagel_mot.model.quant.rounding import BLOCK, Rounded, Rounding, rounded
 
 _GROUPS = (64, 32)
@@ -74,10 +74,10 @@ class Int4Matrix(QuantisedMatrix):
             numbers[:, start:stop] = torch.stack([scale, middle], -1).to(torch.bfloat16).transpose(0, 1)
         return values, numbers
 
-    def dequantise_by_pass(self, passes: Restoring, start: int, stop: int) -> Tensor:
+    def dequantise_by_pass(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
         first, last = start // INT4_ROWS * INT4_ROWS, -(-stop // INT4_ROWS) * INT4_ROWS
-        return passes.int4(self.tensors, first, last)[start - first : stop - first]
+        return restored_int4(self.tensors, dtype, first, last)[start - first : stop - first]
 
     def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
@@ -97,9 +97,9 @@ class Int4Matrix(QuantisedMatrix):
             return None
         return int4_weight_matmul(x, self.tensors["values"], self.tensors["scale_and_middle"])
 
-    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+    def multiply_by_pass(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)"""
-        return products.by_int4(x, self.tensors["values"], self.tensors["scale_and_middle"])
+        return by_int4(x, self.tensors["values"], self.tensors["scale_and_middle"])
 
 
 def group_of(inner: int) -> int | None:

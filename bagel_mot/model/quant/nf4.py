@@ -17,8 +17,8 @@ from torch import Tensor
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.errors import CheckpointError
 from bagel_mot.model.quant.base import QuantisedMatrix, pieces, wide_pieces
-from bagel_mot.model.quant.products import Products
-from bagel_mot.model.quant.restoring import Restoring
+from bagel_mot.model.quant.products import by_nf4
+from bagel_mot.model.quant.restoring import restored_nf4
 from bagel_mot.model.quant.rounding import BLOCK, SCALE_BLOCK, Rounded, Rounding, rounded
 
 # QLoRA, appendix E: quantiles of a normal distribution, zero among them, scaled to [−1, 1].
@@ -92,10 +92,10 @@ class Nf4Matrix(QuantisedMatrix):
         outer = self.tensors["scale_scale"][place]
         return self.tensors["scale_levels"][scale.int()] * outer + self.tensors["scale_offset"]
 
-    def dequantise_by_pass(self, passes: Restoring, start: int, stop: int) -> Tensor:
+    def dequantise_by_pass(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
         shape = stop - start, self.shape[1]
-        return passes.nf4(self.tensors, _levels(self.device), shape, self.block, start)
+        return restored_nf4(self.tensors, dtype, _levels(self.device), shape, self.block, start)
 
     def dequantise_plainly(self, dtype: torch.dtype, start: int, stop: int) -> Tensor:
         """Rows start..stop, (stop − start, in)."""
@@ -127,9 +127,9 @@ class Nf4Matrix(QuantisedMatrix):
         """Whether its blocks end where rows and the parts of rows end that are multiplied at a time."""
         return self.shape[1] % self.block == 0 and self.block % 8 == 0 and _PART % self.block == 0
 
-    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+    def multiply_by_pass(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)"""
-        return products.by_nf4(x, self.shape[0], self.block, _levels(x.device), self.tensors)
+        return by_nf4(x, self.shape[0], self.block, _levels(x.device), self.tensors)
 
 
 def _by_pass(passes: Rounding, weight: Tensor) -> Rounded | None:

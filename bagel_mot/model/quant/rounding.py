@@ -7,7 +7,6 @@ they serve.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from functools import cache, partial
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from bagel_mot.allocator import on_own_pages
 from bagel_mot.model.kernels import INT4_ROWS
-from bagel_mot.model.passes import TYPES, clearly_slower, compiled
+from bagel_mot.model.passes import TYPES, call_compiled, clearly_slower, compiled
 
 Rounded = tuple[Tensor, ...]
 """Whole numbers, and the scales and the like that belong to them."""
@@ -37,15 +36,11 @@ class Rounding:
         dtype: float32 or bfloat16.
         registers: one of _REGISTERS.
 
-    Raises:
-        RuntimeError: there are no compiled passes here.
+    Its methods raise RuntimeError where there are no compiled passes.
     """
 
     def __init__(self, dtype: torch.dtype, registers: int) -> None:
-        library = compiled()
-        if library is None:
-            raise RuntimeError("there are no compiled passes here")
-        self._library, self._type, self._registers = library, TYPES[dtype], registers
+        self._type, self._registers = TYPES[dtype], registers
 
     def int8(self, weight: Tensor) -> Rounded | None:
         """A weight (out, in) is rounded to values int8 (out, in) and scales float32 (out,); None if some of it is not
@@ -53,7 +48,8 @@ class Rounding:
         """
         out, inner = weight.shape
         values, scale = on_own_pages((out, inner), torch.int8), torch.empty(out, dtype=torch.float32)
-        return (values, scale) if self._run(f"to_int8_{self._type}", weight, values, scale, out, inner) else None
+        bad = call_compiled(f"to_int8_{self._type}", weight, values, scale, out, inner)
+        return None if bad else (values, scale)
 
     def int4(self, weight: Tensor) -> Rounded | None:
         """A weight (out, in) is rounded to values and numbers of `Int4Matrix`, groups of 64; None if some of it is not
@@ -62,8 +58,8 @@ class Rounding:
         out, inner = weight.shape
         values = on_own_pages((out // INT4_ROWS, inner, INT4_ROWS // 2), torch.uint8)
         numbers = on_own_pages((inner // BLOCK, out, 2), torch.bfloat16)
-        made = self._run(f"to_int4_{self._type}", weight, values, numbers, out, inner, self._registers)
-        return (values, numbers) if made else None
+        bad = call_compiled(f"to_int4_{self._type}", weight, values, numbers, out, inner, self._registers)
+        return None if bad else (values, numbers)
 
     def nf4(self, weight: Tensor, borders: Tensor, scale_borders: Tensor) -> Rounded | None:
         """A weight (out, in) is rounded to the parts of `Nf4Matrix`; None if some of it is not finite.
@@ -79,19 +75,11 @@ class Rounding:
         values, fine = on_own_pages((weight.numel() // 2,), torch.uint8), on_own_pages((blocks,), torch.uint8)
         scale = on_own_pages((blocks,), torch.float32)
         outer = torch.empty(-(-blocks // SCALE_BLOCK), dtype=torch.float32)
-        if not self._run(f"to_nf4_{self._type}", weight, values, scale, borders, blocks):
+        if call_compiled(f"to_nf4_{self._type}", weight, values, scale, borders, blocks):
             return None
         offset = scale.mean()
-        self._run("to_8_bits", scale, offset, fine, outer, scale_borders, blocks)
+        call_compiled("to_8_bits", scale, offset, fine, outer, scale_borders, blocks)
         return values, fine, outer, offset
-
-    def _run(self, name: str, *arguments: Tensor | int) -> bool:
-        function = getattr(self._library, name)
-        places = [
-            ctypes.c_void_p(given.data_ptr()) if isinstance(given, Tensor) else ctypes.c_int64(given)
-            for given in arguments
-        ]
-        return function(*places, ctypes.c_int(torch.get_num_threads())) == 0
 
 
 Pass = Callable[[Rounding, Tensor], "Rounded | None"]

@@ -12,7 +12,7 @@ from bagel_mot.allocator import on_own_pages
 from bagel_mot.model import kernels
 from bagel_mot.model.quant.activations import quantise_rows
 from bagel_mot.model.quant.base import QuantisedMatrix, bfloat16_scale, pieces, wide_pieces
-from bagel_mot.model.quant.products import Products
+from bagel_mot.model.quant.products import by_fp8, by_int8
 from bagel_mot.model.quant.rounding import Rounded, Rounding, rounded
 
 _KERNEL_WIDTH = 16
@@ -108,9 +108,9 @@ class Int8Matrix(RowScaledMatrix):
             return None
         return kernels.int8_weight_matmul(x, self.tensors["values"], self.tensors["scale"].to(x.dtype))
 
-    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+    def multiply_by_pass(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)"""
-        return products.by_int8(x, self.tensors["values"], self.tensors["scale"])
+        return by_int8(x, self.tensors["values"], self.tensors["scale"])
 
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in 8 bits too, a scale for each row of them."""
@@ -142,9 +142,9 @@ class Fp8Matrix(RowScaledMatrix):
         """Whether its values are e4m3."""
         return self.tensors["values"].dtype == self.dtype
 
-    def multiply_by_pass(self, x: Tensor, products: Products) -> Tensor:
+    def multiply_by_pass(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out)"""
-        return products.by_fp8(x, self.tensors["values"], self.tensors["scale"])
+        return by_fp8(x, self.tensors["values"], self.tensors["scale"])
 
     def multiply_dynamic(self, x: Tensor) -> Tensor:
         """(T, in) -> (T, out) with the activations in float8 too, a scale for each row of them."""

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bagel_mot.model import passes
 from bagel_mot.model.passes import compiled
-from bagel_mot.model.quant import FORMATS, Fp8Matrix, Int4Matrix, Nf4Matrix, QuantisedMatrix, base
+from bagel_mot.model.quant import FORMATS, Fp8Matrix, Int4Matrix, Nf4Matrix, QuantisedMatrix, base, nf4, products
 from bagel_mot.model.quant.linear import QuantisedLinear
-from bagel_mot.model.quant.products import Products
-from bagel_mot.model.quant.restoring import Restoring
 from bagel_mot.threads import Threads
 
 pytestmark = pytest.mark.skipif(compiled() is None, reason="no compiler, or another system than Linux")
@@ -48,7 +47,7 @@ def test_products(out: int, inner: int, dtype: torch.dtype) -> None:
         wide = matrix.dequantise_plainly(torch.float32, 0, out).double()
         for rows in (1, 2, 3, 4, 7, 16):
             x = torch.randn(rows, inner, generator=draws).to(dtype)
-            found, wanted = matrix.multiply_by_pass(x, Products()), F.linear(x.double(), wide)
+            found, wanted = matrix.multiply_by_pass(x), F.linear(x.double(), wide)
             assert found.dtype == dtype
             assert (found.double() - wanted).norm() <= TOLERANCE[dtype] * wanted.norm(), (name, rows)
 
@@ -56,11 +55,11 @@ def test_products(out: int, inner: int, dtype: torch.dtype) -> None:
 def test_rows_and_threads_change_no_bit() -> None:
     x = torch.randn(11, 640, generator=torch.Generator().manual_seed(1))
     for matrix in matrices(192, 640).values():
-        together = matrix.multiply_by_pass(x, Products())
+        together = matrix.multiply_by_pass(x)
         for threads in (1, 3):
             with Threads(threads, asked=True).at_work():
                 for rows in (slice(0, 1), slice(3, 5), slice(4, 11)):
-                    assert torch.equal(matrix.multiply_by_pass(x[rows], Products()), together[rows])
+                    assert torch.equal(matrix.multiply_by_pass(x[rows]), together[rows])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -68,7 +67,7 @@ def test_rows_and_threads_change_no_bit() -> None:
 def test_what_is_dequantised_has_the_bits_of_pytorch(out: int, inner: int, dtype: torch.dtype) -> None:
     for name, matrix in matrices(out, inner).items():
         for start, stop in ((0, out), (3, 61), (out - 1, out)):
-            found = matrix.dequantise_by_pass(Restoring(dtype), start, stop)
+            found = matrix.dequantise_by_pass(dtype, start, stop)
             assert torch.equal(found, matrix.dequantise_plainly(dtype, start, stop)), (name, start, stop)
 
 
@@ -81,8 +80,8 @@ def test_nf4_of_other_blocks() -> None:
     assert wider.has_pass()
     x = torch.randn(3, 384)
     wide = wider.dequantise_plainly(torch.float32, 0, 8)
-    assert torch.allclose(wider.multiply_by_pass(x, Products()), F.linear(x, wide), rtol=1e-4, atol=1e-4)
-    assert torch.equal(wider.dequantise_by_pass(Restoring(torch.float32), 2, 7), wide[2:7])
+    assert torch.allclose(wider.multiply_by_pass(x), F.linear(x, wide), rtol=1e-4, atol=1e-4)
+    assert torch.equal(wider.dequantise_by_pass(torch.float32, 2, 7), wide[2:7])
     across = Nf4Matrix((8, 384), {"values": matrix.tensors["values"], "scale": torch.rand(8 * 384 // 256)})
     assert not across.has_pass()
 
@@ -97,26 +96,26 @@ def test_every_number_of_float8() -> None:
     numbers = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
     numbers = numbers[numbers.float().isfinite()][None]
     matrix = Fp8Matrix((1, numbers.shape[1]), {"values": numbers, "scale": torch.tensor([0.5])})
-    one_by_one = matrix.multiply_by_pass(torch.eye(numbers.shape[1]), Products())[:, 0]
+    one_by_one = matrix.multiply_by_pass(torch.eye(numbers.shape[1]))[:, 0]
     assert torch.equal(one_by_one, 0.5 * numbers[0].float())
 
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     calls: list[str] = []
-    plain = Products._run
+    plain = passes.call_compiled
 
-    def run(self: Products, name: str, *arguments: object, **more: object) -> Tensor:
+    def call(name: str, *arguments: Tensor | int | None) -> int:
         calls.append(name)
-        return plain(self, name, *arguments, **more)  # type: ignore[arg-type]
+        return plain(name, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Products, "_run", run)
+        patch.setattr(products, "call_compiled", call)
         yield calls
 
 
 def test_few_rows_are_multiplied_by_a_pass_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_chosen", lambda kind, dtype: Products())  # whatever is faster here
+    monkeypatch.setattr(base, "_multiplies", lambda kind, dtype: True)  # whatever is faster here
     matrix = Int4Matrix.quantise(weight(512, 512))
     linear = QuantisedLinear(matrix, torch.ones(512), torch.float32)
     with counted(monkeypatch) as calls, torch.inference_mode():
@@ -133,13 +132,13 @@ def test_few_rows_are_multiplied_by_a_pass_and_many_are_not(monkeypatch: pytest.
 
 @pytest.mark.parametrize("slow", [True, False])
 def test_a_pass_that_is_slow_or_wrong_is_not_taken(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    base._chosen.cache_clear()
+    base._multiplies.cache_clear()
     try:
         monkeypatch.setattr(base, "clearly_slower", lambda mine, other: slow)
-        assert (base._chosen(Nf4Matrix, torch.float32) is None) == slow
-        base._chosen.cache_clear()
+        assert base._multiplies(Nf4Matrix, torch.float32) == (not slow)
+        base._multiplies.cache_clear()
         monkeypatch.setattr(base, "clearly_slower", lambda mine, other: False)
-        monkeypatch.setattr(Products, "by_nf4", lambda self, x, rows, *rest: x.new_zeros(x.shape[0], rows))
-        assert base._chosen(Nf4Matrix, torch.float32) is None
+        monkeypatch.setattr(nf4, "by_nf4", lambda x, rows, *rest: x.new_zeros(x.shape[0], rows))
+        assert not base._multiplies(Nf4Matrix, torch.float32)
     finally:
-        base._chosen.cache_clear()
+        base._multiplies.cache_clear()
